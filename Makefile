@@ -1,0 +1,77 @@
+# `make demo` and `make test` are all that a fresh machine needs: each makes the virtual environment,
+# installs the pinned versions of constraints.txt and does its work. Needed beforehand: Python >= 3.10,
+# make and a package index.
+#
+#   make test PYTHON=python3.12           another interpreter (after `make clean`)
+#   make test PYTEST_ARGS="-k cam -x"     more arguments for pytest
+#   make test JOBS=8                      more worker processes
+#   make bench BENCH=benchmarks/one.py    one benchmark only
+
+PYTHON ?= python3
+JOBS ?= 2
+PYTEST_ARGS ?=
+BENCH ?= $(sort $(filter-out benchmarks/_%, $(wildcard benchmarks/*.py)))
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+# One thread per process, because several processes share the cores; and no test asks the network.
+TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test doctest lint format types docs bench clean
+# Keep the stamps of the set-up below.
+.SECONDARY:
+
+help: ## Print this list.
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: $(VENV)/installed-examples ## Explain real predictions in pictures; writes to demo_output/.
+	$(BIN)/python docs/examples/digits.py --out demo_output
+	$(BIN)/python docs/examples/tabular.py --out demo_output
+
+test: $(VENV)/installed-test ## Run all tests, and the examples of docstrings, README and docs.
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) --doctest-modules --doctest-glob='*.md' \
+		--ignore-glob='docs/*.py' $(PYTEST_ARGS) tests attrfn README.md docs
+
+doctest: $(VENV)/installed-test ## Run only the examples of docstrings, README and docs.
+	$(TEST_ENV) $(BIN)/python -m pytest --doctest-modules --doctest-glob='*.md' \
+		--ignore-glob='docs/*.py' $(PYTEST_ARGS) attrfn README.md docs
+
+lint: $(VENV)/installed-dev ## Check style and format.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/installed-dev ## Apply style fixes and format.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/installed-dev ## Check the types of the package (mypy, strict).
+	$(BIN)/mypy
+
+docs: $(VENV)/installed-docs ## Build the documentation into site/; warnings are errors.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+bench: $(VENV)/installed-bench ## Run the benchmarks; tables go to benchmarks/results/.
+	@set -e; for script in $(BENCH); do echo "== $$script"; $(BIN)/python "$$script"; done
+
+clean: ## Delete the virtual environment, caches and everything that the other targets write.
+	rm -rf $(VENV) demo_output site build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Set-up. Each target is an empty file that says: this step is done and up to date.
+$(VENV)/created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "attrfn needs Python >= 3.10; choose one with: make PYTHON=python3.11 ..." >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/build-tools: constraints.txt | $(VENV)/created
+	$(PIP) install -c constraints.txt hatchling editables
+	@touch $@
+
+$(VENV)/installed-%: pyproject.toml constraints.txt $(VENV)/build-tools
+	$(PIP) install -c constraints.txt --no-build-isolation -e ".[$*]"
+	@touch $@

@@ -1,0 +1,1 @@
+"""Mechanisms that every method stands on: trees, targets, copies, splits, derivatives."""

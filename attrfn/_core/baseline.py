@@ -1,0 +1,117 @@
+"""Baselines: where a feature counts as absent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from numbers import Number
+from typing import Any, TypeVar
+
+import optree
+import torch
+from torch import Tensor
+
+from attrfn._core.typing import Baselines, Leaves, Tree
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def fill_baselines(
+    baselines: Baselines, inputs: Tree, x: Leaves, name: str = "baselines"
+) -> Leaves:
+    """One baseline per leaf, of the leaf's shape and dtype.
+
+    Args:
+        baselines: ``None`` (zeros), a scalar, a tensor that broadcasts to the input, or a prefix
+            of the inputs' tree with those as leaves.
+        inputs: The inputs' tree.
+        x: Its leaves.
+        name: The argument's name for messages.
+    """
+    return tuple(
+        _fill(b, t, name) for b, t in zip(spread(baselines, inputs, x, name), x, strict=True)
+    )
+
+
+def baseline_distribution(baselines: Baselines, inputs: Tree, x: Leaves) -> Leaves:
+    """Per leaf K baselines of one example's shape, (K, ...).
+
+    Args:
+        baselines: A tensor of shape (K, ...) or a prefix tree of those, with one K.
+        inputs: The inputs' tree.
+        x: Its leaves.
+    """
+    out = []
+    for b, t in zip(spread(baselines, inputs, x, "baselines"), x, strict=True):
+        if not isinstance(b, Tensor) or b.ndim == 0:
+            raise TypeError(
+                f"baselines has {_say(b)} for an input of shape {tuple(t.shape)}, expected a "
+                f"tensor (K, {', '.join(map(str, t.shape[1:]))}) of K baselines: one zero baseline "
+                "is torch.zeros_like(x[:1])"
+            )
+        shape = (b.shape[0], *t.shape[1:])
+        if b.shape[0] == 0 or not _broadcasts(b, shape) or b.ndim != len(shape):
+            raise ValueError(
+                f"baselines has shape {tuple(b.shape)} for an input of shape {tuple(t.shape)}, "
+                f"expected (K, {', '.join(map(str, t.shape[1:]))}) with K baselines, K > 0"
+            )
+        out.append(b.to(t).expand(shape))
+    if len({b.shape[0] for b in out}) > 1:
+        raise ValueError(
+            f"baselines has {sorted({b.shape[0] for b in out})} baselines in its tensors, expected "
+            "the same number in all, because they are drawn together"
+        )
+    return tuple(out)
+
+
+def spread(baselines: Baselines, inputs: Tree, x: Leaves, name: str) -> list[Any]:
+    """The prefix tree with one entry per leaf of the inputs."""
+    if baselines is None or isinstance(baselines, (Tensor, Number)):
+        return [baselines] * len(x)
+    try:
+        spread = optree.broadcast_prefix(baselines, inputs, none_is_leaf=True)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{name} is a tree of another form than the inputs, expected the same one or a "
+            f"prefix of it: {str(error).splitlines()[0]}"
+        ) from None
+    present = [leaf is not None for leaf in optree.tree_leaves(inputs, none_is_leaf=True)]
+    return [b for b, there in zip(spread, present, strict=True) if there]
+
+
+def takes_distribution(method: F) -> F:
+    """Mark a method whose ``baselines`` are K draws of a distribution and not one per example."""
+    method.baselines_are_distribution = True  # type: ignore[attr-defined]
+    return method
+
+
+def _fill(b: Any, t: Tensor, name: str) -> Tensor:
+    if b is None:
+        return torch.zeros_like(t)
+    if isinstance(b, Tensor):
+        if not _broadcasts(b, t.shape):
+            raise ValueError(
+                f"{name} has shape {tuple(b.shape)} for an input of shape {tuple(t.shape)}, "
+                "expected a shape that broadcasts to the input's"
+            )
+        return b.to(t).expand(t.shape)
+    if isinstance(b, Number) and not isinstance(b, complex):
+        return torch.full_like(t, b)  # type: ignore[arg-type]
+    raise TypeError(
+        f"{name} has {_say(b)} for an input of shape {tuple(t.shape)}, expected None (zeros), a "
+        "number or a tensor"
+    )
+
+
+def _broadcasts(b: Tensor, shape: tuple[int, ...]) -> bool:
+    short = tuple(b.shape)
+    return len(short) <= len(shape) and all(
+        a in (1, s) for a, s in zip(reversed(short), reversed(shape), strict=False)
+    )
+
+
+def _say(value: Any) -> str:
+    return (
+        f"{value!r}"
+        if isinstance(value, (int, float, str, type(None)))
+        else f"a {type(value).__name__}"
+    )

@@ -1,0 +1,73 @@
+"""Bind a model function to private objects before it runs, so that the user's stay as they are."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attrfn._core.clone import run_clone
+from attrfn._core.shell import Shells, Tap
+from attrfn._core.source import Source, find, foreign, source
+from attrfn._core.typing import ModelFn
+
+_COMPILES = tuple(map(int, torch.__version__.split("+")[0].split(".")[:2])) >= (2, 6)
+
+
+def bind(model_fn: ModelFn, *, frozen: bool) -> ModelFn:
+    """The same function on private objects.
+
+    Args:
+        model_fn: Any model function; one with no module in sight is returned as it is.
+        frozen: Detach the parameters (nothing will differentiate with respect to them).
+    """
+    src = source(model_fn)
+    return model_fn if src is None else bind_source(src, (), (), frozen=frozen)
+
+
+def bind_source(
+    src: Source, layers: Sequence[nn.Module | str], taps: Sequence[Tap], *, frozen: bool
+) -> ModelFn:
+    """Bind a source, with ``taps[i]`` around the forward of ``layers[i]``.
+
+    Its bound arguments stay visible as those of a ``functools.partial``.
+    """
+    if torch.compiler.is_compiling():
+        return functools.partial(_compiled(src, layers, taps, frozen), *src.args, **src.kwargs)
+    found = [find(src.module, layer) for layer in layers]
+    shells = Shells(frozen=frozen, taps=dict(zip(map(id, found), taps, strict=True)))
+    for name, value in (src.params or {}).items():
+        shells.replace(_tensor(src.module, name), value)
+    module = shells.module(src.module)
+    for layer, old in zip(layers, found, strict=True):
+        if id(old) not in shells.memo:
+            raise foreign(src.module, layer)
+    shells.warn()
+    run = module if src.method is None else types.MethodType(src.method, module)
+    return functools.partial(run, *src.args, **src.kwargs)
+
+
+def _compiled(
+    src: Source, layers: Sequence[nn.Module | str], taps: Sequence[Tap], frozen: bool
+) -> ModelFn:
+    if not _COMPILES:
+        raise RuntimeError(
+            f"torch {torch.__version__} cannot compile attributions correctly: use torch >= 2.6 "
+            "with torch.compile, or call the method without it"
+        )
+    bare = src._replace(args=(), kwargs={})
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return run_clone(bare, tuple(layers), tuple(taps), frozen, args, kwargs)
+
+    return run
+
+
+def _tensor(module: nn.Module, name: str) -> Tensor:
+    path, _, leaf = name.rpartition(".")
+    tensor: Tensor = getattr(module.get_submodule(path), leaf)
+    return tensor

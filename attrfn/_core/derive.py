@@ -1,0 +1,106 @@
+"""The one pull-back: values and gradients of rows that do not interact."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from attrfn._core.attention import MathAttention
+from attrfn._core.typing import Leaves
+
+
+def transforming() -> bool:
+    """Whether this runs under torch.compile or inside a torch.func transform."""
+    return torch.compiler.is_compiling() or in_functorch()
+
+
+def in_functorch() -> bool:
+    """Whether a torch.func transform (vmap, grad, jvp ...) surrounds this call in eager mode."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def twice_differentiable(create_graph: bool) -> contextlib.AbstractContextManager[object]:
+    """Attention in plain matrix products wherever somebody may differentiate once more."""
+    return MathAttention() if create_graph or in_functorch() else contextlib.nullcontext()
+
+
+def values_and_gradients(
+    f: Callable[..., Tensor], x: Leaves, *, create_graph: bool = False
+) -> tuple[Tensor, Leaves]:
+    """Values ``f(*x)`` and their gradients by one backward pass.
+
+    The rows are independent, so the gradient of the sum holds each row's own gradient.
+
+    Args:
+        f: From leaves of shape (R, ...) to values of shape (R,), or any shape.
+        x: The leaves.
+        create_graph: Let the result be differentiated by ``.backward()``; inside a torch.func
+            transform or torch.compile it always can be.
+
+    Returns:
+        The values and one gradient per leaf.
+    """
+    with twice_differentiable(create_graph):
+        if transforming():
+            values, pull = torch.func.vjp(f, *x)[:2]
+            return values, tuple(pull(torch.ones_like(values)))
+        return _autograd(f, x, create_graph)
+
+
+def push_forward(f: Callable[..., Leaves], x: Leaves, tangents: Leaves) -> tuple[Leaves, Leaves]:
+    """Values ``f(*x)`` and their directional derivatives ``J t``.
+
+    Forward mode where torch has it; else the derivative of the pull-back, which is linear in the
+    cotangent: J t = d/du [u -> J^T u]^T t.
+    """
+    with MathAttention():
+        if not torch.compiler.is_compiling():
+            with contextlib.suppress(NotImplementedError):
+                y, change = torch.func.jvp(f, x, tangents)[:2]
+                return y, change
+        y, pull = torch.func.vjp(f, *x)[:2]
+        pull_back = torch.func.vjp(pull, tuple(map(torch.zeros_like, y)))[1]
+        return y, pull_back(tangents)[0]
+
+
+def _autograd(f: Callable[..., Tensor], x: Leaves, create_graph: bool) -> tuple[Tensor, Leaves]:
+    with torch.inference_mode(False), torch.enable_grad():
+        z = tuple(_leaf(t, create_graph) for t in x)
+        values = f(*z)
+        if not values.requires_grad:
+            warn_constant()
+            return values, tuple(map(torch.zeros_like, z))
+        found = torch.autograd.grad(
+            values, z, torch.ones_like(values), create_graph=create_graph, allow_unused=True
+        )
+        if not any(isinstance(g, Tensor) for g in found):
+            warn_constant()
+        grads = tuple(
+            torch.zeros_like(t) if g is None else g for g, t in zip(found, z, strict=True)
+        )
+    return (values, grads) if create_graph else (values.detach(), grads)
+
+
+def _leaf(t: Tensor, create_graph: bool) -> Tensor:
+    """A node of its own for each leaf, so that a tensor given twice keeps two gradients."""
+    if create_graph and t.requires_grad:
+        return t.view_as(t)
+    t = t.clone() if t.is_inference() else t
+    return t.detach().requires_grad_()
+
+
+def warn_constant() -> None:
+    """Say that gradients are zero because nothing differentiable leads to the output."""
+    warnings.warn(
+        "the explained output does not depend on what is explained through differentiable "
+        "operations, so its attributions are zero: look for .detach(), torch.no_grad(), argmax or "
+        "a cast to integers in the model or the target",
+        UserWarning,
+        stacklevel=4,
+    )

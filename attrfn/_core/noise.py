@@ -1,0 +1,71 @@
+"""Draws for copies of a batch: sample s of a key is the same for any chunking and any batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from attrfn import random
+from attrfn._core.baseline import spread
+from attrfn._core.batch import is_count, wide
+from attrfn._core.typing import Key, Leaves, Tree
+
+
+class Noise:
+    """The random numbers of a method: one stream per purpose, one key per sample.
+
+    Args:
+        key: An int or a key, (2,) shared by all examples or (B, 2) with one for each.
+        stdevs: The standard deviation of the noise, a number or a prefix tree of the inputs.
+        inputs: The inputs' tree.
+        x: Its leaves.
+    """
+
+    def __init__(self, key: Key, stdevs: Tree, inputs: Tree, x: Leaves) -> None:
+        self.x = x
+        self.key = random.as_key(key, x[0].device)
+        if self.key.ndim == 1:
+            self.key = self.key[None]
+        elif self.key.ndim != 2 or self.key.shape[0] != x[0].shape[0]:
+            raise ValueError(
+                f"key has shape {tuple(self.key.shape)}, expected (2,), or ({x[0].shape[0]}, 2) "
+                "with one key for each example"
+            )
+        self.stdevs = spread(stdevs, inputs, x, "stdevs")
+        for s in self.stdevs:
+            if isinstance(s, bool) or not isinstance(s, (int, float, Tensor)):
+                raise TypeError(f"stdevs has {s!r}, expected a number for each input, at least 0")
+            if not isinstance(s, Tensor) and not s >= 0:
+                raise ValueError(f"stdevs has {s!r}, expected a number of at least 0")
+
+    def inputs(self, i: slice) -> Leaves:
+        """Noisy copies ``x + s n`` of the inputs for the samples i, (S, B, ...)."""
+        return tuple([self._noisy(i, leaf) for leaf in range(len(self.x))])
+
+    def uniform(self, i: slice) -> Tensor:
+        """A number in [0, 1) per sample, (S, 1) or (S, B)."""
+        return random.uniform(self._keys(i, 0), dtype=torch.float64)
+
+    def choice(self, i: slice, pool: Leaves) -> Leaves:
+        """Per sample one of the K rows of the pool, the same in every leaf: (S, 1 or B, ...)."""
+        chosen = random.randint(self._keys(i, 1), (), pool[0].shape[0])
+        return tuple([t[chosen].to(wide(t.dtype)) for t in pool])
+
+    def _noisy(self, i: slice, leaf: int) -> Tensor:
+        x, s = self.x[leaf], self.stdevs[leaf]
+        copies = x[None].to(wide(x.dtype)).expand(i.stop - i.start, *x.shape)
+        if not isinstance(s, Tensor) and s == 0:
+            return copies
+        n = random.normal(self._keys(i, 2 + leaf), x.shape[1:], dtype=wide(x.dtype))
+        return torch.add(copies, s * n)
+
+    def _keys(self, i: slice, stream: int) -> Tensor:
+        samples = torch.arange(i.start, i.stop, device=self.key.device)
+        return random.fold_in(random.fold_in(self.key, stream), samples[:, None])
+
+
+def positive(name: str, value: int) -> int:
+    """A count of at least 1."""
+    if not is_count(value):
+        raise ValueError(f"{name} is {value!r}, expected an int of at least 1")
+    return value

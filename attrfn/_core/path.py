@@ -1,0 +1,56 @@
+"""Integrals along the straight path from the baselines to the inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from attrfn._core.batch import along, chunks, flat_rows, split_rows, sum_over_copies
+from attrfn._core.explain import Explained
+from attrfn._core.quadrature import Rule, quadrature_rule
+from attrfn._core.typing import Batching, Leaves
+
+
+def over_path(
+    p: Explained,
+    x0: Leaves,
+    integrand: Callable[[Leaves], Leaves],
+    *,
+    n_steps: int,
+    quadrature: str | Rule,
+    chunk_size: int | None,
+    batching: Batching,
+    progress: bool,
+    label: str,
+) -> Leaves:
+    """``sum_k w_k integrand(x0 + s_k (x - x0))``, the integral over s from 0 to 1.
+
+    Args:
+        p: The explained function at x.
+        x0: The other end of the path, like ``p.x``.
+        integrand: From points of S copies of the batch, (S, B, ...), to leaves (S, B, ...).
+        n_steps: The number of nodes s_k.
+        quadrature: See :func:`attrfn._core.quadrature.quadrature_rule`.
+        chunk_size: Steps at once.
+        batching: See :func:`attrfn._core.batch.chunks`.
+        progress: Show a bar.
+        label: What the bar says.
+    """
+    nodes, weights = quadrature_rule(quadrature, n_steps)
+    lengths = [x - b for x, b in zip(p.x, x0, strict=True)]
+    places = [along(nodes, x) for x in p.x]
+
+    def part(i: slice) -> Leaves:
+        points = [(b + s[i] * d).to(b.dtype) for b, s, d in zip(x0, places, lengths, strict=True)]
+        return tuple([(along(weights[i], v[0]) * v).sum(0) for v in integrand(tuple(points))])
+
+    return sum_over_copies(part, chunks(len(nodes), chunk_size, batching, progress, label))
+
+
+def on_copies(f: Callable[[Leaves, int], Leaves], points: Leaves, batching: Batching) -> Leaves:
+    """Apply ``f(rows, copies)`` to S copies of the batch, folded or under vmap: (S, B, ...)."""
+    if batching == "vmap":
+        return torch.func.vmap(lambda *rows: f(rows, 1), randomness="different")(*points)
+    copies = points[0].shape[0]
+    return split_rows(f(flat_rows(points), copies), copies)

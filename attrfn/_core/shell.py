@@ -1,0 +1,170 @@
+"""Private shells of a module: the user's tensors in fresh Python objects that may change."""
+
+from __future__ import annotations
+
+import functools
+import types
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+_BARE = frozenset(nn.Module().__dict__) - {"training"}
+
+Forward = Callable[..., Any]
+Tap = Callable[[Forward, tuple[Any, ...], dict[str, Any]], Any]
+
+
+class Shells:
+    """One walk over a module tree that builds a shell per module and keeps ties and reuse.
+
+    Args:
+        frozen: Detach the parameters, so that no graph of theirs is recorded.
+        taps: From ``id(module)`` to the callable ``tap(forward, args, kwargs)`` that runs in place
+            of that module's ``forward``.
+    """
+
+    def __init__(self, *, frozen: bool, taps: Mapping[int, Tap | None] | None = None) -> None:
+        self.frozen = frozen
+        self.taps = dict(taps or {})
+        self.memo: dict[int, Any] = {}
+        self.noisy: list[str] = []
+
+    def module(self, module: nn.Module) -> Any:
+        """The shell of one module and of everything below it."""
+        key = id(module)
+        if key in self.memo:
+            return self.memo[key]
+        if isinstance(module, torch.jit.ScriptModule):
+            return module
+        if (inner := module.__dict__.get("_modules", {}).get("_orig_mod")) is not None:
+            if key in self.taps:
+                self.taps[id(inner)] = self.taps[key]
+            new = self.memo[key] = self.module(inner)
+            return new
+        cls: Any = type(module)
+        new = object.__new__((_tapped if key in self.taps else _without_fast_path)(cls))
+        self.memo[key] = new
+        state = dict(module.__dict__)
+        state["_parameters"] = {k: self.parameter(p) for k, p in module._parameters.items()}
+        state["_buffers"] = {k: self.buffer(b) for k, b in module._buffers.items()}
+        state["_modules"] = {
+            k: None if m is None else self.module(m) for k, m in module._modules.items()
+        }
+        for name in state.keys() - _BARE:
+            state[name] = self.value(state[name])
+        state["_compiled_call_impl"] = None
+        _no_fast_path(cls, state)
+        if key in self.taps:
+            state["_attrfn_tap"] = self.taps[key]
+            state["_attrfn_forward"] = state.pop("forward", None)
+        object.__setattr__(new, "__dict__", state)
+        if module.training and _mixes_or_draws(module):
+            self.noisy.append(cls.__name__)
+        return new
+
+    def parameter(self, p: Tensor | None) -> Tensor | None:
+        """The parameter itself, or its detached twin (one per parameter, so that ties stay)."""
+        if p is None:
+            return None
+        new: Tensor = self.once(p, lambda: p.detach() if self.frozen and p.requires_grad else p)
+        return new
+
+    def buffer(self, b: Tensor | None) -> Tensor | None:
+        """A copy, because forward passes write into buffers."""
+        if b is None:
+            return None
+        new: Tensor = self.once(b, lambda: b.detach().clone() if self.frozen else b.clone())
+        return new
+
+    def replace(self, old: Tensor, new: Tensor) -> None:
+        """Let ``new`` stand for the parameter or buffer ``old``."""
+        self.memo[id(old)] = new
+
+    def once(self, old: Any, make: Callable[[], Any]) -> Any:
+        """``make()`` at the first sight of an object, the same result afterwards."""
+        if id(old) not in self.memo:
+            self.memo[id(old)] = make()
+        return self.memo[id(old)]
+
+    def value(self, value: Any) -> Any:
+        """A plain attribute: modules, tensors and containers are renewed, the rest is shared."""
+        kind = type(value)
+        if isinstance(value, nn.Module):
+            return self.module(value)
+        if isinstance(value, nn.Parameter):
+            return self.parameter(value)
+        if isinstance(value, Tensor):
+            return self.buffer(value)
+        if kind is list or kind is tuple:
+            return kind(map(self.value, value)) if value else value[:]
+        if kind is dict or kind is OrderedDict:
+            return kind((k, self.value(v)) for k, v in value.items())
+        if kind is types.MethodType and isinstance(value.__self__, nn.Module):
+            return types.MethodType(value.__func__, self.module(value.__self__))
+        if kind is functools.partial:
+            return functools.partial(
+                self.value(value.func), *self.value(value.args), **self.value(value.keywords)
+            )
+        return value
+
+    def warn(self) -> None:
+        """Warn if a module that draws numbers or ties rows together is in training mode."""
+        if self.noisy:
+            warnings.warn(
+                f"the model is in training mode and holds {self.noisy[0]}, so its rows are random "
+                "or depend on each other and attributions are not reproducible: call model.eval()",
+                UserWarning,
+                stacklevel=2,
+            )
+
+
+def _mixes_or_draws(module: nn.Module) -> bool:
+    """Whether a module in training mode ties rows together or draws random numbers."""
+    return isinstance(module, _BatchNorm) or (isinstance(module, _DropoutNd) and module.p > 0)
+
+
+@functools.lru_cache(maxsize=256)
+def _tapped(cls: Any) -> Any:
+    """A subclass whose forward runs inside the tap of its instance (and keeps ``isinstance``)."""
+    base = _without_fast_path(cls)
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        own = self._attrfn_forward
+        run = functools.partial(base.forward, self) if own is None else own
+        tap = self._attrfn_tap
+        return run(*args, **kwargs) if tap is None else tap(run, args, kwargs)
+
+    return _subclass(base, forward)
+
+
+@functools.lru_cache(maxsize=256)
+def _without_fast_path(cls: Any) -> Any:
+    """MultiheadAttention takes a fused path that hides its parts if query is key: part them."""
+    if not issubclass(cls, nn.MultiheadAttention):
+        return cls
+
+    def forward(self: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kw: Any) -> Any:
+        key = key.view_as(key) if key is query else key
+        value = value.view_as(value) if value is query else value
+        return cls.forward(self, query, key, value, *args, **kw)
+
+    return _subclass(cls, forward)
+
+
+def _subclass(cls: type[nn.Module], forward: Forward) -> type[nn.Module]:
+    body = {"forward": forward, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    return types.new_class(cls.__name__, (cls,), exec_body=lambda ns: ns.update(body))
+
+
+def _no_fast_path(cls: type[nn.Module], state: dict[str, Any]) -> None:
+    """Fused encoder layers skip their parts and answer padded rows differently: switch off."""
+    if issubclass(cls, nn.TransformerEncoderLayer):
+        state["activation_relu_or_gelu"] = 0
+    if issubclass(cls, nn.TransformerEncoder):
+        state["use_nested_tensor"] = state["enable_nested_tensor"] = False

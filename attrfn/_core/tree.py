@@ -1,0 +1,78 @@
+"""Pytrees (optree) as flat tuples of tensors, which is what torch.func takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import optree
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from attrfn._core.typing import Leaves, ModelFn, Tree
+
+
+def flatten(tree: Tree, name: str = "inputs") -> tuple[Leaves, Callable[[Sequence[Any]], Tree]]:
+    """The tensors of a tree and the function that puts others in their places.
+
+    Args:
+        tree: A tensor or a tuple, list, dict, namedtuple, or dataclass registered with optree, of
+            tensors; ``None`` stands for nothing.
+        name: The argument's name for messages.
+
+    Returns:
+        The leaves, and ``rebuild(leaves) -> tree``.
+
+    Raises:
+        TypeError: A leaf is no tensor.
+        ValueError: The tree has no leaf, or its leaves disagree about the batch size.
+    """
+    leaves, spec = optree.tree_flatten(tree)
+    for leaf in leaves:
+        if not isinstance(leaf, Tensor):
+            raise TypeError(
+                f"{name} has a leaf of type {type(leaf).__name__}, expected tensors only: bind "
+                "other arguments of the model with functools.partial(model, ...)"
+            )
+
+    def rebuild(new: Sequence[Any]) -> Tree:
+        return optree.tree_unflatten(spec, new)
+
+    return tuple(leaves), rebuild
+
+
+def batch_size(leaves: Leaves, name: str = "inputs") -> int:
+    """The common size of dimension 0."""
+    if not leaves:
+        raise ValueError(
+            f"{name} holds no tensor, expected at least one with the examples in dimension 0"
+        )
+    for leaf in leaves:
+        if leaf.ndim == 0:
+            raise ValueError(
+                f"{name} has a 0-d tensor, expected the examples in dimension 0 of every tensor: "
+                "add it with x[None]"
+            )
+        if leaf.shape[0] != leaves[0].shape[0]:
+            raise ValueError(
+                f"{name} has tensors with {leaves[0].shape[0]} and {leaf.shape[0]} examples in "
+                "dimension 0, expected the same number in all: bind tensors that are no input of "
+                "their own with functools.partial(model, ...)"
+            )
+    return leaves[0].shape[0]
+
+
+def call_model(model_fn: ModelFn, inputs: Tree) -> Any:
+    """``model_fn(*inputs)`` for a tuple, else ``model_fn(inputs)``, on copies of the tensors."""
+    inputs = clone_tensors(inputs)
+    return (
+        model_fn(*inputs)
+        if isinstance(inputs, tuple) and not hasattr(inputs, "_fields")
+        else model_fn(inputs)
+    )
+
+
+def clone_tensors(tree: Tree) -> Tree:
+    """The same tree with a clone of every tensor, so that in-place operations stay inside."""
+    return pytree.tree_map_only(Tensor, torch.clone, tree)

@@ -1,0 +1,233 @@
+"""Methods moved to a layer or to a neuron: layer X = X on the tail, neuron X = X on the head."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import optree
+import torch
+from torch import Tensor
+
+from attrfn._core.baseline import baseline_distribution, fill_baselines
+from attrfn._core.derive import transforming, twice_differentiable
+from attrfn._core.source import describe
+from attrfn._core.split import Split, check_independent, split
+from attrfn._core.tree import batch_size, flatten
+from attrfn._core.typing import At, Baselines, Layer, Method, ModelFn, Target, Tree
+
+
+def at_layer(method: Method, layer: Layer, *, at: At = "output", call: int | None = 0) -> Method:
+    """Move a method to a layer: it explains the layer's activation instead of the inputs.
+
+        at_layer(X, layer)(f, x) = X(a -> tail(a, x), head(x)),   f = tail o head
+
+    Baselines are given for the inputs and pass through the head, so that a path leads from
+    head(x0) to head(x).
+
+    Args:
+        method: Any attribution method.
+        layer: A module, its qualified name, or a list of either (then the result is a list and
+            the layers, none of which may lie behind another, are explained together).
+        at: ``"output"`` or ``"input"`` of the layer.
+        call: Which call of a layer that is used several times; ``None`` takes all of them (the
+            result is then a tuple).
+
+    Returns:
+        A method ``(model_fn, inputs, *, target, baselines, **options)`` whose attributions have the
+        structure of the layer's activation; parts without the examples in dimension 0 are None.
+
+    Raises:
+        TypeError: The model function hides its module.
+        ValueError: The layer is no part of the model or is never called.
+
+    Example:
+        >>> import torch, attrfn
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2)
+        ... )
+        >>> layer_saliency = attrfn.at_layer(attrfn.saliency, "0")
+        >>> layer_saliency(model, torch.randn(5, 3), target=1).shape
+        torch.Size([5, 4])
+
+    Reference:
+        Leino et al., Influence-Directed Explanations for Deep Convolutional Networks, 2018.
+    """
+    options_known = inspect.signature(method).parameters
+    distribution = getattr(method, "baselines_are_distribution", False)
+
+    @functools.wraps(method)
+    def moved(model_fn: ModelFn, inputs: Tree, **options: Any) -> Tree:
+        here = locate(
+            model_fn,
+            inputs,
+            layer,
+            at=at,
+            call=call,
+            create_graph=options.get("create_graph", False),
+        )
+        if "baselines" in options_known:
+            options["baselines"] = here.baselines(
+                options.get("baselines"), distribution=distribution
+            )
+        return method(here.model, here.activation, **options)
+
+    return moved
+
+
+def at_neuron(
+    method: Method, layer: Layer, neuron: Target, *, at: At = "output", call: int | None = 0
+) -> Method:
+    """Move a method to a neuron: the inputs are explained, the neuron is the output.
+
+        at_neuron(X, layer, n)(f, x) = X(head, x, target=n),   f = tail o head
+
+    Args:
+        method: Any attribution method.
+        layer: See :func:`at_layer`; a list of layers, or a layer with several tensors, needs a
+            callable neuron.
+        neuron: An int, a tuple of ints and slices (slices are summed), one of either per example
+            (a tensor or a list), or a callable from the layer's activation to (B,).
+        at: See :func:`at_layer`.
+        call: See :func:`at_layer`.
+
+    Returns:
+        A method ``(model_fn, inputs, *, baselines, **options)`` with attributions like the inputs.
+
+    Raises:
+        TypeError: The model function hides its module.
+        ValueError: The layer is no part of the model or is never called; the neuron does not exist.
+
+    Example:
+        >>> import torch, attrfn
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2)
+        ... )
+        >>> neuron_saliency = attrfn.at_neuron(attrfn.saliency, "0", 2)
+        >>> neuron_saliency(model, torch.randn(5, 3)).shape
+        torch.Size([5, 3])
+
+    Reference:
+        Shrikumar, Su and Kundaje, Computationally Efficient Measures of Internal Neuron Importance,
+        2018.
+    """
+
+    @functools.wraps(method)
+    def moved(model_fn: ModelFn, inputs: Tree, **options: Any) -> Tree:
+        if "target" in options:
+            raise TypeError(
+                "target is given to a method at a neuron, whose target is the neuron itself: leave "
+                "it out, or use at_layer for the effect on the model's output"
+            )
+        frozen = not options.get("create_graph", False)
+        head = split(model_fn, layer, at=at, call=call, frozen=frozen).head
+        try:
+            return method(head, inputs, target=neuron, **options)
+        except (TypeError, ValueError) as error:
+            if type(error) in (TypeError, ValueError) and "target" in str(error):
+                raise type(error)(str(error).replace("target", "neuron")) from error
+            raise
+
+    return moved
+
+
+def each_layer(method: Callable[..., Tree], layer: Layer) -> Tree:
+    """``method(layer=...)`` of one layer, or the list of it for a list of layers."""
+    if isinstance(layer, (list, tuple)):
+        return [method(layer=one) for one in layer]
+    return method(layer=layer)
+
+
+class Located(NamedTuple):
+    """A layer's activation and the model as a function of it.
+
+    Attributes:
+        model: The tail as a model function of the activation.
+        activation: Its parts that can be explained; None in the other places.
+        inputs: The model's inputs.
+        halves: The split.
+        create_graph: Whether the result shall be differentiable.
+    """
+
+    model: ModelFn
+    activation: Tree
+    inputs: Tree
+    halves: Split
+    create_graph: bool
+
+    def baselines(self, baselines: Baselines, *, distribution: bool = False) -> Tree:
+        """Baselines of the inputs, carried to the layer by the head."""
+        x, rebuild = flatten(self.inputs)
+        fill = baseline_distribution if distribution else fill_baselines
+        start = rebuild(fill(baselines, self.inputs, x))
+        return _like(self.activation, read(self.halves, start, self.create_graph))
+
+
+def locate(
+    model_fn: ModelFn,
+    inputs: Tree,
+    layer: Layer,
+    *,
+    at: At = "output",
+    call: int | None = 0,
+    create_graph: bool = False,
+) -> Located:
+    """Split the model at the layer and evaluate the head."""
+    x, _ = flatten(inputs)
+    batch = batch_size(x)
+    halves = split(model_fn, layer, at=at, call=call, frozen=not create_graph)
+    value = read(halves, inputs, create_graph)
+    activation = explainable(value, batch)
+    if not optree.tree_leaves(activation):
+        raise ValueError(
+            f"layer {describe(layer)} gives no floating tensor with the {batch} example(s) in "
+            "dimension 0 to explain: choose another layer, or "
+            f"at={'output' if at == 'input' else 'input'!r}"
+        )
+    if (isinstance(layer, (list, tuple)) or call is None) and not transforming():
+        check_independent(model_fn, layer, at, call, activation, inputs)
+    model = functools.partial(of_activation, halves.tail, inputs=inputs)
+    return Located(model, activation, inputs, halves, create_graph)
+
+
+def read(halves: Split, inputs: Tree, create_graph: bool) -> Tree:
+    """The head's value, with a graph only where one is wanted."""
+    graph = create_graph or (transforming() and torch.is_grad_enabled())
+    with torch.set_grad_enabled(graph), twice_differentiable(create_graph):
+        return halves.head(inputs)
+
+
+def of_activation(tail: ModelFn, *activation: Tree, inputs: Tree) -> Any:
+    """The tail as a model function (a tuple activation arrives spread)."""
+    return tail(activation[0] if len(activation) == 1 else activation, inputs)
+
+
+def explainable(value: Tree, batch: int) -> Tree:
+    """The floating tensors of a value that have the examples in dimension 0; None elsewhere."""
+    if isinstance(value, Tensor):
+        rows = value.is_floating_point() and value.ndim > 0 and value.shape[0] == batch
+        return value if rows else None
+    if isinstance(value, Mapping):
+        return {k: explainable(v, batch) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        items = [explainable(v, batch) for v in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if optree.all_leaves([value]):
+        return None
+    return optree.tree_map(lambda v: explainable(v, batch), value)
+
+
+def _like(activation: Tree, value: Tree) -> Tree:
+    """The parts of a value that the activation has."""
+    if activation is None or isinstance(activation, Tensor):
+        return None if activation is None else value
+    if isinstance(activation, Mapping):
+        return {k: _like(a, value[k]) for k, a in activation.items()}
+    if isinstance(activation, (tuple, list)):
+        items = [_like(a, v) for a, v in zip(activation, value, strict=True)]
+        return (
+            type(activation)(*items) if hasattr(activation, "_fields") else type(activation)(items)
+        )
+    return optree.tree_map(_like, activation, value)

@@ -1,0 +1,450 @@
+"""Class activation maps: weighted sums of a layer's channels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attrfn._core.batch import wide
+from attrfn._core.source import describe
+from attrfn._core.tree import flatten
+from attrfn._core.typing import At, Layer, ModelFn, Target, Tree
+from attrfn._forms.at import each_layer, locate
+from attrfn._methods.gradient import gradient
+
+Reshape: TypeAlias = Callable[[Any], Tensor]
+
+
+def grad_cam(
+    model_fn: ModelFn,
+    inputs: Tree,
+    *,
+    layer: Layer,
+    target: Target = None,
+    relu: bool = False,
+    upsample: str | None = None,
+    reshape: Reshape | None = None,
+    at: At = "output",
+    call: int | None = 0,
+    create_graph: bool = False,
+) -> Tree:
+    """Grad-CAM: channels weighted by their mean gradient.
+
+        A = sum_c w_c a_c,   w_c = mean_hw df/da_c
+
+    Args:
+        model_fn: See :func:`layer_activation`.
+        inputs: See :func:`layer_activation`.
+        layer: A layer with channels in dimension 1, usually the last convolution; each layer of a
+            list is explained on its own.
+        target: See :func:`gradient`.
+        relu: Keep what speaks for the target only, as the paper does.
+        upsample: A mode of ``torch.nn.functional.interpolate`` (``"nearest"``, ``"bilinear"``, ...)
+            that takes the map to the inputs' size, or None.
+        reshape: From the layer's activation to (B, C, *spatial) where it has another form, such as
+            ``lambda a: a[:, 1:].mT.unflatten(2, (14, 14))`` for the tokens of a ViT.
+        at: See :func:`layer_activation`.
+        call: See :func:`layer_activation`.
+        create_graph: See :func:`gradient`.
+
+    Returns:
+        A map (B, 1, *spatial) of the layer, or of the inputs' size with ``upsample``.
+
+    Raises:
+        TypeError: See :func:`layer_gradient_x_activation`; or the activation is no single tensor.
+        ValueError: See :func:`layer_gradient_x_activation`.
+
+    Example:
+        >>> import torch, attrfn
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Conv2d(1, 4, 3),
+        ...     torch.nn.ReLU(),
+        ...     torch.nn.Flatten(),
+        ...     torch.nn.Linear(144, 2),
+        ... )
+        >>> attrfn.grad_cam(model, torch.randn(5, 1, 8, 8), layer="1", target=0).shape
+        torch.Size([5, 1, 6, 6])
+
+    Reference:
+        Selvaraju et al., Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
+        Localization, 2017.
+    """
+
+    def weigh(a: Tensor, g: Tensor) -> Tensor:
+        return _mean(g) * a
+
+    return _cam(
+        weigh, model_fn, inputs, layer, target, relu, upsample, reshape, at, call, create_graph
+    )
+
+
+def hires_cam(
+    model_fn: ModelFn,
+    inputs: Tree,
+    *,
+    layer: Layer,
+    target: Target = None,
+    relu: bool = False,
+    upsample: str | None = None,
+    reshape: Reshape | None = None,
+    at: At = "output",
+    call: int | None = 0,
+    create_graph: bool = False,
+) -> Tree:
+    """HiResCAM: every place weighted by its own gradient.
+
+        A = sum_c df/da_c * a_c
+
+    Args:
+        model_fn: See :func:`layer_activation`.
+        inputs: See :func:`layer_activation`.
+        layer: See :func:`grad_cam`.
+        target: See :func:`gradient`.
+        relu: See :func:`grad_cam`.
+        upsample: See :func:`grad_cam`.
+        reshape: See :func:`grad_cam`.
+        at: See :func:`layer_activation`.
+        call: See :func:`layer_activation`.
+        create_graph: See :func:`gradient`.
+
+    Returns:
+        A map, see :func:`grad_cam`; it sums to f up to the bias where only a linear layer follows.
+
+    Raises:
+        TypeError: See :func:`grad_cam`.
+        ValueError: See :func:`grad_cam`.
+
+    Example:
+        >>> import torch, attrfn
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Conv2d(1, 4, 3),
+        ...     torch.nn.ReLU(),
+        ...     torch.nn.Flatten(),
+        ...     torch.nn.Linear(144, 2),
+        ... )
+        >>> attrfn.hires_cam(model, torch.randn(5, 1, 8, 8), layer="1", target=0).shape
+        torch.Size([5, 1, 6, 6])
+
+    Reference:
+        Draelos and Carin, Use HiResCAM Instead of Grad-CAM for Faithful Explanations of
+        Convolutional Neural Networks, 2020.
+    """
+
+    def weigh(a: Tensor, g: Tensor) -> Tensor:
+        return g * a
+
+    return _cam(
+        weigh, model_fn, inputs, layer, target, relu, upsample, reshape, at, call, create_graph
+    )
+
+
+def grad_cam_plus_plus(
+    model_fn: ModelFn,
+    inputs: Tree,
+    *,
+    layer: Layer,
+    target: Target = None,
+    relu: bool = False,
+    upsample: str | None = None,
+    reshape: Reshape | None = None,
+    at: At = "output",
+    call: int | None = 0,
+    create_graph: bool = False,
+) -> Tree:
+    """Grad-CAM++: channels weighted by their positive gradients, each place by its share.
+
+        A = sum_c w_c a_c,   w_c = sum_hw alpha_c relu(df/da_c),
+        alpha_c = g^2 / (2 g^2 + sum_hw(a_c) g^3),   g = df/da_c
+
+    Args:
+        model_fn: See :func:`layer_activation`.
+        inputs: See :func:`layer_activation`.
+        layer: See :func:`grad_cam`.
+        target: See :func:`gradient`.
+        relu: See :func:`grad_cam`.
+        upsample: See :func:`grad_cam`.
+        reshape: See :func:`grad_cam`.
+        at: See :func:`layer_activation`.
+        call: See :func:`layer_activation`.
+        create_graph: See :func:`gradient`.
+
+    Returns:
+        A map, see :func:`grad_cam`.
+
+    Raises:
+        TypeError: See :func:`grad_cam`.
+        ValueError: See :func:`grad_cam`.
+
+    Example:
+        >>> import torch, attrfn
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Conv2d(1, 4, 3),
+        ...     torch.nn.ReLU(),
+        ...     torch.nn.Flatten(),
+        ...     torch.nn.Linear(144, 2),
+        ... )
+        >>> attrfn.grad_cam_plus_plus(model, torch.randn(5, 1, 8, 8), layer="1", target=0).shape
+        torch.Size([5, 1, 6, 6])
+
+    Reference:
+        Chattopadhay et al., Grad-CAM++: Generalized Gradient-based Visual Explanations for Deep
+        Convolutional Networks, 2018.
+    """
+
+    def weigh(a: Tensor, g: Tensor) -> Tensor:
+        share = 2 * g**2 + _sum(a) * g**3
+        alpha = g**2 / torch.where(share == 0, torch.ones_like(share), share)
+        return _sum(alpha * g.clamp(min=0)) * a
+
+    return _cam(
+        weigh, model_fn, inputs, layer, target, relu, upsample, reshape, at, call, create_graph
+    )
+
+
+def xgrad_cam(
+    model_fn: ModelFn,
+    inputs: Tree,
+    *,
+    layer: Layer,
+    target: Target = None,
+    relu: bool = False,
+    upsample: str | None = None,
+    reshape: Reshape | None = None,
+    at: At = "output",
+    call: int | None = 0,
+    create_graph: bool = False,
+) -> Tree:
+    """XGrad-CAM: channels weighted by their gradients where they are active.
+
+        A = sum_c w_c a_c,   w_c = sum_hw(a_c df/da_c) / sum_hw(a_c)
+
+    Args:
+        model_fn: See :func:`layer_activation`.
+        inputs: See :func:`layer_activation`.
+        layer: See :func:`grad_cam`.
+        target: See :func:`gradient`.
+        relu: See :func:`grad_cam`.
+        upsample: See :func:`grad_cam`.
+        reshape: See :func:`grad_cam`.
+        at: See :func:`layer_activation`.
+        call: See :func:`layer_activation`.
+        create_graph: See :func:`gradient`.
+
+    Returns:
+        A map, see :func:`grad_cam`; it sums to that of :func:`hires_cam`.
+
+    Raises:
+        TypeError: See :func:`grad_cam`.
+        ValueError: See :func:`grad_cam`.
+
+    Example:
+        >>> import torch, attrfn
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Conv2d(1, 4, 3),
+        ...     torch.nn.ReLU(),
+        ...     torch.nn.Flatten(),
+        ...     torch.nn.Linear(144, 2),
+        ... )
+        >>> attrfn.xgrad_cam(model, torch.randn(5, 1, 8, 8), layer="1", target=0).shape
+        torch.Size([5, 1, 6, 6])
+
+    Reference:
+        Fu et al., Axiom-based Grad-CAM: Towards Accurate Visualization and Explanation of CNNs,
+        2020.
+    """
+
+    def weigh(a: Tensor, g: Tensor) -> Tensor:
+        total = _sum(a)
+        return _sum(a * g) / torch.where(total == 0, torch.ones_like(total), total) * a
+
+    return _cam(
+        weigh, model_fn, inputs, layer, target, relu, upsample, reshape, at, call, create_graph
+    )
+
+
+def layer_cam(
+    model_fn: ModelFn,
+    inputs: Tree,
+    *,
+    layer: Layer,
+    target: Target = None,
+    relu: bool = False,
+    upsample: str | None = None,
+    reshape: Reshape | None = None,
+    at: At = "output",
+    call: int | None = 0,
+    create_graph: bool = False,
+) -> Tree:
+    """LayerCAM: every place weighted by its positive gradient.
+
+        A = sum_c relu(df/da_c) * a_c
+
+    Args:
+        model_fn: See :func:`layer_activation`.
+        inputs: See :func:`layer_activation`.
+        layer: See :func:`grad_cam`.
+        target: See :func:`gradient`.
+        relu: See :func:`grad_cam`.
+        upsample: See :func:`grad_cam`.
+        reshape: See :func:`grad_cam`.
+        at: See :func:`layer_activation`.
+        call: See :func:`layer_activation`.
+        create_graph: See :func:`gradient`.
+
+    Returns:
+        A map, see :func:`grad_cam`.
+
+    Raises:
+        TypeError: See :func:`grad_cam`.
+        ValueError: See :func:`grad_cam`.
+
+    Example:
+        >>> import torch, attrfn
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Conv2d(1, 4, 3),
+        ...     torch.nn.ReLU(),
+        ...     torch.nn.Flatten(),
+        ...     torch.nn.Linear(144, 2),
+        ... )
+        >>> attrfn.layer_cam(model, torch.randn(5, 1, 8, 8), layer="1", target=0).shape
+        torch.Size([5, 1, 6, 6])
+
+    Reference:
+        Jiang et al., LayerCAM: Exploring Hierarchical Class Activation Maps for Localization, 2021.
+    """
+
+    def weigh(a: Tensor, g: Tensor) -> Tensor:
+        return g.clamp(min=0) * a
+
+    return _cam(
+        weigh, model_fn, inputs, layer, target, relu, upsample, reshape, at, call, create_graph
+    )
+
+
+def eigen_cam(
+    model_fn: ModelFn,
+    inputs: Tree,
+    *,
+    layer: Layer,
+    relu: bool = False,
+    upsample: str | None = None,
+    reshape: Reshape | None = None,
+    at: At = "output",
+    call: int | None = 0,
+    create_graph: bool = False,
+) -> Tree:
+    """Eigen-CAM: the activation projected on its first principal direction; it needs no target.
+
+        A = M v,   M = activation as (places, channels) = U S V^T,   v = first column of V
+
+    The sign of v, which the decomposition leaves open, is that which makes the map's sum positive.
+
+    Args:
+        model_fn: See :func:`layer_activation`.
+        inputs: See :func:`layer_activation`.
+        layer: See :func:`grad_cam`.
+        relu: See :func:`grad_cam`.
+        upsample: See :func:`grad_cam`.
+        reshape: See :func:`grad_cam`.
+        at: See :func:`layer_activation`.
+        call: See :func:`layer_activation`.
+        create_graph: See :func:`gradient`.
+
+    Returns:
+        A map, see :func:`grad_cam`.
+
+    Raises:
+        TypeError: See :func:`grad_cam`.
+        ValueError: See :func:`grad_cam`.
+
+    Example:
+        >>> import torch, attrfn
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU())
+        >>> attrfn.eigen_cam(model, torch.randn(5, 1, 8, 8), layer="1").shape
+        torch.Size([5, 1, 6, 6])
+
+    Reference:
+        Muhammad and Yeasin, Eigen-CAM: Class Activation Map using Principal Components, 2020.
+    """
+
+    def one(layer: Layer) -> Tensor:
+        here = locate(model_fn, inputs, layer, at=at, call=call, create_graph=create_graph)
+        a = _channels(here.activation, layer, reshape)
+        m = a.flatten(2).mT.to(wide(a.dtype))
+        v = torch.linalg.svd(m, full_matrices=False).Vh[:, :1].mT
+        projected = (m @ v).to(a.dtype)
+        sign = torch.where(projected.sum(1, keepdim=True) < 0, -1.0, 1.0).to(a.dtype)
+        return _finish(
+            (sign * projected).mT.reshape(a.shape[0], 1, *a.shape[2:]), inputs, relu, upsample
+        )
+
+    return each_layer(one, layer)
+
+
+def _cam(
+    weigh: Callable[[Tensor, Tensor], Tensor],
+    model_fn: ModelFn,
+    inputs: Tree,
+    layer: Layer,
+    target: Target,
+    relu: bool,
+    upsample: str | None,
+    reshape: Reshape | None,
+    at: At,
+    call: int | None,
+    create_graph: bool,
+) -> Tree:
+    """Sum over the channels of ``weigh(activation, gradient)``, rectified and resized."""
+
+    def one(layer: Layer) -> Tensor:
+        here = locate(model_fn, inputs, layer, at=at, call=call, create_graph=create_graph)
+        grads = gradient(here.model, here.activation, target=target, create_graph=create_graph)
+        a, g = (_channels(v, layer, reshape) for v in (here.activation, grads))
+        return _finish(weigh(a, g).sum(1, keepdim=True), inputs, relu, upsample)
+
+    return each_layer(one, layer)
+
+
+def _channels(value: Any, layer: Layer, reshape: Reshape | None) -> Tensor:
+    """The activation (or gradient) as (B, C, *spatial)."""
+    value = value if reshape is None else reshape(value)
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"layer {describe(layer)} gives a {type(value).__name__}, expected one tensor "
+            "(B, channels, *spatial): choose another layer, or pick the tensor with reshape="
+        )
+    if value.ndim < 2:
+        raise ValueError(
+            f"layer {describe(layer)} gives shape {tuple(value.shape)}, expected (B, channels, "
+            "*spatial): choose a layer with channels, or bring it into this form with reshape="
+        )
+    return value
+
+
+def _finish(maps: Tensor, inputs: Tree, relu: bool, upsample: str | None) -> Tensor:
+    """Rectify, and resize to the inputs' spatial size."""
+    maps = maps.clamp(min=0) if relu else maps
+    if upsample is None:
+        return maps
+    sizes = [tuple(x.shape[2:]) for x in flatten(inputs)[0] if x.ndim == maps.ndim]
+    if not sizes or maps.ndim < 3:
+        raise ValueError(
+            f"upsample is {upsample!r}, but no input has the {maps.ndim - 2} spatial dimension(s) "
+            "of the map: use upsample=None, or reshape= for a layer of tokens"
+        )
+    return F.interpolate(maps, size=sizes[0], mode=upsample)
+
+
+def _sum(t: Tensor) -> Tensor:
+    """Sum over the places, (B, C, 1, ...)."""
+    return t.flatten(2).sum(2).reshape(*t.shape[:2], *[1] * (t.ndim - 2))
+
+
+def _mean(t: Tensor) -> Tensor:
+    """Mean over the places, (B, C, 1, ...)."""
+    return _sum(t) / max(math.prod(t.shape[2:]), 1)

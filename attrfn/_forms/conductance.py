@@ -1,0 +1,364 @@
+"""Conductance and internal influence: what flows through a layer along the inputs' path."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import optree
+from torch import Tensor
+
+from attrfn._core.baseline import fill_baselines
+from attrfn._core.batch import flat_rows, repeat_bound
+from attrfn._core.derive import push_forward, values_and_gradients
+from attrfn._core.explain import Explained, explain, repeat_chosen
+from attrfn._core.path import on_copies, over_path
+from attrfn._core.quadrature import Rule
+from attrfn._core.split import Split
+from attrfn._core.target import choose, select
+from attrfn._core.tree import call_model, flatten
+from attrfn._core.typing import At, Baselines, Batching, Layer, Leaves, ModelFn, Target, Tree
+from attrfn._forms.at import each_layer, explainable, locate, of_activation
+
+
+def layer_conductance(
+    model_fn: ModelFn,
+    inputs: Tree,
+    *,
+    layer: Layer,
+    target: Target = None,
+    baselines: Baselines = None,
+    at: At = "output",
+    call: int | None = 0,
+    n_steps: int = 50,
+    quadrature: str | Rule = "gauss_legendre",
+    chunk_size: int | None = None,
+    batching: Batching = "fold",
+    create_graph: bool = False,
+    progress: bool = False,
+) -> Tree:
+    """Integrated gradients of the inputs, counted where they flow through a layer's units.
+
+        A = integral_0^1 df/da(x_s) * (da/dx(x_s) (x - x0)) ds,   x_s = x0 + s (x - x0)
+
+    The integrand is exact (the gradient at the layer times the directional derivative of the head
+    along the path), so few steps are enough where the model is smooth.
+
+    Args:
+        model_fn: See :func:`layer_activation`.
+        inputs: Floating tensors, see :func:`gradient`.
+        layer: See :func:`layer_activation`; each layer of a list is explained on its own.
+        target: See :func:`gradient`.
+        baselines: x0, see :func:`input_x_gradient`.
+        at: See :func:`layer_activation`.
+        call: See :func:`layer_activation`.
+        n_steps: See :func:`integrated_gradients`.
+        quadrature: See :func:`integrated_gradients`.
+        chunk_size: See :func:`integrated_gradients`.
+        batching: See :func:`integrated_gradients`.
+        create_graph: See :func:`gradient`.
+        progress: See :func:`integrated_gradients`.
+
+    Returns:
+        Attributions like the layer's activation; they sum to f(x) - f(x0) where the layer cuts the
+        network.
+
+    Raises:
+        TypeError: See :func:`layer_gradient_x_activation`.
+        ValueError: See :func:`layer_integrated_gradients`.
+
+    Example:
+        >>> import torch, attrfn
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2)
+        ... )
+        >>> x = torch.randn(5, 3)
+        >>> a = attrfn.layer_conductance(model, x, layer="1", target=0)
+        >>> torch.allclose(a.sum(1), (model(x) - model(0 * x))[:, 0], atol=1e-5)
+        True
+
+    Reference:
+        Dhamdhere, Sundararajan and Yan, How Important Is a Neuron?, 2018.
+    """
+
+    def through(flow: _Flow, x0: Leaves, rows: Leaves, copies: int) -> Leaves:
+        steps = [(x - b).expand(copies, *x.shape) for x, b in zip(flow.p.x, x0, strict=True)]
+        head = functools.partial(flow.head, copies)
+        a, change = push_forward(head, rows, flat_rows(tuple(steps)))
+        grads = flow.gradients(a, rows, copies)
+        return tuple([g * v for g, v in zip(grads, change, strict=True)])
+
+    one = functools.partial(
+        _at_layer_over_path,
+        through,
+        model_fn,
+        inputs,
+        target=target,
+        baselines=baselines,
+        at=at,
+        call=call,
+        create_graph=create_graph,
+        n_steps=n_steps,
+        quadrature=quadrature,
+        chunk_size=chunk_size,
+        batching=batching,
+        progress=progress,
+        label="layer_conductance",
+    )
+    return each_layer(one, layer)
+
+
+def internal_influence(
+    model_fn: ModelFn,
+    inputs: Tree,
+    *,
+    layer: Layer,
+    target: Target = None,
+    baselines: Baselines = None,
+    at: At = "output",
+    call: int | None = 0,
+    n_steps: int = 50,
+    quadrature: str | Rule = "gauss_legendre",
+    chunk_size: int | None = None,
+    batching: Batching = "fold",
+    create_graph: bool = False,
+    progress: bool = False,
+) -> Tree:
+    """The gradient at a layer, averaged along the inputs' path.
+
+        A = integral_0^1 df/da(x0 + s (x - x0)) ds
+
+    Args:
+        model_fn: See :func:`layer_activation`.
+        inputs: Floating tensors, see :func:`gradient`.
+        layer: See :func:`layer_activation`; each layer of a list is explained on its own.
+        target: See :func:`gradient`.
+        baselines: x0, see :func:`input_x_gradient`.
+        at: See :func:`layer_activation`.
+        call: See :func:`layer_activation`.
+        n_steps: See :func:`integrated_gradients`.
+        quadrature: See :func:`integrated_gradients`.
+        chunk_size: See :func:`integrated_gradients`.
+        batching: See :func:`integrated_gradients`.
+        create_graph: See :func:`gradient`.
+        progress: See :func:`integrated_gradients`.
+
+    Returns:
+        Attributions like the layer's activation.
+
+    Raises:
+        TypeError: See :func:`layer_gradient_x_activation`.
+        ValueError: See :func:`layer_integrated_gradients`.
+
+    Example:
+        >>> import torch, attrfn
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2)
+        ... )
+        >>> attrfn.internal_influence(model, torch.randn(5, 3), layer="1", target=0).shape
+        torch.Size([5, 4])
+
+    Reference:
+        Leino et al., Influence-Directed Explanations for Deep Convolutional Networks, 2018.
+    """
+
+    def through(flow: _Flow, x0: Leaves, rows: Leaves, copies: int) -> Leaves:
+        return flow.gradients(flow.head(copies, *rows), rows, copies)
+
+    one = functools.partial(
+        _at_layer_over_path,
+        through,
+        model_fn,
+        inputs,
+        target=target,
+        baselines=baselines,
+        at=at,
+        call=call,
+        create_graph=create_graph,
+        n_steps=n_steps,
+        quadrature=quadrature,
+        chunk_size=chunk_size,
+        batching=batching,
+        progress=progress,
+        label="internal_influence",
+    )
+    return each_layer(one, layer)
+
+
+def neuron_conductance(
+    model_fn: ModelFn,
+    inputs: Tree,
+    *,
+    layer: Layer,
+    neuron: Target,
+    target: Target = None,
+    baselines: Baselines = None,
+    at: At = "output",
+    call: int | None = 0,
+    n_steps: int = 50,
+    quadrature: str | Rule = "gauss_legendre",
+    multiply_by_inputs: bool = True,
+    chunk_size: int | None = None,
+    batching: Batching = "fold",
+    create_graph: bool = False,
+    progress: bool = False,
+) -> Tree:
+    """The part of the inputs' integrated gradients that flows through one neuron.
+
+        A = (x - x0) * integral_0^1 df/dn(x_s) dn/dx(x_s) ds,   x_s = x0 + s (x - x0)
+
+    Args:
+        model_fn: See :func:`layer_activation`.
+        inputs: Floating tensors, see :func:`gradient`.
+        layer: One layer, see :func:`layer_activation`.
+        neuron: n, see :func:`at_neuron`; of several neurons the parts add up.
+        target: See :func:`gradient`.
+        baselines: x0, see :func:`input_x_gradient`.
+        at: See :func:`layer_activation`.
+        call: See :func:`layer_activation`.
+        n_steps: See :func:`integrated_gradients`.
+        quadrature: See :func:`integrated_gradients`.
+        multiply_by_inputs: ``False`` leaves out the factor (x - x0).
+        chunk_size: See :func:`integrated_gradients`.
+        batching: See :func:`integrated_gradients`.
+        create_graph: See :func:`gradient`.
+        progress: See :func:`integrated_gradients`.
+
+    Returns:
+        Attributions like the inputs; they sum to the neuron's :func:`layer_conductance`.
+
+    Raises:
+        TypeError: See :func:`layer_gradient_x_activation`.
+        ValueError: See :func:`layer_integrated_gradients`; or the neuron does not exist.
+
+    Example:
+        >>> import torch, attrfn
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2)
+        ... )
+        >>> x = torch.randn(5, 3)
+        >>> a = attrfn.neuron_conductance(model, x, layer="1", neuron=2, target=0)
+        >>> whole = attrfn.layer_conductance(model, x, layer="1", target=0)
+        >>> torch.allclose(a.sum(1), whole[:, 2], atol=1e-6)
+        True
+
+    Reference:
+        Shrikumar, Su and Kundaje, Computationally Efficient Measures of Internal Neuron Importance,
+        2018.
+    """
+    flow = _flow(model_fn, inputs, layer, target, at, call, create_graph)
+    p = flow.p
+    chosen = choose(neuron, p.batch, "neuron")
+    x0 = fill_baselines(baselines, inputs, p.x)
+
+    def through(rows: Leaves, copies: int) -> Leaves:
+        a = flow.head(copies, *rows)
+        grads = flow.gradients(a, rows, copies)
+        mine = repeat_chosen(chosen, p.batch, copies)
+
+        def neurons(*z: Tensor) -> Tensor:
+            return select(flow.rebuild(z), mine, copies * p.batch, "neuron")
+
+        _, picked = values_and_gradients(neurons, a, create_graph=create_graph)
+
+        def passed_on(*z: Tensor) -> Tensor:
+            weighed = [
+                (v * g * n).reshape(copies * p.batch, -1).sum(1)
+                for v, g, n in zip(flow.head(copies, *z), grads, picked, strict=True)
+            ]
+            return functools.reduce(Tensor.add, weighed)
+
+        return values_and_gradients(passed_on, rows, create_graph=create_graph)[1]
+
+    total = over_path(
+        p,
+        x0,
+        lambda points: on_copies(through, points, batching),
+        n_steps=n_steps,
+        quadrature=quadrature,
+        chunk_size=chunk_size,
+        batching=batching,
+        progress=progress,
+        label="neuron_conductance",
+    )
+    if multiply_by_inputs:
+        total = tuple([(x - b) * t for x, b, t in zip(p.x, x0, total, strict=True)])
+    return p.result(total)
+
+
+class _Flow(NamedTuple):
+    """The head, and the gradient behind it, for the rows of any number of copies.
+
+    Attributes:
+        p: The explained inputs and target.
+        halves: The split at the layer.
+        activation: Leaves of the layer's activation at the inputs.
+        rebuild: From such leaves to the activation's tree.
+    """
+
+    p: Explained
+    halves: Split
+    activation: Leaves
+    rebuild: Callable[[Sequence[Tensor]], Tree]
+
+    def head(self, copies: int, *rows: Tensor) -> Leaves:
+        """The layer's activation, (copies * B, ...) each."""
+        head = repeat_bound(self.halves.head, self.p.batch, copies)
+        value = call_model(head, self.p.rebuild(rows))
+        return tuple(optree.tree_leaves(explainable(value, copies * self.p.batch)))
+
+    def gradients(self, a: Leaves, rows: Leaves, copies: int) -> Leaves:
+        """df/da at the layer's activation ``a`` for the inputs ``rows``."""
+        tail = repeat_bound(self.halves.tail, self.p.batch, copies)
+        there = self.p._replace(
+            model=functools.partial(of_activation, tail, inputs=self.p.rebuild(rows)),
+            rebuild=self.rebuild,
+            batch=copies * self.p.batch,
+            chosen=repeat_chosen(self.p.chosen, self.p.batch, copies),
+        )
+        return values_and_gradients(
+            lambda *z: there.values(z), a, create_graph=self.p.create_graph
+        )[1]
+
+
+def _flow(
+    model_fn: ModelFn,
+    inputs: Tree,
+    layer: Layer,
+    target: Target,
+    at: At,
+    call: int | None,
+    create_graph: bool,
+) -> _Flow:
+    p = explain(model_fn, inputs, target, create_graph=create_graph)
+    here = locate(model_fn, inputs, layer, at=at, call=call, create_graph=create_graph)
+    activation, rebuild = flatten(here.activation, "layer")
+    return _Flow(p, here.halves, activation, rebuild)
+
+
+def _at_layer_over_path(
+    through: Callable[[_Flow, Leaves, Leaves, int], Leaves],
+    model_fn: ModelFn,
+    inputs: Tree,
+    layer: Layer,
+    *,
+    target: Target,
+    baselines: Baselines,
+    at: At,
+    call: int | None,
+    create_graph: bool,
+    batching: Batching,
+    **path: Any,
+) -> Tree:
+    """The integral of ``through`` over the path, in the structure of the layer's activation."""
+    flow = _flow(model_fn, inputs, layer, target, at, call, create_graph)
+    x0 = fill_baselines(baselines, inputs, flow.p.x)
+    total = over_path(
+        flow.p,
+        x0,
+        lambda points: on_copies(functools.partial(through, flow, x0), points, batching),
+        batching=batching,
+        **path,
+    )
+    return flow.p._replace(x=flow.activation, rebuild=flow.rebuild).result(total)

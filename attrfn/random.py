@@ -1,0 +1,420 @@
+"""Random numbers as pure functions of a key: Philox 4x32-10 in plain tensor operations.
+
+Word w of block c of a stream is word w of philox(counter=(c, 0, 0, tag), key), so element
+i = 4 c + w of a draw depends on the key and on i alone: on no state, device, chunk or batch.
+The tag keeps the streams of ``split``, ``fold_in`` and the draws apart. Use each key once:
+two draws with one key are made of the same words.
+
+Reference: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011,
+https://doi.org/10.1145/2063384.2063405. Keys are split and folded as in the design of JAX,
+https://docs.jax.dev/en/latest/jep/263-prng.html.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "as_key",
+    "bernoulli",
+    "bits",
+    "fold_in",
+    "key",
+    "normal",
+    "permutation",
+    "randint",
+    "split",
+    "uniform",
+]
+
+Device = torch.device | str | None
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53 - 2**32, 0xCD9E8D57 - 2**32)  # less 2^32: products fit int64
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+_SPLIT, _FOLD, _DRAW, _LOW = 1, 2, 3, 4  # tags; _LOW gives the low words of 64-bit draws
+_CHUNK = 2**17  # blocks made at once on a CPU, so that they stay in its cache
+
+
+def key(seed: int, *, device: Device = None) -> Tensor:
+    """Make a key from an integer: its low 64 bits as two words.
+
+    Args:
+        seed: Any int, also a negative one.
+        device: Where the key, and all that is drawn with it, lives.
+
+    Returns:
+        The key, an int64 tensor of shape (2,).
+
+    Raises:
+        TypeError: If ``seed`` is not an int.
+
+    Example:
+        >>> key(7)
+        tensor([7, 0])
+    """
+    return as_key(seed, device)
+
+
+def as_key(key: Tensor | int, device: Device = None) -> Tensor:
+    """Normalise a ``key`` argument, an int or a tensor of words, to a key tensor.
+
+    Args:
+        key: An int, or an integer tensor of shape (..., 2) whose leading dimensions batch keys.
+        device: Where to put the key. None: a tensor stays where it is.
+
+    Returns:
+        The key, an int64 tensor of shape (..., 2).
+
+    Raises:
+        TypeError: If ``key`` is neither an int nor an integer tensor.
+        ValueError: If the last dimension of ``key`` is not 2.
+
+    Example:
+        >>> as_key(-1)
+        tensor([4294967295, 4294967295])
+    """
+    if isinstance(key, Tensor) and _is_integer(key):
+        if key.ndim == 0 or key.shape[-1] != 2:
+            raise ValueError(
+                f"key must have shape (..., 2), got {tuple(key.shape)}: make keys from a tensor "
+                "of seeds with attrfn.random.fold_in(0, seeds)."
+            )
+        return key.to(device=device, dtype=torch.int64)
+    if not isinstance(key, int) or isinstance(key, bool):
+        raise TypeError(
+            "key must be an int or an integer tensor of shape (..., 2), got "
+            f"{_kind(key)}: make one with attrfn.random.key(seed)."
+        )
+    return torch.tensor([key & _MASK, (key >> 32) & _MASK], dtype=torch.int64, device=device)
+
+
+def split(key: Tensor | int, n: int = 2) -> Tensor:
+    """Derive n independent keys from each key.
+
+    Args:
+        key: An int or a key tensor of shape (*batch, 2).
+        n: How many; a longer split starts with the shorter one.
+
+    Returns:
+        Keys of shape (*batch, n, 2).
+
+    Raises:
+        TypeError, ValueError: If an argument is not as above.
+
+    Example:
+        >>> a, b = split(0)
+        >>> a.shape, torch.equal(a, b)
+        (torch.Size([2]), False)
+    """
+    return _generate(as_key(key), (n, 2), (_SPLIT,), lambda word: word)
+
+
+def fold_in(key: Tensor | int, data: Tensor | int) -> Tensor:
+    """Derive a key from a key and an integer, such as the index of a sample or an example.
+
+    Args:
+        key: An int or a key tensor of shape (*batch, 2).
+        data: An int or an integer tensor; its low 64 bits count.
+
+    Returns:
+        Keys of shape (*broadcast(batch, data.shape), 2).
+
+    Raises:
+        TypeError, ValueError: If an argument is not as above.
+
+    Example:
+        >>> keys = fold_in(0, torch.arange(5))
+        >>> keys.shape, torch.equal(keys[3], fold_in(0, 3))
+        (torch.Size([5, 2]), True)
+    """
+    if not (_is_integer(data) if isinstance(data, Tensor) else isinstance(data, int)):
+        raise TypeError(
+            f"data must be an int or an integer tensor, got {_kind(data)}: convert it to int64."
+        )
+    device = None
+    if isinstance(data, Tensor):
+        data = data.to(torch.int64)
+        device = None if isinstance(key, Tensor) else data.device
+    key = as_key(key, device)
+    words = _philox((data & _MASK, (data >> 32) & _MASK, 0, _FOLD), key[..., 0], key[..., 1])
+    return torch.stack(words[:2], -1)
+
+
+def bits(key: Tensor | int, shape: Sequence[int] = (), *, device: Device = None) -> Tensor:
+    """Draw 32-bit words.
+
+    Args:
+        key: An int or a key tensor of shape (*batch, 2).
+        shape: The shape of one draw; a longer draw starts with the shorter one.
+        device: Where to draw. None: where the key is.
+
+    Returns:
+        An int64 tensor of shape (*batch, *shape) with values in [0, 2^32).
+
+    Raises:
+        TypeError, ValueError: If an argument is not as above.
+
+    Example:
+        >>> bits(0, (2,))
+        tensor([1299916284, 3613319921])
+    """
+    return _generate(as_key(key, device), shape, (_DRAW,), lambda word: word)
+
+
+def uniform(
+    key: Tensor | int,
+    shape: Sequence[int] = (),
+    *,
+    dtype: torch.dtype = torch.float32,
+    minval: float = 0.0,
+    maxval: float = 1.0,
+    device: Device = None,
+) -> Tensor:
+    """Draw from the uniform distribution: minval + (maxval - minval) k / 2^p, k in [0, 2^p).
+
+    p is 53 for float64, else 24, of the same leading bits; what rounds up to ``maxval`` becomes
+    the number below it.
+
+    Args:
+        key: An int or a key tensor of shape (*batch, 2).
+        shape: The shape of one draw; a longer draw starts with the shorter one.
+        dtype: float16 and bfloat16 are drawn in float32 and rounded.
+        minval: The least value.
+        maxval: The bound that all values stay below.
+        device: Where to draw. None: where the key is.
+
+    Returns:
+        A tensor of shape (*batch, *shape).
+
+    Raises:
+        TypeError, ValueError: If an argument is not as above, or ``minval`` exceeds ``maxval``.
+
+    Example:
+        >>> uniform(0, (4,))
+        tensor([0.3027, 0.8413, 0.1513, 0.7746])
+    """
+    if minval > maxval:
+        raise ValueError(f"minval must not exceed maxval, got {minval} > {maxval}: swap them.")
+    key, wide = as_key(key, device), _wide(dtype)
+    top = _largest_below(minval, maxval, dtype, key.device)
+
+    def place(k: Tensor, p: int) -> Tensor:
+        x = minval + (maxval - minval) * 2.0**-p * k.to(wide)
+        return torch.minimum(x.to(dtype), top)
+
+    return _draw_cells(key, shape, wide, place)
+
+
+def normal(
+    key: Tensor | int,
+    shape: Sequence[int] = (),
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: Device = None,
+) -> Tensor:
+    """Draw from the standard normal distribution: sqrt(2) erfinv(2 u - 1), u = (k + 1/2) / 2^p.
+
+    u is the centre of a cell of ``uniform``, so a draw is finite: at most 5.42 (float64: 8.29).
+
+    Args:
+        key: An int or a key tensor of shape (*batch, 2).
+        shape: The shape of one draw; a longer draw starts with the shorter one.
+        dtype: float16 and bfloat16 are drawn in float32 and rounded.
+        device: Where to draw. None: where the key is.
+
+    Returns:
+        A tensor of shape (*batch, *shape).
+
+    Raises:
+        TypeError, ValueError: If an argument is not as above.
+
+    Example:
+        >>> normal(0, (4,))
+        tensor([-0.5168,  0.9998, -1.0308,  0.7541])
+    """
+    wide = _wide(dtype)
+
+    def quantile(k: Tensor, p: int) -> Tensor:
+        centre = (2 * k + (1 - 2**p)).to(wide) * 2.0**-p  # 2 u - 1: an odd integer < 2^p, exact
+        return (math.sqrt(2) * torch.erfinv(centre)).to(dtype)
+
+    return _draw_cells(as_key(key, device), shape, wide, quantile)
+
+
+def bernoulli(
+    key: Tensor | int, p: Tensor | float, shape: Sequence[int] = (), *, device: Device = None
+) -> Tensor:
+    """Draw True with probability p: uniform(key) < p.
+
+    Args:
+        key: An int or a key tensor of shape (*batch, 2).
+        p: A float in [0, 1], or a tensor that broadcasts to (*batch, *shape).
+        shape: The shape of one draw; a longer draw starts with the shorter one.
+        device: Where to draw. None: where the key is.
+
+    Returns:
+        A bool tensor of shape (*batch, *shape).
+
+    Raises:
+        TypeError, ValueError: If an argument is not as above.
+
+    Example:
+        >>> bernoulli(0, 0.5, (4,))
+        tensor([ True, False,  True, False])
+    """
+    u = uniform(key, shape, device=device)
+    if isinstance(p, Tensor):
+        sizes = zip(reversed(p.shape), reversed(u.shape), strict=False)
+        if p.ndim > u.ndim or any(a not in (1, b) for a, b in sizes):
+            raise ValueError(
+                f"p must broadcast to the draw's shape {tuple(u.shape)}, got {tuple(p.shape)}: "
+                "pass shape=tuple(p.shape)."
+            )
+    elif not 0 <= p <= 1:
+        raise ValueError(f"p must be in [0, 1], got {p}: pass a probability.")
+    return u < p
+
+
+def randint(key: Tensor | int, shape: Sequence[int], high: int, *, device: Device = None) -> Tensor:
+    """Draw integers in [0, high): floor(high r / 2^64), r of 64 bits, so the bias is below 2^-33.
+
+    Args:
+        key: An int or a key tensor of shape (*batch, 2).
+        shape: The shape of one draw; a longer draw starts with the shorter one.
+        high: An int from 1 to 2^31.
+        device: Where to draw. None: where the key is.
+
+    Returns:
+        An int64 tensor of shape (*batch, *shape).
+
+    Raises:
+        TypeError, ValueError: If an argument is not as above.
+
+    Example:
+        >>> randint(0, (4,), 10)
+        tensor([3, 8, 1, 7])
+    """
+    if not 1 <= high <= 2**31:
+        raise ValueError(f"high must be from 1 to 2^31, got {high}: draw from bits instead.")
+    return _generate(
+        as_key(key, device),
+        shape,
+        (_DRAW, _LOW),
+        lambda hi, lo: (hi * high + ((lo * high) >> 32)) >> 32,
+    )
+
+
+def permutation(key: Tensor | int, n: int, *, device: Device = None) -> Tensor:
+    """Draw a permutation of 0, ..., n - 1: the stable argsort of n words of 63 bits.
+
+    Args:
+        key: An int or a key tensor of shape (*batch, 2).
+        n: How many numbers to permute.
+        device: Where to draw. None: where the key is.
+
+    Returns:
+        An int64 tensor of shape (*batch, n).
+
+    Raises:
+        TypeError, ValueError: If an argument is not as above.
+
+    Example:
+        >>> permutation(0, 5)
+        tensor([2, 0, 4, 3, 1])
+    """
+    words = _generate(
+        as_key(key, device), (n,), (_DRAW, _LOW), lambda hi, lo: (hi << 31) | (lo >> 1)
+    )
+    return torch.argsort(words, dim=-1, stable=True)
+
+
+def _philox(counter: tuple[Any, Any, Any, Any], k0: Tensor, k1: Tensor) -> list[Tensor]:
+    """Ten times c0, c1, c2, c3 = hi(b c2) ^ c1 ^ k0, lo(b c2), hi(a c0) ^ c3 ^ k1, lo(a c0).
+
+    With p = x (m - 2^32), which fits int64: hi(m x) = (p >> 32) + x and lo(m x) = p mod 2^32.
+    A word of the counter is an int64 tensor, or an int for all elements.
+    """
+    a, b = _MULTIPLIERS
+    c0, c1, c2, c3 = counter
+    rounds = torch.arange(_ROUNDS, device=k0.device)
+    keys0 = ((k0[..., None] + _WEYL[0] * rounds) & _MASK).unbind(-1)
+    keys1 = ((k1[..., None] + _WEYL[1] * rounds) & _MASK).unbind(-1)
+    for r0, r1 in zip(keys0, keys1, strict=True):
+        p, q = a * c0, b * c2
+        hi_p, hi_q = (p >> 32) + c0, (q >> 32) + c2
+        c0, c1, c2, c3 = hi_q ^ c1 ^ r0, q & _MASK, hi_p ^ c3 ^ r1, p & _MASK
+    return [c0, c1, c2, c3]
+
+
+def _generate(
+    key: Tensor, shape: Sequence[int], tags: tuple[int, ...], finish: Callable[..., Tensor]
+) -> Tensor:
+    """finish(one word per element from the stream of each tag), of shape (*batch, *shape)."""
+    n = math.prod(_checked(shape))
+    blocks = (n + 3) // 4
+
+    def part(start: int, stop: int) -> Tensor:
+        c = torch.arange(start, stop, device=key.device)
+        words = (_philox((c, 0, 0, tag), key[..., :1], key[..., 1:]) for tag in tags)
+        return finish(*(torch.stack(four, -1).flatten(-2) for four in words))
+
+    step = max(1, 2 * _CHUNK // max(1, key.numel()))
+    if torch.compiler.is_compiling() or key.device.type != "cpu" or blocks <= step:
+        flat = part(0, blocks)
+    else:
+        flat = torch.cat([part(i, min(i + step, blocks)) for i in range(0, blocks, step)], -1)
+    return flat[..., :n].reshape(*key.shape[:-1], *shape)
+
+
+def _draw_cells(
+    key: Tensor, shape: Sequence[int], wide: torch.dtype, finish: Callable[[Tensor, int], Tensor]
+) -> Tensor:
+    """finish(k, p) of uniform integers k in [0, 2^p): p = 53 in float64, 24 in float32."""
+    if wide == torch.float64:
+        join = lambda hi, lo: finish((hi << 21) | (lo >> 11), 53)  # noqa: E731
+        return _generate(key, shape, (_DRAW, _LOW), join)
+    return _generate(key, shape, (_DRAW,), lambda word: finish(word >> 8, 24))
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype to compute in, where all integers below 2^p are exact."""
+    if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise TypeError(
+            f"dtype must be float16, bfloat16, float32 or float64, got {dtype}: "
+            "draw integers with attrfn.random.randint."
+        )
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _largest_below(low: float, high: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The number of the dtype below high (nextafter, for all dtypes), but at least low."""
+    eps, tiny = torch.finfo(dtype).eps, torch.finfo(dtype).tiny
+    low_, high_ = (
+        torch.tensor(x, dtype=dtype, device=device).to(_wide(dtype)) for x in (low, high)
+    )
+    step = 0.625 * eps * (high_.abs() + tiny)  # 0.625 to 1.25 units in the last place: rounds to 1
+    return torch.maximum(low_, high_ - step).to(dtype)
+
+
+def _checked(shape: Sequence[int]) -> Sequence[int]:
+    if isinstance(shape, int):
+        raise TypeError(f"shape must be a tuple of ints, got the int {shape}: write ({shape},).")
+    if any(size < 0 for size in shape) or math.prod(shape) > 2**34:
+        raise ValueError(
+            f"shape must have sizes >= 0 and at most 2^34 elements, got {tuple(shape)}: "
+            "for more, draw with several keys of attrfn.random.split."
+        )
+    return shape
+
+
+def _is_integer(x: Tensor) -> bool:
+    return not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
+
+
+def _kind(x: object) -> str:
+    return f"a tensor of {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"

@@ -1,0 +1,148 @@
+"""Mean attributions of named features, with their spread over samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from torch import Tensor
+
+from attrfn.viz._canvas import BLUE, DARK, RED, text_width
+from attrfn.viz._rows import MARGIN, SHAPES, features, frame, order
+from attrfn.viz._scale import Array, numbers, signed
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SPREADS = {"std": "standard deviation", "stderr": "standard error"}
+
+
+def bar(
+    attributions: Array,
+    names: Sequence[str],
+    *,
+    top: int = 10,
+    error: Literal["std", "stderr"] | Array | None = "stderr",
+    values: Array | None = None,
+    rest: bool = True,
+    title: str = "",
+    xlabel: str | None = None,
+) -> Figure:
+    """Horizontal bars of the mean attribution over samples, with uncertainty.
+
+    Features are sorted by mean |attribution|, so one that helps some samples and hurts others
+    stands high with a short bar. The numbers stand at the right.
+
+    Args:
+        attributions: (B, F), or (F,) for one sample.
+        names: F texts.
+        top: How many features are drawn.
+        error: Error bars: "std" or "stderr" of the mean over the B samples (none for one sample),
+            a tensor (F,) of half-widths, such as the standard errors that a sampling method
+            estimates, or None.
+        values: The features' values, (F,) or (B, F), whose means are written behind the names.
+        rest: Whether a last, paler bar sums the features that are not among the top.
+        title: Drawn above the plot.
+        xlabel: Drawn under the plot; by default it says what bars and error bars are.
+
+    Returns:
+        A figure with one axes.
+
+    Raises:
+        TypeError: Something holds no real numbers.
+        ValueError: Shapes, names or options do not fit, or values are not finite.
+
+    Example:
+        >>> import torch
+        >>> figure = bar(torch.tensor([[1.0, -3.0], [2.0, -1.0]]), ["age", "income"])
+        >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        ['income', 'age']
+    """
+    data = features(attributions, names)
+    count, size = data.shape
+    half, spread = _half_widths(data, error)
+    chosen = order(data, top)
+    labels = [str(names[i]) for i in chosen]
+    if values is not None:
+        shown = numbers(values, "values", SHAPES)
+        if shown.shape not in (data.shape, data.shape[1:]):
+            raise ValueError(
+                f"values has shape {tuple(shown.shape)}, expected {(size,)} or {(count, size)}: "
+                "give the inputs that were explained"
+            )
+        shown = shown if shown.ndim == 1 else shown.mean(0)
+        labels = [f"{label} = {shown[i]:.4g}" for label, i in zip(labels, chosen, strict=True)]
+    means = data.mean(0)[chosen].tolist()
+    errors = None if half is None else half[chosen].tolist()
+    others = [i for i in range(size) if i not in set(chosen)]
+    if rest and others:
+        total = data[:, others].sum(1, keepdim=True)
+        labels.append(f"{len(others)} other feature{'s' * (len(others) > 1)}, summed")
+        means.append(float(total.mean()))
+        if errors is not None:
+            half_total = _half_widths(total, error)[0] if isinstance(error, str) else None
+            errors.append(float("nan") if half_total is None else float(half_total))
+
+    if xlabel is None:
+        xlabel = f"mean attribution over {count} samples" if count > 1 else "attribution"
+        xlabel += f" (\N{PLUS-MINUS SIGN} {spread})" if half is not None else ""
+    texts = [
+        _measured(mean, e) for mean, e in zip(means, errors or [0.0] * len(means), strict=True)
+    ]
+    figure, axes = frame(
+        labels,
+        title=title,
+        xlabel=xlabel,
+        right=0.15 + max(text_width(text, 8) for text in texts) + MARGIN,
+        description=f"Bar plot, {xlabel}: "
+        + "; ".join(f"{label} {text}" for label, text in zip(labels, texts, strict=True)),
+    )
+    rows = range(len(labels))
+    bars = axes.barh(rows, means, height=0.68, color=[BLUE if m < 0 else RED for m in means])
+    for patch in bars[len(chosen) :]:
+        patch.set_alpha(0.45)
+    if errors is not None:
+        axes.errorbar(
+            means, rows, xerr=errors, fmt="none", ecolor=DARK, elinewidth=1, capsize=2.5, capthick=1
+        )
+    side = axes.get_yaxis_transform()
+    for row, text in enumerate(texts):
+        axes.text(1.02, row, text, transform=side, fontsize=8, va="center", color=DARK)
+    return figure
+
+
+def _measured(mean: float, error: float) -> str:
+    """The mean with as many decimals as two digits of its error have: -0.53 +- 0.18."""
+    if not error > 0:
+        return signed(mean, 3)
+    plus = " \N{PLUS-MINUS SIGN} "
+    decimals = max(0, 1 - math.floor(math.log10(error)))
+    if decimals > 5 or max(abs(mean), error) >= 1e5:
+        return f"{signed(mean, 3)}{plus}{signed(error)[1:]}"
+    return f"{mean:+.{decimals}f}{plus}{error:.{decimals}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _half_widths(
+    data: Tensor, error: Literal["std", "stderr"] | Array | None
+) -> tuple[Tensor | None, str]:
+    """Half-widths (F,) and what they are called."""
+    if error is None:
+        return None, ""
+    if isinstance(error, str):
+        if error not in SPREADS:
+            raise ValueError(
+                f"error is {error!r}, expected 'std', 'stderr', a tensor or None: None draws no "
+                "error bars"
+            )
+        if len(data) == 1:
+            return None, ""
+        std = data.std(0)
+        return std / len(data) ** 0.5 if error == "stderr" else std, SPREADS[error]
+    half = numbers(error, "error", {1: "(F,)"})
+    if half.shape != data.shape[1:] or bool((half < 0).any()):
+        raise ValueError(
+            f"error has shape {tuple(half.shape)} and minimum {float(half.min()):.3g}, expected "
+            f"{tuple(data.shape[1:])} and no negative value: give half-widths of the error bars"
+        )
+    return half, "error"

@@ -1,0 +1,109 @@
+"""Figures laid out in inches from the top left, so that nothing overlaps whatever the texts are."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DARK, GREY, LINE = "#222222", "#666666", "#bbbbbb"
+RED, BLUE = "#b2182b", "#2166ac"
+LINE_HEIGHT = 1.25  # of a text line, in font sizes
+
+
+def need(module: str) -> Any:
+    """Import a module of the extra ``viz``, or say how to install it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"attrfn.viz draws with {module}, which could not be imported ({error}): "
+            'pip install "attrfn[viz]"'
+        ) from error
+
+
+def new_figure(width: float, height: float, description: str) -> Figure:
+    """An empty white figure, sizes in inches; its label is the text read to who cannot see it."""
+    figure: Figure = need("matplotlib.figure").Figure(
+        figsize=(width, height), dpi=150, facecolor="white", layout="none"
+    )
+    figure.set_label(description)
+    return figure
+
+
+def place(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
+    """Axes of the given size, ``top`` inches under the upper edge."""
+    total_width, total_height = figure.get_size_inches()
+    axes = figure.add_axes(
+        (
+            left / total_width,
+            1 - (top + height) / total_height,
+            width / total_width,
+            height / total_height,
+        ),
+        facecolor="white",
+    )
+    axes.grid(False)
+    axes.tick_params(colors=DARK, labelsize=8, length=0, pad=3)
+    for spine in axes.spines.values():
+        spine.set(color=LINE, linewidth=0.6)
+    return axes
+
+
+def write(figure: Figure, left: float, top: float, text: str, size: float, **style: Any) -> None:
+    """Text with its upper left corner (or what ``ha`` and ``va`` say) at a place in inches."""
+    total_width, total_height = figure.get_size_inches()
+    look: dict[str, Any] = {"color": DARK, "va": "top", "linespacing": LINE_HEIGHT, **style}
+    figure.text(
+        left / total_width, 1 - top / total_height, text, fontsize=size, parse_math=False, **look
+    )
+
+
+def text_width(text: str, size: float, weight: str = "normal") -> float:
+    """Width in inches of the widest line."""
+    font = need("matplotlib.font_manager").FontProperties(size=size, weight=weight)
+    measure = need("matplotlib.textpath").text_to_path.get_text_width_height_descent
+    return max(float(measure(line, font, False)[0]) / 72 for line in text.split("\n"))
+
+
+def text_height(text: str, size: float) -> float:
+    """Height in inches of all lines; an empty text has none."""
+    return (text.count("\n") + 1) * size * LINE_HEIGHT / 72 if text else 0.0
+
+
+def balance(text: str, width: float, size: float, weight: str = "normal") -> str:
+    """``wrap`` to as few lines, but of about equal lengths."""
+    best = wrap(text, width, size, weight)
+    for narrower in (0.9, 0.8, 0.7, 0.6, 0.5):
+        lines = wrap(text, narrower * width, size, weight)
+        if lines.count("\n") > best.count("\n"):
+            break
+        best = lines
+    return best
+
+
+def wrap(text: str, width: float, size: float, weight: str = "normal") -> str:
+    """``text`` in lines of at most ``width`` inches, broken after space, ``_``, ``/``, ``-``."""
+    lines: list[str] = []
+    for paragraph in text.split("\n"):
+        line = ""
+        for piece in re.findall(r"[^\s_/-]*[\s_/-]+|[^\s_/-]+", paragraph):
+            if not line or text_width((line + piece).rstrip(), size, weight) <= width:
+                line += piece
+            else:
+                lines.append(line.rstrip())
+                line = piece
+            while len(line) > 1 and text_width(line.rstrip(), size, weight) > width:
+                fits = next(
+                    n
+                    for n in range(len(line) - 1, 0, -1)
+                    if n == 1 or text_width(line[:n], size, weight) <= width
+                )
+                lines.append(line[:fits])
+                line = line[fits:]
+        lines.append(line.rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,184 @@
+"""Images by methods: the picture to compare explanations in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from attrfn.viz._canvas import (
+    DARK,
+    GREY,
+    balance,
+    new_figure,
+    place,
+    text_height,
+    text_width,
+    wrap,
+    write,
+)
+from attrfn.viz._colour import colour_bar, colour_map, norm
+from attrfn.viz._picture import bare, draw_map, draw_outline, draw_picture, maps, pictures
+from attrfn.viz._scale import Array, limit, percentile
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAME, NOTE, LABEL, TITLE = 9.0, 7.5, 9.0, 12.0  # font sizes
+CELL, GAP_X, GAP_Y, MARGIN, BAR = 1.25, 0.14, 0.1, 0.16, 0.07  # inches
+
+
+def image_grid(
+    images: Array,
+    attributions: Mapping[str, Array],
+    *,
+    titles: Sequence[str] | None = None,
+    notes: Mapping[str, str] | None = None,
+    title: str = "",
+    outlier_percentile: float = 99.0,
+    cmap: str = "RdBu_r",
+    original: bool = True,
+    outline: bool = True,
+) -> Figure:
+    """A grid of images (rows) by methods (columns), one colour scale per method.
+
+    A column's scale runs from -v to v, where v is the given percentile of |attribution| over all
+    its rows, and stands under it; larger values take the end colours. Maps that are never negative
+    are drawn on the same zero-centred scale, so a colour means the same everywhere.
+
+    Args:
+        images: (B, C, H, W) or (B, H, W). Three channels are drawn in colour, others averaged.
+        attributions: Method name -> (B, C, h, w), summed over the channels, or (B, h, w). A map of
+            another size than the image's (a CAM) is stretched over it.
+        titles: One label per image, drawn at the left of its row.
+        notes: Method name -> a second line under the name, such as "3.1 ms, gap 1e-6".
+        title: Drawn above everything.
+        outlier_percentile: Where the scales end, above 0; 100: at the largest value.
+        cmap: Name of a diverging matplotlib colour map, negative to positive.
+        original: Whether the first column shows the images.
+        outline: Whether a thin contour of the image lies over each map.
+
+    Returns:
+        A figure with axes in row-major order (images, then methods, per row), and behind them one
+        colour bar per method.
+
+    Raises:
+        TypeError: ``attributions`` is no mapping, or something holds no real numbers.
+        ValueError: Shapes, batch sizes, names or options do not fit, or values are not finite.
+
+    Example:
+        >>> import torch
+        >>> images = torch.rand(2, 1, 8, 8)
+        >>> figure = image_grid(images, {"gradient": torch.randn(2, 1, 8, 8)}, titles=["3", "8"])
+        >>> [axes.get_title() for axes in figure.axes]
+        ['image', 'gradient', '', '', '']
+    """
+    shown = pictures(images, "images")
+    columns = _columns(attributions, shown.shape[0])
+    labels = _labels(titles, shown.shape[0])
+    second = _notes(notes, columns)
+    at = percentile(outlier_percentile)
+    colours = colour_map(cmap)
+
+    height, width = shown.shape[1:3]
+    cell = CELL * min(max(height / width, 0.4), 1.6)
+    names = [balance(name, CELL, NAME, "bold") for name in ["image"] * original + list(columns)]
+    under = [balance(note, CELL, NOTE) for note in [""] * original + second]
+    labels = [wrap(label, 1.5, LABEL) for label in labels]
+    left = MARGIN + max((text_width(label, LABEL) + 0.12 for label in labels if label), default=0)
+    note_height = max(text_height(note, NOTE) for note in under)
+    top = MARGIN + max(text_height(name, NAME) for name in names) + note_height + 0.06
+    full = left + len(names) * (CELL + GAP_X) - GAP_X + MARGIN
+    title = wrap(title, full - 2 * MARGIN, TITLE, "bold")
+    top += text_height(title, TITLE) + (0.12 if title else 0)
+    bottom = top + len(shown) * (cell + GAP_Y)
+    figure = new_figure(full, bottom + BAR + 0.3, _describe(len(shown), columns, original))
+    write(figure, MARGIN, MARGIN, title, TITLE, weight="bold")
+
+    # the first axes row carries names (as titles) over notes, then maps, then colour bars
+    limits = [limit(values, at) for values in columns.values()]
+    scales = [norm(end) for end in limits]
+    for row, picture in enumerate(shown):
+        y = top + row * (cell + GAP_Y)
+        if labels:
+            write(figure, left - 0.12, y + cell / 2, labels[row], LABEL, ha="right", va="center")
+        if original:
+            axes = place(figure, left, y, CELL, cell)
+            draw_picture(axes, picture)
+            bare(axes)
+        for column, (values, scale) in enumerate(zip(columns.values(), scales, strict=True)):
+            axes = place(figure, left + (column + original) * (CELL + GAP_X), y, CELL, cell)
+            draw_map(axes, values[row], (height, width), colours, scale)
+            if outline:
+                draw_outline(axes, picture)
+            bare(axes)
+    for column, (name, note) in enumerate(zip(names, under, strict=True)):
+        x = left + column * (CELL + GAP_X) + CELL / 2
+        figure.axes[column].set_title(
+            name,
+            loc="center",
+            color=DARK,
+            fontsize=NAME,
+            weight="bold",
+            pad=72 * (note_height + 0.06),
+            parse_math=False,
+        )
+        write(figure, x, top - 0.04 - note_height, note, NOTE, ha="center", color=GREY)
+    for column, (values, end) in enumerate(zip(columns.values(), limits, strict=True)):
+        x = left + (column + original) * (CELL + GAP_X)
+        axes = place(figure, x, bottom, CELL, BAR)
+        mappable = figure.axes[column + original].images[0]
+        colour_bar(figure, axes, mappable, end, clipped=bool((values.abs() > end).any()))
+    return figure
+
+
+def _columns(attributions: Mapping[str, Array], batch: int) -> dict[str, Tensor]:
+    if not isinstance(attributions, Mapping):
+        raise TypeError(
+            f"attributions is a {type(attributions).__name__}, expected a mapping from method "
+            "names to maps: write {'gradient': maps}"
+        )
+    if not attributions:
+        raise ValueError(
+            "attributions is empty, expected at least one method: write {'gradient': maps}"
+        )
+    columns = {}
+    for name, value in attributions.items():
+        columns[name] = maps(value, f"attributions[{name!r}]")
+        if len(columns[name]) != batch:
+            raise ValueError(
+                f"attributions[{name!r}] has {len(columns[name])} examples, expected {batch} as "
+                "images has: explain and draw the same batch"
+            )
+    return columns
+
+
+def _labels(titles: Sequence[str] | None, batch: int) -> list[str]:
+    if titles is None:
+        return []
+    if isinstance(titles, str) or len(titles) != batch:
+        raise ValueError(
+            f"titles is {titles!r}, expected a sequence of {batch} texts, one per image: "
+            "give an empty text to an image without label"
+        )
+    return [str(label) for label in titles]
+
+
+def _notes(notes: Mapping[str, str] | None, columns: Mapping[str, Tensor]) -> list[str]:
+    notes = notes or {}
+    unknown = [name for name in notes if name not in columns]
+    if unknown:
+        raise ValueError(
+            f"notes has {unknown}, expected names among {list(columns)}: use the names of "
+            "attributions"
+        )
+    return [str(notes.get(name, "")) for name in columns]
+
+
+def _describe(batch: int, columns: Mapping[str, Tensor], original: bool) -> str:
+    first = "the image and then " if original else ""
+    return (
+        f"Grid of {batch} images (rows); each row shows {first}its attribution maps by "
+        f"{', '.join(columns)}; red raises the explained output, blue lowers it, white is zero."
+    )

@@ -1,0 +1,117 @@
+"""One image under its attribution."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from attrfn.viz._canvas import balance, new_figure, place, text_height, write
+from attrfn.viz._colour import Side, colour_bar, colour_map, norm
+from attrfn.viz._picture import (
+    SINGLE,
+    bare,
+    draw_map,
+    draw_outline,
+    draw_picture,
+    grey,
+    maps,
+    pictures,
+)
+from attrfn.viz._scale import Array, limit, percentile
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Sign = Literal["all", "positive", "negative", "absolute"]
+SIDES: dict[str, Side] = {
+    "all": "both",
+    "positive": "upper",
+    "negative": "lower",
+    "absolute": "upper",
+}
+WIDTH, MARGIN, TITLE = 3.6, 0.16, 11.0
+
+
+def image_overlay(
+    image: Array,
+    attribution: Array,
+    *,
+    alpha: float = 0.9,
+    sign: Sign = "all",
+    outlier_percentile: float = 99.0,
+    cmap: str | None = None,
+    title: str = "",
+) -> Figure:
+    """One image in grey with its attribution over it, and the colour bar at the side.
+
+    The colours fade towards zero, so the image shows through where nothing is attributed.
+
+    Args:
+        image: (C, H, W) or (H, W).
+        attribution: (C, h, w), summed over the channels, or (h, w); a map of another size than the
+            image's is stretched over it.
+        alpha: Opacity of the strongest attributions, 0 to 1. At 1 nothing fades: the heat map
+            alone, with a thin contour of the image.
+        sign: What is drawn: "all", only "positive" or "negative" values, or "absolute" ones.
+        outlier_percentile: Where the scale ends, as a percentile of what is drawn; 100: at the
+            largest value.
+        cmap: Name of a diverging matplotlib colour map; one-sided scales take its half. By default
+            "RdBu_r", and "PuOr" for absolute values, which have no sign to show.
+        title: Drawn above the image.
+
+    Returns:
+        A figure with two axes: the image and the colour bar.
+
+    Raises:
+        TypeError: Something holds no real numbers.
+        ValueError: Shapes or options do not fit, or values are not finite.
+
+    Example:
+        >>> import torch
+        >>> figure = image_overlay(torch.rand(3, 32, 32), torch.randn(3, 32, 32), sign="positive")
+        >>> len(figure.axes)
+        2
+    """
+    if sign not in SIDES:
+        raise ValueError(
+            f"sign is {sign!r}, expected one of {sorted(SIDES)}: 'all' draws both signs"
+        )
+    if not 0 <= alpha <= 1:
+        raise ValueError(
+            f"alpha is {alpha}, expected a number from 0 to 1: 1 draws the heat map alone"
+        )
+    at = percentile(outlier_percentile)
+    picture = pictures(image, "image", SINGLE)
+    values = maps(attribution, "attribution", SINGLE)
+    if sign == "positive":
+        values = values.clamp(min=0)
+    elif sign == "negative":
+        values = values.clamp(max=0)
+    elif sign == "absolute":
+        values = values.abs()
+    side = SIDES[sign]
+    end = limit(values, at)
+    colours = colour_map(
+        cmap or ("PuOr" if sign == "absolute" else "RdBu_r"), side, None if alpha == 1 else alpha
+    )
+
+    rows, cols = picture.shape[:2]
+    height = WIDTH * min(max(rows / cols, 0.4), 1.6)
+    title = balance(title, WIDTH, TITLE, "bold")
+    top = MARGIN + text_height(title, TITLE) + (0.06 if title else 0)
+    figure = new_figure(
+        MARGIN + WIDTH + 0.85,
+        top + height + MARGIN,
+        f"Image with its attribution ({sign} values) drawn over it as colours.",
+    )
+    write(figure, MARGIN, MARGIN, title, TITLE, weight="bold")
+    axes = place(figure, MARGIN, top, WIDTH, height)
+    if alpha < 1:
+        draw_picture(axes, 0.35 + 0.65 * grey(picture))  # pale: dark colours must show on it
+    mappable = draw_map(axes, values, (rows, cols), colours, norm(end, side))
+    if alpha == 1:
+        draw_outline(axes, picture)
+    bare(axes)
+    bar = place(figure, MARGIN + WIDTH + 0.1, top, 0.11, height)
+    clipped = bool((values.abs() > end).any())
+    colour_bar(figure, bar, mappable, end, clipped=clipped, orientation="vertical", size=8)
+    return figure

@@ -1,0 +1,139 @@
+"""One self-contained HTML file of texts, figures and tables."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from attrfn.viz._style import CSS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DPI = 160
+SIGN = r"[-+\u2212]?"
+# a number, perhaps with a short unit, or a (long) dash that stands for none
+NUMBER = re.compile(
+    rf"{SIGN}\d[\d.,]*(e{SIGN}\d+)?(\s?[^\s\d]{{1,3}})?|{SIGN}(nan|inf)|[-\u2013\u2014]?"
+)
+
+
+def report(
+    path: str | os.PathLike[str],
+    *,
+    title: str,
+    figures: Mapping[str, Figure] | None = None,
+    tables: Mapping[str, Sequence[Mapping[str, object]]] | None = None,
+    text: str = "",
+) -> Path:
+    """Write one HTML file that holds everything it shows: no scripts, no links, no other files.
+
+    It reads well on narrow and wide screens, in light and dark mode, and on paper. All texts are
+    escaped. Folders on the way to ``path`` are made; a file that is there is replaced.
+
+    Args:
+        path: The file to write.
+        title: The page's title.
+        figures: Caption -> figure, embedded as PNG. A figure's label (``figure.get_label()``, which
+            the functions of this package set) is its text for screen readers.
+        tables: Caption -> rows, each a mapping from column names to values. Columns come in the
+            order in which the rows first name them. Columns of numbers, also with a short unit
+            such as "3.1 ms", are set to the right; floats get four digits, None a dash.
+        text: Paragraphs, separated by empty lines, between title and figures.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        TypeError: A figure cannot be saved, or a table is no sequence of mappings.
+
+    Example:
+        >>> import tempfile
+        >>> file = tempfile.mkdtemp() + "/report.html"
+        >>> report(file, title="Digits", tables={"Costs": [{"method": "gradient", "ms": 3.1}]}).name
+        'report.html'
+    """
+    parts = [f"<h1>{html.escape(title)}</h1>"]
+    for paragraph in re.split(r"\n\s*\n", text.strip()):
+        if paragraph:
+            parts.append(f'<p class="text">{html.escape(paragraph)}</p>')
+    for caption, figure in (figures or {}).items():
+        parts.append(_figure(caption, figure))
+    for caption, rows in (tables or {}).items():
+        parts.append(_table(caption, rows))
+    page = (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{html.escape(title)}</title>\n<style>\n{CSS}</style>\n</head>\n"
+        "<body>\n<main>\n" + "\n".join(parts) + "\n</main>\n</body>\n</html>\n"
+    )
+    file = Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(page, encoding="utf-8")
+    return file
+
+
+def _figure(caption: str, figure: Figure) -> str:
+    if not hasattr(figure, "savefig"):
+        raise TypeError(
+            f"figures[{caption!r}] is a {type(figure).__name__}, expected a matplotlib figure: "
+            "give what the functions of attrfn.viz return"
+        )
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    width, height = (round(96 * inches) for inches in figure.get_size_inches())
+    narrow = min(width, max(320, round(0.6 * width)))
+    alt = html.escape(str(figure.get_label()) or caption)
+    return (
+        f'<figure>\n<div class="scroll paper" tabindex="0" role="group" '
+        f'aria-label="{html.escape(caption)}">'
+        f'<img src="data:image/png;base64,{data}" alt="{alt}" width="{width}" height="{height}" '
+        f'style="min-width:{narrow}px"></div>\n'
+        f"<figcaption>{html.escape(caption)}</figcaption>\n</figure>"
+    )
+
+
+def _table(caption: str, rows: Sequence[Mapping[str, object]]) -> str:
+    if isinstance(rows, (str, Mapping)) or not all(isinstance(row, Mapping) for row in rows):
+        raise TypeError(
+            f"tables[{caption!r}] is a {type(rows).__name__}, expected a sequence of mappings: "
+            "write one {column: value} per row"
+        )
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    cells = {column: [_cell(row.get(column)) for row in rows] for column in columns}
+    right = {
+        column: ' class="number"' * all(NUMBER.fullmatch(cell) for cell in cells[column])
+        for column in columns
+    }
+    head = "".join(f'<th scope="col"{right[c]}>{html.escape(str(c))}</th>' for c in columns)
+    body = "\n".join(
+        "<tr>"
+        + "".join(f"<td{right[c]}>{html.escape(cells[c][i])}</td>" for c in columns)
+        + "</tr>"
+        for i in range(len(rows))
+    )
+    return (
+        f"<h2>{html.escape(caption)}</h2>\n"
+        f'<div class="scroll" tabindex="0" role="group" aria-label="{html.escape(caption)}">'
+        f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>"
+    )
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, Tensor) or type(value).__module__ == "numpy":
+        value = getattr(value, "tolist", lambda: value)()  # a plain number where it is one
+    if value is None:
+        return "\N{EN DASH}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

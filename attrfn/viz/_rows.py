@@ -1,0 +1,83 @@
+"""What the plots with one row per feature share: checks, order and the frame."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from attrfn.viz._canvas import (
+    DARK,
+    LINE,
+    new_figure,
+    place,
+    text_height,
+    text_width,
+    wrap,
+    write,
+)
+from attrfn.viz._scale import Array, numbers
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+TEXT, TITLE = 9.0, 11.0
+PLOT, ROW, MARGIN, NAME = 4.2, 0.29, 0.16, 2.2  # inches
+SHAPES = {1: "(F,)", 2: "(B, F)"}
+
+
+def features(attributions: Array, names: Sequence[str]) -> Tensor:
+    """The attributions as (B, F), where (F,) is one sample; they agree with the names."""
+    data = numbers(attributions, "attributions", SHAPES)
+    data = data[None] if data.ndim == 1 else data
+    if isinstance(names, str) or len(names) != data.shape[1]:
+        raise ValueError(
+            f"names has {len(names)} entries, expected {data.shape[1]}, one text per feature of "
+            "attributions: flatten both in the same order"
+        )
+    return data
+
+
+def order(data: Tensor, top: int) -> list[int]:
+    """The ``top`` features of largest mean |attribution|, largest first; ties keep their order."""
+    if top < 1:
+        raise ValueError(f"top is {top}, expected at least 1: it is the number of rows to draw")
+    return torch.argsort(data.abs().mean(0), descending=True, stable=True)[:top].tolist()
+
+
+def frame(
+    labels: Sequence[str], *, title: str, xlabel: str, right: float, description: str
+) -> tuple[Figure, Axes]:
+    """A figure with one row per label, first on top at y = 0, and a line at x = 0.
+
+    Args:
+        labels: Texts at the left of the rows.
+        title: Drawn above the plot.
+        xlabel: Drawn under the plot.
+        right: Inches to leave at the right of the plot.
+        description: The figure's text for who cannot see it.
+    """
+    labels = [wrap(label, NAME, TEXT) for label in labels]
+    left = MARGIN + max(text_width(label, TEXT) for label in labels) + 0.1
+    row = max(ROW, max(text_height(label, TEXT) for label in labels) + 0.06)
+    width = left + PLOT + right
+    title = wrap(title, width - 2 * MARGIN, TITLE, "bold")
+    xlabel = wrap(xlabel, PLOT, TEXT)
+    top = MARGIN + text_height(title, TITLE) + (0.1 if title else 0)
+    height = len(labels) * row
+    bottom = 0.25 + text_height(xlabel, TEXT) + MARGIN
+    figure = new_figure(width, top + height + bottom, description)
+    write(figure, MARGIN, MARGIN, title, TITLE, weight="bold")
+    axes = place(figure, left, top, PLOT, height)
+    write(figure, left + PLOT / 2, top + height + 0.25, xlabel, TEXT, ha="center")
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.set_yticks(range(len(labels)), labels=labels, fontsize=TEXT, parse_math=False)
+    axes.spines[["left", "right", "top"]].set_visible(False)
+    axes.locator_params(axis="x", nbins=6)
+    axes.grid(axis="x", color=LINE, linewidth=0.5, alpha=0.6)
+    axes.set_axisbelow(True)
+    axes.axvline(0, color=DARK, linewidth=0.8, zorder=1.5)
+    return figure, axes

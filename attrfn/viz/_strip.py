@@ -1,0 +1,122 @@
+"""Every sample's attributions of named features, coloured by the features' values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from attrfn.viz._canvas import DARK, GREY, LINE, place
+from attrfn.viz._rows import MARGIN, features, frame, order
+from attrfn.viz._scale import Array, numbers
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BINS = 90
+
+
+def strip(
+    attributions: Array,
+    values: Array,
+    names: Sequence[str],
+    *,
+    top: int = 10,
+    cmap: str = "viridis",
+    title: str = "",
+    xlabel: str = "attribution",
+) -> Figure:
+    """One dot per sample and feature: attribution along x, the feature's value as colour.
+
+    Dots of equal attribution are stacked beside each other (a "beeswarm"), by a rule without
+    chance. Colours run, per feature, from the 5th to the 95th percentile of its values.
+
+    Args:
+        attributions: (B, F).
+        values: (B, F), the inputs that were explained.
+        names: F texts.
+        top: How many features are drawn, those of largest mean |attribution|.
+        cmap: Name of a sequential matplotlib colour map, low to high values.
+        title: Drawn above the plot.
+        xlabel: Drawn under the plot.
+
+    Returns:
+        A figure with two axes: the dots and the colour bar.
+
+    Raises:
+        TypeError: Something holds no real numbers.
+        ValueError: Shapes, names or options do not fit, or values are not finite.
+
+    Example:
+        >>> import torch
+        >>> x = torch.randn(50, 3)
+        >>> figure = strip(x * torch.tensor([1.0, -2.0, 0.1]), x, ["a", "b", "c"], top=2)
+        >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        ['b', 'a']
+    """
+    data = features(attributions, names)
+    shown = numbers(values, "values", {1: "(F,)", 2: "(B, F)"})
+    shown = shown[None] if shown.ndim == 1 else shown
+    if shown.shape != data.shape:
+        raise ValueError(
+            f"values has shape {tuple(shown.shape)}, expected {tuple(data.shape)} as attributions "
+            "has: give the inputs that were explained"
+        )
+    chosen = order(data, top)
+    figure, axes = frame(
+        [str(names[i]) for i in chosen],
+        title=title,
+        xlabel=xlabel,
+        right=0.75 + MARGIN,
+        description=f"One dot per sample, {xlabel} along x, the feature's value as colour, for the "
+        f"features {', '.join(str(names[i]) for i in chosen)}.",
+    )
+    span = float(data[:, chosen].abs().max()) or 1.0
+    for row, i in enumerate(chosen):
+        axes.axhline(row, color=LINE, linewidth=0.4, zorder=0.5)
+        dots = axes.scatter(
+            data[:, i].numpy(),
+            (row + _swarm(data[:, i], span)).numpy(),
+            c=_relative(shown[:, i]).numpy(),
+            cmap=cmap,
+            vmin=0,
+            vmax=1,
+            s=9,
+            linewidths=0,
+            alpha=0.9,
+            zorder=2,
+        )
+    box = axes.get_position()
+    width, height = figure.get_size_inches()
+    bar = place(figure, box.x1 * width + 0.2, (1 - box.y1) * height, 0.09, box.height * height)
+    figure.colorbar(dots, cax=bar, ticks=[0, 1]).outline.set(edgecolor=LINE, linewidth=0.5)
+    bar.set_yticks([0, 1], labels=["low", "high"])
+    bar.tick_params(labelsize=8, length=0, pad=3, labelcolor=DARK)
+    bar.set_ylabel("feature value", fontsize=8, color=GREY, labelpad=-8)
+    return figure
+
+
+def _swarm(x: Tensor, span: float) -> Tensor:
+    """Offsets within -0.4..0.4: the k-th dot of a bin goes k/2 dots up or down."""
+    bins = ((x / span + 1) / 2 * (BINS - 1)).round().long()
+    rank = torch.zeros(len(x), dtype=torch.long)
+    for b in set(bins.tolist()):
+        inside = bins == b
+        rank[inside] = torch.arange(int(inside.sum()))
+    offsets = (rank + 1).div(2, rounding_mode="floor") * (1 - 2 * (rank % 2))
+    step = 0.4 / max(float(offsets.abs().max()), 5.0)
+    return offsets * step
+
+
+def _relative(values: Tensor) -> Tensor:
+    """Values as 0..1 between their 5th and 95th percentile; a constant is 0.5."""
+    ranked = values.sort().values
+    last = len(values) - 1
+    low, high = ranked[round(0.05 * last)], ranked[round(0.95 * last)]
+    if low == high:
+        low, high = ranked[0], ranked[-1]
+    if low == high:
+        return torch.full_like(values, 0.5)
+    return ((values - low) / (high - low)).clamp(0, 1)

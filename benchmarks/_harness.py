@@ -1,0 +1,221 @@
+"""What the benchmarks share: models, interleaved timing, peak memory, tables."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The flags of every benchmark."""
+    p = argparse.ArgumentParser(description=description)
+    p.add_argument("--device", default="cpu", help="cpu or cuda")
+    p.add_argument("--threads", type=int, default=1, help="threads of torch on the CPU")
+    p.add_argument("--repeats", type=int, default=7, help="interleaved repeats")
+    p.add_argument("--quick", action="store_true", help="fewer cases, to see that it runs")
+    p.add_argument("--memory-of", help=argparse.SUPPRESS)
+    return p
+
+
+def machine(device: str) -> str:
+    """One line that says where the figures come from."""
+    import captum
+
+    names = [f"torch {torch.__version__}", f"captum {captum.__version__}"]
+    names.append(f"python {platform.python_version()}")
+    if device == "cuda":
+        return ", ".join([torch.cuda.get_device_name(), *names])
+    cpu = next(
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
+    threads = f"{torch.get_num_threads()} of {os.cpu_count()} threads"
+    return ", ".join([cpu, threads, *names])
+
+
+class Cnn(nn.Module):
+    """Three convolutions on 3 x 32 x 32 images."""
+
+    shape = (3, 32, 32)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(32, 64, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(64, 64, 3, padding=1),
+            nn.ReLU(),
+        )
+        self.head = nn.Linear(64 * 8 * 8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x).flatten(1))
+
+
+class Transformer(nn.Module):
+    """Two encoder layers on 32 tokens of width 64."""
+
+    shape = (32, 64)
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(64, 4, 256, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder(x).mean(1))
+
+
+class Mlp(nn.Module):
+    """Two hidden layers of width 512 on 784 features."""
+
+    shape = (784,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+MODELS = {"CNN": Cnn, "transformer": Transformer, "MLP": Mlp}
+
+
+def model_and_batch(name: str, batch: int, device: str) -> tuple[nn.Module, Tensor, Tensor]:
+    """A seeded model in evaluation mode, inputs and one target per example."""
+    torch.manual_seed(0)
+    model = MODELS[name]().eval().to(device)
+    x = torch.randn(batch, *model.shape, device=device)
+    return model, x, torch.arange(batch, device=device) % 10
+
+
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def seconds(run: Callable[[], object], device: str) -> float:
+    """One timed run."""
+    synchronize(device)
+    start = time.perf_counter()
+    run()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def medians(
+    runs: Mapping[str, Callable[[], object]], repeats: int, device: str
+) -> dict[str, list[float]]:
+    """All timings of each run, interleaved so that a slow moment of the machine hits them all.
+
+    Every run is repeated inside a round until the round has lasted long enough to be timed.
+    """
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    loops = {}
+    for name, run in runs.items():
+        run()
+        loops[name] = max(1, int(0.05 / max(seconds(run, device), 1e-6)))
+    names = list(runs)
+    for turn in range(repeats):
+        for name in names if turn % 2 == 0 else reversed(names):
+            n = loops[name]
+            times[name].append(
+                seconds(lambda r=runs[name], n=n: [r() for _ in range(n)], device) / n
+            )
+    return times
+
+
+def median(values: Sequence[float]) -> float:
+    return statistics.median(values)
+
+
+def ratio(a: Sequence[float], b: Sequence[float]) -> float:
+    """The median over the rounds of a / b, both taken in the same round."""
+    return statistics.median(x / y for x, y in zip(a, b, strict=True))
+
+
+def peak_mb(run: Callable[[], object], device: str) -> float:
+    """Peak extra memory of one run: on a GPU the allocator's, on the CPU the process's pages.
+
+    Call it in a process of its own (see ``peak_mb_of``): pages that an earlier run left behind
+    would hide this one's.
+    """
+    if device == "cuda":
+        run()
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    before = _status("VmRSS")
+    run()
+    return (_status("VmHWM") - before) / 2**10
+
+
+def peak_mb_of(script: str, case: str, flags: Sequence[str]) -> float:
+    """The peak of one case, measured by the script in a fresh process."""
+    out = subprocess.run(
+        [sys.executable, script, "--memory-of", case, *flags],
+        check=True,
+        capture_output=True,
+        text=True,
+        # Give freed blocks back to the system at once, so that pages are not counted twice.
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"},
+    )
+    return float(json.loads(out.stdout.splitlines()[-1]))
+
+
+def _status(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1])
+    raise RuntimeError(f"/proc/self/status has no {field}")
+
+
+def table(rows: Sequence[Mapping[str, object]]) -> str:
+    """Rows as a Markdown table; the columns are the keys of the first."""
+    names = list(rows[0])
+    cells = [[str(row[name]) for name in names] for row in rows]
+    widths = [max(len(n), *(len(c[i]) for c in cells)) for i, n in enumerate(names)]
+    lines = [names, ["-" * w for w in widths], *cells]
+    return "\n".join(
+        "| " + " | ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) + " |"
+        for line in lines
+    )
+
+
+def write(name: str, title: str, device: str, text: str) -> Path:
+    """Write a result below benchmarks/results and say where."""
+    suffix = "" if device == "cpu" else f"_{device}"
+    path = RESULTS / f"{name}{suffix}.md"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"# {title}\n\n{machine(device)}\n\n{text}\n")
+    print(f"\nwrote {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
+    return path

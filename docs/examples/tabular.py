@@ -1,0 +1,78 @@
+"""Explain a classifier of breast cancer data: which measurements speak for a malignant tumour?
+
+Run: python docs/examples/tabular.py --out demo_output
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from sklearn.datasets import load_breast_cancer
+from sklearn.model_selection import train_test_split
+from torch import Tensor, nn
+
+import attrfn
+from attrfn import viz
+
+
+def trained_model(x: Tensor, y: Tensor) -> nn.Module:
+    """A small network whose output is the log-odds of "malignant"."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(30, 32), nn.Softplus(), nn.Linear(32, 1), nn.Flatten(0))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01, weight_decay=1e-3)
+    for _ in range(200):
+        optimizer.zero_grad()
+        nn.functional.binary_cross_entropy_with_logits(model(x), y).backward()
+        optimizer.step()
+    return model.eval()
+
+
+def main(out: Path) -> None:
+    cancer = load_breast_cancer()
+    names = [str(name) for name in cancer.feature_names]
+    x = torch.tensor(cancer.data, dtype=torch.float32)
+    y = torch.tensor(cancer.target == 0, dtype=torch.float32)
+    train, test = train_test_split(torch.arange(len(x)), test_size=0.25, random_state=0)
+    x = (x - x[train].mean(0)) / x[train].std(0)
+    model = trained_model(x[train], y[train])
+    with torch.no_grad():
+        accuracy = ((model(x[test]) > 0) == (y[test] > 0.5)).float().mean().item()
+    print(f"accuracy on {len(test)} held-out patients: {accuracy:.1%}")
+
+    # Against what? Against the benign patients of the training set, drawn at random.
+    benign = x[train][y[train] == 0]
+    sick = x[test][y[test] == 1]
+    attributions = attrfn.gradient_shap(model, sick, baselines=benign, n_samples=500, key=0)
+    with torch.no_grad():
+        change = model(sick).mean() - model(benign).mean()
+    print(f"mean log-odds above benign: {change:.2f}, explained: {attributions.sum(1).mean():.2f}")
+
+    figures = {
+        "tabular_bars": viz.bar(
+            attributions,
+            names,
+            top=12,
+            error="std",
+            title="What makes malignant tumours differ from benign ones for the model",
+            xlabel="expected gradients, in log-odds: mean and standard deviation over patients",
+        ),
+        "tabular_strip": viz.strip(
+            attributions,
+            sick,
+            names,
+            top=12,
+            title="Each dot is one patient",
+            xlabel="expected gradients, in log-odds",
+        ),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        path = out / f"{name}.png"
+        figure.savefig(path, dpi=150)
+        print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("demo_output"))
+    main(parser.parse_args().out)

@@ -1,6 +1,6 @@
 """Random numbers as pure functions of a key: Philox 4x32-10 in plain tensor operations.
 
-Word w of block c of a stream is word w of philox(counter=(c, 0, 0, tag), key), so element
+Word w of block c of a stream is word w of philox(counter=(tag, c, 0, 0), key), so element
 i = 4 c + w of a draw depends on the key and on i alone: on no state, device, chunk or batch.
 The tag keeps the streams of ``split``, ``fold_in`` and the draws apart. Use each key once:
 two draws with one key are made of the same words.
@@ -90,7 +90,8 @@ def as_key(key: Tensor | int, device: Device = None) -> Tensor:
             "key must be an int or an integer tensor of shape (..., 2), got "
             f"{_kind(key)}: make one with attrfn.random.key(seed)."
         )
-    return torch.tensor([key & _MASK, (key >> 32) & _MASK], dtype=torch.int64, device=device)
+    words = (key & _MASK, (key >> 32) & _MASK)
+    return torch.stack([torch.full((), w, dtype=torch.int64, device=device) for w in words])
 
 
 def split(key: Tensor | int, n: int = 2) -> Tensor:
@@ -136,12 +137,9 @@ def fold_in(key: Tensor | int, data: Tensor | int) -> Tensor:
         raise TypeError(
             f"data must be an int or an integer tensor, got {_kind(data)}: convert it to int64."
         )
-    device = None
-    if isinstance(data, Tensor):
-        data = data.to(torch.int64)
-        device = None if isinstance(key, Tensor) else data.device
-    key = as_key(key, device)
-    words = _philox((data & _MASK, (data >> 32) & _MASK, 0, _FOLD), key[..., 0], key[..., 1])
+    key = as_key(key, data.device if isinstance(data, Tensor) and isinstance(key, int) else None)
+    data = data.to(torch.int64) if isinstance(data, Tensor) else data
+    words = _philox((_FOLD, data & _MASK, 0, (data >> 32) & _MASK), key[..., 0], key[..., 1])
     return torch.stack(words[:2], -1)
 
 
@@ -337,14 +335,14 @@ def _philox(counter: tuple[Any, Any, Any, Any], k0: Tensor, k1: Tensor) -> list[
     """Ten times c0, c1, c2, c3 = hi(b c2) ^ c1 ^ k0, lo(b c2), hi(a c0) ^ c3 ^ k1, lo(a c0).
 
     With p = x (m - 2^32), which fits int64: hi(m x) = (p >> 32) + x and lo(m x) = p mod 2^32.
-    A word of the counter is an int64 tensor, or an int for all elements.
+    A word of the counter is an int64 tensor, or an int for all elements; tensors come as c1 and
+    c3, which meet the key before a product: compiled, products of an arange have 32 bits
+    (https://github.com/pytorch/pytorch/issues/175966).
     """
     a, b = _MULTIPLIERS
     c0, c1, c2, c3 = counter
-    rounds = torch.arange(_ROUNDS, device=k0.device)
-    keys0 = ((k0[..., None] + _WEYL[0] * rounds) & _MASK).unbind(-1)
-    keys1 = ((k1[..., None] + _WEYL[1] * rounds) & _MASK).unbind(-1)
-    for r0, r1 in zip(keys0, keys1, strict=True):
+    for i in range(_ROUNDS):
+        r0, r1 = ((k + i * w) & _MASK for k, w in zip((k0, k1), _WEYL, strict=True))
         p, q = a * c0, b * c2
         hi_p, hi_q = (p >> 32) + c0, (q >> 32) + c2
         c0, c1, c2, c3 = hi_q ^ c1 ^ r0, q & _MASK, hi_p ^ c3 ^ r1, p & _MASK
@@ -360,7 +358,7 @@ def _generate(
 
     def part(start: int, stop: int) -> Tensor:
         c = torch.arange(start, stop, device=key.device)
-        words = (_philox((c, 0, 0, tag), key[..., :1], key[..., 1:]) for tag in tags)
+        words = (_philox((tag, c, 0, 0), key[..., :1], key[..., 1:]) for tag in tags)
         return finish(*(torch.stack(four, -1).flatten(-2) for four in words))
 
     step = max(1, 2 * _CHUNK // max(1, key.numel()))
@@ -376,8 +374,9 @@ def _draw_cells(
 ) -> Tensor:
     """finish(k, p) of uniform integers k in [0, 2^p): p = 53 in float64, 24 in float32."""
     if wide == torch.float64:
-        join = lambda hi, lo: finish((hi << 21) | (lo >> 11), 53)  # noqa: E731
-        return _generate(key, shape, (_DRAW, _LOW), join)
+        return _generate(
+            key, shape, (_DRAW, _LOW), lambda hi, lo: finish((hi << 21) | (lo >> 11), 53)
+        )
     return _generate(key, shape, (_DRAW,), lambda word: finish(word >> 8, 24))
 
 
@@ -393,12 +392,10 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 def _largest_below(low: float, high: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The number of the dtype below high (nextafter, for all dtypes), but at least low."""
-    eps, tiny = torch.finfo(dtype).eps, torch.finfo(dtype).tiny
-    low_, high_ = (
-        torch.tensor(x, dtype=dtype, device=device).to(_wide(dtype)) for x in (low, high)
-    )
-    step = 0.625 * eps * (high_.abs() + tiny)  # 0.625 to 1.25 units in the last place: rounds to 1
-    return torch.maximum(low_, high_ - step).to(dtype)
+    wide, info = _wide(dtype), torch.finfo(dtype)
+    least, top = (torch.full((), x, dtype=dtype, device=device).to(wide) for x in (low, high))
+    step = 0.625 * info.eps * (top.abs() + info.tiny)  # 5/8 to 5/4 of the last place
+    return torch.maximum(least, top - step).to(dtype)
 
 
 def _checked(shape: Sequence[int]) -> Sequence[int]:

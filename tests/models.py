@@ -29,6 +29,7 @@ class Net(NamedTuple):
         neuron: The index of one neuron of ``mid`` behind the batch dimension.
         spatial: Whether ``mid`` has the form (B, C, *spatial) that class activation maps need.
         smooth: Whether attributions are differentiable around the inputs.
+        pool: Three baselines to draw from.
     """
 
     build: Callable[[], nn.Module]
@@ -36,13 +37,10 @@ class Net(NamedTuple):
     neuron: int | tuple[int | slice, ...]
     spatial: bool
     smooth: bool
+    pool: Tensor
 
     def inputs(self, batch: int = 3, seed: int = 1) -> Tensor:
         return randn(batch, *self.shape, seed=seed)
-
-    def pool(self) -> Tensor:
-        """Three baselines to draw from."""
-        return 0.3 * randn(3, *self.shape, seed=2)
 
 
 def targets(batch: int) -> Tensor:
@@ -62,8 +60,8 @@ def _cnn() -> nn.Module:
     return nn.Sequential(
         OrderedDict(
             inp=nn.Conv2d(2, 3, 3, padding=1),
-            mid=nn.Softplus(),
-            pool=nn.AvgPool2d(2),
+            soft=nn.Softplus(),
+            mid=nn.AvgPool2d(2),
             act=nn.Tanh(),
             flat=nn.Flatten(),
             out=_out(12),
@@ -166,28 +164,16 @@ class TrainedBatchNorm(nn.Module):
         return self.out(torch.tanh(self.mid(self.inp(x))))
 
 
-class Raises(nn.Module):
-    """Runs ``body`` and fails in the call with the number ``at``, behind ``mid``."""
-
-    def __init__(self, body: nn.Module, at: int = 0) -> None:
-        super().__init__()
-        self.body = body
-        self.fuse = Fuse(at)
-        self.body.act.register_forward_hook(self.fuse)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(x)
-
-
 class Fuse:
-    """A forward hook that raises in the call with the number ``at``."""
+    """A hook that counts its calls and raises in the one with the number ``at``."""
 
-    def __init__(self, at: int) -> None:
-        self.left = at
+    def __init__(self, at: int = -1) -> None:
+        self.at = at
+        self.calls = 0
 
     def __call__(self, *_: Any) -> None:
-        self.left -= 1
-        if self.left < 0:
+        self.calls += 1
+        if self.calls == self.at + 1:
             raise Blown
 
 
@@ -195,16 +181,24 @@ class Blown(Exception):
     """What ``Fuse`` raises."""
 
 
-def _net(build: Callable[[], nn.Module], *rest: Any, seed: int = 0) -> Net:
-    return Net(functools.partial(make, build, seed=seed), *rest)
+def _net(
+    build: Callable[[], nn.Module],
+    shape: tuple[int, ...],
+    neuron: int | tuple[int | slice, ...],
+    *,
+    spatial: bool,
+    smooth: bool = True,
+) -> Net:
+    pool = 0.3 * randn(3, *shape, seed=2)
+    return Net(functools.partial(make, build), shape, neuron, spatial, smooth, pool)
 
 
 NETS = {
-    "mlp": _net(_mlp, (4,), 2, False, True),
-    "cnn": _net(_cnn, (2, 4, 4), (1, 2, slice(1, 3)), True, True),
-    "reuse": _net(Reuse, (2, 4, 4), (0, 1, 1), True, False),
-    "norm": _net(_norm, (2, 4, 4), (2, 0, 1), True, True),
-    "attention": _net(Attention, (4, 3), (1, 2), True, True),
+    "mlp": _net(_mlp, (4,), 2, spatial=False),
+    "cnn": _net(_cnn, (2, 4, 4), (1, 1, slice(0, 2)), spatial=True),
+    "reuse": _net(Reuse, (2, 4, 4), (0, 1, 1), spatial=True, smooth=False),
+    "norm": _net(_norm, (2, 4, 4), (2, 0, 1), spatial=True),
+    "attention": _net(Attention, (4, 3), (1, 2), spatial=True),
 }
-SCALARS = _net(Scalars, (), (), False, True)
-TREES = _net(Trees, (5,), (1, 2), True, True)
+SCALARS = _net(Scalars, (), (), spatial=False)
+TREES = _net(Trees, (5,), (1, 2), spatial=True)

@@ -146,10 +146,7 @@ def layer_gradients(model, layer, x, activation=None, target=None, at="output"):
     found = []
     for i in range(len(as_tuple(x)[0])):
         one = row(x, i)
-        if activation is None:
-            a = layer_value(model, layer, one, at)
-        else:
-            a = activation[i : i + 1]
+        a = layer_value(model, layer, one, at) if activation is None else activation[i : i + 1]
         a = a.detach().clone().requires_grad_()
         out = pick(model_behind(model, layer, one, at)(a), target, i)
         found.append(torch.autograd.grad(out, a)[0])
@@ -284,11 +281,15 @@ class TwoInputs(nn.Module):
         self.out = nn.Linear(6, 4)
 
     def forward(self, x, y):
-        return self.out(self.act(self.left(x) * 0.5 + self.left(x) * self.right(y.flatten(1))))
+        return self.out(self.act(self.meet(self.left(x), self.right(y.flatten(1)))))
+
+    @staticmethod
+    def meet(left, right):
+        return left * 0.5 + left * right
 
 
 class Attention(nn.Module):
-    """Token ids (B, T) to (B, 3): two embeddings, self-attention, LayerNorm, mean over the tokens."""
+    """Token ids (B, T) to (B, 3): two embeddings, self-attention, LayerNorm, mean over tokens."""
 
     def __init__(self, vocabulary=11, length=5, width=8):
         super().__init__()

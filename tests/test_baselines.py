@@ -296,7 +296,7 @@ def test_one_baseline_is_input_x_gradient():
 
 
 def test_draws_come_from_the_pool_and_stay_together():
-    """f(x, y) = x a + 2 y: each sample's attribution names the drawn row, the same in both leaves."""
+    """f(x, y) = x a + 2 y: an attribution names the drawn row, the same in both leaves."""
     one = functools.partial(attrfn.gradient_shap, n_samples=1)
     rows = set()
     for key in range(40):
@@ -335,7 +335,7 @@ def test_distribution_is_the_same_in_any_chunks(options):
 
 
 def test_distribution_at_a_layer():
-    """The pool passes through the head: for a linear tail E[(a - head(b)) w], over the same draws."""
+    """The pool passes through the head: for a linear tail E[(a - head(b)) w], same draws."""
     model = zoo.make(
         lambda: torch.nn.Sequential(torch.nn.Linear(N, 5), torch.nn.Tanh(), torch.nn.Linear(5, 2))
     )

@@ -195,7 +195,7 @@ def nodes_of(rule, n):
 
 
 def weights_of(rule, n, nodes):
-    """The weight at each node: the integral of n gradients that are 1 at one node and 0 at others."""
+    """The weight at each node: the integrals of n gradients, each 1 at one node and 0 at others."""
     there = torch.as_tensor(nodes)
 
     def model(x):
@@ -587,7 +587,7 @@ def test_noise_tunnel_reduces_the_gradients_at_the_noisy_inputs(kind, reduce, ch
 
 @pytest.mark.parametrize("kind", ["smoothgrad", "smoothgrad_sq", "vargrad"])
 def test_noise_tunnel_on_a_quadratic(kind):
-    """f = sum c x^2: the gradient is 2c(x + s n): mean 2cx, square 4c^2(x^2 + s^2), variance 4c^2s^2.
+    """f = sum c x^2, so A = 2c(x + s n): mean 2cx, square 4c^2(x^2 + s^2), variance 4c^2s^2.
 
     The spread of one draw: 2cs, 4c^2 sqrt(4x^2s^2 + 2s^4) and 4c^2s^2 sqrt(2).
     """
@@ -631,7 +631,7 @@ def test_noise_tunnel_of_one_sample_moves_the_inputs_and_keeps_the_baselines():
 
 
 def test_noise_tunnel_draws_baselines():
-    """f = w'x: sample s is (x - b_k) w for a baseline b_k of the pool, each k as often as others."""
+    """f = w'x: each sample is (x - b_k) w for a baseline of the pool, and each k is as frequent."""
     x, pool, n = randn(0, 2, 3), randn(1, 4, 3), 4000
     method = attrfn.noise_tunnel(
         attrfn.integrated_gradients,
@@ -662,7 +662,7 @@ def test_noise_tunnel_with_drawn_baselines_and_noise():
 
 
 def test_noise_tunnel_inside_a_noise_tunnel():
-    """Independent noise of spreads s and t adds up to sqrt(s^2 + t^2): E (2x')^2 = 4(x^2 + s^2 + t^2)."""
+    """Independent noise of spreads s and t adds up: E (2x')^2 = 4(x^2 + s^2 + t^2)."""
     x, s, t, n = torch.ones(1, 400).double(), 0.5, 0.8, 30
     inner = attrfn.noise_tunnel(attrfn.gradient, kind="smoothgrad_sq", n_samples=n, stdevs=s, key=1)
     outer = attrfn.noise_tunnel(inner, n_samples=n, stdevs=t, key=2)

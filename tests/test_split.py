@@ -25,7 +25,7 @@ import attrfn
 def check(model, layer, inputs, rtol: float = 0.0, **where) -> Any:
     """The identity of the split and the purity of both halves; returns the activation."""
     expected = call(model, inputs)
-    owner = attrfn._core.bind.source(model).module
+    owner = zoo.owner(model)
     before, rng = zoo.state(owner), torch.get_rng_state()
     held = pytree.tree_map(lambda t: t.clone(), inputs)
     head, tail = attrfn.split(model, layer, **where)
@@ -1047,7 +1047,7 @@ def test_the_head_stops_at_the_layer():
 
 
 def test_early_exit_is_invisible():
-    """A model with try/finally and context managers is left in order; ``except Exception`` is passed."""
+    """try/finally and context managers are left in order, ``except Exception`` is passed by."""
     log = []
 
     class Net(nn.Module):
@@ -1262,10 +1262,10 @@ class Size(nn.Module):
     ],
 )
 @pytest.mark.parametrize("padded", [False, True])
-# Nested tensors announce that they are a prototype, where the user's own model takes the fused path.
+# Nested tensors announce that they are a prototype where the user's model takes the fused path.
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
 def test_transformer_encoder(layer, padded):
-    """Results are those of the model run with a graph, also under no_grad and with frozen weights."""
+    """Results are those of the model run with a graph, also under no_grad and frozen."""
     model, x = zoo.make(zoo.Transformer), randn(3, 5, 4)
     mask = torch.arange(5) >= torch.tensor([5, 4, 2])[:, None] if padded else None
     bound = functools.partial(model, mask=mask)
@@ -1332,7 +1332,7 @@ def test_recurrent_nets(cell, last, layers):
 
 @pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU])
 def test_recurrent_output_is_complete(cell):
-    """The sequence is the layer's value, the final state has another batch axis and is left alone."""
+    """The sequence is the layer's value; the final state, with another batch axis, is left."""
     model = zoo.make(zoo.Recurrent, cell)
     x = randn(3, 6, 4)
     got = attrfn.layer_integrated_gradients(model, x, layer="rnn", target=1, n_steps=30)
@@ -1349,7 +1349,7 @@ def test_recurrent_output_is_complete(cell):
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_recurrent_state_that_looks_like_a_batch(last, batch):
-    """(layers, B, H) with as many layers as examples is no batch of examples: as in a larger batch."""
+    """(layers, B, H) with as many layers as examples is no batch: as in a larger batch."""
     model = zoo.make(zoo.Recurrent, nn.LSTM, last, batch)
     x = randn(4, 6, 4)
     for method in (

@@ -179,7 +179,7 @@ def test_noise_tunnel_and_delta(kind):
     [k for k, (_, t, _) in KINDS.items() if not isinstance(t, (list, functools.partial))],
 )
 def test_under_vmap(kind):
-    """A row at a time; a (B,) tensor is mapped over, every other target is the same for all rows."""
+    """A row at a time; a (B,) tensor is mapped over, any other target is the same for all rows."""
     model, target, pick = KINDS[kind]
     mapped = isinstance(target, Tensor) and target.shape == (B,)
 

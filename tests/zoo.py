@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import subprocess
 import sys
 import textwrap
@@ -222,6 +223,17 @@ class Writes(nn.Module):
         self.seen.copy_(h.detach()[0])
         self.seen = self.seen * 2
         return self.out(torch.tanh(self.cache["h"]))
+
+
+def owner(model_fn: Any) -> nn.Module:
+    """The module behind partials and bound methods."""
+    while not isinstance(model_fn, nn.Module):
+        if isinstance(model_fn, functools.partial):
+            inside = model_fn.args and isinstance(model_fn.args[0], nn.Module)
+            model_fn = model_fn.args[0] if inside else model_fn.func
+        else:
+            model_fn = model_fn.__self__
+    return model_fn
 
 
 def state(model: nn.Module) -> dict[str, Any]:

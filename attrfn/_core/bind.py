@@ -37,7 +37,19 @@ def bind_source(
     Its bound arguments stay visible as those of a ``functools.partial``.
     """
     if torch.compiler.is_compiling():
-        return functools.partial(_compiled(src, layers, taps, frozen), *src.args, **src.kwargs)
+        return _compiled(src, layers, taps, frozen)
+    bare = src._replace(args=(), kwargs={})
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return _shell(bare, layers, taps, frozen)(*args, **kwargs)
+
+    return functools.partial(run, *src.args, **src.kwargs)
+
+
+def _shell(
+    src: Source, layers: Sequence[nn.Module | str], taps: Sequence[Tap], frozen: bool
+) -> ModelFn:
+    """Shells for one run, so that every run starts from the user's state."""
     found = [find(src.module, layer) for layer in layers]
     shells = Shells(frozen=frozen, taps=dict(zip(map(id, found), taps, strict=True)))
     for name, value in (src.params or {}).items():
@@ -47,8 +59,7 @@ def bind_source(
         if id(old) not in shells.memo:
             raise foreign(src.module, layer)
     shells.warn()
-    run = module if src.method is None else types.MethodType(src.method, module)
-    return functools.partial(run, *src.args, **src.kwargs)
+    return module if src.method is None else types.MethodType(src.method, module)
 
 
 def _compiled(
@@ -64,7 +75,7 @@ def _compiled(
     def run(*args: Any, **kwargs: Any) -> Any:
         return run_clone(bare, tuple(layers), tuple(taps), frozen, args, kwargs)
 
-    return run
+    return functools.partial(run, *src.args, **src.kwargs)
 
 
 def _tensor(module: nn.Module, name: str) -> Tensor:

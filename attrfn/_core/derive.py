@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import warnings
 from collections.abc import Callable
 
@@ -11,6 +12,9 @@ from torch import Tensor
 
 from attrfn._core.attention import MathAttention
 from attrfn._core.typing import Leaves
+
+# torch counts its forward-mode levels per process and not per thread.
+_FORWARD_MODE = threading.RLock()
 
 
 def transforming() -> bool:
@@ -61,7 +65,7 @@ def push_forward(f: Callable[..., Leaves], x: Leaves, tangents: Leaves) -> tuple
     """
     with MathAttention():
         if not torch.compiler.is_compiling():
-            with contextlib.suppress(NotImplementedError):
+            with contextlib.suppress(NotImplementedError), _FORWARD_MODE:
                 y, change = torch.func.jvp(f, x, tangents)[:2]
                 return y, change
         y, pull = torch.func.vjp(f, *x)[:2]
@@ -76,10 +80,10 @@ def _autograd(f: Callable[..., Tensor], x: Leaves, create_graph: bool) -> tuple[
         if not values.requires_grad:
             warn_constant()
             return values, tuple(map(torch.zeros_like, z))
-        found = torch.autograd.grad(
+        found: tuple[Tensor | None, ...] = torch.autograd.grad(
             values, z, torch.ones_like(values), create_graph=create_graph, allow_unused=True
         )
-        if not any(isinstance(g, Tensor) for g in found):
+        if all(g is None for g in found):
             warn_constant()
         grads = tuple(
             torch.zeros_like(t) if g is None else g for g, t in zip(found, z, strict=True)
@@ -91,8 +95,7 @@ def _leaf(t: Tensor, create_graph: bool) -> Tensor:
     """A node of its own for each leaf, so that a tensor given twice keeps two gradients."""
     if create_graph and t.requires_grad:
         return t.view_as(t)
-    t = t.clone() if t.is_inference() else t
-    return t.detach().requires_grad_()
+    return (t.clone() if t.is_inference() else t.detach()).detach().requires_grad_()
 
 
 def warn_constant() -> None:

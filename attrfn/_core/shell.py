@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import types
 import warnings
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+_CONSTANT = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device})
+_CONTAINERS = (list, dict, set, deque, bytearray, types.SimpleNamespace)
 _BARE = frozenset(nn.Module().__dict__) - {"training"}
 
 Forward = Callable[..., Any]
@@ -95,16 +98,18 @@ class Shells:
     def value(self, value: Any) -> Any:
         """A plain attribute: modules, tensors and containers are renewed, the rest is shared."""
         kind = type(value)
+        if kind in _CONSTANT:
+            return value
         if isinstance(value, nn.Module):
             return self.module(value)
         if isinstance(value, nn.Parameter):
             return self.parameter(value)
         if isinstance(value, Tensor):
             return self.buffer(value)
-        if kind is list or kind is tuple:
-            return kind(map(self.value, value)) if value else value[:]
-        if kind is dict or kind is OrderedDict:
-            return kind((k, self.value(v)) for k, v in value.items())
+        if kind is tuple:
+            return tuple(map(self.value, value))
+        if isinstance(value, _CONTAINERS):
+            return self.container(value)
         if kind is types.MethodType and isinstance(value.__self__, nn.Module):
             return types.MethodType(value.__func__, self.module(value.__self__))
         if kind is functools.partial:
@@ -112,6 +117,18 @@ class Shells:
                 self.value(value.func), *self.value(value.args), **self.value(value.keywords)
             )
         return value
+
+    def container(self, old: Any) -> Any:
+        """A copy of a list, dict, set or the like, one per object, with its values renewed."""
+        if id(old) not in self.memo:
+            new = self.memo[id(old)] = copy.copy(old)
+            if isinstance(old, list):
+                new[:] = map(self.value, old)
+            elif isinstance(old, dict):
+                new.update({k: self.value(v) for k, v in old.items()})
+            elif isinstance(old, types.SimpleNamespace):
+                new.__dict__.update({k: self.value(v) for k, v in vars(old).items()})
+        return self.memo[id(old)]
 
     def warn(self) -> None:
         """Warn if a module that draws numbers or ties rows together is in training mode."""

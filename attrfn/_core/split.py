@@ -259,11 +259,9 @@ def _check_called(tap: _Tap, layer: nn.Module | str) -> None:
 
 def _is_complete(value: Tree) -> bool:
     """Whether a value can stand for a layer's output, without the layer being computed."""
-    if isinstance(value, Tensor):
-        return True
     if isinstance(value, (tuple, list)):
         return all(_is_complete(v) for v in value)
-    return False
+    return value is not None and not isinstance(value, Mapping)
 
 
 def merge(new: Tree, natural: Tree) -> Tree:
@@ -280,4 +278,4 @@ def merge(new: Tree, natural: Tree) -> Tree:
         if hasattr(natural, "_fields"):
             return type(natural)(*merged_items)
         return type(natural)(merged_items)
-    return optree.tree_map(lambda n: n.clone(), new)
+    return clone_tensors(new)

@@ -199,6 +199,8 @@ def _listed(target: list[Any], batch: int, name: str) -> Chosen:
             )
     flat = [tuple([_index(i) for i in entry]) for entry in entries]
     widths = {len(entry) for entry in flat}
+    if widths == {0}:
+        return ()
     if len(widths) == 1 and not any(isinstance(i, slice) for entry in flat for i in entry):
         return _per_row(torch.tensor(flat).reshape(batch, -1))
     return flat

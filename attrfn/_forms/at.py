@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from attrfn._core.baseline import baseline_distribution, fill_baselines
+from attrfn._core.batch import repeat_bound
 from attrfn._core.derive import transforming, twice_differentiable
 from attrfn._core.source import describe
 from attrfn._core.split import Split, check_independent, split
@@ -162,7 +163,7 @@ class Located(NamedTuple):
         x, rebuild = flatten(self.inputs)
         fill = baseline_distribution if distribution else fill_baselines
         start = rebuild(fill(baselines, self.inputs, x))
-        return _like(self.activation, read(self.halves, start, self.create_graph))
+        return like(self.activation, read(self.halves, start, self.create_graph))
 
 
 def locate(
@@ -178,8 +179,12 @@ def locate(
     x, _ = flatten(inputs)
     batch = batch_size(x)
     halves = split(model_fn, layer, at=at, call=call, frozen=not create_graph)
-    value = read(halves, inputs, create_graph)
-    activation = explainable(value, batch)
+    activation = explainable(read(halves, inputs, create_graph), batch)
+    if len(optree.tree_leaves(activation)) > 1:
+        twice = optree.tree_map(lambda t: torch.cat([t, t]), inputs)
+        doubled = Split(repeat_bound(halves.head, batch, 2), halves.tail)
+        rows = explainable(read(doubled, twice, False), 2 * batch)
+        activation = _common(activation, rows)
     if not optree.tree_leaves(activation):
         raise ValueError(
             f"layer {describe(layer)} gives no floating tensor with the {batch} example(s) in "
@@ -219,15 +224,30 @@ def explainable(value: Tree, batch: int) -> Tree:
     return optree.tree_map(lambda v: explainable(v, batch), value)
 
 
-def _like(activation: Tree, value: Tree) -> Tree:
+def _common(a: Tree, b: Tree) -> Tree:
+    """The parts of ``a`` that ``b`` has too.
+
+    A state such as an LSTM's (layers, B, H) can look like B examples, but not for two batch sizes.
+    """
+    if a is None or b is None or isinstance(a, Tensor):
+        return None if b is None else a
+    if isinstance(a, Mapping):
+        return {k: _common(v, b[k]) for k, v in a.items()}
+    if isinstance(a, (tuple, list)):
+        items = [_common(v, w) for v, w in zip(a, b, strict=True)]
+        return type(a)(*items) if hasattr(a, "_fields") else type(a)(items)
+    return optree.tree_map(_common, a, b, none_is_leaf=True)
+
+
+def like(activation: Tree, value: Tree) -> Tree:
     """The parts of a value that the activation has."""
     if activation is None or isinstance(activation, Tensor):
         return None if activation is None else value
     if isinstance(activation, Mapping):
-        return {k: _like(a, value[k]) for k, a in activation.items()}
+        return {k: like(a, value[k]) for k, a in activation.items()}
     if isinstance(activation, (tuple, list)):
-        items = [_like(a, v) for a, v in zip(activation, value, strict=True)]
+        items = [like(a, v) for a, v in zip(activation, value, strict=True)]
         return (
             type(activation)(*items) if hasattr(activation, "_fields") else type(activation)(items)
         )
-    return optree.tree_map(_like, activation, value)
+    return optree.tree_map(like, activation, value)

@@ -19,7 +19,7 @@ from attrfn._core.split import Split
 from attrfn._core.target import choose, select
 from attrfn._core.tree import call_model, flatten
 from attrfn._core.typing import At, Baselines, Batching, Layer, Leaves, ModelFn, Target, Tree
-from attrfn._forms.at import each_layer, explainable, locate, of_activation
+from attrfn._forms.at import each_layer, like, locate, of_activation
 
 
 def layer_conductance(
@@ -306,7 +306,7 @@ class _Flow(NamedTuple):
         """The layer's activation, (copies * B, ...) each."""
         head = repeat_bound(self.halves.head, self.p.batch, copies)
         value = call_model(head, self.p.rebuild(rows))
-        return tuple(optree.tree_leaves(explainable(value, copies * self.p.batch)))
+        return tuple(optree.tree_leaves(like(self.rebuild(self.activation), value)))
 
     def gradients(self, a: Leaves, rows: Leaves, copies: int) -> Leaves:
         """df/da at the layer's activation ``a`` for the inputs ``rows``."""

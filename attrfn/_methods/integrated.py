@@ -127,8 +127,8 @@ def _refined(
         if p.batch == 0 or float(gap.max()) <= tolerance:
             return total
     warnings.warn(
-        f"integrated_gradients missed tolerance={tolerance} with {n * 2**_MOST_DOUBLINGS} "
-        f"steps, the largest completeness gap is {float(gap.max()):.3g}: the model may jump along the path",
+        f"integrated_gradients missed tolerance={tolerance} with {n * 2**_MOST_DOUBLINGS} steps, "
+        f"the largest gap is {float(gap.max()):.3g}: the model may jump along the path",
         UserWarning,
         stacklevel=3,
     )

@@ -33,8 +33,8 @@ def colour_map(name: str, side: Side = "both", alpha: float | None = None) -> Co
     maps = need("matplotlib").colormaps
     if name not in maps:
         raise ValueError(
-            f"cmap is {name!r}, expected the name of a matplotlib colour map: take a diverging one "
-            "such as 'RdBu_r' or 'PuOr'"
+            f"cmap is {name!r}, expected the name of a matplotlib colour map: 'RdBu_r' "
+            "diverges from white, 'viridis' goes from dark to bright"
         )
     low, high = (0.5 if side == "upper" else 0.0), (0.5 if side == "lower" else 1.0)
     positions = [low + (high - low) * i / 510 for i in range(511)]

@@ -19,7 +19,15 @@ from attrfn.viz._canvas import (
     write,
 )
 from attrfn.viz._colour import colour_bar, colour_map, norm
-from attrfn.viz._picture import bare, draw_map, draw_outline, draw_picture, maps, pictures
+from attrfn.viz._picture import (
+    bare,
+    draw_map,
+    draw_outline,
+    draw_picture,
+    maps,
+    outline_of,
+    pictures,
+)
 from attrfn.viz._scale import Array, limit, percentile
 
 if TYPE_CHECKING:
@@ -82,7 +90,7 @@ def image_grid(
     colours = colour_map(cmap)
 
     height, width = shown.shape[1:3]
-    cell = CELL * min(max(height / width, 0.4), 1.6)
+    cell = CELL * min(max(height / width, 0.15), 1.6)
     names = [balance(name, CELL, NAME, "bold") for name in ["image"] * original + list(columns)]
     under = [balance(note, CELL, NOTE) for note in [""] * original + second]
     labels = [wrap(label, 1.5, LABEL) for label in labels]
@@ -101,6 +109,7 @@ def image_grid(
     scales = [norm(end) for end in limits]
     for row, picture in enumerate(shown):
         y = top + row * (cell + GAP_Y)
+        lines = outline_of(picture) if outline else []
         if labels:
             write(figure, left - 0.12, y + cell / 2, labels[row], LABEL, ha="right", va="center")
         if original:
@@ -110,8 +119,7 @@ def image_grid(
         for column, (values, scale) in enumerate(zip(columns.values(), scales, strict=True)):
             axes = place(figure, left + (column + original) * (CELL + GAP_X), y, CELL, cell)
             draw_map(axes, values[row], (height, width), colours, scale)
-            if outline:
-                draw_outline(axes, picture)
+            draw_outline(axes, lines)
             bare(axes)
     for column, (name, note) in enumerate(zip(names, under, strict=True)):
         x = left + column * (CELL + GAP_X) + CELL / 2

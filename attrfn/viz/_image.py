@@ -14,6 +14,7 @@ from attrfn.viz._picture import (
     draw_picture,
     grey,
     maps,
+    outline_of,
     pictures,
 )
 from attrfn.viz._scale import Array, limit, percentile
@@ -95,7 +96,7 @@ def image_overlay(
     )
 
     rows, cols = picture.shape[:2]
-    height = WIDTH * min(max(rows / cols, 0.4), 1.6)
+    height = WIDTH * min(max(rows / cols, 0.15), 1.6)
     title = balance(title, WIDTH, TITLE, "bold")
     top = MARGIN + text_height(title, TITLE) + (0.06 if title else 0)
     figure = new_figure(
@@ -109,7 +110,7 @@ def image_overlay(
         draw_picture(axes, 0.35 + 0.65 * grey(picture))  # pale: dark colours must show on it
     mappable = draw_map(axes, values, (rows, cols), colours, norm(end, side))
     if alpha == 1:
-        draw_outline(axes, picture)
+        draw_outline(axes, outline_of(picture))
     bare(axes)
     bar = place(figure, MARGIN + WIDTH + 0.1, top, 0.11, height)
     clipped = bool((values.abs() > end).any())

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from attrfn.viz._canvas import DARK
+from attrfn.viz._canvas import DARK, need
 from attrfn.viz._scale import Array, numbers
 
 if TYPE_CHECKING:
@@ -88,32 +88,30 @@ def draw_map(
     )
 
 
-def draw_outline(axes: Axes, picture: Tensor) -> None:
-    """A thin contour of the picture at its middle brightness, which leaves the colours alone.
+def outline_of(picture: Tensor) -> list[Any]:
+    """Lines, each (n, 2), around what is brighter than the picture's middle brightness.
 
     Large pictures are averaged to about 24 cells a side before, so that texture draws no lines.
     """
     brightness = grey(picture)
-    height, width = brightness.shape
-    block = max(1, round(max(height, width) / 24))
+    block = max(1, round(max(brightness.shape) / 24))
     rough = functional.avg_pool2d(brightness[None, None], block, ceil_mode=True)
     # one cell more on each side, so that the lines run to the edge
     level = functional.pad(rough, (1, 1, 1, 1), mode="replicate")[0, 0]
     low, high = float(level.min()), float(level.max())
     if high - low < 1e-6:
-        return
-    rows = (torch.arange(level.shape[0]) - 0.5) * block
-    columns = (torch.arange(level.shape[1]) - 0.5) * block
-    axes.contour(
-        columns.numpy(),
-        rows.numpy(),
-        level.numpy(),
-        levels=[(low + high) / 2],
-        colors=DARK,
-        linewidths=0.7,
-        alpha=0.55,
+        return []
+    rows, columns = ((torch.arange(size) - 0.5) * block for size in level.shape)
+    contours = need("contourpy").contour_generator(columns.numpy(), rows.numpy(), level.numpy())
+    return list(contours.lines((low + high) / 2))
+
+
+def draw_outline(axes: Axes, lines: list[Any]) -> None:
+    """Thin lines, which leave the colours under them alone."""
+    collection = need("matplotlib.collections").LineCollection(
+        lines, colors=DARK, linewidths=0.7, alpha=0.55
     )
-    axes.set(xlim=(0, width), ylim=(height, 0))
+    axes.add_collection(collection, autolim=False)
 
 
 def bare(axes: Axes) -> None:

@@ -103,7 +103,6 @@ def signed(value: float, digits: int = 2) -> str:
     """``value`` with its sign (a real minus) and ``digits`` significant digits."""
     if value == 0:
         return "0"
-    text = re.sub(
-        r"e([+-])0*", lambda e: "e" + e[1].strip("+"), f"{float(f'{value:.{digits}g}'):+.6g}"
-    )
+    rounded = float(f"{value:.{digits}g}")
+    text = re.sub(r"e([+-])0*", lambda e: "e" + e[1].strip("+"), f"{rounded:+.6g}")
     return text.replace("-", "\N{MINUS SIGN}")

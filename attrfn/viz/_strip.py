@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from attrfn.viz._canvas import DARK, GREY, LINE, place
+from attrfn.viz._colour import colour_map
 from attrfn.viz._rows import MARGIN, features, frame, order
 from attrfn.viz._scale import Array, numbers
 
@@ -65,6 +66,7 @@ def strip(
             "has: give the inputs that were explained"
         )
     chosen = order(data, top)
+    colours = colour_map(cmap)
     figure, axes = frame(
         [str(names[i]) for i in chosen],
         title=title,
@@ -80,7 +82,7 @@ def strip(
             data[:, i].numpy(),
             (row + _swarm(data[:, i], span)).numpy(),
             c=_relative(shown[:, i]).numpy(),
-            cmap=cmap,
+            cmap=colours,
             vmin=0,
             vmax=1,
             s=9,

@@ -1,0 +1,58 @@
+"""Comparisons of trees, and finite differences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import optree
+import torch
+from torch import Tensor
+from zoo import randn
+
+
+def assert_close(got: Any, expected: Any, rtol: float = 1e-10, atol: float = 1e-12) -> None:
+    """Two trees of one structure with tensors of one shape and dtype and nearly equal values."""
+    assert optree.tree_structure(got) == optree.tree_structure(expected)
+    leaves = zip(optree.tree_leaves(got), optree.tree_leaves(expected), strict=True)
+    for a, b in leaves:
+        torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
+
+
+def assert_informative(tree: Any) -> None:
+    """No leaf is all zero or not finite, so that a comparison with it says something."""
+    leaves = optree.tree_leaves(tree)
+    assert leaves
+    for leaf in leaves:
+        assert torch.isfinite(leaf).all()
+        assert (leaf != 0).any()
+
+
+def noise_like(tree: Any, seed: int = 9) -> Any:
+    """Fixed normal numbers in the form of a tree of tensors."""
+    leaves, spec = optree.tree_flatten(tree)
+    return optree.tree_unflatten(
+        spec, [randn(*t.shape, seed=seed + i, dtype=t.dtype) for i, t in enumerate(leaves)]
+    )
+
+
+def step(tree: Any, direction: Any, size: float) -> Any:
+    """``tree + size * direction``, detached."""
+    return optree.tree_map(lambda t, d: (t + size * d).detach(), tree, direction)
+
+
+def inner(a: Any, b: Any) -> Tensor:
+    """The inner product of two trees."""
+    products = optree.tree_map(lambda s, t: (s * t).sum(), a, b)
+    return torch.stack(optree.tree_leaves(products)).sum()
+
+
+def finite_difference(f: Callable[[Any], Any], at: Any, direction: Any, size: float = 1e-5) -> Any:
+    """(f(at + h d) - f(at - h d)) / 2 h, a tree like f(at); off by order h^2."""
+    above, below = f(step(at, direction, size)), f(step(at, direction, -size))
+    return optree.tree_map(lambda a, b: ((a - b) / (2 * size)).detach(), above, below)
+
+
+def take(tree: Any, index: Any, dim: int = 0) -> Any:
+    """Rows of every leaf."""
+    return optree.tree_map(lambda t: t[(slice(None),) * dim + (index,)], tree)

@@ -1,0 +1,326 @@
+"""One row per method; the transform matrix is this table times the files ``test_<transform>.py``.
+
+A new method needs one row here. ``explain(row, net)`` runs it with all that it needs.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import optree
+import pytest
+import torch
+from models import NETS, Net, targets
+from torch import Tensor
+
+import attrfn
+
+Given = Any  # of explain: an option that the caller may leave to the row
+UNSET: Given = object()
+
+
+class Row(NamedTuple):
+    """A method with the options it is tested with, and what is true of it.
+
+    Attributes:
+        name: The row's name, by which tests are called.
+        method: ``method(model_fn, inputs, **options) -> attributions``.
+        options: Options beyond those that ``explain`` adds.
+        covers: The public names of attrfn that the row exercises.
+        explains: What the result is like: ``"input"``, ``"layer"`` (the layer's activation),
+            ``"layer input"``, ``"map"`` (a class activation map of the layer), ``"output"`` or
+            ``"example"`` (one number per example).
+        target: Takes a target.
+        layer: Takes a layer.
+        neuron: Takes a neuron.
+        baselines: None, ``"point"`` (one per example) or ``"pool"`` (K to draw from).
+        keyed: Random, with ``key`` and ``stdevs``.
+        copies: The option that says how many copies of the batch are evaluated, or None; then the
+            method takes ``chunk_size``.
+        batching: Takes ``batching``.
+        create_graph: Takes ``create_graph`` (a plain function of the model is always differentiable).
+        gradient: The attributions are of first order, so that their derivative is of second.
+        complete: Over all entries they sum to f(x) - f(x0) (of the neuron: n(x) - n(x0)), where
+            the layer cuts the network; ``n_steps`` makes it exact.
+        batch_dim: The dimension of the examples in the result.
+    """
+
+    name: str
+    method: Callable[..., Any]
+    options: dict[str, Any]
+    covers: tuple[str, ...]
+    explains: str
+    target: bool
+    layer: bool
+    neuron: bool
+    baselines: str | None
+    keyed: bool
+    copies: str | None
+    batching: bool
+    create_graph: bool
+    gradient: bool
+    complete: bool
+    batch_dim: int
+
+    @property
+    def net(self) -> Net:
+        """The net that the row is tested on where one is enough."""
+        return NETS["cnn" if self.explains == "map" else "mlp"]
+
+
+def row(
+    name: str,
+    method: Callable[..., Any] | None = None,
+    covers: Iterable[str] = (),
+    *,
+    explains: str = "input",
+    target: bool = True,
+    layer: bool = False,
+    neuron: bool = False,
+    baselines: str | None = None,
+    keyed: bool = False,
+    copies: str | None = None,
+    batching: bool = False,
+    create_graph: bool = True,
+    gradient: bool = True,
+    complete: bool = False,
+    batch_dim: int = 0,
+    **options: Any,
+) -> Row:
+    """A row; the method is by default the public function of the row's name."""
+    if method is None:
+        method, covers = getattr(attrfn, name), (name, *covers)
+    if copies is not None:
+        options = {copies: 3, **options}
+    return Row(
+        name,
+        method,
+        options,
+        tuple(covers),
+        explains,
+        target,
+        layer,
+        neuron,
+        baselines,
+        keyed,
+        copies,
+        batching,
+        create_graph,
+        gradient,
+        complete,
+        batch_dim,
+    )
+
+
+# --- methods that are made by other functions, as functions of their options ---------------------
+
+
+def tunnel(
+    method: Callable[..., Any], kind: str = "smoothgrad", draw_baselines: bool = False
+) -> Callable[..., Any]:
+    """A noise tunnel whose own options are given with the call."""
+
+    def noisy(
+        model_fn: Any,
+        inputs: Any,
+        *,
+        n_samples: int = 3,
+        stdevs: Any = 0.3,
+        key: Any = 0,
+        chunk_size: int | None = None,
+        **options: Any,
+    ) -> Any:
+        return attrfn.noise_tunnel(
+            method,
+            kind=kind,  # type: ignore[arg-type]
+            n_samples=n_samples,
+            stdevs=stdevs,
+            key=key,
+            chunk_size=chunk_size,
+            draw_baselines=draw_baselines,
+        )(model_fn, inputs, **options)
+
+    return noisy
+
+
+def at_layer(method: Callable[..., Any], **where: Any) -> Callable[..., Any]:
+    """A method at the layer that is given with the call."""
+
+    def moved(model_fn: Any, inputs: Any, *, layer: Any, **options: Any) -> Any:
+        return attrfn.at_layer(method, layer, **where)(model_fn, inputs, **options)
+
+    return moved
+
+
+def at_neuron(method: Callable[..., Any], **where: Any) -> Callable[..., Any]:
+    """A method at the layer and neuron that are given with the call."""
+
+    def moved(model_fn: Any, inputs: Any, *, layer: Any, neuron: Any, **options: Any) -> Any:
+        return attrfn.at_neuron(method, layer, neuron, **where)(model_fn, inputs, **options)
+
+    return moved
+
+
+def delta_of_squares(model_fn: Any, inputs: Any, **options: Any) -> Tensor:
+    """The completeness gap of x^2, which depends on the inputs in two ways."""
+    squares = attrfn.gradient(_cubes, inputs, create_graph=True)
+    return attrfn.completeness_delta(model_fn, inputs, squares, **options)
+
+
+def _cubes(*inputs: Any) -> Tensor:
+    """sum(x^3) / 3 of each example: its gradient is x^2."""
+    cubes = [(x**3 / 3).reshape(x.shape[0], -1).sum(1) for x in optree.tree_leaves(inputs)]
+    return torch.stack(cubes).sum(0)
+
+
+def there_and_back(model_fn: Any, inputs: Any, *, layer: Any) -> Tensor:
+    """The tail of the head, which is the model."""
+    head, tail = attrfn.split(model_fn, layer)
+    return tail(head(inputs), inputs)
+
+
+_layer = functools.partial(row, explains="layer", layer=True)
+_neuron = functools.partial(row, target=False, layer=True, neuron=True)
+_cam = functools.partial(row, explains="map", layer=True)
+_path = {"copies": "n_steps", "batching": True, "baselines": "point"}
+_shap = {"copies": "n_samples", "batching": True, "baselines": "pool", "keyed": True}
+_noisy = {"copies": "n_samples", "keyed": True}
+
+REGISTRY = [
+    # inputs
+    row("gradient"),
+    row("saliency"),
+    row("input_x_gradient", baselines="point"),
+    row("integrated_gradients", complete=True, **_path),
+    row("gradient_shap", stdevs=0.2, **_shap),
+    row("smoothgrad", tunnel(attrfn.gradient), ["noise_tunnel"], **_noisy),
+    row("smoothgrad_sq", tunnel(attrfn.gradient, "smoothgrad_sq"), ["noise_tunnel"], **_noisy),
+    row("vargrad", tunnel(attrfn.saliency, "vargrad"), ["noise_tunnel"], **_noisy),
+    row(
+        "noisy_samples",
+        tunnel(attrfn.input_x_gradient, "samples"),
+        ["noise_tunnel"],
+        baselines="point",
+        batch_dim=1,
+        **_noisy,
+    ),
+    row(
+        "noisy_drawn_baselines",
+        tunnel(functools.partial(attrfn.integrated_gradients, n_steps=2), draw_baselines=True),
+        ["noise_tunnel"],
+        baselines="pool",
+        **_noisy,
+    ),
+    row(
+        "completeness_delta",
+        delta_of_squares,
+        ["completeness_delta"],
+        explains="example",
+        baselines="point",
+        gradient=False,
+    ),
+    # layers
+    row(
+        "split",
+        there_and_back,
+        ["split", "Split"],
+        explains="output",
+        target=False,
+        layer=True,
+        create_graph=False,
+        gradient=False,
+    ),
+    _layer("layer_activation", target=False, gradient=False),
+    _layer("layer_saliency", at_layer(attrfn.saliency), ["at_layer"]),
+    _layer(
+        "layer_input_x_gradient_at_input",
+        at_layer(attrfn.input_x_gradient, at="input"),
+        ["at_layer"],
+        explains="layer input",
+        baselines="point",
+    ),
+    _layer("layer_smoothgrad", at_layer(tunnel(attrfn.gradient)), ["at_layer"], **_noisy),
+    _layer("noisy_layer_saliency", tunnel(at_layer(attrfn.saliency)), ["at_layer"], **_noisy),
+    _layer("layer_gradient_x_activation"),
+    _layer("layer_integrated_gradients", complete=True, **_path),
+    _layer("layer_gradient_shap", stdevs=0.2, **_shap),
+    _layer("layer_conductance", complete=True, **_path),
+    _layer("internal_influence", **_path),
+    # neurons
+    _neuron("neuron_gradient"),
+    _neuron("neuron_saliency", at_neuron(attrfn.saliency), ["at_neuron"]),
+    _neuron("neuron_smoothgrad", at_neuron(tunnel(attrfn.gradient)), ["at_neuron"], **_noisy),
+    _neuron("noisy_neuron_saliency", tunnel(at_neuron(attrfn.saliency)), ["at_neuron"], **_noisy),
+    _neuron("neuron_integrated_gradients", complete=True, **_path),
+    _neuron("neuron_gradient_shap", stdevs=0.2, **_shap),
+    _neuron("neuron_conductance", **{**_path, "target": True}),
+    # class activation maps
+    _cam("grad_cam"),
+    _cam("hires_cam"),
+    _cam("grad_cam_plus_plus", upsample="area"),
+    _cam("xgrad_cam", relu=True),
+    _cam("layer_cam", upsample="nearest"),
+    _cam("eigen_cam", target=False, gradient=False),
+]
+
+ROWS = {r.name: r for r in REGISTRY}
+
+
+def explain(
+    r: Row,
+    net: Net,
+    model_fn: Any = None,
+    inputs: Any = None,
+    *,
+    target: Given = UNSET,
+    **options: Any,
+) -> Any:
+    """Run a row on a net: what it takes and is not given, it gets.
+
+    Args:
+        r: The row.
+        net: The net whose layer, neuron and baselines are used.
+        model_fn: The model function (default: the net's model).
+        inputs: Its inputs (default: the net's inputs, three examples).
+        target: The target (default: one class per example); ignored by a row without target.
+        **options: What else the method gets, over the row's own options.
+    """
+    model_fn = net.build() if model_fn is None else model_fn
+    inputs = net.inputs() if inputs is None else inputs
+    given = {**needs(r, net), **options}
+    if r.target:
+        given["target"] = targets(inputs.shape[0]) if target is UNSET else target
+    return r.method(model_fn, inputs, **given)
+
+
+def needs(r: Row, net: Net) -> dict[str, Any]:
+    """The options that a row is tested with on a net, without a target."""
+    given = dict(r.options)
+    if r.layer:
+        given["layer"] = "mid"
+    if r.neuron:
+        given["neuron"] = net.neuron
+    if r.baselines == "point":
+        given["baselines"] = 0.1
+    if r.baselines == "pool":
+        given["baselines"] = net.pool
+    return given
+
+
+def rows(keep: Callable[[Row], bool] = lambda r: True) -> Any:
+    """Parametrise a test over the rows, as ``r``."""
+    kept = [r for r in REGISTRY if keep(r)]
+    return pytest.mark.parametrize("r", kept, ids=[r.name for r in kept])
+
+
+def rows_and_nets(keep: Callable[[Row, Net], bool] = lambda r, net: True) -> Any:
+    """Parametrise a test over the rows times the nets on which they make sense, as ``r, net``."""
+    cells = [
+        pytest.param(r, net, id=f"{r.name}-{name}")
+        for r, (name, net) in itertools.product(REGISTRY, NETS.items())
+        if (net.spatial or r.explains != "map") and keep(r, net)
+    ]
+    return pytest.mark.parametrize(("r", "net"), cells)

@@ -1,0 +1,701 @@
+"""Layers and neurons: values against formulas worked out by hand and against loops with hooks.
+
+The oracles of ``oracles.py`` read and overwrite layers with plain forward hooks, one example at a
+time. Everything is float64 and holds to 1e-10, unless a test says why not.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import oracles
+import pytest
+import torch
+from oracles import close, randn, within_sigmas
+from torch import nn
+
+import attrfn
+
+X, X0 = randn(0, 5, 3), randn(1, 5, 3)
+T = 1
+
+
+def quadratic():
+    """f_t = v_t'(Wx + c)^2 + d_t, whose layer methods can be done by hand."""
+    return oracles.seeded(lambda: nn.Sequential(nn.Linear(3, 4), oracles.Square(), nn.Linear(4, 2)))
+
+
+def parts(model):
+    """W, v_T, a = W x + c and a0 = W x0 + c of the quadratic network."""
+    with torch.no_grad():
+        weights = model[0].weight.detach(), model[2].weight[T].detach()
+        return *weights, model[0](X), model[0](X0)
+
+
+def cnn():
+    return oracles.seeded(lambda: oracles.Cnn(nn.Tanh))
+
+
+IMAGES, IMAGES0 = randn(2, 2, 2, 8, 8), randn(3, 2, 2, 8, 8)
+PLACES = [
+    ("conv1", "output"),
+    ("act1", "output"),
+    ("conv2", "input"),
+    ("conv2", "output"),
+    ("flat", "output"),
+    ("fc", "input"),
+]
+PAIR, PAIR0 = (randn(4, 4, 3), randn(5, 4, 2, 2)), (randn(6, 4, 3), randn(7, 4, 2, 2))
+
+
+# ---------------------------------------------------------------------------------------------
+# by hand: f = v'a^2 + d at the layer a = Wx + c
+
+
+def test_layer_activation_by_hand():
+    model = quadratic()
+    _, _, a, _ = parts(model)
+    close(attrfn.layer_activation(model, X, layer="0"), a)
+    close(attrfn.layer_activation(model, X, layer="1"), a**2)
+    close(attrfn.layer_activation(model, X, layer="1", at="input"), a)
+    close(attrfn.layer_activation(model, X, layer="0", at="input"), X)
+
+
+@pytest.mark.parametrize("multiply", [True, False])
+def test_layer_gradient_x_activation_by_hand(multiply):
+    """df/da = 2va; at the input of the last layer it is v."""
+    model = quadratic()
+    _, v, a, _ = parts(model)
+    options = {"target": T, "multiply_by_inputs": multiply}
+    got = attrfn.layer_gradient_x_activation(model, X, layer="0", **options)
+    close(got, 2 * v * a * (a if multiply else 1))
+    got = attrfn.layer_gradient_x_activation(model, X, layer="2", at="input", **options)
+    close(got, v * (a**2 if multiply else torch.ones_like(a)))
+
+
+@pytest.mark.parametrize("multiply", [True, False])
+def test_layer_integrated_gradients_by_hand(multiply):
+    """(a - a0) times the mean of 2va: v(a^2 - a0^2)."""
+    model = quadratic()
+    _, v, a, a0 = parts(model)
+    got = attrfn.layer_integrated_gradients(
+        model, X, layer="0", target=T, baselines=X0, n_steps=1, multiply_by_inputs=multiply
+    )
+    close(got, v * (a + a0) * (a - a0 if multiply else 1))
+
+
+@pytest.mark.parametrize("layer", ["0", "1"])
+def test_layer_conductance_by_hand(layer):
+    """The integral of d(v a^2)/ds is v(a^2 - a0^2) in each unit, before and behind the square."""
+    model = quadratic()
+    _, v, a, a0 = parts(model)
+    got = attrfn.layer_conductance(model, X, layer=layer, target=T, baselines=X0, n_steps=1)
+    close(got, v * (a**2 - a0**2))
+
+
+def test_layer_conductance_of_the_inputs_is_integrated_gradients():
+    model = cnn()
+    got = attrfn.layer_conductance(
+        model, IMAGES, layer="conv1", at="input", target=T, baselines=IMAGES0, n_steps=4
+    )
+    close(got, oracles.integrated_gradients(model, IMAGES, IMAGES0, n=4, target=T))
+
+
+def test_internal_influence_by_hand():
+    """The mean of 2va on the path is v(a + a0); behind the square it is v."""
+    model = quadratic()
+    _, v, a, a0 = parts(model)
+    got = attrfn.internal_influence(model, X, layer="0", target=T, baselines=X0, n_steps=1)
+    close(got, v * (a + a0))
+    got = attrfn.internal_influence(model, X, layer="1", target=T, baselines=X0, n_steps=3)
+    close(got, v.expand(5, 4))
+
+
+def test_layer_gradient_shap_by_hand():
+    """E = v(a^2 + s^2 - E c^2) for noise s at the layer and c = head(b); spread by simulation."""
+    model, pool, s, n = quadratic(), randn(8, 6, 3), 0.7, 40_000
+    _, v, a, _ = parts(model)
+    with torch.no_grad():
+        c = model[0](pool)
+    got = attrfn.layer_gradient_shap(
+        model, X, layer="0", target=T, baselines=pool, n_samples=n, stdevs=s, key=2
+    )
+    rng = np.random.default_rng(0)
+    ends = a.numpy() + s * rng.standard_normal((10_000, 5, 4))
+    starts = c.numpy()[rng.integers(0, 6, 10_000)][:, None]
+    mean_gradient = 2 * v.numpy() * (starts + rng.random((10_000, 1, 1)) * (ends - starts))
+    spread = torch.as_tensor(((ends - starts) * mean_gradient).std(0))
+    within_sigmas(got, v * (a**2 + s**2 - (c**2).mean(0)), spread, n)
+
+
+@pytest.mark.parametrize("multiply", [True, False])
+def test_layer_gradient_shap_before_a_linear_layer(multiply):
+    """From one baseline every draw gives v(a^2 - c^2) behind the square, v without the factor."""
+    model = quadratic()
+    _, v, a, a0 = parts(model)
+    got = attrfn.layer_gradient_shap(
+        model,
+        X,
+        layer="1",
+        target=T,
+        baselines=X0[:1],
+        n_samples=4,
+        multiply_by_inputs=multiply,
+    )
+    close(got, v * (a**2 - a0[:1] ** 2 if multiply else torch.ones_like(a)))
+
+
+NEURONS = {
+    "int": (2, [2]),
+    "tuple": ((2,), [2]),
+    "negative": (-1, [3]),
+    "slice": ((slice(1, 3),), [1, 2]),
+    "callable": (lambda a: a[:, 0] + a[:, 3], [0, 3]),
+}
+"""What is given as ``neuron`` of a layer (B, 4), and the units whose sum it is."""
+
+
+@pytest.mark.parametrize("given", NEURONS)
+def test_neuron_methods_by_hand(given):
+    """n = sum_j a_j^2: the gradient is sum_j 2 a_j W_j, its mean on the path (a_j + a0_j) W_j.
+
+    The flow through the neurons to f is weighted with v_j.
+    """
+    model, (neuron, units) = quadratic(), NEURONS[given]
+    w, v, a, a0 = parts(model)
+    w, v, a, a0 = w[units], v[units], a[:, units], a0[:, units]
+    options = {"layer": "1", "neuron": neuron}
+    close(attrfn.neuron_gradient(model, X, **options), 2 * a @ w)
+    path = {**options, "baselines": X0, "n_steps": 1}
+    mean = (a + a0) @ w
+    close(attrfn.neuron_integrated_gradients(model, X, **path), (X - X0) * mean)
+    got = attrfn.neuron_integrated_gradients(model, X, **path, multiply_by_inputs=False)
+    close(got, mean)
+    weighted = ((a + a0) * v) @ w
+    close(attrfn.neuron_conductance(model, X, target=T, **path), (X - X0) * weighted)
+    got = attrfn.neuron_conductance(model, X, target=T, **path, multiply_by_inputs=False)
+    close(got, weighted)
+
+
+@pytest.mark.parametrize("neuron", [[0, 3, 1, 1, 2], torch.tensor([0, 3, 1, 1, 2])], ids=type)
+def test_a_neuron_for_each_example(neuron):
+    model, i, units = quadratic(), torch.arange(5), torch.tensor([0, 3, 1, 1, 2])
+    w, v, a, a0 = parts(model)
+    w, v, a, a0 = w[units], v[units, None], a[i, units][:, None], a0[i, units][:, None]
+    options = {"layer": "1", "neuron": neuron}
+    close(attrfn.neuron_gradient(model, X, **options), 2 * a * w)
+    path = {**options, "baselines": X0, "n_steps": 1}
+    got = attrfn.neuron_integrated_gradients(model, X, **path)
+    close(got, (X - X0) * (a + a0) * w)
+    got = attrfn.neuron_conductance(model, X, target=T, **path)
+    close(got, (X - X0) * (a + a0) * w * v)
+
+
+@pytest.mark.parametrize("multiply", [True, False])
+def test_neuron_gradient_shap_of_a_linear_neuron(multiply):
+    """From one baseline every draw gives (x - b) W_j."""
+    model = quadratic()
+    got = attrfn.neuron_gradient_shap(
+        model,
+        X,
+        layer="0",
+        neuron=2,
+        baselines=X0[:1],
+        n_samples=3,
+        multiply_by_inputs=multiply,
+    )
+    close(got, (X - X0[:1] if multiply else torch.ones_like(X)) * parts(model)[0][2])
+
+
+def test_neuron_gradient_shap_by_hand():
+    """n = (w'x + c)^2 from one baseline b: the mean is integrated gradients, (x - b) w (a + a0).
+
+    One draw is (x - b) w 2(a0 + u (a - a0)), u uniform, of spread |(x - b) w (a - a0)| / sqrt 3.
+    """
+    model, n = quadratic(), 20_000
+    w, _, a, a0 = parts(model)
+    w, a, a0 = w[2], a[:, 2:3], a0[:1, 2:3]
+    got = attrfn.neuron_gradient_shap(
+        model, X, layer="1", neuron=2, baselines=X0[:1], n_samples=n, key=4
+    )
+    factor = (X - X0[:1]) * w
+    within_sigmas(got, factor * (a + a0), (factor * (a - a0)).abs() / math.sqrt(3), n)
+
+
+def test_neuron_gradient_shap_draws_from_the_pool_and_adds_noise():
+    """A linear neuron: mean (x - E b) W_j, spread |W_j| sqrt(s^2 + var b)."""
+    model, pool, s, n = quadratic(), randn(8, 6, 3), 0.7, 20_000
+    w = parts(model)[0][1]
+    got = attrfn.neuron_gradient_shap(
+        model, X, layer="0", neuron=1, baselines=pool, n_samples=n, stdevs=s, key=5
+    )
+    spread = w.abs() * (s**2 + pool.var(0, correction=0)).sqrt()
+    within_sigmas(got, (X - pool.mean(0)) * w, spread, n)
+
+
+# ---------------------------------------------------------------------------------------------
+# loops with hooks: a convolutional network, at outputs and at inputs
+
+
+@pytest.mark.parametrize(("layer", "at"), PLACES)
+def test_layer_activation_of_a_cnn(layer, at):
+    model = cnn()
+    want = oracles.layer_value(model, layer, IMAGES, at).detach()
+    close(attrfn.layer_activation(model, IMAGES, layer=layer, at=at), want)
+
+
+TARGETS = [3, [4, 0], torch.tensor([1, 2]), [(0,), (slice(1, 4),)], lambda out: out[:, 2].exp()]
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=["int", "list", "tensor", "tuples", "callable"])
+@pytest.mark.parametrize(("layer", "at"), PLACES)
+def test_layer_gradient_x_activation_of_a_cnn(layer, at, target):
+    model = cnn()
+    a = oracles.layer_value(model, layer, IMAGES, at).detach()
+    grads = oracles.layer_gradients(model, layer, IMAGES, target=target, at=at)
+    got = attrfn.layer_gradient_x_activation(model, IMAGES, layer=layer, at=at, target=target)
+    close(got, a * grads)
+
+
+@pytest.mark.parametrize(
+    "name", ["layer_integrated_gradients", "layer_conductance", "internal_influence"]
+)
+@pytest.mark.parametrize(("layer", "at"), [("act1", "output"), ("conv2", "input"), ("fc", "input")])
+@pytest.mark.parametrize("rule", ["gauss_legendre", "riemann_left", "riemann_trapezoid"])
+def test_path_methods_at_a_layer_of_a_cnn(name, layer, at, rule):
+    model, n, target = cnn(), 3, [1, 3]
+    want = getattr(oracles, name)(model, layer, IMAGES, IMAGES0, rule, n, target, at)
+    got = getattr(attrfn, name)(
+        model,
+        IMAGES,
+        layer=layer,
+        at=at,
+        target=target,
+        baselines=IMAGES0,
+        n_steps=n,
+        quadrature=rule,
+    )
+    close(got, want)
+
+
+@pytest.mark.parametrize(
+    "name", ["layer_integrated_gradients", "layer_conductance", "internal_influence"]
+)
+@pytest.mark.parametrize("layer", ["left", "right", "act"])
+def test_path_methods_at_a_layer_behind_two_inputs(name, layer):
+    """At ``left`` only the first input moves the layer, but the second moves what lies behind it.
+
+    Layer integrated gradients keeps it at x, the other two walk both inputs along the path.
+    """
+    model = oracles.seeded(oracles.TwoInputs)
+    want = getattr(oracles, name)(model, layer, PAIR, PAIR0, n=4, target=2)
+    got = getattr(attrfn, name)(model, PAIR, layer=layer, target=2, baselines=PAIR0, n_steps=4)
+    close(got, want)
+
+
+@pytest.mark.parametrize(
+    ("baselines", "x0", "y0"),
+    [(None, 0, 0), (0.5, 0.5, 0.5), ((None, 1), 0, 1), ((PAIR0[0][:1], None), PAIR0[0][:1], 0)],
+    ids=["none", "scalar", "none_and_int", "tensor_and_none"],
+)
+@pytest.mark.parametrize(
+    "name", ["layer_integrated_gradients", "layer_conductance", "internal_influence"]
+)
+def test_baselines_of_layer_methods_are_those_of_the_inputs(name, baselines, x0, y0):
+    model = oracles.seeded(oracles.TwoInputs)
+    start = (torch.zeros_like(PAIR[0]) + x0, torch.zeros_like(PAIR[1]) + y0)
+    want = getattr(oracles, name)(model, "act", PAIR, start, n=3, target=2)
+    got = getattr(attrfn, name)(model, PAIR, layer="act", target=2, baselines=baselines, n_steps=3)
+    close(got, want)
+
+
+@pytest.mark.parametrize(
+    ("layer", "at"), [("conv1", "output"), ("act2", "output"), ("fc", "input")]
+)
+def test_layer_conductance_against_differences_along_the_path(layer, at):
+    """sum_k df/da(x_(k+1/2)) (a(x_(k+1)) - a(x_k)) has an error of order n^-2."""
+    model = cnn()
+    options = {"target": [1, 3], "at": at}
+    coarse, fine = (
+        oracles.layer_conductance_by_differences(model, layer, IMAGES, IMAGES0, n, **options)
+        for n in (30, 60)
+    )
+    got = attrfn.layer_conductance(model, IMAGES, layer=layer, baselines=IMAGES0, **options)
+    close(got, fine, 1e-2)
+    close(got, (4 * fine - coarse) / 3, 1e-6)  # Richardson's extrapolation: order n^-4
+
+
+def test_conductance_of_a_layer_that_cuts_the_network_is_complete():
+    model = cnn()
+    change = oracles.values(model, IMAGES, 2) - oracles.values(model, IMAGES0, 2)
+    for layer in ("conv1", "pool", "act2", "flat"):
+        got = attrfn.layer_conductance(model, IMAGES, layer=layer, target=2, baselines=IMAGES0)
+        close(got.flatten(1).sum(1), change, 1e-9)
+
+
+@pytest.mark.parametrize(("layer", "neuron"), [("act1", (1, 2, 3)), ("fc", 4), ("flat", (7,))])
+def test_neuron_methods_of_a_cnn(layer, neuron):
+    model = cnn()
+
+    def head(x):
+        return oracles.layer_value(model, layer, x)
+
+    options = {"layer": layer, "neuron": neuron}
+    close(attrfn.neuron_gradient(model, IMAGES, **options), oracles.gradients(head, IMAGES, neuron))
+    path = {**options, "baselines": IMAGES0, "n_steps": 4, "quadrature": "riemann_right"}
+    want = oracles.integrated_gradients(head, IMAGES, IMAGES0, "riemann_right", 4, neuron)
+    close(attrfn.neuron_integrated_gradients(model, IMAGES, **path), want)
+    want = oracles.neuron_conductance(
+        model, layer, neuron, IMAGES, IMAGES0, "riemann_right", 4, [0, 3]
+    )
+    close(attrfn.neuron_conductance(model, IMAGES, target=[0, 3], **path), want)
+
+
+def test_a_block_of_neurons_is_the_sum_of_its_neurons():
+    """Slices pick channel 1 at rows 0 and 1: each neuron weighs with its own df/dn."""
+    model, neuron = cnn(), (1, slice(0, 2), 3)
+    for name in ("neuron_gradient", "neuron_integrated_gradients", "neuron_conductance"):
+        method = getattr(attrfn, name)
+        options = {} if name == "neuron_gradient" else {"n_steps": 3}
+        options |= {"target": 1} if name == "neuron_conductance" else {}
+        got = method(model, IMAGES, layer="act1", neuron=neuron, **options)
+        singles = [
+            method(model, IMAGES, layer="act1", neuron=(1, row, 3), **options) for row in (0, 1)
+        ]
+        close(got, singles[0] + singles[1])
+
+
+def test_neuron_methods_of_two_inputs():
+    model = oracles.seeded(oracles.TwoInputs)
+
+    def head(x, y):
+        return oracles.layer_value(model, "act", (x, y))
+
+    options = {"layer": "act", "neuron": 3}
+    close(attrfn.neuron_gradient(model, PAIR, **options), oracles.gradients(head, PAIR, 3))
+    path = {**options, "baselines": PAIR0, "n_steps": 5}
+    want = oracles.integrated_gradients(head, PAIR, PAIR0, n=5, target=3)
+    close(attrfn.neuron_integrated_gradients(model, PAIR, **path), want)
+    want = oracles.neuron_conductance(model, "act", 3, PAIR, PAIR0, n=5, target=1)
+    close(attrfn.neuron_conductance(model, PAIR, target=1, **path), want)
+
+
+def test_neuron_at_the_input_of_a_layer():
+    """The input of the square is a = Wx + c: gradient W_j."""
+    model = quadratic()
+    w, v, a, a0 = parts(model)
+    options = {"layer": "1", "at": "input", "neuron": 2}
+    close(attrfn.neuron_gradient(model, X, **options), w[2].expand(5, 3))
+    got = attrfn.neuron_integrated_gradients(model, X, baselines=X0, n_steps=1, **options)
+    close(got, (X - X0) * w[2])
+    got = attrfn.neuron_gradient_shap(model, X, baselines=X0[:1], **options)
+    close(got, (X - X0[:1]) * w[2])
+    got = attrfn.neuron_conductance(model, X, target=T, baselines=X0, n_steps=1, **options)
+    close(got, (X - X0) * w[2] * (v * (a + a0))[:, 2:3])
+
+
+def test_neuron_conductance_sums_to_the_layers_conductance():
+    """Over the inputs to the unit's conductance, over the units to integrated gradients."""
+    model = cnn()
+    units = attrfn.layer_conductance(model, IMAGES, layer="fc", at="input", target=1, n_steps=4)
+    each = torch.stack(
+        [
+            attrfn.neuron_conductance(
+                model, IMAGES, layer="fc", at="input", neuron=j, target=1, n_steps=4
+            )
+            for j in range(0, 72, 9)
+        ],
+        1,
+    )
+    close(each.flatten(2).sum(2), units[:, ::9])
+    model = quadratic()
+    total = sum(
+        attrfn.neuron_conductance(model, X, layer="0", neuron=j, target=T, n_steps=3)
+        for j in range(4)
+    )
+    close(total, oracles.integrated_gradients(model, X, 0 * X, n=3, target=T))
+
+
+# ---------------------------------------------------------------------------------------------
+# awkward layers: tokens, tuples, lists, reused ones
+
+
+def text():
+    ids = torch.tensor([[1, 5, 3, 0, 2], [7, 7, 4, 10, 1], [2, 0, 9, 8, 6]])
+    return oracles.seeded(oracles.Attention), (ids, torch.arange(5).expand(3, 5))
+
+
+@pytest.mark.parametrize("layer", ["words", "places", "value", "norm"])
+def test_layer_methods_behind_token_ids(layer):
+    model, x = text()
+    x0 = tuple(torch.zeros_like(t) for t in x)
+    a = oracles.layer_value(model, layer, x).detach()
+    close(attrfn.layer_activation(model, x, layer=layer), a)
+    got = attrfn.layer_gradient_x_activation(model, x, layer=layer, target=2)
+    close(got, a * oracles.layer_gradients(model, layer, x, target=2))
+    got = attrfn.layer_integrated_gradients(model, x, layer=layer, target=2, n_steps=4)
+    close(got, oracles.layer_integrated_gradients(model, layer, x, x0, n=4, target=2))
+
+
+def test_layer_integrated_gradients_from_given_token_ids():
+    model, x = text()
+    x0 = (torch.full_like(x[0], 3), x[1])
+    got = attrfn.layer_integrated_gradients(
+        model, x, layer="words", target=0, baselines=(3, x[1]), n_steps=4
+    )
+    close(got, oracles.layer_integrated_gradients(model, "words", x, x0, n=4, target=0))
+
+
+def test_layers_of_a_list_are_moved_together_by_layer_integrated_gradients():
+    """One path for both: f(l, r) = out(act(l/2 + lr)), so neither is the layer's own result."""
+    model = oracles.seeded(oracles.TwoInputs)
+
+    def behind(left, right):
+        return model.out(model.act(model.meet(left, right)))
+
+    with torch.no_grad():
+        ends, starts = (
+            tuple(oracles.layer_value(model, layer, z) for layer in ("left", "right"))
+            for z in (PAIR, PAIR0)
+        )
+    want = oracles.integrated_gradients(behind, ends, starts, n=5, target=1)
+    options = {"target": 1, "baselines": PAIR0, "n_steps": 5}
+    got = attrfn.layer_integrated_gradients(model, PAIR, layer=["left", "right"], **options)
+    close(got, list(want))
+    change = oracles.values(model, PAIR, 1) - oracles.values(model, PAIR0, 1)
+    got = attrfn.layer_integrated_gradients(
+        model, PAIR, layer=["left", "right"], target=1, baselines=PAIR0
+    )
+    close(got[0].sum(1) + got[1].sum(1), change, 1e-9)
+    alone = attrfn.layer_integrated_gradients(model, PAIR, layer="left", **options)
+    assert (alone - want[0]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    "name", ["layer_gradient_x_activation", "layer_conductance", "internal_influence"]
+)
+def test_layers_of_a_list_are_explained_one_by_one_by_the_other_methods(name):
+    model, layers = cnn(), ["act1", "flat"]
+    options = {"target": 1} | ({} if name == "layer_gradient_x_activation" else {"n_steps": 3})
+    got = getattr(attrfn, name)(model, IMAGES, layer=layers, **options)
+    assert isinstance(got, list)
+    for one, layer in zip(got, layers, strict=True):
+        close(one, getattr(attrfn, name)(model, IMAGES, layer=layer, **options))
+    assert got[0].shape == (2, 4, 8, 8)
+    assert got[1].shape == (2, 72)
+
+
+def test_layer_activation_of_a_list():
+    model = quadratic()
+    _, _, a, _ = parts(model)
+    close(attrfn.layer_activation(model, X, layer=["1", model[0]]), [a**2, a])
+
+
+class Fork(nn.Module):
+    """x -> (2x, x^2)"""
+
+    def forward(self, x):
+        return 2 * x, x**2
+
+
+class Join(nn.Module):
+    """(u, v) -> uv"""
+
+    def forward(self, u, v):
+        return u * v
+
+
+class Forked(nn.Module):
+    """f = sum 2x * x^2 through a layer that returns a pair and one that takes it."""
+
+    def __init__(self):
+        super().__init__()
+        self.fork = Fork()
+        self.join = Join()
+
+    def forward(self, x):
+        return self.join(*self.fork(x)).sum(1)
+
+
+@pytest.mark.parametrize(("layer", "at"), [("fork", "output"), ("join", "input")])
+def test_layers_with_two_tensors(layer, at):
+    """u = 2x, v = x^2, f = uv: each method gives a pair.
+
+    Integrated gradients shares by the straight path from (u0, v0): ((u - u0)(v + v0)/2, ...).
+    Conductance walks the path of the inputs: from 0 the integrals of v du = 2x^3 s^2 ds and
+    u dv = 4x^3 s^2 ds, so f = 2x^3 is shared as 2/3 and 4/3. Influence: means of v and u.
+    """
+    model, where = Forked(), {"layer": layer, "at": at}
+    u, v, u0, v0 = 2 * X, X**2, 2 * X0, X0**2
+    close(attrfn.layer_activation(model, X, **where), (u, v))
+    close(attrfn.layer_gradient_x_activation(model, X, **where), (u * v, u * v))
+    got = attrfn.layer_integrated_gradients(model, X, baselines=X0, n_steps=2, **where)
+    close(got, ((u - u0) * (v + v0) / 2, (v - v0) * (u + u0) / 2))
+    got = attrfn.layer_conductance(model, X, n_steps=2, **where)
+    close(got, (2 / 3 * X**3, 4 / 3 * X**3))
+    got = attrfn.internal_influence(model, X, n_steps=2, **where)
+    close(got, (X**2 / 3, X))
+    got = attrfn.layer_gradient_shap(model, X, baselines=X[:1], n_samples=1, **where)
+    assert [t.shape for t in got] == [X.shape, X.shape]
+    close([t[0] for t in got], [torch.zeros(3).double()] * 2)  # from its own baseline
+
+
+def test_neurons_of_a_layer_with_two_tensors():
+    """n = u_0 v_1 = 2 x_0 x_1^2 as a callable of the pair."""
+    x0, x1 = X[:, 0], X[:, 1]
+    got = attrfn.neuron_gradient(
+        Forked(), X, layer="fork", neuron=lambda pair: pair[0][:, 0] * pair[1][:, 1]
+    )
+    close(got, torch.stack([2 * x1**2, 4 * x0 * x1, 0 * x0], 1))
+
+
+class Reused(nn.Module):
+    """One linear layer, twice in a row (chain) or side by side."""
+
+    def __init__(self, chain):
+        super().__init__()
+        self.chain = chain
+        self.shared = nn.Linear(3, 3)
+
+    def forward(self, x):
+        if self.chain:
+            return (self.shared(self.shared(x) ** 2) ** 2).sum(1)
+        return (self.shared(x) * self.shared(x.flip(1))).sum(1)
+
+
+def test_the_calls_of_a_reused_layer():
+    """a = Lx, f = sum (L a^2)^2: at call 1 the gradient is 2 L a^2, at call 0 4a W'(L a^2)."""
+    model = oracles.seeded(lambda: Reused(chain=True))
+    with torch.no_grad():
+        a = model.shared(X)
+        b = model.shared(a**2)
+        want = 4 * a**2 * (b @ model.shared.weight)
+    for call, value, product in ((0, a, want), (1, b, 2 * b**2)):
+        where = {"layer": "shared", "call": call}
+        close(attrfn.layer_activation(model, X, **where), value)
+        close(attrfn.layer_gradient_x_activation(model, X, **where), product)
+
+
+def test_all_calls_of_a_reused_layer_together():
+    """f = sum ab with a = Lx and b = Lx': ((a - a0)(b + b0)/2, (b - b0)(a + a0)/2)."""
+    model = oracles.seeded(lambda: Reused(chain=False))
+    with torch.no_grad():
+        (a, b), (a0, b0) = ((model.shared(z), model.shared(z.flip(1))) for z in (X, X0))
+    where = {"layer": "shared", "call": None}
+    close(attrfn.layer_activation(model, X, **where), (a, b))
+    got = attrfn.layer_integrated_gradients(model, X, baselines=X0, n_steps=1, **where)
+    close(got, ((a - a0) * (b + b0) / 2, (b - b0) * (a + a0) / 2))
+
+
+# ---------------------------------------------------------------------------------------------
+# at_layer and at_neuron with methods that have no named form
+
+
+def test_plain_methods_at_a_layer():
+    """Their formulas at a = head(x), with baselines carried to the layer by the head."""
+    model, layer = cnn(), "conv2"
+    a, a0 = (oracles.layer_value(model, layer, z).detach() for z in (IMAGES, IMAGES0))
+    grads = oracles.layer_gradients(model, layer, IMAGES, target=2)
+    close(attrfn.at_layer(attrfn.gradient, layer)(model, IMAGES, target=2), grads)
+    close(attrfn.at_layer(attrfn.saliency, layer)(model, IMAGES, target=2), grads.abs())
+    got = attrfn.at_layer(attrfn.input_x_gradient, layer)(
+        model, IMAGES, target=2, baselines=IMAGES0
+    )
+    close(got, (a - a0) * grads)
+    got = attrfn.at_layer(attrfn.integrated_gradients, layer)(
+        model, IMAGES, target=2, baselines=IMAGES0, n_steps=3
+    )
+    want = oracles.layer_integrated_gradients(model, layer, IMAGES, IMAGES0, n=3, target=2)
+    close(got, want)
+
+
+def test_noise_at_a_layer_and_noise_in_front_of_it():
+    """f = v'a^2: noise s at the layer gives a variance of 4v^2s^2 of the gradient 2va; noise at
+    the inputs is carried there by W: 4v^2 s^2 |W_j|^2.
+    """
+    model, n, s = quadratic(), 20_000, 0.5
+    w, v, _, _ = parts(model)
+    smooth = attrfn.noise_tunnel(attrfn.gradient, kind="vargrad", n_samples=n, stdevs=s, key=1)
+    at_the_layer = attrfn.at_layer(smooth, "0")(model, X, target=T)
+    want = (4 * v**2 * s**2).expand(5, 4)
+    within_sigmas(at_the_layer, want, want * math.sqrt(2), n)
+    behind = attrfn.noise_tunnel(
+        attrfn.at_layer(attrfn.gradient, "0"), kind="vargrad", n_samples=n, stdevs=s, key=1
+    )
+    want = want * (w**2).sum(1)
+    within_sigmas(behind(model, X, target=T), want, want * math.sqrt(2), n)
+
+
+def test_completeness_gaps_at_a_layer():
+    """The layer's attributions may be given whole, or from the tail as a model of its own."""
+    model = cnn()
+    a = attrfn.layer_integrated_gradients(
+        model, IMAGES, layer="pool", target=1, baselines=IMAGES0, n_steps=3
+    )
+    want = a.flatten(1).sum(1) - oracles.values(model, IMAGES, 1)
+    want = want + oracles.values(model, IMAGES0, 1)
+    assert want.abs().max() > 1e-9
+    close(attrfn.completeness_delta(model, IMAGES, a, target=1, baselines=IMAGES0), want)
+
+
+def test_plain_methods_at_a_neuron():
+    model, layer, neuron = cnn(), "act1", (0, 4, slice(2, 5))
+
+    def head(x):
+        return oracles.layer_value(model, layer, x)
+
+    grads = oracles.gradients(head, IMAGES, neuron)
+    close(attrfn.at_neuron(attrfn.saliency, layer, neuron)(model, IMAGES), grads.abs())
+    got = attrfn.at_neuron(attrfn.input_x_gradient, layer, neuron)(model, IMAGES, baselines=0.5)
+    close(got, (IMAGES - 0.5) * grads)
+
+
+def test_noise_at_a_neuron():
+    """n = (w'x + c)^2: the mean of the squared gradient is 4w^2(a^2 + s^2 |w|^2)."""
+    model, n, s = quadratic(), 20_000, 0.5
+    w, _, a, _ = parts(model)
+    w, a = w[3], a[:, 3:]
+    method = attrfn.noise_tunnel(
+        attrfn.gradient, kind="smoothgrad_sq", n_samples=n, stdevs=s, key=1
+    )
+    got = attrfn.at_neuron(method, "1", 3)(model, X)
+    t = s * w.norm()
+    spread = 4 * w**2 * (4 * a**2 * t**2 + 2 * t**4).sqrt()
+    within_sigmas(got, 4 * w**2 * (a**2 + t**2), spread, n)
+
+
+def test_a_neuron_of_a_neuron_is_a_head_of_a_head():
+    """Conductance at the first layer for a unit of the second, by at_layer on the head alone."""
+    model = quadratic()
+    _, _, a, a0 = parts(model)
+    head = nn.Sequential(model[0], model[1])
+    got = attrfn.layer_conductance(head, X, layer="0", target=2, baselines=X0, n_steps=1)
+    want = torch.zeros(5, 4, dtype=torch.float64)
+    want[:, 2] = (a**2 - a0**2)[:, 2]
+    close(got, want)
+
+
+def test_a_layer_with_a_callable_quadrature():
+    """Nodes (0, 1) with weights (1/2, 1/2) are exact for the quadratic network."""
+    model = quadratic()
+    _, v, a, a0 = parts(model)
+    options = {"target": T, "baselines": X0, "quadrature": lambda n: ([0.0, 1.0], [0.5, 0.5])}
+    for name in ("layer_integrated_gradients", "layer_conductance"):
+        close(getattr(attrfn, name)(model, X, layer="0", **options), v * (a**2 - a0**2))
+    close(attrfn.internal_influence(model, X, layer="0", **options), v * (a + a0))
+
+
+def test_a_layers_tolerance_is_that_of_its_own_path():
+    """The smallest n * 2^k whose gap at the layer is below it."""
+    model, n = cnn(), 1
+    change = oracles.values(model, IMAGES, 1) - oracles.values(model, IMAGES0, 1)
+    want = None
+    while want is None or (want.flatten(1).sum(1) - change).abs().max() > 1e-6:
+        want = oracles.layer_integrated_gradients(model, "conv1", IMAGES, IMAGES0, n=n, target=1)
+        n *= 2
+    assert 2 < n < 64
+    got = attrfn.layer_integrated_gradients(
+        model, IMAGES, layer="conv1", target=1, baselines=IMAGES0, n_steps=1, tolerance=1e-6
+    )
+    close(got, want)

@@ -1,0 +1,79 @@
+"""The table is whole: every public method has a row, and every row explains something."""
+
+from __future__ import annotations
+
+import inspect
+
+import models
+import torch
+from helpers import assert_close, assert_informative
+from registry import REGISTRY, ROWS, Row, explain, needs, rows, rows_and_nets
+
+import attrfn
+
+
+def test_every_public_callable_has_a_row() -> None:
+    public = {name for name, v in vars(attrfn).items() if callable(v) and not name.startswith("_")}
+    assert public == {name for r in REGISTRY for name in r.covers}
+
+
+def test_names_of_rows_are_unique() -> None:
+    assert len(ROWS) == len(REGISTRY)
+
+
+@rows(lambda r: r.name in r.covers)
+def test_row_says_which_options_the_method_takes(r: Row) -> None:
+    takes = inspect.signature(getattr(attrfn, r.name)).parameters
+    said = {
+        "target": r.target,
+        "layer": r.layer,
+        "neuron": r.neuron,
+        "baselines": r.baselines is not None,
+        "key": r.keyed,
+        "stdevs": r.keyed,
+        "chunk_size": r.copies is not None,
+        "batching": r.batching,
+        "create_graph": r.create_graph,
+    }
+    assert said == {name: name in takes for name in said}
+
+
+@rows()
+def test_options_are_keyword_only(r: Row) -> None:
+    for name in r.covers:
+        kinds = [p.kind for p in inspect.signature(getattr(attrfn, name)).parameters.values()]
+        positional = sum(k is inspect.Parameter.POSITIONAL_OR_KEYWORD for k in kinds)
+        assert positional <= 3
+        assert inspect.Parameter.VAR_POSITIONAL not in kinds
+
+
+@rows_and_nets()
+def test_row_explains_something(r: Row, net: models.Net) -> None:
+    result = explain(r, net)
+    assert_informative(result)
+    assert result.dtype == torch.float64
+    if r.explains == "map":
+        assert result.shape[:2] == (3, 1)
+        return
+    model, x = net.build(), net.inputs()
+    like = {
+        "input": x.shape,
+        "layer": attrfn.layer_activation(model, x, layer="mid").shape,
+        "layer input": attrfn.layer_activation(model, x, layer="mid", at="input").shape,
+        "example": (3,),
+        "output": (3, models.CLASSES),
+    }
+    assert result.shape[r.batch_dim :] == like[r.explains]
+
+
+@rows(lambda r: r.keyed)
+def test_key_decides_the_random_rows(r: Row) -> None:
+    one, same, other = (explain(r, r.net, key=k) for k in (1, attrfn.random.key(1), 2))
+    assert_close(one, same, rtol=0, atol=0)
+    assert not torch.allclose(one, other)
+
+
+@rows(lambda r: not r.keyed)
+def test_other_rows_are_deterministic(r: Row) -> None:
+    assert "key" not in needs(r, r.net)
+    assert_close(explain(r, r.net), explain(r, r.net), rtol=0, atol=0)

@@ -1,0 +1,128 @@
+"""torch.func.vmap over examples, keys, noise and parameters equals the loop."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from helpers import assert_close, take
+from models import NETS, Net, targets
+from registry import Row, explain, rows, rows_and_nets
+from torch import Tensor
+from torch.func import functional_call, stack_module_state, vmap
+
+import attrfn
+
+
+@rows_and_nets()
+def test_vmap_over_examples_is_the_batch(r: Row, net: Net) -> None:
+    model, x, t = net.build(), net.inputs(), targets(3)
+    batched = explain(r, net, model, x, target=t)
+    mapped = vmap(lambda x, t: explain(r, net, model, x[None], target=t))(x, t)
+    # (B, [S,] 1, ...) -> ([S,] B, ...)
+    assert_close(mapped.squeeze(r.batch_dim + 1).movedim(0, r.batch_dim), batched)
+
+
+@rows()
+def test_vmap_over_examples_and_their_targets_as_a_batch_of_one(r: Row) -> None:
+    model, x, t = r.net.build(), r.net.inputs(), targets(3)
+    batched = explain(r, r.net, model, x, target=t)
+    mapped = vmap(lambda x, t: explain(r, r.net, model, x[None], target=t[None]))(x, t)
+    assert_close(mapped.squeeze(r.batch_dim + 1).movedim(0, r.batch_dim), batched)
+
+
+@rows(lambda r: r.target)
+def test_vmap_over_targets_is_the_loop(r: Row) -> None:
+    model, x = r.net.build(), r.net.inputs()
+    mapped = vmap(lambda t: explain(r, r.net, model, x, target=t))(torch.arange(3))
+    for c in range(3):
+        assert_close(take(mapped, c), explain(r, r.net, model, x, target=c))
+
+
+@rows(lambda r: r.baselines == "point")
+def test_vmap_over_baselines_is_the_loop(r: Row) -> None:
+    model, x = r.net.build(), r.net.inputs()
+    starts = 0.3 * r.net.inputs(2, seed=5)
+    mapped = vmap(lambda b: explain(r, r.net, model, x, baselines=b))(starts)
+    for i in range(2):
+        assert_close(take(mapped, i), explain(r, r.net, model, x, baselines=starts[i]))
+
+
+@rows(lambda r: r.keyed)
+def test_vmap_over_keys_is_the_loop(r: Row) -> None:
+    model, x = r.net.build(), r.net.inputs()
+    keys = attrfn.random.split(3, 4)
+    mapped = vmap(lambda k: explain(r, r.net, model, x, key=k))(keys)
+    for i in range(4):
+        assert_close(take(mapped, i), explain(r, r.net, model, x, key=keys[i]))
+    assert not torch.allclose(mapped[0], mapped[1])
+
+
+@rows(lambda r: r.keyed)
+def test_vmap_over_examples_with_a_key_each_is_the_batch_of_keys(r: Row) -> None:
+    model, x, t = r.net.build(), r.net.inputs(), targets(3)
+    keys = attrfn.random.split(3, 3)
+    batched = explain(r, r.net, model, x, target=t, key=keys)
+    mapped = vmap(lambda x, t, k: explain(r, r.net, model, x[None], target=t, key=k))(x, t, keys)
+    assert_close(mapped.squeeze(r.batch_dim + 1).movedim(0, r.batch_dim), batched)
+
+
+@rows(lambda r: r.keyed)
+def test_vmap_over_stdevs_is_the_loop(r: Row) -> None:
+    model, x = r.net.build(), r.net.inputs()
+    stdevs = torch.tensor([0.0, 0.1, 0.4], dtype=torch.float64)
+    mapped = vmap(lambda s: explain(r, r.net, model, x, stdevs=s))(stdevs)
+    for i, s in enumerate((0.0, 0.1, 0.4)):
+        assert_close(take(mapped, i), explain(r, r.net, model, x, stdevs=s))
+
+
+@rows()
+def test_vmap_over_parameters_is_the_loop_over_models(r: Row) -> None:
+    net = r.net
+    ensemble = [net.build() for _ in range(3)]
+    for i, model in enumerate(ensemble):
+        for p in model.parameters():
+            p.data.mul_(1 + 0.2 * i)
+    params, buffers = stack_module_state(ensemble)
+    x = net.inputs()
+
+    def one(params: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
+        f = functools.partial(functional_call, ensemble[0], {**params, **buffers})
+        return explain(r, net, f, x)
+
+    mapped = vmap(one)(params, buffers)
+    for i, model in enumerate(ensemble):
+        assert_close(take(mapped, i), explain(r, net, model, x))
+
+
+@rows(lambda r: r.copies is not None)
+@pytest.mark.parametrize("chunk_size", [1, 2])
+def test_vmap_of_chunks_is_the_batch(r: Row, chunk_size: int) -> None:
+    model, x, t = r.net.build(), r.net.inputs(), targets(3)
+    batched = explain(r, r.net, model, x, target=t)
+    mapped = vmap(
+        lambda x, t: explain(r, r.net, model, x[None], target=t, chunk_size=chunk_size)
+    )(x, t)
+    assert_close(mapped.squeeze(r.batch_dim + 1).movedim(0, r.batch_dim), batched)
+
+
+@rows(lambda r: r.batching)
+def test_vmap_of_vmapped_copies_is_the_batch(r: Row) -> None:
+    model, x, t = r.net.build(), r.net.inputs(), targets(3)
+    batched = explain(r, r.net, model, x, target=t)
+    mapped = vmap(lambda x, t: explain(r, r.net, model, x[None], target=t, batching="vmap"))(x, t)
+    assert_close(mapped.squeeze(1), batched)
+
+
+def test_two_vmaps_over_targets_and_examples() -> None:
+    net = NETS["cnn"]
+    model, x = net.build(), net.inputs()
+
+    def one(x: Tensor, t: Tensor) -> Tensor:
+        return attrfn.layer_conductance(model, x[None], layer="mid", target=t, n_steps=3)[0]
+
+    mapped = vmap(lambda t: vmap(lambda x: one(x, t))(x))(torch.arange(3))
+    for c in range(3):
+        expected = attrfn.layer_conductance(model, x, layer="mid", target=c, n_steps=3)
+        assert_close(mapped[c], expected)

@@ -209,7 +209,10 @@ REGISTRY = [
     ),
     row(
         "noisy_drawn_baselines",
-        tunnel(functools.partial(attrfn.integrated_gradients, n_steps=2), draw_baselines=True),
+        tunnel(
+            functools.partial(attrfn.integrated_gradients, n_steps=2, chunk_size=1),
+            draw_baselines=True,
+        ),
         ["noise_tunnel"],
         baselines="pool",
         **_noisy,

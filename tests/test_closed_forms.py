@@ -440,6 +440,18 @@ def test_gradient_shap_draws_the_baselines_of_several_inputs_together():
         close(10 * a, b, 1e-6)
 
 
+def test_gradient_shap_from_a_pool_for_each_example():
+    """(K, B, ...): each example draws the same k from its own baselines."""
+    x, pool = randn(0, 5, 3), randn(1, 4, 5, 3)
+    used = set()
+    for key in range(20):
+        drawn = x - attrfn.gradient_shap(linear, x, baselines=pool, n_samples=1, key=key) / W
+        gaps = (drawn - pool).abs().amax((1, 2))
+        assert gaps.min() < 1e-12
+        used.add(int(gaps.argmin()))
+    assert used == {0, 1, 2, 3}
+
+
 def test_gradient_shap_of_a_linear_function_has_the_mean_and_the_spread_of_its_draws():
     """Mean (x - mean b) w; variance w^2 (s^2 + var b) for one draw (population variance)."""
     n, s = 20_000, 0.7
@@ -512,6 +524,15 @@ def test_gradient_shap_noise_per_input():
     within_sigmas(b, x[1], 2.0, n)
 
 
+def test_noise_per_feature():
+    """A tensor of stdevs: x' - x is the noise of stdevs 1 times it."""
+    x, s = randn(0, 2, 3), torch.tensor([0.0, 0.5, 3.0], dtype=torch.float64)
+    options = {"n_samples": 4, "key": 1}
+    unit = samples_of(x, stdevs=1.0, **options) - x
+    close(samples_of(x, stdevs=s, **options), x + s * unit)
+    close(samples_of((x, x), stdevs=(s, 0.0), **options), (x + s * unit, x.expand(4, 2, 3)))
+
+
 def test_gradient_shap_draws_once_for_all_examples_or_for_each_by_a_key_of_its_own():
     """Linear: x - A / w is the mean of the drawn baselines less the noise."""
     x, pool, n = randn(0, 3, 3), randn(1, 6, 3), 5
@@ -561,6 +582,18 @@ def test_noise_is_standard_normal_times_stdevs_around_the_inputs():
     within_sigmas((noise**2).mean(), 1.0, math.sqrt(2), noise.numel())
     within_sigmas((noise**4).mean(), 3.0, math.sqrt(96), noise.numel())
     assert noise.unique().numel() == noise.numel()
+
+
+def test_noise_of_several_inputs_is_independent():
+    """The correlation of 20000 pairs is 0 up to 1 / sqrt(20000)."""
+    x, n = (torch.zeros(1, 500).double(), torch.zeros(1, 500).double()), 40
+    a, b = samples_of(x, n_samples=n, stdevs=1.0, key=2)
+    within_sigmas((a * b).mean(), 0.0, 1.0, 500 * n)
+    pools = (torch.zeros(1, 500).double(), torch.zeros(1, 500).double())
+    a, b = attrfn.gradient_shap(
+        lambda x, y: (x + y).sum(1), x, baselines=pools, n_samples=1, stdevs=1.0, key=2
+    )
+    within_sigmas((a * b).mean(), 0.0, 1.0, 500)
 
 
 @pytest.mark.parametrize("chunk_size", [None, 1, 3])
@@ -630,7 +663,8 @@ def test_noise_tunnel_of_one_sample_moves_the_inputs_and_keeps_the_baselines():
     close(got, oracles.integrated_gradients(model, noisy, b, n=4, target=1))
 
 
-def test_noise_tunnel_draws_baselines():
+@pytest.mark.parametrize("chunk_size", [None, 900])
+def test_noise_tunnel_draws_baselines(chunk_size):
     """f = w'x: each sample is (x - b_k) w for a baseline of the pool, and each k is as frequent."""
     x, pool, n = randn(0, 2, 3), randn(1, 4, 3), 4000
     method = attrfn.noise_tunnel(
@@ -640,12 +674,14 @@ def test_noise_tunnel_draws_baselines():
         stdevs=0.0,
         key=3,
         draw_baselines=True,
+        chunk_size=chunk_size,
     )
     drawn = x - method(linear, x, baselines=pool, n_steps=1) / W
     gaps = (drawn[:, :, None] - pool).abs().amax(3)
     assert gaps.min(2).values.max() < 1e-12
     index = gaps.argmin(2)
     assert torch.equal(index[:, 0], index[:, 1])  # one draw for all the examples
+    assert (index[:900, 0] != index[900:1800, 0]).any()  # chunks draw on, not anew
     counts = torch.bincount(index[:, 0], minlength=4)
     within_sigmas(counts / n, torch.full((4,), 0.25), math.sqrt(0.25 * 0.75), n)
 

@@ -6,6 +6,7 @@ time. Everything is float64 and holds to 1e-10, unless a test says why not.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -224,14 +225,26 @@ def test_neuron_gradient_shap_by_hand():
 
 
 def test_neuron_gradient_shap_draws_from_the_pool_and_adds_noise():
-    """A linear neuron: mean (x - E b) W_j, spread |W_j| sqrt(s^2 + var b)."""
-    model, pool, s, n = quadratic(), randn(8, 6, 3), 0.7, 20_000
-    w = parts(model)[0][1]
+    """n = (w'x + c)^2, x' = x + s N: E[(x' - b) w (a' + a_b)] = (x - b) w (a + a_b) + s^2 w^2.
+
+    That is averaged over the pool; the spread of one draw by simulation.
+    """
+    model, pool, s, n = quadratic(), randn(8, 6, 3), 0.7, 40_000
+    w, _, a, _ = parts(model)
+    w, c, a = w[1], model[0].bias.detach()[1], a[:, 1:2]
     got = attrfn.neuron_gradient_shap(
-        model, X, layer="0", neuron=1, baselines=pool, n_samples=n, stdevs=s, key=5
+        model, X, layer="1", neuron=1, baselines=pool, n_samples=n, stdevs=s, key=5
     )
-    spread = w.abs() * (s**2 + pool.var(0, correction=0)).sqrt()
-    within_sigmas(got, (X - pool.mean(0)) * w, spread, n)
+    ends = (X[:, None] - pool) * w * (a + pool @ w + c)[:, :, None]
+    want = ends.mean(1) + s**2 * w**2
+    rng = np.random.default_rng(0)
+    starts = pool.numpy()[rng.integers(0, 6, 10_000)][:, None]
+    change = X.numpy() + s * rng.standard_normal((10_000, 5, 3)) - starts
+    point = starts + rng.random((10_000, 1, 1)) * change
+    draws = change * w.numpy() * 2 * (point @ w.numpy() + c.numpy())[:, :, None]
+    spread = torch.as_tensor(draws.std(0))
+    within_sigmas(got, want, spread, n)
+    assert (s**2 * w**2 > 10 * spread / math.sqrt(n)).any()  # the noise would be missed
 
 
 # ---------------------------------------------------------------------------------------------
@@ -436,6 +449,41 @@ def test_layer_methods_behind_token_ids(layer):
     close(got, a * oracles.layer_gradients(model, layer, x, target=2))
     got = attrfn.layer_integrated_gradients(model, x, layer=layer, target=2, n_steps=4)
     close(got, oracles.layer_integrated_gradients(model, layer, x, x0, n=4, target=2))
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_layer_gradient_shap_carries_each_baseline_to_the_layer_with_each_examples_mask(k):
+    """Behind ``norm`` the model is linear, A = (a - c) W_t / T, with c = head(b, mask of the row).
+
+    One draw is that of one of the k baselines, the same for all the rows.
+    """
+    model, x = text()
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0]]).bool()
+    pool = (torch.tensor([[0, 1, 2, 3, 4], [9, 9, 9, 9, 9], [5, 0, 5, 0, 5]])[:k], x[1][:k])
+    with torch.no_grad():
+        a = oracles.layer_value(model, "norm", (*x, mask))
+        c = torch.stack(
+            [
+                torch.cat(
+                    [
+                        oracles.layer_value(model, "norm", (ids[None], places[None], one[None]))
+                        for one in mask
+                    ]
+                )
+                for ids, places in zip(*pool, strict=True)
+            ]
+        )
+        want = (a - c) * model.out.weight[2] / 5
+    masked = functools.partial(model, mask=mask)
+    used = set()
+    for key in range(12):
+        got = attrfn.layer_gradient_shap(
+            masked, x, layer="norm", baselines=pool, target=2, n_samples=1, key=key
+        )
+        gaps = (got - want).abs().amax((1, 2, 3))
+        assert gaps.min() < 1e-10
+        used.add(int(gaps.argmin()))
+    assert used == set(range(k))
 
 
 def test_layer_integrated_gradients_from_given_token_ids():

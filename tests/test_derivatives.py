@@ -149,7 +149,8 @@ def test_backward_reaches_inputs_and_parameters(r: Row, net: Net) -> None:
     found = {k: _zeros_for_none(p) for k, p in model.named_parameters()}
     assert_close(found, expected)
     assert any((g != 0).any() for g in found.values())
-    assert_close(x.grad, grad(lambda x: inner(w, of_inputs(r, net)(x)))(x.detach()))
+    f_inputs = of_inputs(r, net)
+    assert_close(x.grad, grad(lambda x: inner(w, f_inputs(x)))(x.detach()))
 
 
 def _zeros_for_none(p: Tensor) -> Tensor:

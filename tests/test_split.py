@@ -6,6 +6,7 @@ import collections
 import functools
 import threading
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -1418,3 +1419,108 @@ def test_attention_is_differentiated_twice():
     torch.testing.assert_close((z.grad * step).sum(), expected, rtol=1e-5, atol=1e-9)
     slope = torch.func.jvp(total, (x,), (step,))[1]
     torch.testing.assert_close(slope, expected, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm, lambda n: nn.GroupNorm(2, n)])
+@pytest.mark.parametrize("form", ["layer", "neuron"])
+def test_norms_are_differentiated_three_times(norm, form):
+    """Gradients of a conductance hold third derivatives; torch's own of layer_norm is wrong."""
+    model = zoo.make(
+        lambda: nn.Sequential(nn.Linear(4, 6), norm(6), nn.Tanh(), nn.Linear(6, 6), norm(6), Cube())
+    )
+    check_third(model, form)
+
+
+@pytest.mark.parametrize("act", [nn.GLU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Softmax])
+def test_activations_are_differentiated_three_times(act):
+    last = 3 if act is nn.GLU else 6
+    act = functools.partial(act, dim=-1) if act in (nn.Softmax, nn.GLU) else act
+    check_third(
+        zoo.make(lambda: nn.Sequential(nn.Linear(4, 6), act(), nn.Linear(last, 6), act(), Cube())),
+        "layer",
+    )
+
+
+class Cube(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x**3 + x
+
+
+def check_third(model: nn.Module, form: str) -> None:
+    x, step = randn(3, 4), randn(3, 4, seed=3)
+    at = {"layer": "1", "target": 1, "baselines": randn(3, 4, seed=2), "n_steps": 2}
+    method = attrfn.layer_conductance
+    if form == "neuron":
+        method, at["neuron"] = attrfn.neuron_conductance, 2
+
+    def total(x: Tensor, **options: Any) -> Tensor:
+        return (method(model, x, **at, **options) ** 2).sum()
+
+    eps = 1e-5
+    expected = (total(x + eps * step) - total(x - eps * step)) / (2 * eps)
+    z = x.clone().requires_grad_()
+    total(z, create_graph=True).backward()
+    torch.testing.assert_close((z.grad * step).sum(), expected, rtol=1e-6, atol=1e-8)
+    slope = torch.func.grad(total)(x)
+    torch.testing.assert_close((slope * step).sum(), expected, rtol=1e-6, atol=1e-8)
+
+
+# --- under torch.compile -------------------------------------------------------------------------
+
+TOKENS = torch.tensor([[1, 2, 3], [4, 5, 6]])
+COMPILED = {
+    "nest": lambda: (zoo.structured("nest"), "parts", {}, randn(3, 4)),
+    "mixed": lambda: (zoo.structured("mixed"), "parts", {}, randn(3, 4)),
+    "dict_in": lambda: (zoo.structured("dict"), "join", {"at": "input"}, randn(3, 4)),
+    "reused": lambda: (zoo.make(zoo.Residual), RESIDUAL_ACT, {"call": 1}, randn(3, 4)),
+    "tied": lambda: (zoo.make(zoo.Tied), ["words", "places"], {}, TOKENS),
+    "keywords": lambda: (
+        functools.partial(zoo.make(zoo.Keywords), scale=randn(3, 5)),
+        "gate",
+        {"at": "input"},
+        randn(3, 4),
+    ),
+    "method": lambda: (zoo.make(zoo.Encoder).encode, "body.1", {}, randn(3, 4)),
+    "attention": lambda: (zoo.make(zoo.Attends, True, True), "attn", {}, randn(3, 5, 4)),
+    "in_place": lambda: (
+        zoo.make(lambda: nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 3))),
+        "0",
+        {},
+        randn(3, 4),
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", COMPILED)
+def test_compiled_attributions(case):
+    """One graph with the same numbers, also for other values; the user's model is left alone."""
+    torch._dynamo.reset()
+    model, layer, where, x = COMPILED[case]()
+    before = zoo.state(zoo.owner(model))
+
+    def explain(x: Tensor) -> Any:
+        return attrfn.layer_gradient_x_activation(model, x, layer=layer, target=1, **where)
+
+    compiled = torch.compile(explain, fullgraph=True, backend="aot_eager")
+    for values in (x, x.flip(0)):
+        equal(compiled(values), explain(values), rtol=1e-12, atol=1e-12)
+    assert zoo.same_state(zoo.owner(model), before)
+    torch._dynamo.reset()
+
+
+@pytest.mark.slow
+def test_compiled_model_that_keeps_an_activation():
+    """An attribute that forward writes stays inside the run. (A failing compile poisons: fork.)"""
+    code = f"""
+        import sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        import attrfn, zoo
+
+        model, x = zoo.make(zoo.Writes), zoo.randn(3, 4)
+        explain = lambda x: attrfn.layer_gradient_x_activation(model, x, layer="lin", target=1)
+        compiled = torch.compile(explain, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x), explain(x))
+        print(model.calls, model.last, model.log, model.cache)
+        """
+    assert zoo.in_processes({"keeps": code})["keeps"] == "0 None [] {}\n"

@@ -140,6 +140,12 @@ def test_grid_texts_do_not_overlap() -> None:
             assert min(across, along) < 2, "boxes overlap by two pixels and more"
 
 
+def test_grid_headings_break_between_words() -> None:
+    names = ["HiResCAM, layer 3", "conductance, layer 1", "why this and not 8?"]
+    figure = viz.image_grid(IMAGES, dict.fromkeys(names, MAPS["gradient"]))
+    assert [axes.get_title().replace("\n", " ") for axes in figure.axes[1:4]] == names
+
+
 # --- the others
 
 
@@ -176,7 +182,7 @@ def test_bar_sorts_and_measures() -> None:
     labels = [t.get_text() for t in axes.get_yticklabels()]
     assert labels == ["b = -9", "d = 4", "2 other features, summed"]
     assert [patch.get_width() for patch in axes.patches] == pytest.approx([0, 1, 1.6])
-    assert [t.get_text() for t in axes.texts] == ["+0.0 ± 9.0", "+1.0 ± 3.0", "+1.60 ± 0.50"]
+    assert [t.get_text() for t in axes.texts] == ["+0.00 ± 9.00", "+1.00 ± 3.00", "+1.60 ± 0.50"]
     assert "mean attribution over 2 samples (± standard error)" in texts(figure)
 
 

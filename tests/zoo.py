@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 import subprocess
 import sys
 import textwrap
@@ -275,16 +276,51 @@ def _same(a: Any, b: Any) -> bool:
     return a is b or a == b
 
 
-def in_subprocess(code: str, timeout: float = 120) -> tuple[int, str]:
-    """Run code in a fresh interpreter, so that a failing compile poisons nothing here."""
+def in_processes(codes: dict[str, str], timeout: float = 300) -> dict[str, str]:
+    """Run each piece of code in a process of its own; what it printed, errors included.
+
+    A failing compile poisons nothing here, nor another piece. All are forks of one interpreter that
+    has compiled something before, so that imports are paid for once.
+    """
+    codes = {name: textwrap.dedent(code) for name, code in codes.items()}
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
+        [sys.executable, "-W", "ignore", "-c", _FORKS, json.dumps(codes)],
         capture_output=True,
         text=True,
         timeout=timeout,
-        check=False,
+        check=True,
     )
-    return done.returncode, done.stdout + done.stderr
+    found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+_FORKS = """
+import io, contextlib, json, os, sys, traceback
+import torch
+
+torch.set_num_threads(1)
+torch.func.jvp(torch.sin, (torch.ones(1),), (torch.ones(1),))
+torch.compile(lambda x: x + 1, backend="aot_eager", fullgraph=True)(torch.ones(1))
+found = {}
+for name, code in json.loads(sys.argv[1]).items():
+    read, write = os.pipe()
+    if os.fork() == 0:
+        os.close(read)
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            try:
+                exec(code, {"torch": torch})
+            except BaseException:
+                print("FAILED", traceback.format_exc())
+        with open(write, "w") as pipe:
+            pipe.write(out.getvalue())
+        os._exit(0)
+    os.close(write)
+    with open(read) as pipe:
+        found[name] = pipe.read()
+    os.wait()
+print(json.dumps(found))
+"""
 
 
 class Recurrent(nn.Module):

@@ -33,10 +33,10 @@ def fill_baselines(
 
 
 def baseline_distribution(baselines: Baselines, inputs: Tree, x: Leaves) -> Leaves:
-    """Per leaf K baselines of one example's shape, (K, ...).
+    """Per leaf K baselines of one example's shape, (K, ...), or K for each example, (K, B, ...).
 
     Args:
-        baselines: A tensor of shape (K, ...) or a prefix tree of those, with one K.
+        baselines: A tensor of such a shape or a prefix tree of those, with one K.
         inputs: The inputs' tree.
         x: Its leaves.
     """
@@ -48,8 +48,9 @@ def baseline_distribution(baselines: Baselines, inputs: Tree, x: Leaves) -> Leav
                 f"tensor (K, {', '.join(map(str, t.shape[1:]))}) of K baselines: one zero baseline "
                 "is torch.zeros_like(x[:1])"
             )
-        shape = (b.shape[0], *t.shape[1:])
-        if b.shape[0] == 0 or not _broadcasts(b, shape) or b.ndim != len(shape):
+        own = b.ndim == t.ndim + 1
+        shape = (b.shape[0], *(t.shape if own else t.shape[1:]))
+        if b.shape[0] == 0 or not broadcasts(b, shape) or b.ndim != len(shape):
             raise ValueError(
                 f"baselines has shape {tuple(b.shape)} for an input of shape {tuple(t.shape)}, "
                 f"expected (K, {', '.join(map(str, t.shape[1:]))}) with K baselines, K > 0"
@@ -78,6 +79,12 @@ def spread(baselines: Baselines, inputs: Tree, x: Leaves, name: str) -> list[Any
     return [b for b, there in zip(spread, present, strict=True) if there]
 
 
+def per_example(pool: Tensor, like: Tensor) -> Tensor:
+    """A pool (K, ...) or (K, B, ...) as (K, B, ...)."""
+    pool = pool if pool.ndim > like.ndim else pool[:, None]
+    return pool.expand(pool.shape[0], *like.shape)
+
+
 def takes_distribution(method: F) -> F:
     """Mark a method whose ``baselines`` are K draws of a distribution and not one per example."""
     method.baselines_are_distribution = True  # type: ignore[attr-defined]
@@ -88,7 +95,7 @@ def _fill(b: Any, t: Tensor, name: str) -> Tensor:
     if b is None:
         return torch.zeros_like(t)
     if isinstance(b, Tensor):
-        if not _broadcasts(b, t.shape):
+        if not broadcasts(b, t.shape):
             raise ValueError(
                 f"{name} has shape {tuple(b.shape)} for an input of shape {tuple(t.shape)}, "
                 "expected a shape that broadcasts to the input's"
@@ -102,7 +109,7 @@ def _fill(b: Any, t: Tensor, name: str) -> Tensor:
     )
 
 
-def _broadcasts(b: Tensor, shape: tuple[int, ...]) -> bool:
+def broadcasts(b: Tensor, shape: tuple[int, ...]) -> bool:
     short = tuple(b.shape)
     return len(short) <= len(shape) and all(
         a in (1, s) for a, s in zip(reversed(short), reversed(shape), strict=False)

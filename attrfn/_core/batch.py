@@ -9,6 +9,7 @@ from typing import Any
 
 import optree
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from attrfn._core.source import is_functional
@@ -68,6 +69,12 @@ def along(values: Tensor, like: Tensor) -> Tensor:
     return values.to(like.device, wide(like.dtype)).reshape(-1, *[1] * like.ndim)
 
 
+def row_sums(t: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """(R, ...) -> (R,)."""
+    t = t if dtype is None else t.to(dtype)
+    return t.sum(tuple(range(1, t.ndim))) if t.ndim > 1 else t
+
+
 def wide(dtype: torch.dtype) -> torch.dtype:
     """The type in which sums over copies are taken: float32 for the two half precisions."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
@@ -85,15 +92,30 @@ def repeat_bound(bound: Any, batch: int, copies: int) -> Any:
     def repeat(value: Any) -> Any:
         if isinstance(value, functools.partial):
             return repeat_bound(value, batch, copies)
-        if not isinstance(value, Tensor) or isinstance(value, nn.Parameter):
-            return value
-        if value.ndim == 0 or value.shape[0] != batch:
+        if not isinstance(value, Tensor) or not _is_row(value, batch):
             return value
         return value.repeat(copies, *[1] * (value.ndim - 1))
 
     arguments: Any = (bound.args, dict(bound.keywords))
     args, kwargs = optree.tree_map(repeat, arguments)
     return functools.partial(repeat_bound(bound.func, batch, copies), *args, **kwargs)
+
+
+def binds_rows(bound: Any, batch: int) -> bool:
+    """Whether :func:`repeat_bound` would repeat anything."""
+    if not isinstance(bound, functools.partial) or is_functional(bound):
+        return False
+    arguments: Any = (bound.func, bound.args, dict(bound.keywords))
+    return any(
+        binds_rows(value, batch)
+        if isinstance(value, functools.partial)
+        else isinstance(value, Tensor) and _is_row(value, batch)
+        for value in pytree.tree_leaves(arguments)
+    )
+
+
+def _is_row(value: Tensor, batch: int) -> bool:
+    return not isinstance(value, nn.Parameter) and value.ndim > 0 and value.shape[0] == batch
 
 
 def _show_progress(parts: list[slice], label: str) -> Iterable[slice]:

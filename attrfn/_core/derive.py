@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from attrfn._core.attention import MathAttention
+from attrfn._core.plain_ops import PlainOps
 from attrfn._core.typing import Leaves
 
 # torch counts its forward-mode levels per process and not per thread.
@@ -30,8 +30,8 @@ def in_functorch() -> bool:
 
 
 def twice_differentiable(create_graph: bool) -> contextlib.AbstractContextManager[object]:
-    """Attention in plain matrix products wherever somebody may differentiate once more."""
-    return MathAttention() if create_graph or in_functorch() else contextlib.nullcontext()
+    """Plain operations wherever somebody may differentiate once more, or batch with vmap."""
+    return PlainOps() if create_graph or in_functorch() else contextlib.nullcontext()
 
 
 def values_and_gradients(
@@ -63,7 +63,7 @@ def push_forward(f: Callable[..., Leaves], x: Leaves, tangents: Leaves) -> tuple
     Forward mode where torch has it; else the derivative of the pull-back, which is linear in the
     cotangent: J t = d/du [u -> J^T u]^T t.
     """
-    with MathAttention():
+    with PlainOps():
         if not torch.compiler.is_compiling():
             with contextlib.suppress(NotImplementedError), _FORWARD_MODE:
                 y, change = torch.func.jvp(f, x, tangents)[:2]

@@ -12,7 +12,7 @@ from attrfn._core.batch import flat_rows, repeat_bound, split_rows
 from attrfn._core.bind import bind
 from attrfn._core.derive import transforming, values_and_gradients
 from attrfn._core.target import Chosen, PerExample, choose, select
-from attrfn._core.tree import batch_size, call_model, flatten
+from attrfn._core.tree import batch_size, call_model, flatten, require_floating
 from attrfn._core.typing import Batching, Leaves, ModelFn, Target, Tree
 
 
@@ -85,14 +85,7 @@ def explain(
     """
     x, rebuild = flatten(inputs)
     batch = batch_size(x)
-    for t in x:
-        if not t.is_floating_point():
-            raise TypeError(
-                f"inputs has a tensor of {t.dtype}, expected floating point, because a gradient "
-                "with respect to integers does not exist: explain the embedding layer instead, "
-                "as in attrfn.at_layer(method, 'embedding')(model, inputs), or use a perturbation "
-                "method"
-            )
+    require_floating(x)
     if not (create_graph or transforming()):
         x = tuple([t.detach() for t in x])
     model = bind(model_fn, frozen=not create_graph)

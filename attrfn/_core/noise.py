@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from attrfn import random
-from attrfn._core.baseline import spread
+from attrfn._core.baseline import broadcasts, spread
 from attrfn._core.batch import is_count, wide
 from attrfn._core.typing import Key, Leaves, Tree
 
@@ -32,9 +32,14 @@ class Noise:
                 "with one key for each example"
             )
         self.stdevs = spread(stdevs, inputs, x, "stdevs")
-        for s in self.stdevs:
+        for s, t in zip(self.stdevs, x, strict=True):
             if isinstance(s, bool) or not isinstance(s, (int, float, Tensor)):
                 raise TypeError(f"stdevs has {s!r}, expected a number for each input, at least 0")
+            if isinstance(s, Tensor) and not broadcasts(s, t.shape):
+                raise ValueError(
+                    f"stdevs has shape {tuple(s.shape)} for an input of shape {tuple(t.shape)}, "
+                    "expected a number or a shape that broadcasts to the input's"
+                )
             if not isinstance(s, Tensor) and not s >= 0:
                 raise ValueError(f"stdevs has {s!r}, expected a number of at least 0")
 
@@ -49,7 +54,9 @@ class Noise:
     def choice(self, i: slice, pool: Leaves) -> Leaves:
         """Per sample one of the K rows of the pool, the same in every leaf: (S, 1 or B, ...)."""
         chosen = random.randint(self._keys(i, 1), (), pool[0].shape[0])
-        return tuple([t[chosen].to(wide(t.dtype)) for t in pool])
+        return tuple(
+            [_rows(t, chosen, x).to(wide(t.dtype)) for t, x in zip(pool, self.x, strict=True)]
+        )
 
     def _noisy(self, i: slice, leaf: int) -> Tensor:
         x, s = self.x[leaf], self.stdevs[leaf]
@@ -62,6 +69,14 @@ class Noise:
     def _keys(self, i: slice, stream: int) -> Tensor:
         samples = torch.arange(i.start, i.stop, device=self.key.device)
         return random.fold_in(random.fold_in(self.key, stream), samples[:, None])
+
+
+def _rows(pool: Tensor, chosen: Tensor, like: Tensor) -> Tensor:
+    """Rows of a pool (K, ...) or (K, B, ...) chosen by (S, 1) or (S, B)."""
+    if pool.ndim == like.ndim:
+        return pool[chosen]
+    examples = torch.arange(like.shape[0], device=pool.device)
+    return pool[chosen.expand(chosen.shape[0], like.shape[0]), examples]
 
 
 def positive(name: str, value: int) -> int:

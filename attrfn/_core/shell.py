@@ -54,6 +54,9 @@ class Shells:
         new = object.__new__((_tapped if key in self.taps else _without_fast_path)(cls))
         self.memo[key] = new
         state = dict(module.__dict__)
+        for name in state.keys() & _BARE:
+            if isinstance(state[name], (dict, set)):
+                state[name] = state[name].copy()  # hooks may be registered while the model runs
         state["_parameters"] = {k: self.parameter(p) for k, p in module._parameters.items()}
         state["_buffers"] = {k: self.buffer(b) for k, b in module._buffers.items()}
         state["_modules"] = {

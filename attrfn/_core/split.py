@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -261,21 +262,30 @@ def _is_complete(value: Tree) -> bool:
     """Whether a value can stand for a layer's output, without the layer being computed."""
     if isinstance(value, (tuple, list)):
         return all(_is_complete(v) for v in value)
-    return value is not None and not isinstance(value, Mapping)
+    return isinstance(value, Tensor)
 
 
 def merge(new: Tree, natural: Tree) -> Tree:
-    """``new`` in the structure of ``natural``; what ``new`` leaves out (None) stays natural."""
+    """The tensors of ``new`` in the places of ``natural``; everything else stays natural."""
     if new is None:
         return natural
     if isinstance(new, Tensor):
         return new.clone()
     if isinstance(new, Mapping) and isinstance(natural, Mapping):
-        merged = {k: merge(new.get(k), v) for k, v in natural.items()}
-        return merged if type(natural) is dict else type(natural)(**merged)
+        foreign: Any = natural
+        merged = {k: merge(new.get(k), v) for k, v in foreign.items()}
+        if optree.all_leaves([foreign]):  # foreign, such as the outputs of transformers
+            return type(foreign)(**merged)
+        if type(natural) is dict:
+            return merged
+        filled = copy.copy(foreign)
+        filled.update(merged)
+        return filled
     if isinstance(new, (tuple, list)) and isinstance(natural, (tuple, list)):
         merged_items = [merge(n, v) for n, v in zip(new, natural, strict=True)]
         if hasattr(natural, "_fields"):
             return type(natural)(*merged_items)
         return type(natural)(merged_items)
-    return clone_tensors(new)
+    if optree.all_leaves([new]):
+        return natural
+    return optree.tree_map(merge, new, natural, none_is_leaf=True)

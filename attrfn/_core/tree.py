@@ -10,6 +10,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
+from attrfn._core.derive import twice_differentiable
 from attrfn._core.typing import Leaves, ModelFn, Tree
 
 
@@ -63,16 +64,36 @@ def batch_size(leaves: Leaves, name: str = "inputs") -> int:
     return leaves[0].shape[0]
 
 
+def require_floating(leaves: Leaves) -> None:
+    """Refuse integer inputs with advice.
+
+    Raises:
+        TypeError: A leaf is no floating tensor.
+    """
+    for t in leaves:
+        if not t.is_floating_point():
+            raise TypeError(
+                f"inputs has a tensor of {t.dtype}, expected floating point, because a gradient "
+                "with respect to integers does not exist: explain the embedding layer instead, "
+                "as in attrfn.at_layer(method, 'embedding')(model, inputs), or use a perturbation "
+                "method"
+            )
+
+
 def call_model(model_fn: ModelFn, inputs: Tree) -> Any:
     """``model_fn(*inputs)`` for a tuple, else ``model_fn(inputs)``, on copies of the tensors."""
     inputs = clone_tensors(inputs)
-    return (
-        model_fn(*inputs)
-        if isinstance(inputs, tuple) and not hasattr(inputs, "_fields")
-        else model_fn(inputs)
-    )
+    spread = isinstance(inputs, tuple) and not hasattr(inputs, "_fields")
+    with twice_differentiable(False):
+        return model_fn(*inputs) if spread else model_fn(inputs)
 
 
 def clone_tensors(tree: Tree) -> Tree:
     """The same tree with a clone of every tensor, so that in-place operations stay inside."""
-    return pytree.tree_map_only(Tensor, torch.clone, tree)
+    return optree.tree_map(_clone, tree)
+
+
+def _clone(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        return leaf.clone()
+    return pytree.tree_map_only(Tensor, torch.clone, leaf)  # such as transformers' outputs

@@ -11,8 +11,8 @@ import optree
 import torch
 from torch import Tensor
 
-from attrfn._core.baseline import baseline_distribution, fill_baselines
-from attrfn._core.batch import repeat_bound
+from attrfn._core.baseline import baseline_distribution, fill_baselines, per_example
+from attrfn._core.batch import binds_rows, flat_rows, repeat_bound
 from attrfn._core.derive import transforming, twice_differentiable
 from attrfn._core.source import describe
 from attrfn._core.split import Split, check_independent, split
@@ -161,9 +161,19 @@ class Located(NamedTuple):
     def baselines(self, baselines: Baselines, *, distribution: bool = False) -> Tree:
         """Baselines of the inputs, carried to the layer by the head."""
         x, rebuild = flatten(self.inputs)
-        fill = baseline_distribution if distribution else fill_baselines
-        start = rebuild(fill(baselines, self.inputs, x))
-        return like(self.activation, read(self.halves, start, self.create_graph))
+        if not distribution:
+            start = rebuild(fill_baselines(baselines, self.inputs, x))
+            return like(self.activation, read(self.halves, start, self.create_graph))
+        pool = baseline_distribution(baselines, self.inputs, x)
+        batch, k = x[0].shape[0], pool[0].shape[0]
+        if pool[0].ndim == x[0].ndim and not binds_rows(self.halves.head, batch):
+            return like(self.activation, read(self.halves, rebuild(pool), self.create_graph))
+        # what is bound belongs to an example: K baselines for each of them
+        pairs = [per_example(b, t) for b, t in zip(pool, x, strict=True)]
+        halves = self.halves._replace(head=repeat_bound(self.halves.head, batch, k))
+        value = read(halves, rebuild(flat_rows(tuple(pairs))), self.create_graph)
+        split_up = functools.partial(torch.Tensor.unflatten, dim=0, sizes=(k, batch))
+        return optree.tree_map(split_up, like(self.activation, value))
 
 
 def locate(
@@ -182,9 +192,10 @@ def locate(
     activation = explainable(read(halves, inputs, create_graph), batch)
     if len(optree.tree_leaves(activation)) > 1:
         twice = optree.tree_map(lambda t: torch.cat([t, t]), inputs)
-        doubled = Split(repeat_bound(halves.head, batch, 2), halves.tail)
+        doubled = halves._replace(head=repeat_bound(halves.head, batch, 2))
         rows = explainable(read(doubled, twice, False), 2 * batch)
-        activation = _common(activation, rows)
+        # a state such as an LSTM's (layers, B, H) can look like B examples, but not for two sizes
+        activation = like(rows, activation)
     if not optree.tree_leaves(activation):
         raise ValueError(
             f"layer {describe(layer)} gives no floating tensor with the {batch} example(s) in "
@@ -211,43 +222,28 @@ def of_activation(tail: ModelFn, *activation: Tree, inputs: Tree) -> Any:
 
 def explainable(value: Tree, batch: int) -> Tree:
     """The floating tensors of a value that have the examples in dimension 0; None elsewhere."""
-    if isinstance(value, Tensor):
-        rows = value.is_floating_point() and value.ndim > 0 and value.shape[0] == batch
-        return value if rows else None
-    if isinstance(value, Mapping):
-        return {k: explainable(v, batch) for k, v in value.items()}
-    if isinstance(value, (tuple, list)):
-        items = [explainable(v, batch) for v in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    if optree.all_leaves([value]):
-        return None
-    return optree.tree_map(lambda v: explainable(v, batch), value)
 
+    def keep(leaf: Any) -> Tensor | None:
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or leaf.ndim == 0:
+            return None
+        return leaf if leaf.shape[0] == batch else None
 
-def _common(a: Tree, b: Tree) -> Tree:
-    """The parts of ``a`` that ``b`` has too.
-
-    A state such as an LSTM's (layers, B, H) can look like B examples, but not for two batch sizes.
-    """
-    if a is None or b is None or isinstance(a, Tensor):
-        return None if b is None else a
-    if isinstance(a, Mapping):
-        return {k: _common(v, b[k]) for k, v in a.items()}
-    if isinstance(a, (tuple, list)):
-        items = [_common(v, w) for v, w in zip(a, b, strict=True)]
-        return type(a)(*items) if hasattr(a, "_fields") else type(a)(items)
-    return optree.tree_map(_common, a, b, none_is_leaf=True)
+    return optree.tree_map(keep, _plain(value))
 
 
 def like(activation: Tree, value: Tree) -> Tree:
     """The parts of a value that the activation has."""
-    if activation is None or isinstance(activation, Tensor):
-        return None if activation is None else value
-    if isinstance(activation, Mapping):
-        return {k: like(a, value[k]) for k, a in activation.items()}
-    if isinstance(activation, (tuple, list)):
-        items = [like(a, v) for a, v in zip(activation, value, strict=True)]
-        return (
-            type(activation)(*items) if hasattr(activation, "_fields") else type(activation)(items)
-        )
-    return optree.tree_map(like, activation, value)
+    return optree.tree_map(_second, activation, _plain(value), none_is_leaf=True)
+
+
+def _second(a: Any, b: Any) -> Any:
+    return None if a is None else b
+
+
+def _plain(value: Tree) -> Tree:
+    """Mappings that optree does not know, such as the outputs of transformers, as dicts."""
+
+    def open_up(leaf: Any) -> Any:
+        return {k: _plain(v) for k, v in leaf.items()} if isinstance(leaf, Mapping) else leaf
+
+    return optree.tree_map(open_up, value)

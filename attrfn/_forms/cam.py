@@ -17,6 +17,12 @@ from attrfn._core.typing import At, Layer, ModelFn, Target, Tree
 from attrfn._forms.at import each_layer, locate
 from attrfn._methods.gradient import gradient
 
+_MODES = {
+    1: ("nearest", "nearest-exact", "linear", "area"),
+    2: ("nearest", "nearest-exact", "bilinear", "bicubic", "area"),
+    3: ("nearest", "nearest-exact", "trilinear", "area"),
+}
+
 Reshape: TypeAlias = Callable[[Any], Tensor]
 
 
@@ -375,7 +381,7 @@ def eigen_cam(
     def one(layer: Layer) -> Tensor:
         here = locate(model_fn, inputs, layer, at=at, call=call, create_graph=create_graph)
         a = _channels(here.activation, layer, reshape)
-        m = a.flatten(2).mT.to(wide(a.dtype))
+        m = _flat(a).mT.to(wide(a.dtype))
         v = torch.linalg.svd(m, full_matrices=False).Vh[:, :1].mT
         projected = (m @ v).to(a.dtype)
         sign = torch.where(projected.sum(1, keepdim=True) < 0, -1.0, 1.0).to(a.dtype)
@@ -437,12 +443,23 @@ def _finish(maps: Tensor, inputs: Tree, relu: bool, upsample: str | None) -> Ten
             f"upsample is {upsample!r}, but no input has the {maps.ndim - 2} spatial dimension(s) "
             "of the map: use upsample=None, or reshape= for a layer of tokens"
         )
+    modes = _MODES[maps.ndim - 2] if maps.ndim < 6 else ()
+    if upsample not in modes:
+        raise ValueError(
+            f"upsample is {upsample!r}, expected None or one of {', '.join(modes)} for a map with "
+            f"{maps.ndim - 2} spatial dimension(s)"
+        )
     return F.interpolate(maps, size=sizes[0], mode=upsample)
+
+
+def _flat(t: Tensor) -> Tensor:
+    """(B, C, *spatial) -> (B, C, places)."""
+    return t.reshape(*t.shape[:2], math.prod(t.shape[2:]))
 
 
 def _sum(t: Tensor) -> Tensor:
     """Sum over the places, (B, C, 1, ...)."""
-    return t.flatten(2).sum(2).reshape(*t.shape[:2], *[1] * (t.ndim - 2))
+    return _flat(t).sum(2).reshape(*t.shape[:2], *[1] * (t.ndim - 2))
 
 
 def _mean(t: Tensor) -> Tensor:

@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import optree
+import torch
 from torch import Tensor
 
 from attrfn._core.baseline import fill_baselines
-from attrfn._core.batch import flat_rows, repeat_bound
-from attrfn._core.derive import push_forward, values_and_gradients
+from attrfn._core.batch import flat_rows, repeat_bound, row_sums
+from attrfn._core.derive import push_forward, twice_differentiable, values_and_gradients
 from attrfn._core.explain import Explained, explain, repeat_chosen
 from attrfn._core.path import on_copies, over_path
 from attrfn._core.quadrature import Rule
@@ -83,9 +84,12 @@ def layer_conductance(
     """
 
     def through(flow: _Flow, x0: Leaves, rows: Leaves, copies: int) -> Leaves:
-        steps = [(x - b).expand(copies, *x.shape) for x, b in zip(flow.p.x, x0, strict=True)]
-        head = functools.partial(flow.head, copies)
-        a, change = push_forward(head, rows, flat_rows(tuple(steps)))
+        lengths = [(x - b).expand(copies, *x.shape) for x, b in zip(flow.p.x, x0, strict=True)]
+        # the sum makes tangents batched where the rows are, as in-place operations need it
+        steps = [
+            torch.zeros_like(r) + d for r, d in zip(rows, flat_rows(tuple(lengths)), strict=True)
+        ]
+        a, change = push_forward(functools.partial(flow.head, copies), rows, tuple(steps))
         grads = flow.gradients(a, rows, copies)
         return tuple([g * v for g, v in zip(grads, change, strict=True)])
 
@@ -264,7 +268,7 @@ def neuron_conductance(
 
         def passed_on(*z: Tensor) -> Tensor:
             weighed = [
-                (v * g * n).reshape(copies * p.batch, -1).sum(1)
+                row_sums(v * g * n)
                 for v, g, n in zip(flow.head(copies, *z), grads, picked, strict=True)
             ]
             return functools.reduce(Tensor.add, weighed)
@@ -305,7 +309,8 @@ class _Flow(NamedTuple):
     def head(self, copies: int, *rows: Tensor) -> Leaves:
         """The layer's activation, (copies * B, ...) each."""
         head = repeat_bound(self.halves.head, self.p.batch, copies)
-        value = call_model(head, self.p.rebuild(rows))
+        with twice_differentiable(self.p.create_graph):
+            value = call_model(head, self.p.rebuild(rows))
         return tuple(optree.tree_leaves(like(self.rebuild(self.activation), value)))
 
     def gradients(self, a: Leaves, rows: Leaves, copies: int) -> Leaves:

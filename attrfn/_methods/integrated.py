@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attrfn._core.baseline import baseline_distribution, fill_baselines, takes_distribution
-from attrfn._core.batch import chunks, sum_over_copies, wide
+from attrfn._core.batch import chunks, row_sums, sum_over_copies, wide
 from attrfn._core.bind import bind
 from attrfn._core.derive import transforming
 from attrfn._core.explain import Explained, explain
@@ -120,9 +120,7 @@ def _refined(
     for doubling in range(_MOST_DOUBLINGS + 1):
         total = integral(n * 2**doubling)
         with torch.no_grad():
-            parts = [
-                ((x - b) * g).flatten(1).sum(1) for x, b, g in zip(p.x, x0, total, strict=True)
-            ]
+            parts = [row_sums((x - b) * g) for x, b, g in zip(p.x, x0, total, strict=True)]
             gap = (torch.stack(parts).sum(0) - change).abs()
         if p.batch == 0 or float(gap.max()) <= tolerance:
             return total
@@ -162,7 +160,8 @@ def gradient_shap(
         model_fn: See :func:`gradient`.
         inputs: See :func:`gradient`.
         target: See :func:`gradient`.
-        baselines: K baselines to draw from, a tensor (K, ...) or a pytree of those like the inputs.
+        baselines: K baselines to draw from, a tensor (K, ...) or a pytree of those like the inputs;
+            (K, B, ...) holds K for each example.
         n_samples: The number of draws the mean is taken over.
         stdevs: s, the standard deviation of the noise n ~ N(0, 1) in units of the inputs: a number
             or a pytree prefix; 0 gives expected gradients.
@@ -269,9 +268,9 @@ def completeness_delta(
         create_graph,
         "target",
     )
-    with torch.set_grad_enabled(create_graph or (transforming() and torch.is_grad_enabled())):
+    keep = create_graph or transforming()
+    with torch.set_grad_enabled(create_graph or (keep and torch.is_grad_enabled())):
         change = p.values(x) - p.values(x0)
-    total = [
-        s.reshape(batch, -1).sum(1, dtype=wide(s.dtype)) if batch else s.flatten() for s in scores
-    ]
-    return torch.stack(total).sum(0) - change
+    total = torch.stack([row_sums(s, wide(s.dtype)) for s in scores]).sum(0)
+    delta = (total - change).to(change.dtype)
+    return delta if keep else delta.detach()

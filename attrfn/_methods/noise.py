@@ -13,7 +13,7 @@ from torch import Tensor
 from attrfn._core.baseline import baseline_distribution
 from attrfn._core.batch import chunks, flat_rows, repeat_bound, wide
 from attrfn._core.noise import Noise, positive
-from attrfn._core.tree import batch_size, flatten
+from attrfn._core.tree import batch_size, flatten, require_floating
 from attrfn._core.typing import Key, Leaves, Method, ModelFn, Target, Tree
 
 Kind = Literal["smoothgrad", "smoothgrad_sq", "vargrad", "samples"]
@@ -80,6 +80,7 @@ def noise_tunnel(
     def noisy(model_fn: ModelFn, inputs: Tree, **options: Any) -> Tree:
         x, rebuild = flatten(inputs)
         batch = batch_size(x)
+        require_floating(x)
         noise = Noise(key, stdevs, inputs, x)
         pool: Leaves = ()
         if draw_baselines:

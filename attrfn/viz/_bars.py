@@ -87,9 +87,7 @@ def bar(
     if xlabel is None:
         xlabel = f"mean attribution over {count} samples" if count > 1 else "attribution"
         xlabel += f" (\N{PLUS-MINUS SIGN} {spread})" if half is not None else ""
-    texts = [
-        _measured(mean, e) for mean, e in zip(means, errors or [0.0] * len(means), strict=True)
-    ]
+    texts = _measured(means, errors or [0.0] * len(means))
     figure, axes = frame(
         labels,
         title=title,
@@ -112,15 +110,24 @@ def bar(
     return figure
 
 
-def _measured(mean: float, error: float) -> str:
-    """The mean with as many decimals as two digits of its error have: -0.53 +- 0.18."""
-    if not error > 0:
-        return signed(mean, 3)
+def _measured(means: list[float], errors: list[float]) -> list[str]:
+    """Means with errors, -0.53 +- 0.18: as many decimals as two digits of most errors have."""
+    decimals = [1 - math.floor(math.log10(error)) for error in errors if error > 0]
     plus = " \N{PLUS-MINUS SIGN} "
-    decimals = max(0, 1 - math.floor(math.log10(error)))
-    if decimals > 5 or max(abs(mean), error) >= 1e5:
-        return f"{signed(mean, 3)}{plus}{signed(error)[1:]}"
-    return f"{mean:+.{decimals}f}{plus}{error:.{decimals}f}".replace("-", "\N{MINUS SIGN}")
+    if not decimals:
+        return [signed(mean, 3) for mean in means]
+    shown = max(0, min(max(decimals), min(decimals) + 1))
+    if shown > 5 or max(map(abs, means)) >= 1e5:
+        return [
+            signed(mean, 3) + (f"{plus}{signed(error)[1:]}" if error > 0 else "")
+            for mean, error in zip(means, errors, strict=True)
+        ]
+    return [
+        (f"{mean:+.{shown}f}" + (f"{plus}{error:.{shown}f}" if error >= 0 else "")).replace(
+            "-", "\N{MINUS SIGN}"
+        )
+        for mean, error in zip(means, errors, strict=True)
+    ]
 
 
 def _half_widths(

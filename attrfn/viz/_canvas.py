@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 DARK, GREY, LINE = "#222222", "#666666", "#bbbbbb"
 RED, BLUE = "#b2182b", "#2166ac"
+PIECE = re.compile(r"[^\s_/-]*[\s_/-]+|[^\s_/-]+")  # a line may end behind it
 LINE_HEIGHT = 1.25  # of a text line, in font sizes
 
 
@@ -78,8 +79,10 @@ def text_height(text: str, size: float) -> float:
 def balance(text: str, width: float, size: float, weight: str = "normal") -> str:
     """``wrap`` to as few lines, but of about equal lengths."""
     best = wrap(text, width, size, weight)
-    for narrower in (0.9, 0.8, 0.7, 0.6, 0.5):
-        lines = wrap(text, narrower * width, size, weight)
+    widest = max((text_width(p.rstrip(), size, weight) for p in PIECE.findall(text)), default=0.0)
+    for share in (0.9, 0.8, 0.7, 0.6, 0.5):
+        # never so narrow that a word must break
+        lines = wrap(text, min(width, max(widest, share * width)), size, weight)
         if lines.count("\n") > best.count("\n"):
             break
         best = lines
@@ -91,7 +94,7 @@ def wrap(text: str, width: float, size: float, weight: str = "normal") -> str:
     lines: list[str] = []
     for paragraph in text.split("\n"):
         line = ""
-        for piece in re.findall(r"[^\s_/-]*[\s_/-]+|[^\s_/-]+", paragraph):
+        for piece in PIECE.findall(paragraph):
             if not line or text_width((line + piece).rstrip(), size, weight) <= width:
                 line += piece
             else:

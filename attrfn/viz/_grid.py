@@ -188,5 +188,5 @@ def _describe(batch: int, columns: Mapping[str, Tensor], original: bool) -> str:
     first = "the image and then " if original else ""
     return (
         f"Grid of {batch} images (rows); each row shows {first}its attribution maps by "
-        f"{', '.join(columns)}; red raises the explained output, blue lowers it, white is zero."
+        f"{'; '.join(columns)}. Red raises the explained output, blue lowers it, white is zero."
     )

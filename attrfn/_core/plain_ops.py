@@ -1,8 +1,9 @@
-"""Attention written out in products and softmax, which can be differentiated twice and forward."""
+"""Fused operations written out, to be differentiated again and in forward mode."""
 
 from __future__ import annotations
 
 import types
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,10 +12,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 
-class MathAttention(TorchFunctionMode):
-    """While active, scaled_dot_product_attention runs as written out (this thread only).
+class PlainOps(TorchFunctionMode):
+    """While active, attention and layer norm run as written out (in this thread only).
 
-    The fused kernels have no second derivative and no forward mode on CPU.
+    The fused attention kernels have no second derivative and no forward mode on the CPU, glu has no
+    third derivative, and torch's own third derivative of layer norm is wrong.
     """
 
     def __torch_function__(
@@ -27,6 +29,10 @@ class MathAttention(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             return attention(*args, **kwargs)
+        if func is F.layer_norm:
+            return layer_norm(*args, **kwargs)
+        if func is F.glu:
+            return glu(*args, **kwargs)
         if func is F.multi_head_attention_forward:
             with self:
                 return _open_multi_head_attention(*args, **kwargs)
@@ -68,6 +74,36 @@ def attention(
     if dropout_p > 0.0:
         weights = F.dropout(weights, dropout_p)
     return weights @ value
+
+
+def layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """``(x - mean) / sqrt(var + eps) * weight + bias`` over the last dimensions.
+
+    Reference:
+        Ba, Kiros and Hinton, Layer Normalization, 2016.
+    """
+    dims = tuple(range(-len(normalized_shape), 0))
+    wide = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
+    centred = wide - wide.mean(dims, keepdim=True)
+    out = (centred * torch.rsqrt(centred.square().mean(dims, keepdim=True) + eps)).to(input.dtype)
+    out = out if weight is None else out * weight
+    return out if bias is None else out + bias
+
+
+def glu(input: Tensor, dim: int = -1) -> Tensor:
+    """``a * sigmoid(b)`` of the two halves.
+
+    Reference:
+        Dauphin, Fan, Auli and Grangier, Language Modeling with Gated Convolutional Networks, 2017.
+    """
+    a, b = input.chunk(2, dim)
+    return a * b.sigmoid()
 
 
 def _not_overridden(*args: Any, **kwargs: Any) -> bool:

@@ -1,0 +1,261 @@
+"""Limits of today's torch that the library works around.
+
+Each test asserts that the limit is still there. A failure is good news: a newer torch has lifted
+it, and the workaround that the test names can go. What may fail to compile runs in a process of its
+own, because a failed trace can poison later ones.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+import zoo
+from torch import Tensor, nn
+from torch.func import functional_call, grad, jvp, vjp, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
+from zoo import randn
+
+
+def test_functional_call_changes_the_module_while_it_runs():
+    """Why eager runs use shells of their own (_core/shell.py) and not functional_call."""
+
+    class Watches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lin = nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(users.lin.weight)
+            return self.lin(x)
+
+    seen: list[Tensor] = []
+    users = Watches()
+    own = users.lin.weight
+    other = torch.zeros(2, 2)
+    functional_call(users, {"lin.weight": other}, (torch.ones(1, 2),))
+    assert users.lin.weight is own
+    # another thread that looks at the module at that moment sees the other weight
+    assert seen[0] is other
+
+
+def attend(x: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(x, x * 2, x + 1)
+
+
+Q = randn(1, 2, 5, 4)
+
+
+def test_fused_attention_has_no_second_derivative():
+    """Why attention is written out (_core/plain_ops.py) where somebody differentiates again."""
+    x = Q.clone().requires_grad_()
+    (g,) = torch.autograd.grad(attend(x).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"flash_attention_for_cpu_backward is not implemented"):
+        torch.autograd.grad(g.sum(), x)
+    with pytest.raises(RuntimeError, match=r"flash_attention_for_cpu_backward is not implemented"):
+        grad(lambda x: (grad(lambda x: attend(x).sum())(x) ** 2).sum())(Q)
+
+
+def test_fused_attention_has_no_forward_mode():
+    """Why push_forward (_core/derive.py) runs with attention written out."""
+    with pytest.raises(NotImplementedError, match=r"forward AD with _scaled_dot_product_flash"):
+        jvp(attend, (Q,), (Q,))
+
+
+def third_derivative(f) -> tuple[float, float]:
+    """d/dx of |J(x) t|^2 along s: by finite differences, and as torch has it."""
+    x, t, s = randn(3, 4, 6, seed=1), randn(3, 4, 6, seed=2), randn(3, 4, 6, seed=3)
+
+    def squared(x: Tensor) -> Tensor:
+        return (jvp(f, (x,), (t,))[1] ** 2).sum()
+
+    eps = 1e-5
+    by_differences = (squared(x + eps * s) - squared(x - eps * s)) / (2 * eps)
+    return float(by_differences), float((grad(squared)(x) * s).sum())
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        lambda x: F.layer_norm(x, (6,)),
+        F.instance_norm,
+        lambda x: F.batch_norm(x, None, None, training=True),
+    ],
+    ids=["layer_norm", "instance_norm", "batch_norm"],
+)
+def test_third_derivatives_of_norms_are_wrong(norm):
+    """Why LayerNorm is written out (_core/plain_ops.py): torch's answer is off without a word."""
+    expected, got = third_derivative(norm)
+    assert abs(got - expected) > 0.05 * abs(expected)
+    # the measurement itself is sound: the same formula written out agrees
+    expected, got = third_derivative(lambda x: F.rms_norm(x, (6,)))
+    assert abs(got - expected) < 1e-6 * abs(expected)
+
+
+def test_forward_mode_of_glu_cannot_be_differentiated():
+    """Why a push-forward that is differentiated is a double vjp."""
+    x = randn(3, 6)
+    with pytest.raises(RuntimeError, match=r"glu_jvp is not implemented"):
+        grad(lambda x: jvp(F.glu, (x,), (x,))[1].sum())(x)
+
+
+PROCESSES = {
+    "threads": """
+        import threading
+        from torch.func import jvp
+
+        x, wrong = torch.randn(50, 50), []
+        expected = jvp(torch.tanh, (x,), (x,))[1]
+
+        def work():
+            for _ in range(200):
+                try:
+                    if not torch.equal(jvp(torch.tanh, (x,), (x,))[1], expected):
+                        wrong.append("value")
+                except RuntimeError as error:
+                    wrong.append(str(error))
+
+        # a race: it may be won now and then, hardly five times in a row
+        for _ in range(5):
+            threads = [threading.Thread(target=work) for _ in range(8)]
+            [t.start() for t in threads]
+            [t.join() for t in threads]
+            if wrong:
+                print("WRONG")
+                break
+        """,
+    "double vjp": """
+        from torch.func import vjp
+
+        norm, x = torch.nn.LayerNorm(4).requires_grad_(False), torch.randn(2, 4)
+
+        def push(x):
+            y, pull = vjp(norm, x)
+            return vjp(pull, torch.zeros_like(y))[1]((x,))[0]
+
+        got = torch.compile(push, backend="aot_eager", fullgraph=True)(x)
+        torch.testing.assert_close(got, torch.func.jvp(norm, (x,), (x,))[1])
+        print("COMPILED")
+        """,
+    "jvp": """
+        norm, x = torch.nn.LayerNorm(4).requires_grad_(False), torch.randn(2, 4)
+
+        def push(x):
+            return torch.func.jvp(norm, (x,), (x,))[1]
+
+        torch.compile(push, backend="aot_eager", fullgraph=True)(x)
+        print("COMPILED")
+        """,
+    "lstm": """
+        rnn = torch.nn.LSTM(4, 5)
+        torch.compile(lambda x: rnn(x)[0], backend="eager", fullgraph=True)(torch.randn(3, 2, 4))
+        print("COMPILED")
+        """,
+    "compiled model": """
+        model = torch.compile(torch.nn.Linear(4, 1), backend="aot_eager", fullgraph=True)
+        torch.func.grad(lambda x: model(x).sum())(torch.randn(3, 4))
+        print("COMPILED")
+        """,
+}
+
+
+@pytest.fixture(scope="module")
+def processes() -> dict[str, str]:
+    return zoo.in_processes(PROCESSES)
+
+
+@pytest.mark.slow
+def test_forward_mode_is_not_for_threads(processes):
+    """Why push_forward guards its jvp: the levels of forward mode belong to the whole process."""
+    assert processes["threads"] == "WRONG\n"
+
+
+@pytest.mark.slow
+def test_forward_mode_of_layer_norm_does_not_compile(processes):
+    """Why a compiled push-forward is a double vjp, which does."""
+    assert processes["double vjp"] == "COMPILED\n"
+    assert processes["jvp"].startswith("FAILED")
+    assert "_fw_primal" in processes["jvp"]
+
+
+@pytest.mark.slow
+def test_recurrent_nets_do_not_compile(processes):
+    """What the documentation says about compiled LSTMs."""
+    assert processes["lstm"].startswith("FAILED")
+    assert "Dynamo does not support RNN, GRU, or LSTM" in processes["lstm"]
+
+
+@pytest.mark.slow
+def test_transforms_of_a_compiled_model_fail(processes):
+    """Why shells look through torch.compile()d models (_orig_mod)."""
+    assert processes["compiled model"].startswith("FAILED")
+    assert "Unsupported functorch tracing attempt" in processes["compiled model"]
+
+
+@pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU])
+def test_recurrent_nets_have_no_vmap_rule(cell):
+    """Why batching="fold" is the default (_core/batch.py)."""
+    rnn = zoo.make(cell, 4, 5, batch_first=True)
+    with pytest.raises(RuntimeError, match=r"Batching rule not implemented for aten::(lstm|gru)"):
+        vmap(lambda x: rnn(x[None])[0])(randn(3, 6, 4))
+
+
+def test_encoder_layers_hide_their_parts():
+    """Why _core/shell.py switches their fast path off: without a graph no sub-layer is called."""
+    model, x = zoo.make(zoo.Transformer), randn(3, 5, 4)
+    called: list[str] = []
+
+    class Watched(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            called.append("forward")
+            return super().forward(x)
+
+    model.enc.layers[0].linear1.__class__ = Watched
+    with torch.no_grad():
+        model(x)
+    assert not called
+    model(x)
+    assert called == ["forward"]
+
+
+def test_multihead_attention_takes_a_fused_path():
+    """Why _core/shell.py makes query and key two objects: the fused operation hides all inside."""
+
+    class Log(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            operations.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    attention, x = zoo.make(nn.MultiheadAttention, 6, 2, batch_first=True), randn(3, 5, 6)
+    fused = "aten._native_multi_head_attention.default"
+    for key, taken in [(x, True), (x.view_as(x), False)]:
+        operations: list[str] = []
+        with torch.no_grad(), Log():
+            attention(x, key, key)
+        assert (fused in operations) == taken
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_the_fast_path_answers_padded_rows_differently():
+    """Why values and gradients would come from two different models."""
+    model, x = zoo.make(zoo.Transformer), randn(3, 5, 4)
+    mask = torch.arange(5) >= torch.tensor([5, 4, 2])[:, None]
+    h = model.inp(x).detach()
+    slow = model.enc(h, src_key_padding_mask=mask).detach()
+    with torch.no_grad():
+        fast = model.enc(h, src_key_padding_mask=mask)
+    torch.testing.assert_close(fast[~mask], slow[~mask])
+    assert not fast[mask].any()
+    assert slow[mask].all()
+
+
+def test_vjp_of_linear_functions_is_the_reference():
+    """The double pull-back is J t (the identity that the workarounds above rest on)."""
+    x, t = randn(3, 6), randn(3, 6, seed=1)
+
+    def f(x: Tensor) -> Tensor:
+        return x.softmax(-1) * x.sin()
+
+    y, pull = vjp(f, x)
+    got = vjp(pull, torch.zeros_like(y))[1]((t,))[0]
+    torch.testing.assert_close(got, jvp(f, (x,), (t,))[1])

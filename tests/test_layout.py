@@ -1,0 +1,175 @@
+"""Four floors, arrows run down only: read from the imports, which nothing has to execute."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "attrfn"
+
+# Where a file stands; a file imports from its own floor and from those below.
+FLOORS = {"_core": 1, "_rules": 2, "_methods": 3, "_forms": 4}
+ABOVE = 5  # rules.py, metrics/, robust/, viz/, text/ and __init__.py
+
+# A method that *is* another method plus something may import it: (importing file, imported file).
+METHODS_ON_METHODS: set[tuple[str, str]] = set()
+
+# What the library needs is torch and optree; what the topic packages and options need besides.
+ALLOWED = {"attrfn", "optree", "torch"}
+EXTRAS = {"attrfn._core.batch": {"tqdm"}, "attrfn.viz": {"matplotlib", "numpy"}}
+
+FILES = {
+    ".".join(p.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__"): p
+    for p in sorted(ROOT.rglob("*.py"))
+}
+modules = pytest.mark.parametrize("module", FILES)
+
+
+def imports(module: str) -> Iterator[str]:
+    """The modules that a file imports, anywhere in it, except for type checkers only."""
+    tree = ast.parse(FILES[module].read_text(encoding="utf-8"))
+    for node in _runtime_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        if isinstance(node, ast.ImportFrom):
+            base = _absolute(module, node)
+            for alias in node.names:
+                full = f"{base}.{alias.name}"
+                yield full if full in FILES else base
+
+
+def _absolute(module: str, node: ast.ImportFrom) -> str:
+    if node.level == 0:
+        return node.module or ""
+    package = module.split(".")
+    is_package = FILES[module].name == "__init__.py"
+    parts = package[: len(package) - node.level + is_package]
+    return ".".join([*parts, *([node.module] if node.module else [])])
+
+
+def _runtime_nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        yield node
+        yield from _runtime_nodes(node)
+
+
+def own_imports(module: str) -> set[str]:
+    return {i for i in imports(module) if i.split(".")[0] == "attrfn"} - {module}
+
+
+def floor(module: str) -> int:
+    parts = module.split(".")
+    if module == "attrfn.random":
+        return 0  # usable from everywhere
+    return FLOORS.get(parts[1], ABOVE) if len(parts) > 1 else ABOVE
+
+
+def test_the_files_are_found() -> None:
+    """The other tests read what this one finds."""
+    assert {"attrfn", "attrfn.random", "attrfn._core.split", "attrfn._forms.at"} <= FILES.keys()
+    assert own_imports("attrfn._forms.at") >= {"attrfn._core.split", "attrfn._core.typing"}
+    assert {floor(m) for m in FILES} >= {0, 1, 3, 4, ABOVE}
+
+
+@modules
+def test_arrows_run_down(module: str) -> None:
+    upward = {i for i in own_imports(module) if floor(i) > floor(module)}
+    assert not upward, f"{module} stands below what it imports: {upward}"
+
+
+@modules
+def test_only_the_package_itself_is_above_the_package(module: str) -> None:
+    """``import attrfn`` inside it would be a circle; the topic packages stand on public names."""
+    if floor(module) < ABOVE:
+        assert "attrfn" not in own_imports(module)
+
+
+@modules
+def test_topic_packages_stand_on_public_functions(module: str) -> None:
+    """metrics, robust, viz and text import no private module of another package."""
+    parts = module.split(".")
+    if floor(module) < ABOVE or module in ("attrfn", "attrfn.rules"):
+        return
+    home = ".".join(parts[:2])
+    private = {
+        i for i in own_imports(module) if "._" in i and not i.startswith(f"{home}.") and i != home
+    }
+    assert not private
+
+
+def test_no_file_imports_itself_in_a_circle() -> None:
+    graph = {module: own_imports(module) & FILES.keys() for module in FILES}
+    try:
+        order = list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        raise AssertionError(f"imports run in a circle: {error.args[1]}") from None
+    assert set(order) == set(FILES)
+
+
+def test_methods_do_not_import_methods() -> None:
+    """Except where one is the other plus something: METHODS_ON_METHODS."""
+    found = {
+        (m, i)
+        for m in FILES
+        for i in own_imports(m)
+        if floor(m) == FLOORS["_methods"] == floor(i) and i != "attrfn._methods"
+    }
+    assert found == METHODS_ON_METHODS
+
+
+@modules
+def test_outside_imports_are_torch_and_optree(module: str) -> None:
+    """Only what the core dependencies, or the extra of this package, install."""
+    extras = next((EXTRAS[k] for k in EXTRAS if (module + ".").startswith(k + ".")), set())
+    outside = {i.split(".")[0] for i in imports(module)} - ALLOWED - extras
+    assert outside <= set(sys.stdlib_module_names)
+
+
+def test_import_of_attrfn_loads_no_extra() -> None:
+    """The top level imports no topic package, so that ``import attrfn`` needs torch and optree."""
+    reached, waiting = set(), ["attrfn"]
+    while waiting:
+        module = waiting.pop()
+        if module not in reached and module in FILES:
+            reached.add(module)
+            waiting += own_imports(module)
+    assert not {m for m in reached if m.split(".")[1:2] == ["viz"]}
+
+
+def test_init_is_explicit_exports_only() -> None:
+    """``from attrfn._x import name as name`` and the version, in the order of the modules."""
+    tree = ast.parse(FILES["attrfn"].read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                assert alias.asname == alias.name or (alias.asname or "").startswith("_")
+        else:
+            assert isinstance(node, (ast.Expr, ast.Assign))
+
+
+@pytest.mark.parametrize("module", [m for m in FILES if floor(m) <= FLOORS["_forms"]])
+def test_nothing_forbidden_is_used(module: str) -> None:
+    """DESIGN.md section 2: no hooks, no generators, no global random numbers, no dispatch modes."""
+    forbidden = {
+        "register_forward_hook",
+        "register_forward_pre_hook",
+        "register_full_backward_hook",
+        "register_hook",
+        "Generator",
+        "manual_seed",
+        "TorchDispatchMode",
+        "custom_op",
+        "randn_like",
+        "rand_like",
+    }
+    tree = ast.parse(FILES[module].read_text(encoding="utf-8"))
+    used = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+    names = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
+    assert not forbidden & (used | names)

@@ -1510,6 +1510,7 @@ def test_compiled_attributions(case):
 
 
 @pytest.mark.slow
+@pytest.mark.xfail(strict=True, reason="documented limit: see docs/faq.md, sharp edges")
 def test_compiled_model_that_keeps_an_activation():
     """An attribute that forward writes stays inside the run. (A failing compile poisons: fork.)"""
     code = f"""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor
 
 from attrfn._core.plain_ops import PlainOps
 from attrfn._core.typing import Leaves
+from attrfn._core.warn import warn
 
 # torch counts its forward-mode levels per process and not per thread.
 _FORWARD_MODE = threading.RLock()
@@ -65,7 +67,8 @@ def push_forward(f: Callable[..., Leaves], x: Leaves, tangents: Leaves) -> tuple
     """
     with PlainOps():
         if not torch.compiler.is_compiling():
-            with contextlib.suppress(NotImplementedError), _FORWARD_MODE:
+            x, tangents = normal((x, tangents))
+            with contextlib.suppress(NotImplementedError), _FORWARD_MODE, gradients_allowed():
                 y, change = torch.func.jvp(f, x, tangents)[:2]
                 return y, change
         y, pull = torch.func.vjp(f, *x)[:2]
@@ -91,19 +94,31 @@ def _autograd(f: Callable[..., Tensor], x: Leaves, create_graph: bool) -> tuple[
     return (values, grads) if create_graph else (values.detach(), grads)
 
 
+def normal(tree: Any) -> Any:
+    """The same tree without inference tensors, which autograd refuses to save."""
+    if transforming():
+        return tree
+    return pytree.tree_map_only(Tensor, lambda t: t.clone() if t.is_inference() else t, tree)
+
+
+def gradients_allowed() -> contextlib.AbstractContextManager[object]:
+    """Leave inference mode, if it is on."""
+    if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+        return contextlib.nullcontext()
+    return torch.inference_mode(False)
+
+
 def _leaf(t: Tensor, create_graph: bool) -> Tensor:
     """A node of its own for each leaf, so that a tensor given twice keeps two gradients."""
     if create_graph and t.requires_grad:
         return t.view_as(t)
-    return (t.clone() if t.is_inference() else t.detach()).detach().requires_grad_()
+    return (t.clone() if t.is_inference() else t).detach().requires_grad_()
 
 
 def warn_constant() -> None:
     """Say that gradients are zero because nothing differentiable leads to the output."""
-    warnings.warn(
+    warn(
         "the explained output does not depend on what is explained through differentiable "
         "operations, so its attributions are zero: look for .detach(), torch.no_grad(), argmax or "
-        "a cast to integers in the model or the target",
-        UserWarning,
-        stacklevel=4,
+        "a cast to integers in the model or the target"
     )

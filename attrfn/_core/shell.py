@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import types
-import warnings
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
+
+from attrfn._core.warn import warn
 
 _CONSTANT = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device})
 _CONTAINERS = (list, dict, set, deque, bytearray, types.SimpleNamespace)
@@ -136,17 +137,19 @@ class Shells:
     def warn(self) -> None:
         """Warn if a module that draws numbers or ties rows together is in training mode."""
         if self.noisy:
-            warnings.warn(
+            warn(
                 f"the model is in training mode and holds {self.noisy[0]}, so its rows are random "
-                "or depend on each other and attributions are not reproducible: call model.eval()",
-                UserWarning,
-                stacklevel=2,
+                "or depend on each other and attributions are not reproducible: call model.eval()"
             )
 
 
 def _mixes_or_draws(module: nn.Module) -> bool:
     """Whether a module in training mode ties rows together or draws random numbers."""
-    return isinstance(module, _BatchNorm) or (isinstance(module, _DropoutNd) and module.p > 0)
+    if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
+        return module.dropout > 0
+    if isinstance(module, _DropoutNd):
+        return module.p > 0
+    return isinstance(module, (_BatchNorm, nn.RReLU))
 
 
 @functools.lru_cache(maxsize=256)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from attrfn._core.derive import twice_differentiable
+from attrfn._core.derive import gradients_allowed, normal, transforming, twice_differentiable
 from attrfn._core.typing import Leaves, ModelFn, Tree
 
 
@@ -82,10 +83,20 @@ def require_floating(leaves: Leaves) -> None:
 
 def call_model(model_fn: ModelFn, inputs: Tree) -> Any:
     """``model_fn(*inputs)`` for a tuple, else ``model_fn(inputs)``, on copies of the tensors."""
-    inputs = clone_tensors(inputs)
-    spread = isinstance(inputs, tuple) and not hasattr(inputs, "_fields")
-    with twice_differentiable(False):
-        return model_fn(*inputs) if spread else model_fn(inputs)
+    if not isinstance(inputs, tuple) or hasattr(inputs, "_fields"):
+        inputs = (inputs,)
+    with twice_differentiable(False), gradients_allowed():
+        return normal_bound(model_fn)(*clone_tensors(inputs))
+
+
+def normal_bound(bound: Any) -> Any:
+    """A partial without inference tensors among its arguments (see :func:`normal`)."""
+    if not isinstance(bound, functools.partial) or transforming():
+        return bound
+    args = [normal_bound(a) for a in bound.args]
+    kwargs = {k: normal_bound(v) for k, v in bound.keywords.items()}
+    args, kwargs = normal((args, kwargs))
+    return functools.partial(bound.func, *args, **kwargs)
 
 
 def clone_tensors(tree: Tree) -> Tree:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 
 import torch
@@ -19,6 +18,7 @@ from attrfn._core.quadrature import Rule
 from attrfn._core.target import choose
 from attrfn._core.tree import batch_size, flatten
 from attrfn._core.typing import Baselines, Batching, Key, Leaves, ModelFn, Target, Tree
+from attrfn._core.warn import warn
 
 _MOST_DOUBLINGS = 10
 
@@ -124,11 +124,9 @@ def _refined(
             gap = (torch.stack(parts).sum(0) - change).abs()
         if p.batch == 0 or float(gap.max()) <= tolerance:
             return total
-    warnings.warn(
+    warn(
         f"integrated_gradients missed tolerance={tolerance} with {n * 2**_MOST_DOUBLINGS} steps, "
-        f"the largest gap is {float(gap.max()):.3g}: the model may jump along the path",
-        UserWarning,
-        stacklevel=3,
+        f"the largest gap is {float(gap.max()):.3g}: the model may jump along the path"
     )
     return total
 

@@ -41,7 +41,7 @@ class Row(NamedTuple):
         copies: The option that says how many copies of the batch are evaluated, or None; then the
             method takes ``chunk_size``.
         batching: Takes ``batching``.
-        create_graph: Takes ``create_graph`` (a plain function of the model is always differentiable).
+        create_graph: Takes ``create_graph`` (what does not is always differentiable).
         gradient: The attributions are of first order, so that their derivative is of second.
         complete: Over all entries they sum to f(x) - f(x0) (of the neuron: n(x) - n(x0)), where
             the layer cuts the network; ``n_steps`` makes it exact.

@@ -220,8 +220,8 @@ def test_grad_through_every_batching(r: Row, batching: str) -> None:
 def test_vmap_of_grad_of_attributions(r: Row) -> None:
     """Per-example gradients of a penalty on attributions, as for differential privacy."""
     net = r.net
-    f, params = of_parameters(r, net)
     model, x = net.build(), net.inputs()
+    params = {k: p.detach() for k, p in model.named_parameters()}
 
     def penalty(params: dict[str, Tensor], row: Tensor) -> Tensor:
         f = functools.partial(functional_call, model, params)
@@ -273,4 +273,3 @@ def test_third_order_through_vjp_of_grad() -> None:
 
     found = grad(along)(x)
     assert_close(inner(found, v), finite_difference(along, x, v), **FD)
-

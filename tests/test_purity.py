@@ -1,4 +1,4 @@
-"""Nothing of the user's changes: model, inputs, options, random numbers; also when the model raises."""
+"""Nothing of the user's changes: model, inputs, options, random numbers; also after an error."""
 
 from __future__ import annotations
 
@@ -126,9 +126,8 @@ def test_model_that_raises_half_way_stays(r: Row, net: Net) -> None:
 def test_transform_of_a_model_that_raises_stays(r: Row) -> None:
     model, x, given = r.net.build(), r.net.inputs(), options(r, r.net)
     model.mid.register_forward_pre_hook(Fuse(0))
-    with untouched(model, x, given):
-        with pytest.raises(Blown):
-            torch.func.vmap(lambda t: r.method(model, x + t, **given))(torch.arange(2))
+    with untouched(model, x, given), pytest.raises(Blown):
+        torch.func.vmap(lambda t: r.method(model, x + t, **given))(torch.arange(2))
 
 
 @rows_and_nets()
@@ -136,9 +135,8 @@ def test_transform_of_a_model_that_raises_stays(r: Row) -> None:
 def test_runs_where_gradients_are_switched_off(r: Row, net: Net, mode: Any) -> None:
     model, x, given = net.build(), net.inputs(), options(r, net)
     expected = r.method(model, x, **given)
-    with mode():
-        with untouched(model, x, given):
-            found = r.method(model, x, **given)
+    with mode(), untouched(model, x, given):
+        found = r.method(model, x, **given)
     assert_close(found, expected)
 
 
@@ -176,9 +174,9 @@ def test_batch_norm_in_training_mode_warns_and_stays(r: Row) -> None:
     """Rows that depend on each other are said to, and running statistics do not move."""
     model = make(TrainedBatchNorm).train()
     x, given = r.net.inputs(), options(r, r.net)
-    with untouched(model, x, given):
-        with pytest.warns(UserWarning, match=r"training mode and holds BatchNorm1d.*model\.eval"):
-            found = r.method(model, x, **given)
+    warns = pytest.warns(UserWarning, match=r"training mode and holds BatchNorm1d.*model\.eval")
+    with untouched(model, x, given), warns:
+        found = r.method(model, x, **given)
     assert model.mid.num_batches_tracked == 0
     assert_informative(found)
 
@@ -188,9 +186,9 @@ def test_batch_norm_in_training_mode_warns_for_maps(r: Row) -> None:
     net = NETS["norm"]
     model, x, given = net.build().train(), net.inputs(), options(r, net)
     model.drop.eval()
-    with untouched(model, x, given):
-        with pytest.warns(UserWarning, match="training mode and holds BatchNorm2d"):
-            r.method(model, x, **given)
+    warns = pytest.warns(UserWarning, match="training mode and holds BatchNorm2d")
+    with untouched(model, x, given), warns:
+        r.method(model, x, **given)
 
 
 @rows(lambda r: r.net is NETS["cnn"])
@@ -278,4 +276,3 @@ def test_random_rows_ignore_the_global_generator(r: Row) -> None:
     one = explain(r, r.net)
     torch.manual_seed(2)
     assert_close(explain(r, r.net), one, rtol=0, atol=0)
-

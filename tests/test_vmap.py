@@ -101,9 +101,9 @@ def test_vmap_over_parameters_is_the_loop_over_models(r: Row) -> None:
 def test_vmap_of_chunks_is_the_batch(r: Row, chunk_size: int) -> None:
     model, x, t = r.net.build(), r.net.inputs(), targets(3)
     batched = explain(r, r.net, model, x, target=t)
-    mapped = vmap(
-        lambda x, t: explain(r, r.net, model, x[None], target=t, chunk_size=chunk_size)
-    )(x, t)
+    mapped = vmap(lambda x, t: explain(r, r.net, model, x[None], target=t, chunk_size=chunk_size))(
+        x, t
+    )
     assert_close(mapped.squeeze(r.batch_dim + 1).movedim(0, r.batch_dim), batched)
 
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from numbers import Number
-from typing import Any, TypeVar
+from typing import Any
 
 import optree
 import torch
 from torch import Tensor
 
 from attrfn._core.typing import Baselines, Leaves, Tree
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 def fill_baselines(
@@ -83,12 +80,6 @@ def per_example(pool: Tensor, like: Tensor) -> Tensor:
     """A pool (K, ...) or (K, B, ...) as (K, B, ...)."""
     pool = pool if pool.ndim > like.ndim else pool[:, None]
     return pool.expand(pool.shape[0], *like.shape)
-
-
-def takes_distribution(method: F) -> F:
-    """Mark a method whose ``baselines`` are K draws of a distribution and not one per example."""
-    method.baselines_are_distribution = True  # type: ignore[attr-defined]
-    return method
 
 
 def _fill(b: Any, t: Tensor, name: str) -> Tensor:

@@ -33,6 +33,10 @@ class PlainOps(TorchFunctionMode):
             return layer_norm(*args, **kwargs)
         if func is F.glu:
             return glu(*args, **kwargs)
+        if (
+            func is Tensor.unflatten
+        ):  # a Python method with super(), which torch.compile cannot enter
+            return torch.unflatten(*args, **kwargs)
         if func is F.multi_head_attention_forward:
             with self:
                 return _open_multi_head_attention(*args, **kwargs)

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from attrfn._core.batch import is_count
 
+_LONGEST_RULE = 512
+
 Rule: TypeAlias = Callable[[int], tuple[Sequence[float] | Tensor, Sequence[float] | Tensor]]
 
 
@@ -61,11 +63,13 @@ def _cached_table(rule: str, n: int) -> tuple[float, ...]:
 
 
 def _gauss_legendre(n: int) -> tuple[list[float], list[float]]:
-    """Roots of the Legendre polynomial by Newton's method; exact for degree 2n - 1.
+    """Roots of the Legendre polynomial by Newton's method; exact for degree 2n - 1 (n <= 512).
 
     Reference:
         Golub and Welsch, Calculation of Gauss Quadrature Rules, 1969.
     """
+    if n > _LONGEST_RULE:
+        return _panels(n)
     nodes, weights = [], []
     for i in range(n):
         t = math.cos(math.pi * (n - i - 0.25) / (n + 0.5))
@@ -78,6 +82,19 @@ def _gauss_legendre(n: int) -> tuple[list[float], list[float]]:
         _, slope = _legendre(n, t)
         nodes.append((1 + t) / 2)
         weights.append(1 / ((1 - t * t) * slope * slope))
+    return nodes, weights
+
+
+def _panels(n: int) -> tuple[list[float], list[float]]:
+    """Rules of nearly equal length side by side, because the cost of one grows with n squared."""
+    count = -(-n // _LONGEST_RULE)
+    nodes: list[float] = []
+    weights: list[float] = []
+    for i in range(count):
+        size = n * (i + 1) // count - n * i // count
+        table = _cached_table("gauss_legendre", size)
+        nodes += [(i + s) / count for s in table[:size]]
+        weights += [w / count for w in table[size:]]
     return nodes, weights
 
 

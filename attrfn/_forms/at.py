@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from attrfn._core.baseline import baseline_distribution, fill_baselines, per_example
 from attrfn._core.batch import binds_rows, flat_rows, repeat_bound
 from attrfn._core.derive import transforming, twice_differentiable
+from attrfn._core.method import is_over_distribution, takes_baselines, wraps
 from attrfn._core.source import describe
 from attrfn._core.split import Split, check_independent, split
 from attrfn._core.tree import batch_size, flatten
@@ -56,10 +56,9 @@ def at_layer(method: Method, layer: Layer, *, at: At = "output", call: int | Non
     Reference:
         Leino et al., Influence-Directed Explanations for Deep Convolutional Networks, 2018.
     """
-    options_known = inspect.signature(method).parameters
-    distribution = getattr(method, "baselines_are_distribution", False)
+    with_baselines, distribution = takes_baselines(method), is_over_distribution(method)
 
-    @functools.wraps(method)
+    @wraps(method)
     def moved(model_fn: ModelFn, inputs: Tree, **options: Any) -> Tree:
         here = locate(
             model_fn,
@@ -69,7 +68,7 @@ def at_layer(method: Method, layer: Layer, *, at: At = "output", call: int | Non
             call=call,
             create_graph=options.get("create_graph", False),
         )
-        if "baselines" in options_known:
+        if with_baselines:
             options["baselines"] = here.baselines(
                 options.get("baselines"), distribution=distribution
             )
@@ -115,7 +114,7 @@ def at_neuron(
         2018.
     """
 
-    @functools.wraps(method)
+    @wraps(method)
     def moved(model_fn: ModelFn, inputs: Tree, **options: Any) -> Tree:
         if "target" in options:
             raise TypeError(

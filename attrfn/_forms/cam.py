@@ -167,6 +167,8 @@ def grad_cam_plus_plus(
         A = sum_c w_c a_c,   w_c = sum_hw alpha_c relu(df/da_c),
         alpha_c = g^2 / (2 g^2 + sum_hw(a_c) g^3),   g = df/da_c
 
+    The paper explains exp(f), which only scales the map of an image by the positive exp(f).
+
     Args:
         model_fn: See :func:`layer_activation`.
         inputs: See :func:`layer_activation`.

@@ -216,7 +216,8 @@ def neuron_conductance(
         model_fn: See :func:`layer_activation`.
         inputs: Floating tensors, see :func:`gradient`.
         layer: One layer, see :func:`layer_activation`.
-        neuron: n, see :func:`at_neuron`; of several neurons the parts add up.
+        neuron: n, see :func:`at_neuron`; of several neurons the parts add up (the gradient of a
+            callable says how much of each unit counts).
         target: See :func:`gradient`.
         baselines: x0, see :func:`input_x_gradient`.
         at: See :func:`layer_activation`.

@@ -7,11 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from attrfn._core.baseline import baseline_distribution, fill_baselines, takes_distribution
+from attrfn._core.baseline import baseline_distribution, fill_baselines
 from attrfn._core.batch import chunks, row_sums, sum_over_copies, wide
 from attrfn._core.bind import bind
 from attrfn._core.derive import transforming
 from attrfn._core.explain import Explained, explain
+from attrfn._core.method import takes_distribution
 from attrfn._core.noise import Noise, positive
 from attrfn._core.path import over_path
 from attrfn._core.quadrature import Rule

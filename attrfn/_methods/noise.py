@@ -12,6 +12,7 @@ from torch import Tensor
 
 from attrfn._core.baseline import baseline_distribution
 from attrfn._core.batch import chunks, flat_rows, repeat_bound, wide
+from attrfn._core.method import is_over_distribution, wraps
 from attrfn._core.noise import Noise, positive
 from attrfn._core.tree import batch_size, flatten, require_floating
 from attrfn._core.typing import Key, Leaves, Method, ModelFn, Target, Tree
@@ -76,7 +77,7 @@ def noise_tunnel(
         )
     positive("n_samples", n_samples)
 
-    @functools.wraps(method)
+    @wraps(method)
     def noisy(model_fn: ModelFn, inputs: Tree, **options: Any) -> Tree:
         x, rebuild = flatten(inputs)
         batch = batch_size(x)
@@ -120,7 +121,7 @@ def _repeat_options(
     """The options of a method for several copies: what has a row per example follows."""
     repeated = dict(options)
     follow = ["feature_mask"]
-    if not getattr(method, "baselines_are_distribution", False):
+    if not is_over_distribution(method):
         follow.append("baselines")
     for name in follow:
         if name in options:

@@ -30,6 +30,7 @@ import attrfn
 STEPS = 50
 CHUNKS = (5, 10, STEPS)
 BATCHES = (1, 8, 32)
+MEMORY_AT = 8
 NAMES = {
     "floor": "floor",
     "eager": "attrfn",
@@ -126,7 +127,10 @@ def rows_of(name: str, batch: int, args, flags: list[str]) -> list[dict[str, obj
     rows = []
     for kind, chunk in runs:
         same = ("floor", chunk) if ("floor", chunk) in runs else best
-        memory = peak_mb_of(__file__, f"{kind} {name} {batch} {chunk}", flags)
+        memory = "-"
+        if batch == MEMORY_AT:
+            peak = peak_mb_of(__file__, f"{kind} {name} {batch} {chunk}", flags)
+            memory = f"{peak:.0f}"
         shown = f"{chunk or 'all'} rows" if kind == "captum" else f"{chunk} copies"
         t = times[(kind, chunk)]
         rows.append(
@@ -139,7 +143,7 @@ def rows_of(name: str, batch: int, args, flags: list[str]) -> list[dict[str, obj
                 "/ floor, same chunk": f"{ratio(t, times[same]):.2f}",
                 "/ floor, best chunk": f"{ratio(t, times[best]):.2f}",
                 "/ Captum": f"{ratio(t, times[('captum', size or 0)]):.2f}",
-                "peak MiB": f"{memory:.0f}",
+                "peak MiB": memory,
             }
         )
     return rows

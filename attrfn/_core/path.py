@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
-from attrfn._core.batch import along, chunks, flat_rows, split_rows, sum_over_copies
+from attrfn._core.batch import along, chunks, flat_rows, split_rows, sum_over_copies, wide
 from attrfn._core.explain import Explained
 from attrfn._core.quadrature import Rule, quadrature_rule
 from attrfn._core.typing import Batching, Leaves
@@ -42,10 +43,24 @@ def over_path(
     places = [along(nodes, x) for x in p.x]
 
     def part(i: slice) -> Leaves:
-        points = [(b + s[i] * d).to(b.dtype) for b, s, d in zip(x0, places, lengths, strict=True)]
-        return tuple([(along(weights[i], v[0]) * v).sum(0) for v in integrand(tuple(points))])
+        points = [_point(b, s[i], d) for b, s, d in zip(x0, places, lengths, strict=True)]
+        return tuple([_weighted(weights[i], v) for v in integrand(tuple(points))])
 
     return sum_over_copies(part, chunks(len(nodes), chunk_size, batching, progress, label))
+
+
+def _point(start: Tensor, s: Tensor, length: Tensor) -> Tensor:
+    """``start + s * length`` in one pass, (S, B, ...)."""
+    if s.dtype == start.dtype:
+        return torch.addcmul(start, s, length)
+    return (start + s * length).to(start.dtype)
+
+
+def _weighted(weights: Tensor, values: Tensor) -> Tensor:
+    """``sum_k w_k v_k`` without a temporary of the values' size."""
+    values = values.to(wide(values.dtype))
+    total: Tensor = torch.tensordot(weights.to(values.device, values.dtype), values, 1)
+    return total
 
 
 def on_copies(f: Callable[[Leaves, int], Leaves], points: Leaves, batching: Batching) -> Leaves:

@@ -54,17 +54,19 @@ class Shells:
         cls: Any = type(module)
         new = object.__new__((_tapped if key in self.taps else _without_fast_path)(cls))
         self.memo[key] = new
-        state = dict(module.__dict__)
-        for name in state.keys() & _BARE:
-            if isinstance(state[name], (dict, set)):
-                state[name] = state[name].copy()  # hooks may be registered while the model runs
+        state = {
+            name: value
+            if type(value) in _CONSTANT
+            else _fresh(value)
+            if name in _BARE
+            else self.value(value)
+            for name, value in module.__dict__.items()
+        }
         state["_parameters"] = {k: self.parameter(p) for k, p in module._parameters.items()}
         state["_buffers"] = {k: self.buffer(b) for k, b in module._buffers.items()}
         state["_modules"] = {
             k: None if m is None else self.module(m) for k, m in module._modules.items()
         }
-        for name in state.keys() - _BARE:
-            state[name] = self.value(state[name])
         state["_compiled_call_impl"] = None
         _no_fast_path(cls, state)
         if key in self.taps:
@@ -79,25 +81,25 @@ class Shells:
         """The parameter itself, or its detached twin (one per parameter, so that ties stay)."""
         if p is None:
             return None
-        new: Tensor = self.once(p, lambda: p.detach() if self.frozen and p.requires_grad else p)
+        key = id(p)
+        if key not in self.memo:
+            self.memo[key] = p.detach() if self.frozen and p.requires_grad else p
+        new: Tensor = self.memo[key]
         return new
 
     def buffer(self, b: Tensor | None) -> Tensor | None:
         """A copy, because forward passes write into buffers."""
         if b is None:
             return None
-        new: Tensor = self.once(b, lambda: b.detach().clone() if self.frozen else b.clone())
+        key = id(b)
+        if key not in self.memo:
+            self.memo[key] = b.detach().clone() if self.frozen else b.clone()
+        new: Tensor = self.memo[key]
         return new
 
     def replace(self, old: Tensor, new: Tensor) -> None:
         """Let ``new`` stand for the parameter or buffer ``old``."""
         self.memo[id(old)] = new
-
-    def once(self, old: Any, make: Callable[[], Any]) -> Any:
-        """``make()`` at the first sight of an object, the same result afterwards."""
-        if id(old) not in self.memo:
-            self.memo[id(old)] = make()
-        return self.memo[id(old)]
 
     def value(self, value: Any) -> Any:
         """A plain attribute: modules, tensors and containers are renewed, the rest is shared."""
@@ -111,7 +113,8 @@ class Shells:
         if isinstance(value, Tensor):
             return self.buffer(value)
         if kind is tuple:
-            return tuple(map(self.value, value))
+            plain = all(type(v) in _CONSTANT for v in value)
+            return value if plain else tuple(map(self.value, value))
         if isinstance(value, _CONTAINERS):
             return self.container(value)
         if kind is types.MethodType and isinstance(value.__self__, nn.Module):
@@ -141,6 +144,13 @@ class Shells:
                 f"the model is in training mode and holds {self.noisy[0]}, so its rows are random "
                 "or depend on each other and attributions are not reproducible: call model.eval()"
             )
+
+
+def _fresh(value: Any) -> Any:
+    """A copy of one of nn.Module's own dicts: hooks may be registered while the model runs."""
+    if not isinstance(value, (dict, set)):
+        return value
+    return value.copy() if value else type(value)()
 
 
 def _mixes_or_draws(module: nn.Module) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from attrfn._core.derive import normal, transforming
+from attrfn._core.derive import transforming
 from attrfn._core.typing import Index, Target
 
 
@@ -123,7 +123,9 @@ def _pick(
 
 
 def _gather(outputs: Tensor, chosen: PerExample, depth: int, name: str) -> Tensor:
-    index, low, high = normal(chosen.rows), chosen.low, chosen.high
+    index, low, high = chosen
+    if not transforming() and index.is_inference():
+        index = index.clone()  # autograd refuses to save it
     sizes = tuple(outputs.shape[1:])
     if index.shape[1] != depth:
         raise ValueError(

@@ -93,6 +93,8 @@ def normal_bound(bound: Any) -> Any:
     """A partial without inference tensors among its arguments (see :func:`normal`)."""
     if not isinstance(bound, functools.partial) or transforming():
         return bound
+    if not (bound.args or bound.keywords):
+        return bound
     args = [normal_bound(a) for a in bound.args]
     kwargs = {k: normal_bound(v) for k, v in bound.keywords.items()}
     args, kwargs = normal((args, kwargs))

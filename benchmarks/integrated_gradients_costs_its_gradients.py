@@ -121,7 +121,7 @@ def rows_of(name: str, batch: int, args, flags: list[str]) -> list[dict[str, obj
     want = captum_run()
     for key, run in runs.items():
         if key[0] in ("eager", "compiled"):
-            torch.testing.assert_close(run(), want, rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(run(), want, rtol=1e-3, atol=1e-4)
     times = medians(runs, args.repeats, args.device)
     best = min((k for k in runs if k[0] == "floor"), key=lambda k: median(times[k]))
     rows = []

@@ -32,6 +32,10 @@ __all__ = [
 
 Device = torch.device | str | None
 
+_is_compiling: Callable[[], bool] = getattr(  # torch 2.2 has it elsewhere
+    torch.compiler, "is_compiling", lambda: False
+)
+
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53 - 2**32, 0xCD9E8D57 - 2**32)  # less 2^32: products fit int64
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -365,7 +369,7 @@ def _generate(
         return finish(*(torch.stack(four, -1).flatten(-2) for four in words))
 
     step = max(1, 2 * _CHUNK // max(1, key.numel()))
-    if torch.compiler.is_compiling() or key.device.type != "cpu" or blocks <= step:
+    if _is_compiling() or key.device.type != "cpu" or blocks <= step:
         flat = part(0, blocks)
     else:
         flat = torch.cat([part(i, min(i + step, blocks)) for i in range(0, blocks, step)], -1)

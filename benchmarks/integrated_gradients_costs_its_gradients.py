@@ -28,8 +28,7 @@ from torch import Tensor, nn
 import attrfn
 
 STEPS = 50
-CHUNKS = (5, 10, STEPS)
-BATCHES = (1, 8, 32)
+CHUNKS = {1: (10, 25, 50), 8: (2, 5, 25), 32: (1, 2, 10)}  # batch: copies of it at once
 MEMORY_AT = 8
 NAMES = {
     "floor": "floor",
@@ -114,9 +113,9 @@ def rows_of(name: str, batch: int, args, flags: list[str]) -> list[dict[str, obj
     model, x, target = model_and_batch(name, batch, args.device)
     frozen = model_and_batch(name, batch, args.device)[0]
     size, captum_run = best_captum(model, x, target, args.device)
-    runs = {("floor", c): floor(frozen, x, target, c) for c in CHUNKS}
-    runs |= {("eager", c): eager(model, x, target, c) for c in CHUNKS}
-    runs |= {("compiled", c): compiled(model, x, target, c) for c in (10, STEPS)}
+    runs = {("floor", c): floor(frozen, x, target, c) for c in CHUNKS[batch]}
+    runs |= {("eager", c): eager(model, x, target, c) for c in CHUNKS[batch]}
+    runs |= {("compiled", c): compiled(model, x, target, c) for c in CHUNKS[batch][1:]}
     runs[("captum", size or 0)] = captum_run
     want = captum_run()
     for key, run in runs.items():
@@ -162,7 +161,7 @@ def main() -> None:
     flags = ["--device", args.device, "--threads", str(args.threads)]
     rows: list[dict[str, object]] = []
     for name in ("MLP",) if args.quick else MODELS:
-        for batch in BATCHES[:1] if args.quick else BATCHES:
+        for batch in list(CHUNKS)[: 1 if args.quick else None]:
             torch._dynamo.reset()
             rows += rows_of(name, batch, args, flags)
             print(table(rows), end="\n\n", flush=True)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attrfn._core.clone import run_clone
+from attrfn._core.compiling import is_compiling
 from attrfn._core.shell import Shells, Tap
 from attrfn._core.source import Source, find, foreign, source
 from attrfn._core.typing import ModelFn
@@ -36,7 +37,7 @@ def bind_source(
 
     Its bound arguments stay visible as those of a ``functools.partial``.
     """
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return _compiled(src, layers, taps, frozen)
     bare = src._replace(args=(), kwargs={})
 

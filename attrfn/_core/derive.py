@@ -11,6 +11,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
+from attrfn._core.compiling import is_compiling
 from attrfn._core.plain_ops import PlainOps
 from attrfn._core.typing import Leaves
 from attrfn._core.warn import warn
@@ -21,12 +22,12 @@ _FORWARD_MODE = threading.RLock()
 
 def transforming() -> bool:
     """Whether this runs under torch.compile or inside a torch.func transform."""
-    return torch.compiler.is_compiling() or in_functorch()
+    return is_compiling() or in_functorch()
 
 
 def in_functorch() -> bool:
     """Whether a torch.func transform (vmap, grad, jvp ...) surrounds this call in eager mode."""
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return False
     return torch._C._functorch.peek_interpreter_stack() is not None
 
@@ -66,7 +67,7 @@ def push_forward(f: Callable[..., Leaves], x: Leaves, tangents: Leaves) -> tuple
     cotangent: J t = d/du [u -> J^T u]^T t.
     """
     with PlainOps():
-        if not torch.compiler.is_compiling():
+        if not is_compiling():
             x, tangents = normal((x, tangents))
             with contextlib.suppress(NotImplementedError), _FORWARD_MODE, gradients_allowed():
                 y, change = torch.func.jvp(f, x, tangents)[:2]
@@ -103,7 +104,7 @@ def normal(tree: Any) -> Any:
 
 def gradients_allowed() -> contextlib.AbstractContextManager[object]:
     """Leave inference mode, if it is on."""
-    if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+    if is_compiling() or not torch.is_inference_mode_enabled():
         return contextlib.nullcontext()
     return torch.inference_mode(False)
 

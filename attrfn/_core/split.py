@@ -14,6 +14,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from attrfn._core.bind import bind_source
+from attrfn._core.compiling import is_compiling
 from attrfn._core.shell import Forward
 from attrfn._core.source import Source, describe, source
 from attrfn._core.tree import call_model, clone_tensors
@@ -206,11 +207,7 @@ class _Tap:
         return out
 
     def _leave_when_done(self) -> None:
-        if (
-            self.call is not None
-            and not torch.compiler.is_compiling()
-            and all(t.read for t in self.peers)
-        ):
+        if self.call is not None and not is_compiling() and all(t.read for t in self.peers):
             raise _Done
 
     def _write(self, run: Forward, args: tuple[Any, ...], kwargs: dict[str, Any], i: int) -> Any:

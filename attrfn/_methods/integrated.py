@@ -72,7 +72,7 @@ def integrated_gradients(
         >>> import torch, attrfn
         >>> def f(x):
         ...     return x[:, 0] * x[:, 1]
-        >>> attrfn.integrated_gradients(f, torch.tensor([[2.0, 3.0]]))
+        >>> attrfn.integrated_gradients(f, torch.tensor([[2.0, 3.0]])).round(decimals=4)
         tensor([[3., 3.]])
 
     Reference:

@@ -78,13 +78,12 @@ def main(out: Path) -> None:
         probability, said = model(x).softmax(1).topk(2)
     print(f"accuracy on {len(test_images)} held-out images: {accuracy:.1%}")
     first, second = said.T
-
     # One call per method. What is explained: the score of the digit that the model says.
     why_not = functools.partial(difference, this=first, other=second)
     neuron = (5, slice(None), slice(None))  # channel 5 of the second convolution, all places
     smooth = attrfn.noise_tunnel(attrfn.gradient, n_samples=50, stdevs=0.2, key=0)
     pool = train_images[:100]
-    ig = functools.partial(attrfn.integrated_gradients, model, x)
+    ig = functools.partial(attrfn.integrated_gradients, model, x, n_steps=200)
     methods = {
         "gradient": lambda: attrfn.gradient(model, x, target=first),
         "smoothed gradient": lambda: smooth(model, x, target=first),
@@ -102,12 +101,11 @@ def main(out: Path) -> None:
         ),
     }
     # Where attributions promise to sum to f(x) - f(0): the function and target they explain.
-    head = attrfn.split(model, "3").head
     complete = {
         "integrated gradients": (model, first),
         "why not the second best?": (model, why_not),
         "conductance, layer 1": (model, first),
-        "neuron 5 of layer 3": (head, neuron),
+        "neuron 5 of layer 3": (attrfn.split(model, "3").head, neuron),
     }
 
     maps, notes, rows = {}, {}, []
@@ -124,10 +122,9 @@ def main(out: Path) -> None:
         rows.append({"method": name, "time": ms, "largest completeness gap": gap})
         print(f"{name:26} {notes[name]}")
 
-    rows_said = zip(labels.tolist(), said.tolist(), probability, strict=True)
     titles = [
-        f"label {label}\nsays {a} ({p[0]:.0%})\nthen {b} ({p[1]:.0%})"
-        for label, (a, b), p in rows_said
+        f"label {label}\nsays {a} ({p:.0%})\nthen {b} ({q:.0%})"
+        for label, (a, b), (p, q) in zip(labels, said, probability, strict=True)
     ]
     figure = viz.image_grid(
         x, maps, titles=titles, notes=notes, title="What speaks for the digit that the model says?"
@@ -138,9 +135,8 @@ def main(out: Path) -> None:
         out / "digits.html",
         title="Handwritten digits, explained",
         text=f"A small convolutional network reads {accuracy:.1%} of {len(test_images)} held-out "
-        "digits right. Red speaks for the explained score, blue against it; every column has its "
-        "own colour scale.\n\nThe completeness gap is how far attributions are from summing to the "
-        "change of the score between the image and an empty one.",
+        "digits right. Red speaks for the explained score, blue against it. The completeness gap "
+        "is how far attributions are from summing to the score's change from an empty image.",
         figures={"Six held-out images, explained": figure},
         tables={"Costs for the six images": rows},
     )

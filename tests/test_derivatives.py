@@ -174,6 +174,28 @@ def test_without_create_graph_there_is_no_graph(r: Row, net: Net) -> None:
 
 
 @rows(lambda r: r.create_graph)
+def test_options_and_parameters_that_require_gradients_leave_no_graph(r: Row) -> None:
+    """Neither baselines, stdevs nor the tensors of functional_call bring one in."""
+    net = r.net
+    model, x = net.build(), net.inputs()
+    params = {k: p.detach().clone().requires_grad_() for k, p in model.named_parameters()}
+    options: dict[str, Any] = {}
+    if r.baselines is not None:
+        x0 = net.pool if r.baselines == "pool" else 0.3 * net.inputs(3, seed=5)
+        options["baselines"] = x0.clone().requires_grad_()
+    if r.keyed:
+        options["stdevs"] = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
+    for f in (model, functools.partial(functional_call, model, params)):
+        assert not explain(r, net, f, x, **options).requires_grad
+
+
+@rows(lambda r: r.create_graph and not r.layer)
+def test_closures_over_parameters_leave_no_graph(r: Row) -> None:
+    model = r.net.build().requires_grad_()
+    assert not explain(r, r.net, lambda x: model(x), r.net.inputs()).requires_grad
+
+
+@rows(lambda r: r.create_graph)
 def test_backward_through_functional_call(r: Row) -> None:
     net = r.net
     model, x = net.build(), net.inputs()

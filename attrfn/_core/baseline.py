@@ -101,6 +101,7 @@ def _fill(b: Any, t: Tensor, name: str) -> Tensor:
 
 
 def broadcasts(b: Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor broadcasts to exactly this shape."""
     short = tuple(b.shape)
     return len(short) <= len(shape) and all(
         a in (1, s) for a, s in zip(reversed(short), reversed(shape), strict=False)

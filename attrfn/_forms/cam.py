@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from typing import Any, TypeAlias
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from attrfn._core.batch import wide
-from attrfn._core.source import describe
-from attrfn._core.tree import flatten
 from attrfn._core.typing import At, Layer, ModelFn, Target, Tree
 from attrfn._forms.at import each_layer, locate
-from attrfn._methods.gradient import gradient
-
-_MODES = {
-    1: ("nearest", "nearest-exact", "linear", "area"),
-    2: ("nearest", "nearest-exact", "bilinear", "bicubic", "area"),
-    3: ("nearest", "nearest-exact", "trilinear", "area"),
-}
-
-Reshape: TypeAlias = Callable[[Any], Tensor]
+from attrfn._forms.maps import Reshape, channel_map, channels, finish, flat, mean, total
 
 
 def grad_cam(
@@ -82,9 +67,9 @@ def grad_cam(
     """
 
     def weigh(a: Tensor, g: Tensor) -> Tensor:
-        return _mean(g) * a
+        return mean(g) * a
 
-    return _cam(
+    return channel_map(
         weigh, model_fn, inputs, layer, target, relu, upsample, reshape, at, call, create_graph
     )
 
@@ -144,7 +129,7 @@ def hires_cam(
     def weigh(a: Tensor, g: Tensor) -> Tensor:
         return g * a
 
-    return _cam(
+    return channel_map(
         weigh, model_fn, inputs, layer, target, relu, upsample, reshape, at, call, create_graph
     )
 
@@ -205,11 +190,11 @@ def grad_cam_plus_plus(
     """
 
     def weigh(a: Tensor, g: Tensor) -> Tensor:
-        share = 2 * g**2 + _sum(a) * g**3
+        share = 2 * g**2 + total(a) * g**3
         alpha = g**2 / torch.where(share == 0, torch.ones_like(share), share)
-        return _sum(alpha * g.clamp(min=0)) * a
+        return total(alpha * g.clamp(min=0)) * a
 
-    return _cam(
+    return channel_map(
         weigh, model_fn, inputs, layer, target, relu, upsample, reshape, at, call, create_graph
     )
 
@@ -267,10 +252,10 @@ def xgrad_cam(
     """
 
     def weigh(a: Tensor, g: Tensor) -> Tensor:
-        total = _sum(a)
-        return _sum(a * g) / torch.where(total == 0, torch.ones_like(total), total) * a
+        size = total(a)
+        return total(a * g) / torch.where(size == 0, torch.ones_like(size), size) * a
 
-    return _cam(
+    return channel_map(
         weigh, model_fn, inputs, layer, target, relu, upsample, reshape, at, call, create_graph
     )
 
@@ -329,7 +314,7 @@ def layer_cam(
     def weigh(a: Tensor, g: Tensor) -> Tensor:
         return g.clamp(min=0) * a
 
-    return _cam(
+    return channel_map(
         weigh, model_fn, inputs, layer, target, relu, upsample, reshape, at, call, create_graph
     )
 
@@ -382,88 +367,13 @@ def eigen_cam(
 
     def one(layer: Layer) -> Tensor:
         here = locate(model_fn, inputs, layer, at=at, call=call, create_graph=create_graph)
-        a = _channels(here.activation, layer, reshape)
-        m = _flat(a).mT.to(wide(a.dtype))
+        a = channels(here.activation, layer, reshape)
+        m = flat(a).mT.to(wide(a.dtype))
         v = torch.linalg.svd(m, full_matrices=False).Vh[:, :1].mT
         projected = (m @ v).to(a.dtype)
         sign = torch.where(projected.sum(1, keepdim=True) < 0, -1.0, 1.0).to(a.dtype)
-        return _finish(
+        return finish(
             (sign * projected).mT.reshape(a.shape[0], 1, *a.shape[2:]), inputs, relu, upsample
         )
 
     return each_layer(one, layer)
-
-
-def _cam(
-    weigh: Callable[[Tensor, Tensor], Tensor],
-    model_fn: ModelFn,
-    inputs: Tree,
-    layer: Layer,
-    target: Target,
-    relu: bool,
-    upsample: str | None,
-    reshape: Reshape | None,
-    at: At,
-    call: int | None,
-    create_graph: bool,
-) -> Tree:
-    """Sum over the channels of ``weigh(activation, gradient)``, rectified and resized."""
-
-    def one(layer: Layer) -> Tensor:
-        here = locate(model_fn, inputs, layer, at=at, call=call, create_graph=create_graph)
-        grads = gradient(here.model, here.activation, target=target, create_graph=create_graph)
-        a, g = (_channels(v, layer, reshape) for v in (here.activation, grads))
-        return _finish(weigh(a, g).sum(1, keepdim=True), inputs, relu, upsample)
-
-    return each_layer(one, layer)
-
-
-def _channels(value: Any, layer: Layer, reshape: Reshape | None) -> Tensor:
-    """The activation (or gradient) as (B, C, *spatial)."""
-    value = value if reshape is None else reshape(value)
-    if not isinstance(value, Tensor):
-        raise TypeError(
-            f"layer {describe(layer)} gives a {type(value).__name__}, expected one tensor "
-            "(B, channels, *spatial): choose another layer, or pick the tensor with reshape="
-        )
-    if value.ndim < 2:
-        raise ValueError(
-            f"layer {describe(layer)} gives shape {tuple(value.shape)}, expected (B, channels, "
-            "*spatial): choose a layer with channels, or bring it into this form with reshape="
-        )
-    return value
-
-
-def _finish(maps: Tensor, inputs: Tree, relu: bool, upsample: str | None) -> Tensor:
-    """Rectify, and resize to the inputs' spatial size."""
-    maps = maps.clamp(min=0) if relu else maps
-    if upsample is None:
-        return maps
-    sizes = [tuple(x.shape[2:]) for x in flatten(inputs)[0] if x.ndim == maps.ndim]
-    if not sizes or maps.ndim < 3:
-        raise ValueError(
-            f"upsample is {upsample!r}, but no input has the {maps.ndim - 2} spatial dimension(s) "
-            "of the map: use upsample=None, or reshape= for a layer of tokens"
-        )
-    modes = _MODES[maps.ndim - 2] if maps.ndim < 6 else ()
-    if upsample not in modes:
-        raise ValueError(
-            f"upsample is {upsample!r}, expected None or one of {', '.join(modes)} for a map with "
-            f"{maps.ndim - 2} spatial dimension(s)"
-        )
-    return F.interpolate(maps, size=sizes[0], mode=upsample)
-
-
-def _flat(t: Tensor) -> Tensor:
-    """(B, C, *spatial) -> (B, C, places)."""
-    return t.reshape(*t.shape[:2], math.prod(t.shape[2:]))
-
-
-def _sum(t: Tensor) -> Tensor:
-    """Sum over the places, (B, C, 1, ...)."""
-    return _flat(t).sum(2).reshape(*t.shape[:2], *[1] * (t.ndim - 2))
-
-
-def _mean(t: Tensor) -> Tensor:
-    """Mean over the places, (B, C, 1, ...)."""
-    return _sum(t) / max(math.prod(t.shape[2:]), 1)

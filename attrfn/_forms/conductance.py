@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
 
-import optree
 import torch
 from torch import Tensor
 
 from attrfn._core.baseline import fill_baselines
-from attrfn._core.batch import flat_rows, repeat_bound, row_sums
-from attrfn._core.derive import push_forward, twice_differentiable, values_and_gradients
-from attrfn._core.explain import Explained, explain, repeat_chosen
+from attrfn._core.batch import flat_rows, row_sums
+from attrfn._core.derive import push_forward, values_and_gradients
+from attrfn._core.explain import repeat_chosen
 from attrfn._core.path import on_copies, over_path
 from attrfn._core.quadrature import Rule
-from attrfn._core.split import Split
 from attrfn._core.target import choose, select
-from attrfn._core.tree import call_model, flatten
 from attrfn._core.typing import At, Baselines, Batching, Layer, Leaves, ModelFn, Target, Tree
-from attrfn._forms.at import each_layer, like, locate, of_activation
+from attrfn._forms.at import each_layer
+from attrfn._forms.flow import Flow, at_layer_over_path, flow_of
 
 
 def layer_conductance(
@@ -83,7 +79,7 @@ def layer_conductance(
         Dhamdhere, Sundararajan and Yan, How Important Is a Neuron?, 2018.
     """
 
-    def through(flow: _Flow, x0: Leaves, rows: Leaves, copies: int) -> Leaves:
+    def through(flow: Flow, x0: Leaves, rows: Leaves, copies: int) -> Leaves:
         lengths = [(x - b).expand(copies, *x.shape) for x, b in zip(flow.p.x, x0, strict=True)]
         # the sum makes tangents batched where the rows are, as in-place operations need it
         steps = [
@@ -94,7 +90,7 @@ def layer_conductance(
         return tuple([g * v for g, v in zip(grads, change, strict=True)])
 
     one = functools.partial(
-        _at_layer_over_path,
+        at_layer_over_path,
         through,
         model_fn,
         inputs,
@@ -167,11 +163,11 @@ def internal_influence(
         Leino et al., Influence-Directed Explanations for Deep Convolutional Networks, 2018.
     """
 
-    def through(flow: _Flow, x0: Leaves, rows: Leaves, copies: int) -> Leaves:
+    def through(flow: Flow, x0: Leaves, rows: Leaves, copies: int) -> Leaves:
         return flow.gradients(flow.head(copies, *rows), rows, copies)
 
     one = functools.partial(
-        _at_layer_over_path,
+        at_layer_over_path,
         through,
         model_fn,
         inputs,
@@ -252,7 +248,7 @@ def neuron_conductance(
         Shrikumar, Su and Kundaje, Computationally Efficient Measures of Internal Neuron Importance,
         2018.
     """
-    flow = _flow(model_fn, inputs, layer, target, at, call, create_graph)
+    flow = flow_of(model_fn, inputs, layer, target, at, call, create_graph)
     p = flow.p
     chosen = choose(neuron, p.batch, "neuron")
     x0 = fill_baselines(baselines, inputs, p.x)
@@ -290,81 +286,3 @@ def neuron_conductance(
     if multiply_by_inputs:
         total = tuple([(x - b) * t for x, b, t in zip(p.x, x0, total, strict=True)])
     return p.result(total)
-
-
-class _Flow(NamedTuple):
-    """The head, and the gradient behind it, for the rows of any number of copies.
-
-    Attributes:
-        p: The explained inputs and target.
-        halves: The split at the layer.
-        activation: Leaves of the layer's activation at the inputs.
-        rebuild: From such leaves to the activation's tree.
-    """
-
-    p: Explained
-    halves: Split
-    activation: Leaves
-    rebuild: Callable[[Sequence[Tensor]], Tree]
-
-    def head(self, copies: int, *rows: Tensor) -> Leaves:
-        """The layer's activation, (copies * B, ...) each."""
-        head = repeat_bound(self.halves.head, self.p.batch, copies)
-        with twice_differentiable(self.p.create_graph):
-            value = call_model(head, self.p.rebuild(rows))
-        return tuple(optree.tree_leaves(like(self.rebuild(self.activation), value)))
-
-    def gradients(self, a: Leaves, rows: Leaves, copies: int) -> Leaves:
-        """df/da at the layer's activation ``a`` for the inputs ``rows``."""
-        tail = repeat_bound(self.halves.tail, self.p.batch, copies)
-        there = self.p._replace(
-            model=functools.partial(of_activation, tail, inputs=self.p.rebuild(rows)),
-            rebuild=self.rebuild,
-            batch=copies * self.p.batch,
-            chosen=repeat_chosen(self.p.chosen, self.p.batch, copies),
-        )
-        return values_and_gradients(
-            lambda *z: there.values(z), a, create_graph=self.p.create_graph
-        )[1]
-
-
-def _flow(
-    model_fn: ModelFn,
-    inputs: Tree,
-    layer: Layer,
-    target: Target,
-    at: At,
-    call: int | None,
-    create_graph: bool,
-) -> _Flow:
-    p = explain(model_fn, inputs, target, create_graph=create_graph)
-    here = locate(model_fn, inputs, layer, at=at, call=call, create_graph=create_graph)
-    activation, rebuild = flatten(here.activation, "layer")
-    return _Flow(p, here.halves, activation, rebuild)
-
-
-def _at_layer_over_path(
-    through: Callable[[_Flow, Leaves, Leaves, int], Leaves],
-    model_fn: ModelFn,
-    inputs: Tree,
-    layer: Layer,
-    *,
-    target: Target,
-    baselines: Baselines,
-    at: At,
-    call: int | None,
-    create_graph: bool,
-    batching: Batching,
-    **path: Any,
-) -> Tree:
-    """The integral of ``through`` over the path, in the structure of the layer's activation."""
-    flow = _flow(model_fn, inputs, layer, target, at, call, create_graph)
-    x0 = fill_baselines(baselines, inputs, flow.p.x)
-    total = over_path(
-        flow.p,
-        x0,
-        lambda points: on_copies(functools.partial(through, flow, x0), points, batching),
-        batching=batching,
-        **path,
-    )
-    return flow.p._replace(x=flow.activation, rebuild=flow.rebuild).result(total)

@@ -1,0 +1,98 @@
+"""The head of a model and the gradient behind it, along the path of the inputs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import optree
+from torch import Tensor
+
+from attrfn._core.baseline import fill_baselines
+from attrfn._core.batch import repeat_bound
+from attrfn._core.derive import twice_differentiable, values_and_gradients
+from attrfn._core.explain import Explained, explain, repeat_chosen
+from attrfn._core.path import on_copies, over_path
+from attrfn._core.split import Split
+from attrfn._core.tree import call_model, flatten
+from attrfn._core.typing import At, Baselines, Batching, Layer, Leaves, ModelFn, Target, Tree
+from attrfn._forms.at import like, locate, of_activation
+
+
+class Flow(NamedTuple):
+    """The head, and the gradient behind it, for the rows of any number of copies.
+
+    Attributes:
+        p: The explained inputs and target.
+        halves: The split at the layer.
+        activation: Leaves of the layer's activation at the inputs.
+        rebuild: From such leaves to the activation's tree.
+    """
+
+    p: Explained
+    halves: Split
+    activation: Leaves
+    rebuild: Callable[[Sequence[Tensor]], Tree]
+
+    def head(self, copies: int, *rows: Tensor) -> Leaves:
+        """The layer's activation, (copies * B, ...) each."""
+        head = repeat_bound(self.halves.head, self.p.batch, copies)
+        with twice_differentiable(self.p.create_graph):
+            value = call_model(head, self.p.rebuild(rows))
+        return tuple(optree.tree_leaves(like(self.rebuild(self.activation), value)))
+
+    def gradients(self, a: Leaves, rows: Leaves, copies: int) -> Leaves:
+        """df/da at the layer's activation ``a`` for the inputs ``rows``."""
+        tail = repeat_bound(self.halves.tail, self.p.batch, copies)
+        there = self.p._replace(
+            model=functools.partial(of_activation, tail, inputs=self.p.rebuild(rows)),
+            rebuild=self.rebuild,
+            batch=copies * self.p.batch,
+            chosen=repeat_chosen(self.p.chosen, self.p.batch, copies),
+        )
+        return values_and_gradients(
+            lambda *z: there.values(z), a, create_graph=self.p.create_graph
+        )[1]
+
+
+def flow_of(
+    model_fn: ModelFn,
+    inputs: Tree,
+    layer: Layer,
+    target: Target,
+    at: At,
+    call: int | None,
+    create_graph: bool,
+) -> Flow:
+    p = explain(model_fn, inputs, target, create_graph=create_graph)
+    here = locate(model_fn, inputs, layer, at=at, call=call, create_graph=create_graph)
+    activation, rebuild = flatten(here.activation, "layer")
+    return Flow(p, here.halves, activation, rebuild)
+
+
+def at_layer_over_path(
+    through: Callable[[Flow, Leaves, Leaves, int], Leaves],
+    model_fn: ModelFn,
+    inputs: Tree,
+    layer: Layer,
+    *,
+    target: Target,
+    baselines: Baselines,
+    at: At,
+    call: int | None,
+    create_graph: bool,
+    batching: Batching,
+    **path: Any,
+) -> Tree:
+    """The integral of ``through`` over the path, in the structure of the layer's activation."""
+    flow = flow_of(model_fn, inputs, layer, target, at, call, create_graph)
+    x0 = fill_baselines(baselines, inputs, flow.p.x)
+    total = over_path(
+        flow.p,
+        x0,
+        lambda points: on_copies(functools.partial(through, flow, x0), points, batching),
+        batching=batching,
+        **path,
+    )
+    return flow.p._replace(x=flow.activation, rebuild=flow.rebuild).result(total)

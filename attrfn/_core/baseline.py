@@ -85,6 +85,11 @@ def per_example(pool: Tensor, like: Tensor) -> Tensor:
 def _fill(b: Any, t: Tensor, name: str) -> Tensor:
     if b is None:
         return torch.zeros_like(t)
+    if not t.is_floating_point() and _is_fraction(b):
+        raise TypeError(
+            f"{name} has {_say(b)} of floating point for an input of {t.dtype}, expected integers, "
+            "such as the id of a padding token"
+        )
     if isinstance(b, Tensor):
         if not broadcasts(b, t.shape):
             raise ValueError(
@@ -98,6 +103,13 @@ def _fill(b: Any, t: Tensor, name: str) -> Tensor:
         f"{name} has {_say(b)} for an input of shape {tuple(t.shape)}, expected None (zeros), a "
         "number or a tensor"
     )
+
+
+def _is_fraction(b: Any) -> bool:
+    """Whether a baseline would lose something as an integer."""
+    if isinstance(b, Tensor):
+        return b.is_floating_point()
+    return isinstance(b, float) and not b.is_integer()
 
 
 def broadcasts(b: Tensor, shape: tuple[int, ...]) -> bool:

@@ -81,5 +81,11 @@ def _compiled(
 
 def _tensor(module: nn.Module, name: str) -> Tensor:
     path, _, leaf = name.rpartition(".")
-    tensor: Tensor = getattr(module.get_submodule(path), leaf)
+    try:
+        tensor: Tensor = getattr(module.get_submodule(path), leaf)
+    except AttributeError:
+        raise ValueError(
+            f"functional_call is bound to a tensor named {name!r}, expected the names of "
+            f"parameters and buffers of {type(module).__name__}"
+        ) from None
     return tensor

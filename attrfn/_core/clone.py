@@ -47,8 +47,8 @@ _numbers = count()
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _clone(module: nn.Module, training: tuple[bool, ...], method: Any, *layers: Any) -> str:
-    """Make the clone and return its name (``training`` makes the graph depend on the flags)."""
+def _clone(module: nn.Module, state: tuple[Any, ...], method: Any, *layers: Any) -> str:
+    """Make the clone and return its name; the graph is guarded on ``state``."""
     found = [find(module, layer) for layer in layers]
     shells = Shells(frozen=False, taps={id(layer): None for layer in found})
     new = shells.module(module)
@@ -62,6 +62,11 @@ def _clone(module: nn.Module, training: tuple[bool, ...], method: Any, *layers: 
     return name
 
 
+def _plain_state(module: nn.Module) -> tuple[Any, ...]:
+    """The flags and numbers of a module, so that the graph is made anew when one changes."""
+    return tuple([v for v in module.__dict__.values() if isinstance(v, (bool, int, float, str))])
+
+
 def run_clone(
     src: Source,
     layers: tuple[nn.Module | str, ...],
@@ -71,8 +76,8 @@ def run_clone(
     kwargs: dict[str, Any],
 ) -> Any:
     """Run a source's clone with the source's present parameters and with taps at its layers."""
-    training = tuple([m.training for m in src.module.modules()])
-    clone = getattr(_CLONES, _clone(src.module, training, src.method, *layers))
+    plain_state = tuple([_plain_state(m) for m in src.module.modules()])
+    clone = getattr(_CLONES, _clone(src.module, plain_state, src.method, *layers))
     tensors: dict[str, Tensor] = {}
     for name, p in src.module.named_parameters():
         tensors[name] = p.detach() if frozen else p

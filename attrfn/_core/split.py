@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import optree
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from attrfn._core.bind import bind_source
 from attrfn._core.compiling import is_compiling
+from attrfn._core.marks import Marks
 from attrfn._core.shell import Forward
 from attrfn._core.source import Source, describe, source
 from attrfn._core.tree import call_model, clone_tensors
@@ -106,16 +106,13 @@ def check_independent(
 ) -> None:
     """Refuse layers that lie one behind the other: what is planted at the first would be lost.
 
-    One forward pass in which only the planted values require a gradient: a layer whose own input
-    then requires one lies behind another.
+    One forward pass in which what is computed from the planted values is marked: a layer whose own
+    input is marked lies behind another.
     """
     where, bare, args, kwargs = _parts(model, layer, at, call, frozen=True)
-    if bare.params is not None:
-        bare = bare._replace(params={k: p.detach() for k, p in bare.params.items()})
-    inputs, args, kwargs = pytree.tree_map_only(Tensor, torch.detach, (inputs, args, kwargs))
-    with torch.enable_grad():
-        planted = optree.tree_map(lambda a: a.detach().requires_grad_(), activation)
-        taps = _run_tail(bare, where, args, kwargs, planted, inputs)[1]
+    marks = Marks()
+    with torch.no_grad(), marks:
+        taps = _run_tail(bare, where, args, kwargs, activation, inputs, marks)[1]
     for tap, named in zip(taps, where.layers, strict=True):
         if tap.behind:
             raise ValueError(
@@ -159,6 +156,7 @@ def _run_tail(
     kwargs: dict[str, Any],
     activation: Tree,
     inputs: Tree,
+    marks: Marks | None = None,
 ) -> tuple[Any, list[_Tap]]:
     """Run the model with the layers' values replaced by ``activation``."""
     values = activation if where.many else [activation]
@@ -167,7 +165,7 @@ def _run_tail(
             f"activation holds {len(values)} values, expected one for each of the "
             f"{len(where.layers)} layers"
         )
-    taps = [_Tap(where, v if where.call is None else (v,)) for v in values]
+    taps = [_Tap(where, v if where.call is None else (v,), marks) for v in values]
     src = src._replace(args=args, kwargs=kwargs)
     outputs = call_model(bind_source(src, where.layers, taps, frozen=where.frozen), inputs)
     for tap, layer in zip(taps, where.layers, strict=True):
@@ -178,13 +176,19 @@ def _run_tail(
 class _Tap:
     """What happens at one layer during one run: its calls are counted, read, or overwritten."""
 
-    def __init__(self, where: _Where, plant: Sequence[Tree] | None = None) -> None:
+    def __init__(
+        self,
+        where: _Where,
+        plant: Sequence[Tree] | None = None,
+        marks: Marks | None = None,
+    ) -> None:
         self.at = where.at
         self.call = where.call
         self.plant = plant
         self.read: list[Tree] = []
         self.count = 0
         self.peers: list[_Tap] = []
+        self.marks = marks
         self.behind = False
 
     def __call__(self, run: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -194,7 +198,11 @@ class _Tap:
             return run(*args, **kwargs)
         if self.plant is None:
             return self._read(run, args, kwargs)
-        return self._write(run, args, kwargs, 0 if self.call is not None else number)
+        place = 0 if self.call is not None else number
+        if self.marks is None:
+            return self._write(run, args, kwargs, place)
+        self.behind = self.behind or self.marks.on((args, kwargs))
+        return self.marks.add(self._write(run, args, kwargs, place))
 
     def _read(self, run: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.at == "input":
@@ -211,10 +219,7 @@ class _Tap:
             raise _Done
 
     def _write(self, run: Forward, args: tuple[Any, ...], kwargs: dict[str, Any], i: int) -> Any:
-        plant = self.plant or ()
-        self.behind = self.behind or any(
-            isinstance(t, Tensor) and t.requires_grad for t in pytree.tree_leaves((args, kwargs))
-        )
+        plant = () if self.plant is None else self.plant
         if i >= len(plant):
             raise ValueError(
                 f"activation holds {len(plant)} values, expected one for each call of the layer"

@@ -27,6 +27,14 @@ Chosen: TypeAlias = (
 """A checked target: one index for all rows, one per example, or a callable."""
 
 
+def raised_here(error: BaseException) -> bool:
+    """Whether an error speaks of a target (and was not raised by the user's model)."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_code.co_filename == __file__
+
+
 def choose(target: Target, batch: int, name: str = "target") -> Chosen:
     """Check a target against the number of examples and bring it into one of few forms.
 

@@ -83,10 +83,15 @@ def require_floating(leaves: Leaves) -> None:
 
 def call_model(model_fn: ModelFn, inputs: Tree) -> Any:
     """``model_fn(*inputs)`` for a tuple, else ``model_fn(inputs)``, on copies of the tensors."""
-    if not isinstance(inputs, tuple) or hasattr(inputs, "_fields"):
+    if not spreads(inputs):
         inputs = (inputs,)
     with twice_differentiable(False), gradients_allowed():
         return normal_bound(model_fn)(*clone_tensors(inputs))
+
+
+def spreads(inputs: Tree) -> bool:
+    """Whether the model takes each entry as an argument of its own: a plain tuple."""
+    return isinstance(inputs, tuple) and not hasattr(inputs, "_fields")
 
 
 def normal_bound(bound: Any) -> Any:

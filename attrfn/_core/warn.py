@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from pathlib import Path
 
-_PACKAGE = str(Path(__file__).parents[1])
+import torch
+
+_INSIDE = tuple(f"{Path(file).parent}{os.sep}" for file in (Path(__file__).parent, torch.__file__))
 
 
 def warn(message: str) -> None:
@@ -18,4 +21,4 @@ def warn(message: str) -> None:
 
 
 def _inside(filename: str) -> bool:
-    return filename.startswith(_PACKAGE) or "/torch/" in filename.replace("\\", "/")
+    return filename.startswith(_INSIDE)

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from attrfn._core.baseline import baseline_distribution, fill_baselines, per_example
 from attrfn._core.batch import binds_rows, flat_rows, repeat_bound
+from attrfn._core.compiling import is_compiling
 from attrfn._core.derive import transforming, twice_differentiable
 from attrfn._core.method import is_over_distribution, takes_baselines, wraps
 from attrfn._core.source import describe
 from attrfn._core.split import Split, check_independent, split
-from attrfn._core.tree import batch_size, flatten
+from attrfn._core.target import raised_here
+from attrfn._core.tree import batch_size, flatten, spreads
 from attrfn._core.typing import At, Baselines, Layer, Method, ModelFn, Target, Tree
 
 
@@ -126,7 +128,7 @@ def at_neuron(
         try:
             return method(head, inputs, target=neuron, **options)
         except (TypeError, ValueError) as error:
-            if type(error) in (TypeError, ValueError) and "target" in str(error):
+            if type(error) in (TypeError, ValueError) and raised_here(error):
                 raise type(error)(str(error).replace("target", "neuron")) from error
             raise
 
@@ -185,15 +187,18 @@ def locate(
     create_graph: bool = False,
 ) -> Located:
     """Split the model at the layer and evaluate the head."""
-    x, _ = flatten(inputs)
+    x, rebuild = flatten(inputs)
     batch = batch_size(x)
+    if not (create_graph or transforming()):
+        inputs = rebuild([t.detach() for t in x])
     halves = split(model_fn, layer, at=at, call=call, frozen=not create_graph)
     activation = explainable(read(halves, inputs, create_graph), batch)
-    if len(optree.tree_leaves(activation)) > 1:
+    leaves = optree.tree_leaves(activation)
+    if len(leaves) > 1 or any(batch in t.shape[1:] for t in leaves):
         twice = optree.tree_map(lambda t: torch.cat([t, t]), inputs)
         doubled = halves._replace(head=repeat_bound(halves.head, batch, 2))
         rows = explainable(read(doubled, twice, False), 2 * batch)
-        # a state such as an LSTM's (layers, B, H) can look like B examples, but not for two sizes
+        # a state (layers, B, H), or time before batch, can look like B examples at one size
         activation = like(rows, activation)
     if not optree.tree_leaves(activation):
         raise ValueError(
@@ -201,9 +206,9 @@ def locate(
             "dimension 0 to explain: choose another layer, or "
             f"at={'output' if at == 'input' else 'input'!r}"
         )
-    if (isinstance(layer, (list, tuple)) or call is None) and not transforming():
+    if (isinstance(layer, (list, tuple)) or call is None) and not is_compiling():
         check_independent(model_fn, layer, at, call, activation, inputs)
-    model = functools.partial(of_activation, halves.tail, inputs=inputs)
+    model = functools.partial(of_activation, halves.tail, inputs=inputs, spread=spreads(activation))
     return Located(model, activation, inputs, halves, create_graph)
 
 
@@ -214,9 +219,9 @@ def read(halves: Split, inputs: Tree, create_graph: bool) -> Tree:
         return halves.head(inputs)
 
 
-def of_activation(tail: ModelFn, *activation: Tree, inputs: Tree) -> Any:
+def of_activation(tail: ModelFn, *activation: Tree, inputs: Tree, spread: bool) -> Any:
     """The tail as a model function (a tuple activation arrives spread)."""
-    return tail(activation[0] if len(activation) == 1 else activation, inputs)
+    return tail(activation if spread else activation[0], inputs)
 
 
 def explainable(value: Tree, batch: int) -> Tree:

@@ -15,7 +15,7 @@ from attrfn._core.derive import twice_differentiable, values_and_gradients
 from attrfn._core.explain import Explained, explain, repeat_chosen
 from attrfn._core.path import on_copies, over_path
 from attrfn._core.split import Split
-from attrfn._core.tree import call_model, flatten
+from attrfn._core.tree import call_model, flatten, spreads
 from attrfn._core.typing import At, Baselines, Batching, Layer, Leaves, ModelFn, Target, Tree
 from attrfn._forms.at import like, locate, of_activation
 
@@ -46,7 +46,12 @@ class Flow(NamedTuple):
         """df/da at the layer's activation ``a`` for the inputs ``rows``."""
         tail = repeat_bound(self.halves.tail, self.p.batch, copies)
         there = self.p._replace(
-            model=functools.partial(of_activation, tail, inputs=self.p.rebuild(rows)),
+            model=functools.partial(
+                of_activation,
+                tail,
+                inputs=self.p.rebuild(rows),
+                spread=spreads(self.rebuild(a)),
+            ),
             rebuild=self.rebuild,
             batch=copies * self.p.batch,
             chosen=repeat_chosen(self.p.chosen, self.p.batch, copies),

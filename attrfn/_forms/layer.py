@@ -5,6 +5,7 @@ from __future__ import annotations
 import optree
 import torch
 
+from attrfn._core.method import takes_distribution
 from attrfn._core.quadrature import Rule
 from attrfn._core.split import split
 from attrfn._core.tree import flatten
@@ -185,6 +186,7 @@ def layer_integrated_gradients(
     )
 
 
+@takes_distribution
 def layer_gradient_shap(
     model_fn: ModelFn,
     inputs: Tree,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from attrfn._core.method import takes_distribution
 from attrfn._core.quadrature import Rule
 from attrfn._core.typing import At, Baselines, Batching, Key, Layer, ModelFn, Target, Tree
 from attrfn._forms.at import at_neuron
@@ -132,6 +133,7 @@ def neuron_integrated_gradients(
     )
 
 
+@takes_distribution
 def neuron_gradient_shap(
     model_fn: ModelFn,
     inputs: Tree,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -54,7 +55,8 @@ def integrated_gradients(
             ``"riemann_middle"``, ``"riemann_trapezoid"`` or a callable ``n -> (nodes, weights)``.
         multiply_by_inputs: ``False`` returns the integral without the factor (x - x0).
         tolerance: Double the steps until every example's completeness gap is below this (in units
-            of the output); not inside transforms or torch.compile.
+            of the output), ``n_steps`` at once unless ``chunk_size`` says otherwise; not inside
+            transforms or torch.compile.
         chunk_size: How many steps are evaluated at once (``None``: all; it bounds the memory).
         batching: ``"fold"`` puts the steps into the batch axis; ``"vmap"`` serves models without a
             usable one; ``"loop"`` takes one step at a time.
@@ -81,7 +83,7 @@ def integrated_gradients(
     p = explain(model_fn, inputs, target, create_graph=create_graph)
     x0 = fill_baselines(baselines, inputs, p.x)
 
-    def integral(n: int) -> Leaves:
+    def integral(n: int, chunk_size: int | None) -> Leaves:
         return over_path(
             p,
             x0,
@@ -95,9 +97,10 @@ def integrated_gradients(
         )
 
     if tolerance is None:
-        total = integral(n_steps)
+        total = integral(n_steps, chunk_size)
     else:
-        total = _refined(p, x0, integral, n_steps, tolerance)
+        at_once = functools.partial(integral, chunk_size=chunk_size or n_steps)
+        total = _refined(p, x0, at_once, n_steps, tolerance)
     if multiply_by_inputs:
         total = tuple([(x - b) * t for x, b, t in zip(p.x, x0, total, strict=True)])
     return p.result(total)
@@ -112,7 +115,7 @@ def _refined(
             "tolerance cannot be met inside a torch.func transform or torch.compile, because the "
             "number of steps depends on values: set n_steps instead"
         )
-    if not tolerance > 0:
+    if type(tolerance) not in (int, float) or not tolerance > 0:
         raise ValueError(
             f"tolerance is {tolerance!r}, expected a number above 0 in units of the output"
         )
@@ -125,8 +128,10 @@ def _refined(
             gap = (torch.stack(parts).sum(0) - change).abs()
         if p.batch == 0 or float(gap.max()) <= tolerance:
             return total
+        if not bool(gap.isfinite().all()):
+            break
     warn(
-        f"integrated_gradients missed tolerance={tolerance} with {n * 2**_MOST_DOUBLINGS} steps, "
+        f"integrated_gradients missed tolerance={tolerance} with {n * 2**doubling} steps, "
         f"the largest gap is {float(gap.max()):.3g}: the model may jump along the path"
     )
     return total

@@ -76,6 +76,8 @@ def noise_tunnel(
             f"kind is {kind!r}, expected 'smoothgrad', 'smoothgrad_sq', 'vargrad' or 'samples'"
         )
     positive("n_samples", n_samples)
+    if kind == "vargrad" and n_samples < 2:
+        raise ValueError("n_samples is 1, expected at least 2 for the variance of kind='vargrad'")
 
     @wraps(method)
     def noisy(model_fn: ModelFn, inputs: Tree, **options: Any) -> Tree:
@@ -91,7 +93,7 @@ def noise_tunnel(
         for i in chunks(n_samples, chunk_size, "fold", progress, "noise_tunnel"):
             copies = i.stop - i.start
             rows = [r.to(t.dtype) for r, t in zip(flat_rows(noise.inputs(i)), x, strict=True)]
-            repeated = _repeat_options(method, options, batch, copies)
+            repeated = _repeat_options(method, options, batch, copies, x[0].ndim)
             if draw_baselines:
                 repeated["baselines"] = rebuild(_drawn(noise, i, pool, x))
             found = method(repeat_bound(model_fn, batch, copies), rebuild(rows), **repeated)
@@ -116,32 +118,46 @@ def _drawn(noise: Noise, i: slice, pool: Leaves, x: Leaves) -> Leaves:
 
 
 def _repeat_options(
-    method: Method, options: dict[str, Any], batch: int, copies: int
+    method: Method, options: dict[str, Any], batch: int, copies: int, rank: int
 ) -> dict[str, Any]:
     """The options of a method for several copies: what has a row per example follows."""
+    if isinstance(method, functools.partial):
+        options = {**method.keywords, **options}
     repeated = dict(options)
-    follow = ["feature_mask"]
-    if not is_over_distribution(method):
-        follow.append("baselines")
-    for name in follow:
+    over_pool = is_over_distribution(method)
+    for name in ("baselines", "feature_mask"):
         if name in options:
-            repeated[name] = optree.tree_map(
-                lambda t: _repeat(t, batch, copies), options[name], none_is_leaf=True
+            pool = over_pool and name == "baselines"
+            repeat = functools.partial(
+                _repeat,
+                batch=batch,
+                copies=copies,
+                dim=1 if pool else 0,
+                least=rank + 1 if pool else 1,
             )
-    target: Target = options.get("target")
-    if isinstance(target, Tensor) and target.ndim == 1 and target.shape[0] == batch:
-        repeated["target"] = target.repeat(copies)
-    elif isinstance(target, list):
-        repeated["target"] = target * copies
-    elif isinstance(target, functools.partial):
-        repeated["target"] = repeat_bound(target, batch, copies)
+            repeated[name] = optree.tree_map(repeat, options[name], none_is_leaf=True)
+    for name in ("target", "neuron"):
+        if name in options:
+            repeated[name] = _repeat_target(options[name], batch, copies)
+    key = options.get("key")
+    if isinstance(key, Tensor) and key.ndim == 2:
+        repeated["key"] = key.repeat(copies, 1)
     return repeated
 
 
-def _repeat(value: Any, batch: int, copies: int) -> Any:
-    if not isinstance(value, Tensor) or value.ndim == 0 or value.shape[0] != batch:
+def _repeat_target(target: Target, batch: int, copies: int) -> Target:
+    if isinstance(target, Tensor) and target.ndim == 1 and target.shape[0] == batch:
+        return target.repeat(copies)
+    if isinstance(target, list):
+        return target * copies
+    repeated: Target = repeat_bound(target, batch, copies)
+    return repeated
+
+
+def _repeat(value: Any, batch: int, copies: int, dim: int, least: int) -> Any:
+    if not isinstance(value, Tensor) or value.ndim < least or value.shape[dim] != batch:
         return value
-    return value.repeat(copies, *[1] * (value.ndim - 1))
+    return value.repeat([copies if d == dim else 1 for d in range(value.ndim)])
 
 
 Moments = tuple[int, Tensor, Tensor]

@@ -241,7 +241,7 @@ def test_tolerance_that_is_met():
         counts.append(len(x) // 3)
         return (x**2).sum(1)
 
-    options = {"quadrature": "riemann_left", "n_steps": 2}
+    options = {"quadrature": "riemann_left", "n_steps": 2, "chunk_size": 4096}
     got = attrfn.integrated_gradients(quadratic, X, tolerance=0.2, **options)
     gap = attrfn.completeness_delta(quadratic, X, got).abs().max()
     assert gap <= 0.2

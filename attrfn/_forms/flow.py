@@ -70,6 +70,7 @@ def flow_of(
     call: int | None,
     create_graph: bool,
 ) -> Flow:
+    """Check the arguments, split the model at the layer and evaluate the head."""
     p = explain(model_fn, inputs, target, create_graph=create_graph)
     here = locate(model_fn, inputs, layer, at=at, call=call, create_graph=create_graph)
     activation, rebuild = flatten(here.activation, "layer")

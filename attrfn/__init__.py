@@ -1,6 +1,7 @@
 """attrfn: functional, stateless attribution for PyTorch."""
 
 from attrfn import random as random
+from attrfn import surrogates as surrogates
 from attrfn._core.split import Split as Split
 from attrfn._core.split import split as split
 from attrfn._forms.at import at_layer as at_layer
@@ -21,12 +22,27 @@ from attrfn._forms.layer import layer_integrated_gradients as layer_integrated_g
 from attrfn._forms.neuron import neuron_gradient as neuron_gradient
 from attrfn._forms.neuron import neuron_gradient_shap as neuron_gradient_shap
 from attrfn._forms.neuron import neuron_integrated_gradients as neuron_integrated_gradients
+from attrfn._forms.perturb import layer_feature_ablation as layer_feature_ablation
+from attrfn._forms.perturb import layer_feature_permutation as layer_feature_permutation
+from attrfn._forms.perturb import neuron_feature_ablation as neuron_feature_ablation
+from attrfn._forms.score_cam import ablation_cam as ablation_cam
+from attrfn._forms.score_cam import score_cam as score_cam
+from attrfn._methods.ablation import feature_ablation as feature_ablation
+from attrfn._methods.ablation import occlusion as occlusion
 from attrfn._methods.gradient import gradient as gradient
 from attrfn._methods.gradient import input_x_gradient as input_x_gradient
 from attrfn._methods.gradient import saliency as saliency
+from attrfn._methods.hessian import integrated_hessians as integrated_hessians
 from attrfn._methods.integrated import completeness_delta as completeness_delta
 from attrfn._methods.integrated import gradient_shap as gradient_shap
 from attrfn._methods.integrated import integrated_gradients as integrated_gradients
+from attrfn._methods.interaction import interactions as interactions
+from attrfn._methods.kernel import kernel_shap as kernel_shap
+from attrfn._methods.lime import lime as lime
 from attrfn._methods.noise import noise_tunnel as noise_tunnel
+from attrfn._methods.permutation import feature_permutation as feature_permutation
+from attrfn._methods.rise import rise as rise
+from attrfn._methods.shapley import shapley_value_sampling as shapley_value_sampling
+from attrfn._methods.shapley import shapley_values as shapley_values
 
 __version__ = "0.1.0"

@@ -31,21 +31,25 @@ class Row(NamedTuple):
         options: Options beyond those that ``explain`` adds.
         covers: The public names of attrfn that the row exercises.
         explains: What the result is like: ``"input"``, ``"layer"`` (the layer's activation),
-            ``"layer input"``, ``"map"`` (a class activation map of the layer), ``"output"`` or
-            ``"example"`` (one number per example).
+            ``"layer input"``, ``"map"`` (a class activation map of the layer), ``"pairs"`` (a
+            matrix of the features), ``"output"`` or ``"example"`` (one number per example).
         target: Takes a target.
         layer: Takes a layer.
         neuron: Takes a neuron.
         baselines: None, ``"point"`` (one per example) or ``"pool"`` (K to draw from).
-        keyed: Random, with ``key`` and ``stdevs``.
-        copies: The option that says how many copies of the batch are evaluated, or None; then the
-            method takes ``chunk_size``.
+        keyed: Random, with ``key``.
+        noisy: Adds noise, with ``stdevs``.
+        copies: The option that says how many copies of the batch are evaluated, or None.
+        chunked: Takes ``chunk_size``.
         batching: Takes ``batching``.
         create_graph: Takes ``create_graph`` (what does not is always differentiable).
         gradient: The attributions are of first order, so that their derivative is of second.
         complete: Over all entries they sum to f(x) - f(x0) (of the neuron: n(x) - n(x0)), where
             the layer cuts the network; ``n_steps`` makes it exact.
         batch_dim: The dimension of the examples in the result.
+        mixes: The examples reach each other.
+        warns: How a warning begins that is right on some of the nets.
+        images: Needs inputs of the form (B, C, *spatial).
     """
 
     name: str
@@ -58,17 +62,27 @@ class Row(NamedTuple):
     neuron: bool
     baselines: str | None
     keyed: bool
+    noisy: bool
     copies: str | None
+    chunked: bool
     batching: bool
     create_graph: bool
     gradient: bool
     complete: bool
     batch_dim: int
+    mixes: bool
+    warns: str
+    images: bool
+
+    @property
+    def spatial(self) -> bool:
+        """Whether it needs a net with a layer, or inputs, of the form (B, C, *spatial)."""
+        return self.images or self.explains == "map"
 
     @property
     def net(self) -> Net:
         """The net that the row is tested on where one is enough."""
-        return NETS["cnn" if self.explains == "map" else "mlp"]
+        return NETS["cnn" if self.spatial else "mlp"]
 
 
 def row(
@@ -82,36 +96,46 @@ def row(
     neuron: bool = False,
     baselines: str | None = None,
     keyed: bool = False,
+    noisy: bool = False,
     copies: str | None = None,
+    chunked: bool | None = None,
     batching: bool = False,
     create_graph: bool = True,
     gradient: bool = True,
     complete: bool = False,
     batch_dim: int = 0,
+    mixes: bool = False,
+    warns: str = "",
+    images: bool = False,
     **options: Any,
 ) -> Row:
     """A row; the method is by default the public function of the row's name."""
-    if method is None:
-        method, covers = getattr(attrfn, name), (name, *covers)
+    covers = (name, *covers) if hasattr(attrfn, name) else tuple(covers)
+    method = method or getattr(attrfn, name)
     if copies is not None:
         options = {copies: 3, **options}
     return Row(
         name,
         method,
         options,
-        tuple(covers),
+        covers,
         explains,
         target,
         layer,
         neuron,
         baselines,
         keyed,
+        noisy,
         copies,
+        copies is not None if chunked is None else chunked,
         batching,
         create_graph,
         gradient,
         complete,
         batch_dim,
+        mixes,
+        warns,
+        images,
     )
 
 
@@ -164,6 +188,23 @@ def at_neuron(method: Callable[..., Any], **where: Any) -> Callable[..., Any]:
     return moved
 
 
+def grouped(method: Callable[..., Any], n: int = 3) -> Callable[..., Any]:
+    """A perturbation method on n features, to which the elements of the inputs belong in turn."""
+
+    def of_groups(model_fn: Any, inputs: Any, **options: Any) -> Any:
+        leaves, spec = optree.tree_flatten(inputs)
+        sizes = [0, *(x.shape[1:].numel() for x in leaves)]
+        starts = [sum(sizes[: i + 1]) for i in range(len(leaves))]
+        masks = [
+            (torch.arange(i, i + x.shape[1:].numel()) % n).reshape(x.shape[1:])
+            for i, x in zip(starts, leaves, strict=True)
+        ]
+        mask = optree.tree_unflatten(spec, masks)
+        return method(model_fn, inputs, feature_mask=mask, n_features=n, **options)
+
+    return of_groups
+
+
 def delta_of_squares(model_fn: Any, inputs: Any, **options: Any) -> Tensor:
     """The completeness gap of x^2, which depends on the inputs in two ways."""
     squares = attrfn.gradient(_cubes, inputs, create_graph=True)
@@ -186,8 +227,11 @@ _layer = functools.partial(row, explains="layer", layer=True)
 _neuron = functools.partial(row, target=False, layer=True, neuron=True)
 _cam = functools.partial(row, explains="map", layer=True)
 _path = {"copies": "n_steps", "batching": True, "baselines": "point"}
-_shap = {"copies": "n_samples", "batching": True, "baselines": "pool", "keyed": True}
-_noisy = {"copies": "n_samples", "keyed": True}
+_shap = {"copies": "n_samples", "batching": True, "baselines": "pool", "keyed": True, "noisy": True}
+_noisy = {"copies": "n_samples", "keyed": True, "noisy": True}
+
+_perturbing = functools.partial(row, chunked=True, batching=True, gradient=False)
+_sampling = {"copies": "n_samples", "keyed": True}
 
 REGISTRY = [
     # inputs
@@ -225,6 +269,62 @@ REGISTRY = [
         baselines="point",
         gradient=False,
     ),
+    # perturbation
+    _perturbing("feature_ablation", baselines="point"),
+    _perturbing("occlusion", baselines="point", window=2, stride=1),
+    _perturbing("feature_permutation", mixes=True, **_sampling),
+    _perturbing(
+        "shapley_values", grouped(attrfn.shapley_values), baselines="point", complete=False
+    ),
+    _perturbing("shapley_value_sampling", baselines="point", **_sampling),
+    _perturbing(
+        "antithetic_sampling",
+        functools.partial(attrfn.shapley_value_sampling, antithetic=True),
+        ["shapley_value_sampling"],
+        baselines="point",
+        **_sampling,
+    ),
+    _perturbing(
+        "kernel_shap",
+        grouped(attrfn.kernel_shap, 4),
+        baselines="point",
+        **{**_sampling, "n_samples": 7},
+    ),
+    _perturbing(
+        "lime",
+        grouped(functools.partial(attrfn.lime, surrogate=attrfn.surrogates.ridge(0.1))),
+        baselines="point",
+        **{**_sampling, "n_samples": 6},
+    ),
+    _perturbing(
+        "lime_lasso",
+        grouped(attrfn.lime),
+        ["lime"],
+        baselines="point",
+        **{**_sampling, "n_samples": 6},
+    ),
+    _perturbing("rise", baselines="point", images=True, grid=2, **_sampling),
+    _perturbing(
+        "exact_interactions",
+        grouped(attrfn.interactions),
+        ["interactions"],
+        explains="pairs",
+        baselines="point",
+    ),
+    _perturbing(
+        "interactions",
+        grouped(functools.partial(attrfn.interactions, index="shapley")),
+        explains="pairs",
+        baselines="point",
+        **_sampling,
+    ),
+    row(
+        "integrated_hessians",
+        grouped(attrfn.integrated_hessians),
+        explains="pairs",
+        warns="integrated_hessians sum",  # a net of ReLU, or three steps
+        **_path,
+    ),
     # layers
     row(
         "split",
@@ -251,6 +351,8 @@ REGISTRY = [
     _layer("layer_integrated_gradients", complete=True, **_path),
     _layer("layer_gradient_shap", stdevs=0.2, **_shap),
     _layer("layer_conductance", complete=True, **_path),
+    _layer("layer_feature_ablation", chunked=True, batching=True, gradient=False),
+    _layer("layer_feature_permutation", mixes=True, batching=True, gradient=False, **_sampling),
     _layer("internal_influence", **_path),
     # neurons
     _neuron("neuron_gradient"),
@@ -260,6 +362,9 @@ REGISTRY = [
     _neuron("neuron_integrated_gradients", complete=True, **_path),
     _neuron("neuron_gradient_shap", stdevs=0.2, **_shap),
     _neuron("neuron_conductance", **{**_path, "target": True}),
+    _neuron(
+        "neuron_feature_ablation", baselines="point", chunked=True, batching=True, gradient=False
+    ),
     # class activation maps
     _cam("grad_cam"),
     _cam("hires_cam"),
@@ -267,6 +372,8 @@ REGISTRY = [
     _cam("xgrad_cam", relu=True),
     _cam("layer_cam", upsample="nearest"),
     _cam("eigen_cam", target=False, gradient=False),
+    _cam("ablation_cam", chunked=True, batching=True, gradient=False),
+    _cam("score_cam", images=True, baselines="point", chunked=True, batching=True, gradient=False),
 ]
 
 ROWS = {r.name: r for r in REGISTRY}
@@ -315,15 +422,19 @@ def needs(r: Row, net: Net) -> dict[str, Any]:
 
 def rows(keep: Callable[[Row], bool] = lambda r: True) -> Any:
     """Parametrise a test over the rows, as ``r``."""
-    kept = [r for r in REGISTRY if keep(r)]
-    return pytest.mark.parametrize("r", kept, ids=[r.name for r in kept])
+    kept = [pytest.param(r, id=r.name, marks=_marks(r)) for r in REGISTRY if keep(r)]
+    return pytest.mark.parametrize("r", kept)
+
+
+def _marks(r: Row) -> list[Any]:
+    return [pytest.mark.filterwarnings(f"ignore:{r.warns}")] if r.warns else []
 
 
 def rows_and_nets(keep: Callable[[Row, Net], bool] = lambda r, net: True) -> Any:
     """Parametrise a test over the rows times the nets on which they make sense, as ``r, net``."""
     cells = [
-        pytest.param(r, net, id=f"{r.name}-{name}")
+        pytest.param(r, net, id=f"{r.name}-{name}", marks=_marks(r))
         for r, (name, net) in itertools.product(REGISTRY, NETS.items())
-        if (net.spatial or r.explains != "map") and keep(r, net)
+        if (net.spatial or not r.spatial) and keep(r, net)
     ]
     return pytest.mark.parametrize(("r", "net"), cells)

@@ -174,8 +174,8 @@ def test_missed_tolerance_warns() -> None:
 
 def linear_rows(r: Row) -> bool:
     """Methods that are linear in the model's output (no absolute value, square or weight)."""
-    squares = {"saliency", "smoothgrad_sq", "vargrad", "completeness_delta"}
-    return r.explains == "input" and r.target and not r.layer and r.name not in squares
+    squares = {"saliency", "smoothgrad_sq", "vargrad", "completeness_delta", "lime_lasso"}
+    return r.explains == "input" and r.target and not (r.layer or r.images or r.name in squares)
 
 
 @rows(linear_rows)
@@ -209,7 +209,8 @@ class Interaction(nn.Module):
 
 
 def input_rows(r: Row) -> bool:
-    return r.explains == "input"
+    """Those whose axioms are in test_axioms_perturbation.py are left out."""
+    return r.explains == "input" and r.gradient
 
 
 @rows(input_rows)
@@ -391,7 +392,7 @@ def test_internal_influence_is_the_mean_gradient_at_the_layer(seed: int) -> None
 
 def with_difference_to_baseline(r: Row) -> bool:
     """Methods with the factor x - x0 (of an input without noise), or the layer's change."""
-    without = r.keyed or r.explains == "example" or r.name == "internal_influence"
+    without = r.keyed or r.explains == "example" or r.name in ("internal_influence", "score_cam")
     return r.baselines == "point" and not without
 
 
@@ -399,7 +400,9 @@ def with_difference_to_baseline(r: Row) -> bool:
 def test_nothing_changes_from_the_baseline_nothing_is_attributed(r: Row) -> None:
     """x = x0: every method with the factor (x - x0) gives 0."""
     x = r.net.inputs()
-    assert (explain(r, r.net, inputs=x, baselines=x.clone()) == 0).all()
+    found = explain(r, r.net, inputs=x, baselines=x.clone())
+    # Shapley values weigh equal numbers with weights that cancel up to rounding
+    assert found.abs().max() <= (0 if r.gradient else 1e-15)
 
 
 @given(seed=seeds, scale=st.floats(0.1, 10))
@@ -420,7 +423,7 @@ def test_rescaled_units_change_gradients_and_no_products(seed: int, scale: float
         assert_close(method(g, x / scale, **by), method(model, x, **by))
 
 
-@rows_and_nets(lambda r, net: net is NETS["mlp"])
+@rows_and_nets(lambda r, net: net is NETS["mlp"] and not r.mixes)
 @given(seed=seeds, batch=st.integers(1, 4))
 @few
 def test_rows_do_not_depend_on_the_batch(r: Row, net: Net, seed: int, batch: int) -> None:

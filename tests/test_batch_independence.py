@@ -10,7 +10,7 @@ from registry import Row, explain, rows, rows_and_nets
 import attrfn
 
 
-@rows_and_nets()
+@rows_and_nets(lambda r, net: not r.mixes)
 def test_row_of_a_batch_is_the_row_alone(r: Row, net: Net) -> None:
     model, x, t = net.build(), net.inputs(4), targets(4)
     together = explain(r, net, model, x, target=t)
@@ -19,7 +19,7 @@ def test_row_of_a_batch_is_the_row_alone(r: Row, net: Net) -> None:
         assert_close(alone, take(together, slice(i, i + 1), r.batch_dim))
 
 
-@rows()
+@rows(lambda r: not r.mixes)
 def test_order_of_the_rows_does_not_matter(r: Row) -> None:
     model, x, t = r.net.build(), r.net.inputs(4), targets(4)
     order = torch.tensor([2, 0, 3, 1])
@@ -27,7 +27,7 @@ def test_order_of_the_rows_does_not_matter(r: Row) -> None:
     assert_close(shuffled, take(explain(r, r.net, model, x, target=t), order, r.batch_dim))
 
 
-@rows(lambda r: r.baselines == "point")
+@rows(lambda r: r.baselines == "point" and not r.mixes)
 def test_baselines_of_each_example_stay_with_it(r: Row) -> None:
     model, x, t = r.net.build(), r.net.inputs(4), targets(4)
     x0 = 0.5 * r.net.inputs(4, seed=7)
@@ -38,7 +38,7 @@ def test_baselines_of_each_example_stay_with_it(r: Row) -> None:
         assert_close(alone, take(together, one, r.batch_dim))
 
 
-@rows(lambda r: r.keyed)
+@rows(lambda r: r.keyed and not r.mixes)
 def test_keys_of_each_example_stay_with_it(r: Row) -> None:
     model, x, t = r.net.build(), r.net.inputs(4), targets(4)
     keys = attrfn.random.split(5, 4)

@@ -30,7 +30,8 @@ def _fresh_compiler() -> Iterator[None]:
 def small(r: Row) -> dict[str, Any]:
     """Two copies of the batch, and noise where nothing else is drawn: each draw takes seconds."""
     quiet = {"stdevs": 0.0} if r.name in ("layer_gradient_shap", "neuron_gradient_shap") else {}
-    return quiet if r.copies is None else {r.copies: 2, **quiet}
+    fewer = {} if r.copies is None or r.options[r.copies] > 3 else {r.copies: 2}
+    return {**fewer, **quiet}
 
 
 def given(r: Row, net: Net, batch: int = 3) -> dict[str, Any]:

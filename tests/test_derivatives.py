@@ -70,7 +70,7 @@ def test_jacobians_with_respect_to_inputs(r: Row) -> None:
     assert_close(jacfwd(f)(x), found)
 
 
-@rows(lambda r: r.batch_dim == 0)
+@rows(lambda r: r.batch_dim == 0 and not r.mixes)
 def test_examples_do_not_reach_each_other(r: Row) -> None:
     f, x = of_inputs(r, r.net), r.net.inputs(2)
     jacobian = jacrev(f)(x)
@@ -112,7 +112,7 @@ def test_grad_with_respect_to_baselines(r: Row) -> None:
     assert_close(inner(found, v), finite_difference(lambda b: inner(w, f(b)), x0, v), **FD)
 
 
-@rows(lambda r: r.keyed)
+@rows(lambda r: r.noisy)
 def test_grad_with_respect_to_stdevs(r: Row) -> None:
     model, x = r.net.build(), r.net.inputs()
     s = torch.tensor(0.2, dtype=torch.float64)
@@ -183,7 +183,7 @@ def test_options_and_parameters_that_require_gradients_leave_no_graph(r: Row) ->
     if r.baselines is not None:
         x0 = net.pool if r.baselines == "pool" else 0.3 * net.inputs(3, seed=5)
         options["baselines"] = x0.clone().requires_grad_()
-    if r.keyed:
+    if r.noisy:
         options["stdevs"] = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
     for f in (model, functools.partial(functional_call, model, params)):
         assert not explain(r, net, f, x, **options).requires_grad
@@ -238,7 +238,7 @@ def test_grad_through_every_batching(r: Row, batching: str) -> None:
     assert_close(x.grad, grad(f)(x.detach(), "fold"))
 
 
-@rows()
+@rows(lambda r: not r.mixes)
 def test_vmap_of_grad_of_attributions(r: Row) -> None:
     """Per-example gradients of a penalty on attributions, as for differential privacy."""
     net = r.net

@@ -112,7 +112,7 @@ def test_empty_batch_in_every_batching(r: Row, batching: str) -> None:
     assert found.shape[0] == 0
 
 
-@rows(lambda r: r.explains != "map")
+@rows(lambda r: not r.spatial and not r.mixes)
 def test_inputs_without_feature_dimensions(r: Row) -> None:
     """Inputs (B,): one number per example."""
     x = SCALARS.inputs(4)
@@ -120,7 +120,7 @@ def test_inputs_without_feature_dimensions(r: Row) -> None:
     found = explain(r, SCALARS, inputs=x)
     assert_informative(found)
     assert found.shape[r.batch_dim] == 4
-    assert found.ndim == r.batch_dim + (2 if r.explains == "output" else 1)
+    assert found.ndim == r.batch_dim + {"output": 2, "pairs": 3}.get(r.explains, 1)
     alone = explain(r, SCALARS, inputs=x[1:2], target=targets(4)[1:2])
     assert_close(alone.select(r.batch_dim, 0), found.select(r.batch_dim, 1))
 
@@ -143,7 +143,7 @@ def test_inputs_without_feature_dimensions_have_known_attributions() -> None:
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, torch.bool])
 def test_gradients_with_respect_to_integers_are_refused_with_advice(dtype: torch.dtype) -> None:
     x = torch.ones(3, 4, dtype=dtype)
-    for r in (r for r in REGISTRY if r.explains == "input"):
+    for r in (r for r in REGISTRY if r.explains == "input" and r.gradient):
         with pytest.raises(TypeError, match=r"floating point.*at_layer"):
             explain(r, NETS["mlp"], inputs=x)
 

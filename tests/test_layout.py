@@ -21,7 +21,11 @@ METHODS_ON_METHODS: set[tuple[str, str]] = set()
 
 # What the library needs is torch and optree; what the topic packages and options need besides.
 ALLOWED = {"attrfn", "optree", "torch"}
-EXTRAS = {"attrfn._core.batch": {"tqdm"}, "attrfn.viz": {"matplotlib", "numpy"}}
+EXTRAS = {
+    "attrfn._core.progress": {"tqdm"},
+    "attrfn.surrogates": {"sklearn", "numpy"},
+    "attrfn.viz": {"matplotlib", "numpy"},
+}
 
 FILES = {
     ".".join(p.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__"): p
@@ -68,6 +72,8 @@ def floor(module: str) -> int:
     parts = module.split(".")
     if module == "attrfn.random":
         return 0  # usable from everywhere
+    if module == "attrfn.surrogates":
+        return FLOORS["_core"]  # usable from the methods
     return FLOORS.get(parts[1], ABOVE) if len(parts) > 1 else ABOVE
 
 

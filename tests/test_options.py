@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import functools
+import re
 import sys
 import warnings
 
@@ -124,7 +125,7 @@ def test_a_callable_quadrature():
 @pytest.mark.parametrize("name", [*PATHS, *SHAPS])
 @pytest.mark.parametrize("wrong", [0, -3, 2.0, "all", True])
 def test_chunk_size(name, wrong):
-    message = rf"^chunk_size is {wrong!r}, expected None \(all at once\) .* int of at least 1"
+    message = rf"^chunk_size is {wrong!r}, expected None \(all at once\), .* int of at least 1"
     refused(ValueError, message, run, name, chunk_size=wrong)
 
 
@@ -407,7 +408,7 @@ def test_progress(name, installed, capfd, monkeypatch):
     assert out == ""
     label = name.removeprefix("layer_").removeprefix("neuron_")
     assert label in err
-    assert "3/3" in err
+    assert "6/6" in err
     assert ("%" in err) == installed
     torch.testing.assert_close(loud, quiet, rtol=0, atol=0)
 
@@ -427,7 +428,7 @@ def test_progress_of_the_noise_tunnel(installed, capfd, monkeypatch):
 
 
 def test_progress_without_tqdm_asks_once_for_it(capfd, monkeypatch):
-    """The plain line counts the chunks that are done and ends with a newline."""
+    """The plain line counts the copies that are done, with rate and remaining time."""
     asked = []
     plain_import = builtins.__import__
 
@@ -442,8 +443,12 @@ def test_progress_without_tqdm_asks_once_for_it(capfd, monkeypatch):
     monkeypatch.undo()
     _, err = capfd.readouterr()
     assert len(asked) == 1
-    parts = [f"\rintegrated_gradients: {i}/3 chunks" for i in range(4)]
-    assert err.replace("\r\n", "\n") == "".join(parts) + "\n"
+    parts = err.replace("\r\n", "\n").split("\r")
+    assert parts[0] == ""
+    for i, part in enumerate(parts[1:]):
+        left = rf", [0-9.]+/s, [0-9]+ s left{chr(10) if i == 3 else ''}" if i else ""
+        assert re.fullmatch(rf"integrated_gradients: {i}/3 copies{left}", part)
+    assert len(parts) == 5
 
 
 # --- warnings ------------------------------------------------------------------------------------

@@ -65,6 +65,7 @@ def options(r: Row, net: Net) -> dict[str, Any]:
         given["target"] = targets(3)
     if r.keyed:
         given["key"] = attrfn.random.key(4)
+    if r.noisy:
         given["stdevs"] = torch.tensor(0.2, dtype=torch.float64)
     return given
 

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from helpers import assert_close, inner, noise_like, take
 from models import TREES, targets
-from registry import Row, explain, needs, rows
+from registry import Row, explain, needs
+from registry import rows as all_rows
 from torch import Tensor, nn
 from zoo import make, randn
 
@@ -52,6 +53,11 @@ kinds = pytest.mark.parametrize("kind", TREE_KINDS)
 X = TREES.inputs()
 
 
+def rows(keep: Callable[[Row], bool] = lambda r: True) -> Any:
+    """The rows that take any tree."""
+    return all_rows(lambda r: keep(r) and not r.images)
+
+
 def halves(t: Tensor) -> tuple[Tensor, Tensor]:
     """Features 0, 1 and 2, 3, 4."""
     return t[..., :2], t[..., 2:]
@@ -59,7 +65,7 @@ def halves(t: Tensor) -> tuple[Tensor, Tensor]:
 
 def options_for(r: Row, build: Callable[[Any, Any], Any]) -> dict[str, Any]:
     """Baselines in the tree's form, and no noise: each leaf has a stream of its own."""
-    options: dict[str, Any] = {"stdevs": 0.0} if r.keyed else {}
+    options: dict[str, Any] = {"stdevs": 0.0} if r.noisy else {}
     if r.baselines == "pool":
         options["baselines"] = build(*halves(TREES.pool))
     if r.baselines == "point":
@@ -68,7 +74,7 @@ def options_for(r: Row, build: Callable[[Any, Any], Any]) -> dict[str, Any]:
 
 
 def flat_options(r: Row) -> dict[str, Any]:
-    options: dict[str, Any] = {"stdevs": 0.0} if r.keyed else {}
+    options: dict[str, Any] = {"stdevs": 0.0} if r.noisy else {}
     if r.baselines == "point":
         options["baselines"] = 0.2 * TREES.inputs(3, seed=5)
     return options
@@ -92,7 +98,7 @@ def two_pools(r: Row) -> dict[str, Any]:
     return {"baselines": (TREES.pool, TREES.pool)} if r.baselines == "pool" else {}
 
 
-@rows()
+@rows(lambda r: r.name != "occlusion")  # no window reaches across tensors
 @kinds
 def test_tree_gives_the_numbers_of_the_features_side_by_side(r: Row, kind: str) -> None:
     build = TREE_KINDS[kind]
@@ -106,7 +112,7 @@ def test_tree_gives_the_numbers_of_the_features_side_by_side(r: Row, kind: str) 
         assert_close(found, side_by_side)
 
 
-@rows(lambda r: r.keyed)
+@rows(lambda r: r.noisy)
 @kinds
 def test_noise_of_a_tree_does_not_depend_on_its_form(r: Row, kind: str) -> None:
     def options(build: Callable[[Any, Any], Any]) -> dict[str, Any]:
@@ -119,7 +125,7 @@ def test_noise_of_a_tree_does_not_depend_on_its_form(r: Row, kind: str) -> None:
     assert_close(optree.tree_leaves(found), optree.tree_leaves(expected))
 
 
-@rows(lambda r: r.keyed and r.explains == "input")
+@rows(lambda r: r.noisy and r.explains == "input")
 def test_equal_leaves_get_noise_of_their_own(r: Row) -> None:
     """The model adds its two inputs, so only the draws can tell them apart."""
 
@@ -139,7 +145,7 @@ def test_equal_leaves_get_noise_of_their_own(r: Row) -> None:
         assert not torch.allclose(a, b)
 
 
-@rows(lambda r: r.keyed and r.explains == "input")
+@rows(lambda r: r.noisy and r.explains == "input")
 def test_stdevs_are_a_prefix_tree(r: Row) -> None:
     tree = {"a": halves(X)[0], "b": [halves(X)[1]]}
     options = options_for(r, lambda a, b: {"a": a, "b": [b]})

@@ -30,8 +30,8 @@ def test_row_says_which_options_the_method_takes(r: Row) -> None:
         "neuron": r.neuron,
         "baselines": r.baselines is not None,
         "key": r.keyed,
-        "stdevs": r.keyed,
-        "chunk_size": r.copies is not None,
+        "stdevs": r.noisy,
+        "chunk_size": r.chunked,
         "batching": r.batching,
         "create_graph": r.create_graph,
     }
@@ -56,6 +56,9 @@ def test_row_explains_something(r: Row, net: models.Net) -> None:
         assert result.shape[:2] == (3, 1)
         return
     model, x = net.build(), net.inputs()
+    if r.explains == "pairs":
+        assert result.shape == (3, 3, 3)
+        return
     like = {
         "input": x.shape,
         "layer": attrfn.layer_activation(model, x, layer="mid").shape,

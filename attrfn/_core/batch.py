@@ -1,10 +1,8 @@
-"""Many copies of a batch: folded into its axis, vmapped or looped over, in chunks."""
+"""Many copies of a batch folded into its axis."""
 
 from __future__ import annotations
 
 import functools
-import sys
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import optree
@@ -13,45 +11,12 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from attrfn._core.source import is_functional
-from attrfn._core.typing import Batching, Leaves
-
-
-def chunks(
-    n: int,
-    chunk_size: int | None = None,
-    batching: Batching = "fold",
-    progress: bool = False,
-    label: str = "copies",
-) -> Iterable[slice]:
-    """Slices of 0..n, each at most ``chunk_size`` long (one by one where batching is a loop).
-
-    Raises:
-        ValueError: ``chunk_size`` is no positive int, or ``batching`` none of the three.
-    """
-    if batching not in ("fold", "vmap", "loop"):
-        raise ValueError(f"batching is {batching!r}, expected 'fold', 'vmap' or 'loop'")
-    if chunk_size is not None and not is_count(chunk_size):
-        raise ValueError(
-            f"chunk_size is {chunk_size!r}, expected None (all at once) or the number of copies of "
-            "the batch that are evaluated at once, an int of at least 1"
-        )
-    size = 1 if batching == "loop" else n if chunk_size is None else chunk_size
-    parts = [slice(i, min(i + size, n)) for i in range(0, n, max(size, 1))]
-    return _show_progress(parts, label) if progress else parts
+from attrfn._core.typing import Leaves
 
 
 def is_count(value: object) -> bool:
     """Whether this is an int of at least 1 (and no bool)."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def sum_over_copies(part: Callable[[slice], Leaves], parts: Iterable[slice]) -> Leaves:
-    """The sum of ``part(chunk)`` over the chunks."""
-    total: Leaves = ()
-    for i in parts:
-        new = part(i)
-        total = tuple([a + b for a, b in zip(total, new, strict=True)]) if total else new
-    return total
 
 
 def flat_rows(copies: Leaves) -> Leaves:
@@ -73,6 +38,17 @@ def row_sums(t: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """(R, ...) -> (R,)."""
     t = t if dtype is None else t.to(dtype)
     return t.sum(tuple(range(1, t.ndim))) if t.ndim > 1 else t
+
+
+def weighted_sum(values: Tensor, weights: Tensor) -> Tensor:
+    """``sum_s values_s weights_s``: (S, R, K...) and (S, 1 or R, ...) to (R, K..., elements)."""
+    v = values.reshape(*values.shape[:2], values.shape[2:].numel())
+    w = weights.flatten(2).to(v)
+    if w.shape[1] == 1:
+        total = torch.einsum("srk,sf->rkf", v, w[:, 0])
+    else:
+        total = torch.einsum("srk,srf->rkf", v, w)
+    return total.reshape(*values.shape[1:], total.shape[-1])
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -116,20 +92,3 @@ def binds_rows(bound: Any, batch: int) -> bool:
 
 def _is_row(value: Tensor, batch: int) -> bool:
     return not isinstance(value, nn.Parameter) and value.ndim > 0 and value.shape[0] == batch
-
-
-def _show_progress(parts: list[slice], label: str) -> Iterable[slice]:
-    """A tqdm bar with rate and remaining time, or a line on stderr where tqdm is not installed."""
-    try:
-        from tqdm.auto import tqdm
-    except ImportError:
-        return _plain_progress(parts, label)
-    bar: Iterable[slice] = tqdm(parts, desc=label, unit="chunk")
-    return bar
-
-
-def _plain_progress(parts: list[slice], label: str) -> Iterable[slice]:
-    for i, part in enumerate(parts):
-        print(f"\r{label}: {i}/{len(parts)} chunks", end="", file=sys.stderr, flush=True)
-        yield part
-    print(f"\r{label}: {len(parts)}/{len(parts)} chunks", file=sys.stderr, flush=True)

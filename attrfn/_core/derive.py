@@ -104,9 +104,12 @@ def normal(tree: Any) -> Any:
 
 def gradients_allowed() -> contextlib.AbstractContextManager[object]:
     """Leave inference mode, if it is on."""
-    if is_compiling() or not torch.is_inference_mode_enabled():
-        return contextlib.nullcontext()
-    return torch.inference_mode(False)
+    return torch.inference_mode(False) if in_inference() else contextlib.nullcontext()
+
+
+def in_inference() -> bool:
+    """Whether inference mode is on, in which no tensor may leave for autograd."""
+    return not is_compiling() and torch.is_inference_mode_enabled()
 
 
 def _leaf(t: Tensor, create_graph: bool) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 from attrfn import random
 from attrfn._core.baseline import broadcasts, spread
 from attrfn._core.batch import is_count, wide
+from attrfn._core.keys import row_keys, sample_keys
 from attrfn._core.typing import Key, Leaves, Tree
 
 
@@ -23,14 +24,7 @@ class Noise:
 
     def __init__(self, key: Key, stdevs: Tree, inputs: Tree, x: Leaves) -> None:
         self.x = x
-        self.key = random.as_key(key, x[0].device)
-        if self.key.ndim == 1:
-            self.key = self.key[None]
-        elif self.key.ndim != 2 or self.key.shape[0] != x[0].shape[0]:
-            raise ValueError(
-                f"key has shape {tuple(self.key.shape)}, expected (2,), or ({x[0].shape[0]}, 2) "
-                "with one key for each example"
-            )
+        self.keys = row_keys(key, x[0].shape[0], x[0].device)
         self.stdevs = spread(stdevs, inputs, x, "stdevs")
         for s, t in zip(self.stdevs, x, strict=True):
             if isinstance(s, bool) or not isinstance(s, (int, float, Tensor)):
@@ -49,11 +43,11 @@ class Noise:
 
     def uniform(self, i: slice) -> Tensor:
         """A number in [0, 1) per sample, (S, 1) or (S, B)."""
-        return random.uniform(self._keys(i, 0), dtype=torch.float64)
+        return random.uniform(sample_keys(self.keys, i, 0), dtype=torch.float64)
 
     def choice(self, i: slice, pool: Leaves) -> Leaves:
         """Per sample one of the K rows of the pool, the same in every leaf: (S, 1 or B, ...)."""
-        chosen = random.randint(self._keys(i, 1), (), pool[0].shape[0])
+        chosen = random.randint(sample_keys(self.keys, i, 1), (), pool[0].shape[0])
         return tuple(
             [_rows(t, chosen, x).to(wide(t.dtype)) for t, x in zip(pool, self.x, strict=True)]
         )
@@ -63,12 +57,8 @@ class Noise:
         copies = x[None].to(wide(x.dtype)).expand(i.stop - i.start, *x.shape)
         if not isinstance(s, Tensor) and s == 0:
             return copies
-        n = random.normal(self._keys(i, 2 + leaf), x.shape[1:], dtype=wide(x.dtype))
+        n = random.normal(sample_keys(self.keys, i, 2 + leaf), x.shape[1:], dtype=wide(x.dtype))
         return torch.add(copies, s * n)
-
-    def _keys(self, i: slice, stream: int) -> Tensor:
-        samples = torch.arange(i.start, i.stop, device=self.key.device)
-        return random.fold_in(random.fold_in(self.key, stream), samples[:, None])
 
 
 def _rows(pool: Tensor, chosen: Tensor, like: Tensor) -> Tensor:

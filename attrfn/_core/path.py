@@ -7,10 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from attrfn._core.batch import along, chunks, flat_rows, split_rows, sum_over_copies, wide
+from attrfn._core.batch import along, flat_rows, split_rows, wide
+from attrfn._core.chunks import Chunks, add, over_chunks
 from attrfn._core.explain import Explained
 from attrfn._core.quadrature import Rule, quadrature_rule
-from attrfn._core.typing import Batching, Leaves
+from attrfn._core.typing import Batching, ChunkSize, Leaves
 
 
 def over_path(
@@ -20,7 +21,7 @@ def over_path(
     *,
     n_steps: int,
     quadrature: str | Rule,
-    chunk_size: int | None,
+    chunk_size: ChunkSize,
     batching: Batching,
     progress: bool,
     label: str,
@@ -33,8 +34,8 @@ def over_path(
         integrand: From points of S copies of the batch, (S, B, ...), to leaves (S, B, ...).
         n_steps: The number of nodes s_k.
         quadrature: See :func:`attrfn._core.quadrature.quadrature_rule`.
-        chunk_size: Steps at once.
-        batching: See :func:`attrfn._core.batch.chunks`.
+        chunk_size: Steps at once, see :class:`attrfn._core.chunks.Chunks`.
+        batching: See :class:`attrfn._core.chunks.Chunks`.
         progress: Show a bar.
         label: What the bar says.
     """
@@ -46,7 +47,8 @@ def over_path(
         points = [_point(b, s[i], d) for b, s, d in zip(x0, places, lengths, strict=True)]
         return tuple([_weighted(weights[i], v) for v in integrand(tuple(points))])
 
-    return sum_over_copies(part, chunks(len(nodes), chunk_size, batching, progress, label))
+    chunks = Chunks(chunk_size, batching, progress, label)
+    return over_chunks(part, add, len(nodes), chunks, p.x[0].device)
 
 
 def _point(start: Tensor, s: Tensor, length: Tensor) -> Tensor:

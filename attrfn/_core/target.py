@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from numbers import Integral
+from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from attrfn._core.derive import transforming
 from attrfn._core.typing import Index, Target
+
+_SPEAK_OF_TARGETS = (__file__, str(Path(__file__).with_name("outcome.py")))
 
 
 class PerExample(NamedTuple):
@@ -32,7 +35,7 @@ def raised_here(error: BaseException) -> bool:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return trace is not None and trace.tb_frame.f_code.co_filename == __file__
+    return trace is not None and trace.tb_frame.f_code.co_filename in _SPEAK_OF_TARGETS
 
 
 def choose(target: Target, batch: int, name: str = "target") -> Chosen:

@@ -11,7 +11,13 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from attrfn._core.derive import gradients_allowed, normal, transforming, twice_differentiable
+from attrfn._core.derive import (
+    gradients_allowed,
+    in_inference,
+    normal,
+    transforming,
+    twice_differentiable,
+)
 from attrfn._core.typing import Leaves, ModelFn, Tree
 
 
@@ -81,12 +87,16 @@ def require_floating(leaves: Leaves) -> None:
             )
 
 
-def call_model(model_fn: ModelFn, inputs: Tree) -> Any:
-    """``model_fn(*inputs)`` for a tuple, else ``model_fn(inputs)``, on copies of the tensors."""
+def call_model(model_fn: ModelFn, inputs: Tree, *, fresh: bool = False) -> Any:
+    """``model_fn(*inputs)`` for a tuple, else ``model_fn(inputs)``, on copies of the tensors.
+
+    Tensors that nobody else holds (``fresh``) are not copied.
+    """
+    fresh = fresh and not in_inference()
     if not spreads(inputs):
         inputs = (inputs,)
     with twice_differentiable(False), gradients_allowed():
-        return normal_bound(model_fn)(*clone_tensors(inputs))
+        return normal_bound(model_fn)(*(inputs if fresh else clone_tensors(inputs)))
 
 
 def spreads(inputs: Tree) -> bool:

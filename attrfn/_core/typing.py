@@ -39,6 +39,7 @@ Layer: TypeAlias = nn.Module | str | Sequence["nn.Module | str"]
 
 At: TypeAlias = Literal["input", "output"]
 Batching: TypeAlias = Literal["fold", "vmap", "loop"]
+ChunkSize: TypeAlias = int | Literal["auto"] | None
 
 
 Method: TypeAlias = Callable[..., Tree]

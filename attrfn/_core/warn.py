@@ -9,11 +9,15 @@ from pathlib import Path
 
 import torch
 
+from attrfn._core.compiling import is_compiling
+
 _INSIDE = tuple(f"{Path(file).parent}{os.sep}" for file in (Path(__file__).parent, torch.__file__))
 
 
 def warn(message: str) -> None:
-    """A UserWarning at the first frame outside attrfn and torch."""
+    """A UserWarning at the first frame outside attrfn and torch; none inside torch.compile."""
+    if is_compiling():
+        return
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and _inside(frame.f_code.co_filename):
         frame, level = frame.f_back, level + 1

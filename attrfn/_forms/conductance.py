@@ -14,7 +14,17 @@ from attrfn._core.explain import repeat_chosen
 from attrfn._core.path import on_copies, over_path
 from attrfn._core.quadrature import Rule
 from attrfn._core.target import choose, select
-from attrfn._core.typing import At, Baselines, Batching, Layer, Leaves, ModelFn, Target, Tree
+from attrfn._core.typing import (
+    At,
+    Baselines,
+    Batching,
+    ChunkSize,
+    Layer,
+    Leaves,
+    ModelFn,
+    Target,
+    Tree,
+)
 from attrfn._forms.at import each_layer
 from attrfn._forms.flow import Flow, at_layer_over_path, flow_of
 
@@ -30,7 +40,7 @@ def layer_conductance(
     call: int | None = 0,
     n_steps: int = 50,
     quadrature: str | Rule = "gauss_legendre",
-    chunk_size: int | None = None,
+    chunk_size: ChunkSize = None,
     batching: Batching = "fold",
     create_graph: bool = False,
     progress: bool = False,
@@ -120,7 +130,7 @@ def internal_influence(
     call: int | None = 0,
     n_steps: int = 50,
     quadrature: str | Rule = "gauss_legendre",
-    chunk_size: int | None = None,
+    chunk_size: ChunkSize = None,
     batching: Batching = "fold",
     create_graph: bool = False,
     progress: bool = False,
@@ -199,7 +209,7 @@ def neuron_conductance(
     n_steps: int = 50,
     quadrature: str | Rule = "gauss_legendre",
     multiply_by_inputs: bool = True,
-    chunk_size: int | None = None,
+    chunk_size: ChunkSize = None,
     batching: Batching = "fold",
     create_graph: bool = False,
     progress: bool = False,

@@ -9,7 +9,17 @@ from attrfn._core.method import takes_distribution
 from attrfn._core.quadrature import Rule
 from attrfn._core.split import split
 from attrfn._core.tree import flatten
-from attrfn._core.typing import At, Baselines, Batching, Key, Layer, ModelFn, Target, Tree
+from attrfn._core.typing import (
+    At,
+    Baselines,
+    Batching,
+    ChunkSize,
+    Key,
+    Layer,
+    ModelFn,
+    Target,
+    Tree,
+)
 from attrfn._forms.at import at_layer, each_layer, locate, read
 from attrfn._methods.gradient import gradient
 from attrfn._methods.integrated import gradient_shap, integrated_gradients
@@ -122,7 +132,7 @@ def layer_integrated_gradients(
     quadrature: str | Rule = "gauss_legendre",
     multiply_by_inputs: bool = True,
     tolerance: float | None = None,
-    chunk_size: int | None = None,
+    chunk_size: ChunkSize = None,
     batching: Batching = "fold",
     create_graph: bool = False,
     progress: bool = False,
@@ -200,7 +210,7 @@ def layer_gradient_shap(
     stdevs: Tree = 0.0,
     key: Key = 0,
     multiply_by_inputs: bool = True,
-    chunk_size: int | None = None,
+    chunk_size: ChunkSize = None,
     batching: Batching = "fold",
     create_graph: bool = False,
     progress: bool = False,

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from attrfn._core.method import takes_distribution
 from attrfn._core.quadrature import Rule
-from attrfn._core.typing import At, Baselines, Batching, Key, Layer, ModelFn, Target, Tree
+from attrfn._core.typing import (
+    At,
+    Baselines,
+    Batching,
+    ChunkSize,
+    Key,
+    Layer,
+    ModelFn,
+    Target,
+    Tree,
+)
 from attrfn._forms.at import at_neuron
 from attrfn._methods.gradient import gradient
 from attrfn._methods.integrated import gradient_shap, integrated_gradients
@@ -69,7 +79,7 @@ def neuron_integrated_gradients(
     quadrature: str | Rule = "gauss_legendre",
     multiply_by_inputs: bool = True,
     tolerance: float | None = None,
-    chunk_size: int | None = None,
+    chunk_size: ChunkSize = None,
     batching: Batching = "fold",
     create_graph: bool = False,
     progress: bool = False,
@@ -147,7 +157,7 @@ def neuron_gradient_shap(
     stdevs: Tree = 0.0,
     key: Key = 0,
     multiply_by_inputs: bool = True,
-    chunk_size: int | None = None,
+    chunk_size: ChunkSize = None,
     batching: Batching = "fold",
     create_graph: bool = False,
     progress: bool = False,

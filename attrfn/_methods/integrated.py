@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from attrfn._core.baseline import baseline_distribution, fill_baselines
-from attrfn._core.batch import chunks, row_sums, sum_over_copies, wide
+from attrfn._core.batch import row_sums, wide
 from attrfn._core.bind import bind
+from attrfn._core.chunks import Chunks, add, over_chunks
 from attrfn._core.derive import transforming
 from attrfn._core.explain import Explained, explain
 from attrfn._core.method import takes_distribution
@@ -19,7 +20,7 @@ from attrfn._core.path import over_path
 from attrfn._core.quadrature import Rule
 from attrfn._core.target import choose
 from attrfn._core.tree import batch_size, flatten
-from attrfn._core.typing import Baselines, Batching, Key, Leaves, ModelFn, Target, Tree
+from attrfn._core.typing import Baselines, Batching, ChunkSize, Key, Leaves, ModelFn, Target, Tree
 from attrfn._core.warn import warn
 
 _MOST_DOUBLINGS = 10
@@ -35,7 +36,7 @@ def integrated_gradients(
     quadrature: str | Rule = "gauss_legendre",
     multiply_by_inputs: bool = True,
     tolerance: float | None = None,
-    chunk_size: int | None = None,
+    chunk_size: ChunkSize = None,
     batching: Batching = "fold",
     create_graph: bool = False,
     progress: bool = False,
@@ -57,7 +58,8 @@ def integrated_gradients(
         tolerance: Double the steps until every example's completeness gap is below this (in units
             of the output), ``n_steps`` at once unless ``chunk_size`` says otherwise; not inside
             transforms or torch.compile.
-        chunk_size: How many steps are evaluated at once (``None``: all; it bounds the memory).
+        chunk_size: How many steps are evaluated at once, which bounds the memory: a number,
+            ``None`` (all), or ``"auto"``: what memory holds (inside a transform all).
         batching: ``"fold"`` puts the steps into the batch axis; ``"vmap"`` serves models without a
             usable one; ``"loop"`` takes one step at a time.
         create_graph: See :func:`gradient`.
@@ -83,7 +85,7 @@ def integrated_gradients(
     p = explain(model_fn, inputs, target, create_graph=create_graph)
     x0 = fill_baselines(baselines, inputs, p.x)
 
-    def integral(n: int, chunk_size: int | None) -> Leaves:
+    def integral(n: int, chunk_size: ChunkSize) -> Leaves:
         return over_path(
             p,
             x0,
@@ -148,7 +150,7 @@ def gradient_shap(
     stdevs: Tree = 0.0,
     key: Key = 0,
     multiply_by_inputs: bool = True,
-    chunk_size: int | None = None,
+    chunk_size: ChunkSize = None,
     batching: Batching = "fold",
     create_graph: bool = False,
     progress: bool = False,
@@ -171,7 +173,7 @@ def gradient_shap(
             or a pytree prefix; 0 gives expected gradients.
         key: An int or a key of :mod:`attrfn.random`, (2,) or (B, 2).
         multiply_by_inputs: ``False`` leaves out the factor (x' - b).
-        chunk_size: How many samples are evaluated at once (``None``: all).
+        chunk_size: How many samples are evaluated at once, see :func:`integrated_gradients`.
         batching: See :func:`integrated_gradients`.
         create_graph: See :func:`gradient`.
         progress: Show a progress bar over the chunks.
@@ -210,10 +212,11 @@ def gradient_shap(
             grads = tuple([(e - b) * g for e, b, g in zip(ends, starts, grads, strict=True)])
         return tuple([g.sum(0, dtype=wide(g.dtype)) for g in grads])
 
-    parts = chunks(
-        positive("n_samples", n_samples), chunk_size, batching, progress, "gradient_shap"
+    n, chunks = (
+        positive("n_samples", n_samples),
+        Chunks(chunk_size, batching, progress, "gradient_shap"),
     )
-    total = sum_over_copies(part, parts)
+    total = over_chunks(part, add, n, chunks, p.x[0].device)
     return p.result([t / n_samples for t in total])
 
 

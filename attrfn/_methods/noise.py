@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from attrfn._core.baseline import baseline_distribution
-from attrfn._core.batch import chunks, flat_rows, repeat_bound, wide
+from attrfn._core.batch import flat_rows, repeat_bound, wide
+from attrfn._core.chunks import Chunks, over_chunks
 from attrfn._core.method import is_over_distribution, wraps
 from attrfn._core.noise import Noise, positive
 from attrfn._core.tree import batch_size, flatten, require_floating
-from attrfn._core.typing import Key, Leaves, Method, ModelFn, Target, Tree
+from attrfn._core.typing import ChunkSize, Key, Leaves, Method, ModelFn, Target, Tree
 
+Found = tuple[list[Any], list[torch.dtype], Any]
 Kind = Literal["smoothgrad", "smoothgrad_sq", "vargrad", "samples"]
 
 
@@ -27,7 +29,7 @@ def noise_tunnel(
     n_samples: int = 5,
     stdevs: Tree = 1.0,
     key: Key = 0,
-    chunk_size: int | None = None,
+    chunk_size: ChunkSize = None,
     draw_baselines: bool = False,
     progress: bool = False,
 ) -> Method:
@@ -48,7 +50,7 @@ def noise_tunnel(
         n_samples: The number of noisy copies.
         stdevs: s in units of the inputs: a number or a pytree prefix of the inputs.
         key: An int or a key of :mod:`attrfn.random`, (2,) or (B, 2).
-        chunk_size: How many copies are explained at once (``None``: all).
+        chunk_size: How many copies are explained at once, see :func:`integrated_gradients`.
         draw_baselines: Draw one of the K baselines (K, ...) for each sample.
         progress: Show a progress bar over the chunks.
 
@@ -89,8 +91,8 @@ def noise_tunnel(
         if draw_baselines:
             pool = baseline_distribution(options.get("baselines"), inputs, x)
         start, merge, finish = _REDUCTIONS[kind]
-        state: list[Any] = []
-        for i in chunks(n_samples, chunk_size, "fold", progress, "noise_tunnel"):
+
+        def part(i: slice) -> Found:
             copies = i.stop - i.start
             rows = [r.to(t.dtype) for r, t in zip(flat_rows(noise.inputs(i)), x, strict=True)]
             repeated = _repeat_options(method, options, batch, copies, x[0].ndim)
@@ -99,10 +101,15 @@ def noise_tunnel(
             found = method(repeat_bound(model_fn, batch, copies), rebuild(rows), **repeated)
             leaves, spec = optree.tree_flatten(found)
             samples = [a.reshape(copies, batch, *a.shape[1:]).to(wide(a.dtype)) for a in leaves]
-            new = [start(a) for a in samples]
-            state = [merge(a, b) for a, b in zip(state, new, strict=True)] if state else new
+            return [start(a) for a in samples], [a.dtype for a in leaves], spec
+
+        def both(a: Found, b: Found) -> Found:
+            return [merge(s, t) for s, t in zip(a[0], b[0], strict=True)], *a[1:]
+
+        chunks = Chunks(chunk_size, "fold", progress, "noise_tunnel")
+        states, dtypes, spec = over_chunks(part, both, n_samples, chunks, x[0].device)
         return optree.tree_unflatten(
-            spec, [finish(m, n_samples).to(a.dtype) for m, a in zip(state, leaves, strict=True)]
+            spec, [finish(m, n_samples).to(d) for m, d in zip(states, dtypes, strict=True)]
         )
 
     return noisy

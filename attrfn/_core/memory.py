@@ -1,0 +1,91 @@
+"""How much memory a run of a model takes, and how much it may take."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from attrfn._core.compiling import is_compiling
+
+_MOST_ON_CPU = 2**28  # more rows at once are not faster there, only larger
+
+
+class Peak(TorchFunctionMode):
+    """While active, the greatest number of bytes that results of operations hold at once.
+
+    Works on every device and for the calling thread alone, which no allocator's counter does. A
+    result that autograd may keep counts twice: until the end of the run and again in the backward
+    pass.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+        self._now = 0
+        self._holders: dict[int, int] = {}
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not is_compiling():
+            pytree.tree_map_only(Tensor, self._count, result)
+        return result
+
+    def _count(self, t: Tensor) -> None:
+        with torch._C.DisableTorchFunction():
+            data = t
+            while torch._C._functorch.is_functorch_wrapped_tensor(data):
+                data = torch._C._functorch.get_unwrapped(data)
+            storage = data.untyped_storage()
+            size, place, kept = storage.nbytes(), storage.data_ptr(), data.requires_grad
+        if kept:
+            self._now += 2 * size if place not in self._holders else 0
+            self._holders[place] = -1
+        elif self._holders.get(place, 0) >= 0:
+            self._now += size if place not in self._holders else 0
+            self._holders[place] = self._holders.get(place, 0) + 1
+            weakref.finalize(t, self._release, place, size)
+        self.bytes = max(self.bytes, self._now)
+
+    def _release(self, place: int, size: int) -> None:
+        holders = self._holders.get(place, 0)
+        if holders == 1:
+            del self._holders[place]
+            self._now -= size
+        elif holders > 1:
+            self._holders[place] = holders - 1
+
+
+def budget(device: torch.device) -> int:
+    """The bytes that a chunk may take: half of what an accelerator has free, 256 MiB on a CPU."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return (free + cached) // 2
+    return min(_MOST_ON_CPU, _free_on_cpu() // 4)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is not enough memory."""
+    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError)
+        and any(s in str(error).lower() for s in ("out of memory", "can't allocate memory"))
+    )
+
+
+def _free_on_cpu() -> int:
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # not on this system
+        return 4 * _MOST_ON_CPU

@@ -1,0 +1,37 @@
+"""How far a method is: a bar of tqdm, or a line on stderr where tqdm is not installed."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+
+@contextlib.contextmanager
+def bar(total: int, label: str) -> Iterator[Callable[[int], object]]:
+    """Show rate and remaining time; yields ``advance(n)``, which counts n finished copies."""
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        try:
+            yield _line(total, label)
+        finally:
+            print(file=sys.stderr, flush=True)
+        return
+    with tqdm(total=total, desc=label, unit="copy") as shown:
+        yield shown.update
+
+
+def _line(total: int, label: str) -> Callable[[int], None]:
+    start, done = time.monotonic(), 0
+
+    def advance(n: int) -> None:
+        nonlocal done
+        done += n
+        rate = done / max(time.monotonic() - start, 1e-9)
+        left = f", {rate:.1f}/s, {(total - done) / rate:.0f} s left" if done else ""
+        print(f"\r{label}: {done}/{total} copies{left}", end="", file=sys.stderr, flush=True)
+
+    advance(0)
+    return advance

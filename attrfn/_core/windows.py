@@ -1,0 +1,151 @@
+"""Sliding windows over the dimensions behind the batch."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple, TypeAlias
+
+import optree
+import torch
+from torch import Tensor
+
+from attrfn._core.typing import Leaves, Tree
+
+Window: TypeAlias = Any
+"""An int, a tuple with one for each dimension, a pytree prefix of those, or None."""
+
+
+class Windows(NamedTuple):
+    """The windows of one tensor, numbered in row-major order of their positions.
+
+    Attributes:
+        sizes: The tensor's sizes behind the batch.
+        window: The window's.
+        stride: Its steps.
+        device: The tensor's device.
+    """
+
+    sizes: tuple[int, ...]
+    window: tuple[int, ...]
+    stride: tuple[int, ...]
+    device: torch.device
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """How many windows there are along each dimension."""
+        return tuple(
+            [
+                1 + max(0, math.ceil((size - w) / step))
+                for size, w, step in zip(self.sizes, self.window, self.stride, strict=True)
+            ]
+        )
+
+    @property
+    def n(self) -> int:
+        """How many windows there are, none where the tensor is empty."""
+        return math.prod(self.positions) if math.prod(self.sizes) else 0
+
+    def cover(self, numbers: Tensor) -> Tensor:
+        """Which elements the windows with these numbers cover, (S, *sizes); out of range none."""
+        inside = (numbers >= 0) & (numbers < self.n)
+        mask = inside.reshape(-1, *[1] * len(self.sizes))
+        for d in range(len(self.sizes)):
+            place = numbers // math.prod(self.positions[d + 1 :]) % self.positions[d]
+            along = self._covered(d, place)
+            mask = mask & along.reshape(
+                -1, *[1] * d, self.sizes[d], *[1] * (len(self.sizes) - d - 1)
+            )
+        return mask
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Each element's mean over the windows that cover it: (..., n) -> (..., *sizes).
+
+        Windows are products of intervals, so the sum over them is one matrix product a dimension.
+        """
+        lead = values.shape[:-1]
+        if self.n == 0:
+            return values.new_zeros((*lead, *self.sizes))
+        total = values.reshape(*lead, *self.positions)
+        for d in range(len(self.sizes)):
+            covered = self._covered(d, torch.arange(self.positions[d], device=self.device))
+            covered = covered.to(values)
+            share = covered / covered.sum(0)
+            total = torch.tensordot(total, share, ([len(lead)], [0]))
+        return total
+
+    def _covered(self, d: int, place: Tensor) -> Tensor:
+        """Whether the interval at each place covers each coordinate of a dimension, (S, size)."""
+        start = place[:, None] * self.stride[d]
+        at = torch.arange(self.sizes[d], device=self.device)
+        return (at >= start) & (at < start + self.window[d])
+
+
+def windows(window: Window, stride: Window, inputs: Tree, x: Leaves) -> list[Windows]:
+    """The windows of each leaf of the inputs.
+
+    Raises:
+        TypeError: A window or stride is no int or tuple of ints.
+        ValueError: It does not fit the input, or the stride leaves gaps.
+    """
+    sizes = [_per_leaf(window, inputs, x, "window"), _per_leaf(stride, inputs, x, "stride")]
+    return [_windows(w, s, t) for w, s, t in zip(*sizes, x, strict=True)]
+
+
+def _windows(window: Any, stride: Any, x: Tensor) -> Windows:
+    sizes = tuple(x.shape[1:])
+    if window is None:
+        raise TypeError("window is None, expected the window's size in each dimension")
+    window = _sizes(window, x, "window")
+    stride = _sizes(1 if stride is None else stride, x, "stride")
+    for size, w, step in zip(sizes, window, stride, strict=True):
+        if w > size > 0:
+            raise ValueError(
+                f"window is {window} for an input of shape {tuple(x.shape)}, expected at most the "
+                f"input's sizes {sizes} behind the batch"
+            )
+        if step > w and w < size:
+            raise ValueError(
+                f"stride is {stride} with window {window}, expected at most the window's size, "
+                "because elements between the windows would have no attribution"
+            )
+    return Windows(sizes, window, stride, x.device)
+
+
+def _sizes(value: Any, x: Tensor, name: str) -> tuple[int, ...]:
+    dims = x.ndim - 1
+    value = (value,) * dims if _is_int(value) else value
+    if not isinstance(value, (tuple, list)) or not all(map(_is_int, value)):
+        raise TypeError(f"{name} is {value!r}, expected an int or a tuple of {dims} ints")
+    if len(value) != dims:
+        raise ValueError(
+            f"{name} is {tuple(value)} for an input of shape {tuple(x.shape)}, expected {dims} "
+            "int(s), one for each dimension behind the batch"
+        )
+    if any(v < 1 for v in value):
+        raise ValueError(f"{name} is {tuple(value)}, expected ints of at least 1")
+    return tuple(value)
+
+
+def _per_leaf(value: Any, inputs: Tree, x: Leaves, name: str) -> list[Any]:
+    """A prefix tree of ints and tuples of ints with one entry per leaf of the inputs."""
+    if value is None or _is_sizes(value):
+        return [value] * len(x)
+    try:
+        spread = optree.broadcast_prefix(value, inputs, is_leaf=_is_sizes, none_is_leaf=True)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{name} is a tree of another form than the inputs, expected an int, a tuple of ints, "
+            f"or a prefix of the inputs' tree with those: {str(error).splitlines()[0]}"
+        ) from None
+    present = [leaf is not None for leaf in optree.tree_leaves(inputs, none_is_leaf=True)]
+    return [v for v, there in zip(spread, present, strict=True) if there]
+
+
+def _is_sizes(value: Any) -> bool:
+    return _is_int(value) or (
+        isinstance(value, (tuple, list)) and len(value) > 0 and all(map(_is_int, value))
+    )
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,157 @@
+"""LIME: a simple model fitted to the output around one input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from attrfn import random, surrogates
+from attrfn._core.chunks import Chunks
+from attrfn._core.features import features
+from attrfn._core.keys import row_keys, sample_keys
+from attrfn._core.masked import Part, add_lists, masked
+from attrfn._core.noise import positive
+from attrfn._core.tree import flatten
+from attrfn._core.typing import Baselines, Batching, ChunkSize, Key, Leaves, ModelFn, Target, Tree
+
+Perturb = Callable[[Tensor, int], Tensor]
+Transform = Callable[[Tensor, Tree, Tree], Tree]
+
+
+def lime(
+    model_fn: ModelFn,
+    inputs: Tree,
+    *,
+    target: Target = None,
+    baselines: Baselines = None,
+    feature_mask: Tree = None,
+    n_features: int | None = None,
+    n_samples: int = 25,
+    key: Key = 0,
+    surrogate: surrogates.Surrogate | None = None,
+    similarity: surrogates.Similarity | None = None,
+    perturb: Perturb | None = None,
+    transform: Transform | None = None,
+    return_input_shape: bool = True,
+    chunk_size: ChunkSize = "auto",
+    batching: Batching = "fold",
+    create_graph: bool = False,
+    progress: bool = False,
+) -> Tree:
+    """LIME: the coefficients of a sparse linear model of the output around the input.
+
+        A = argmin_a 1 / (2 sum_s w_s) sum_s w_s (f(x_s) - b - a z_s)^2 + alpha |a|_1,
+        x_s = x where z_s, else x0,   z_sk ~ Bernoulli(1/2),   w_s = similarity(x, x_s)
+
+    All examples share the samples and are fitted together; a key of shape (B, 2) draws for each on
+    its own.
+
+    Args:
+        model_fn: See :func:`feature_ablation`.
+        inputs: See :func:`feature_ablation`.
+        target: See :func:`feature_ablation`.
+        baselines: See :func:`feature_ablation`.
+        feature_mask: See :func:`feature_ablation`.
+        n_features: See :func:`feature_ablation`.
+        n_samples: The number of samples.
+        key: An int or a key of :mod:`attrfn.random`, (2,) or (B, 2).
+        surrogate: The simple model: from z (S, 1 or B, n), values (S, B, K) and weights (S, B) to
+            coefficients (B, K, n), as those of :mod:`attrfn.surrogates`. None: ``lasso(0.01)``.
+        similarity: From the inputs with leaves (B, ...), the samples with leaves (S, B, ...) and z
+            to weights (S, B). None: ``attrfn.surrogates.exponential_kernel()``.
+        perturb: From keys (S, 1 or B, 2) and n to z (S, 1 or B, n), booleans or numbers. None: a
+            fair coin for each feature.
+        transform: From z, the inputs and the baselines to samples with leaves (S, B, ...), for
+            features that are no sets of elements; ``n_features`` says how many there are. None:
+            ``x0 + z (x - x0)``.
+        return_input_shape: ``False`` returns one coefficient per feature, in the order of their
+            ids; so it is with a ``transform``.
+        chunk_size: See :func:`feature_ablation`.
+        batching: See :func:`integrated_gradients`.
+        create_graph: See :func:`feature_ablation`.
+        progress: See :func:`feature_ablation`.
+
+    Returns:
+        Attributions like the inputs, see :func:`feature_ablation`, or (B, K..., n).
+
+    Raises:
+        TypeError: See :func:`feature_ablation`.
+        ValueError: See :func:`feature_ablation`; or a callable returns another shape.
+
+    Example:
+        >>> import torch, attrfn
+        >>> f = lambda x: x[:, 0] * 5 + x[:, 1]
+        >>> x = torch.tensor([[2.0, 3.0, 4.0]])
+        >>> ridge = attrfn.surrogates.ridge(1e-6)
+        >>> attrfn.lime(f, x, n_samples=50, surrogate=ridge).round(decimals=2).abs()
+        tensor([[10.,  3.,  0.]])
+
+    Reference:
+        Ribeiro, Singh and Guestrin, "Why Should I Trust You?": Explaining the Predictions of Any
+        Classifier, 2016.
+    """
+    fit = surrogate or surrogates.lasso(0.01)
+    weigh = similarity or surrogates.exponential_kernel()
+    chunks = Chunks(chunk_size, batching, progress, "lime")
+    p = masked(model_fn, inputs, target, baselines, chunks, create_graph=create_graph)
+    x, x0 = p.rebuild(p.x), p.rebuild(p.x0)
+    if transform is None:
+        these = features(feature_mask, inputs, p.x, n_features)
+        n = these.n
+    else:
+        n = _count(n_features, feature_mask)
+    keys = row_keys(key, p.batch, p.device)
+    p.check_rows(len(keys))
+
+    def part(i: slice) -> Part[tuple[list[Tensor], ...]]:
+        z = _draw(perturb, sample_keys(keys, i, 0), n)
+        if transform is None:
+            points = p.mixed(these.masks(z))
+        else:
+            points = flatten(transform(z, x, x0), "transform's result")[0]
+            _check_points(points, p.x, len(z))
+        w = weigh(x, p.rebuild(points), z).expand(len(z), p.batch)
+        w = w.mean(1, keepdim=True) if p.whole else w
+        return points, lambda values: ([z], [values], [w])
+
+    found = p.collect(positive("n_samples", n_samples), part, add_lists)
+    z, values, w = (torch.cat(t) for t in found)
+    y = values.reshape(*values.shape[:2], values.shape[2:].numel())
+    a = fit(z, y, w.to(y)).reshape(*values.shape[1:], n)
+    if return_input_shape and transform is None:
+        return p.result(these.elements(a))
+    return p.number(a)
+
+
+def _draw(perturb: Perturb | None, keys: Tensor, n: int) -> Tensor:
+    if perturb is None:
+        return random.bernoulli(keys, 0.5, (n,))
+    z = perturb(keys, n)
+    if z.ndim != 3 or z.shape[0] != keys.shape[0] or z.shape[2] != n:
+        raise ValueError(
+            f"perturb returned shape {tuple(z.shape)}, expected ({keys.shape[0]}, 1 or B, {n}): "
+            "the features of each sample"
+        )
+    return z
+
+
+def _count(n_features: int | None, feature_mask: Tree) -> int:
+    if n_features is None or feature_mask is not None:
+        raise ValueError(
+            "transform is given with "
+            + ("no n_features" if n_features is None else "a feature_mask")
+            + ", expected n_features alone, the number of features that it takes"
+        )
+    return n_features
+
+
+def _check_points(points: Leaves, x: Leaves, samples: int) -> None:
+    shapes = [tuple(t.shape) for t in points]
+    expected = [(samples, *t.shape) for t in x]
+    if shapes != expected:
+        raise ValueError(
+            f"transform returned tensors of shapes {shapes}, expected {expected}: the samples in "
+            "front of the examples"
+        )

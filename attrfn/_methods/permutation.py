@@ -1,0 +1,117 @@
+"""Permutation: what the output loses when a feature comes from another example."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from attrfn import random
+from attrfn._core.chunks import Chunks
+from attrfn._core.features import features
+from attrfn._core.keys import row_keys, sample_keys
+from attrfn._core.masked import masked
+from attrfn._core.noise import positive
+from attrfn._core.typing import Batching, ChunkSize, Key, Leaves, ModelFn, Target, Tree
+
+Permute = Callable[[Tensor, int], Tensor]
+
+
+def feature_permutation(
+    model_fn: ModelFn,
+    inputs: Tree,
+    *,
+    target: Target = None,
+    feature_mask: Tree = None,
+    n_features: int | None = None,
+    n_samples: int = 1,
+    key: Key = 0,
+    permute: Permute | None = None,
+    chunk_size: ChunkSize = "auto",
+    batching: Batching = "fold",
+    create_graph: bool = False,
+    progress: bool = False,
+) -> Tree:
+    """Feature permutation: what the output loses when a feature is shuffled among the examples.
+
+        A_k = f(x) - mean_s f(x with feature k of row b := that of row pi_sk(b))
+
+    The only method whose rows depend on each other. With a model that returns the loss of the
+    batch, -A is the permutation importance.
+
+    Args:
+        model_fn: See :func:`feature_ablation`.
+        inputs: See :func:`feature_ablation`; at least two examples.
+        target: See :func:`feature_ablation`.
+        feature_mask: See :func:`feature_ablation`; the same for all examples.
+        n_features: See :func:`feature_ablation`.
+        n_samples: How many shuffles of each feature the mean is taken over.
+        key: An int or a key of :mod:`attrfn.random`, (2,).
+        permute: From keys (S, 2) and the number B of examples to S permutations of them, (S, B),
+            such as ``lambda keys, b: torch.arange(b).roll(1).expand(len(keys), b)``; None draws.
+        chunk_size: See :func:`feature_ablation`.
+        batching: See :func:`integrated_gradients`.
+        create_graph: See :func:`feature_ablation`.
+        progress: See :func:`feature_ablation`.
+
+    Returns:
+        Attributions like the inputs, see :func:`feature_ablation`.
+
+    Raises:
+        TypeError: See :func:`feature_ablation`.
+        ValueError: See :func:`feature_ablation`; or there are less than two examples.
+
+    Example:
+        >>> import torch, attrfn
+        >>> swap = lambda keys, batch: torch.tensor([1, 0]).expand(len(keys), 2)
+        >>> x = torch.tensor([[1.0, 2.0], [5.0, 3.0]])
+        >>> attrfn.feature_permutation(lambda x: x.sum(1), x, permute=swap)
+        tensor([[-4., -1.],
+                [ 4.,  1.]])
+
+    Reference:
+        Breiman, Random Forests, 2001.
+        Fisher, Rudin and Dominici, All Models are Wrong, but Many are Useful: Learning a Variable's
+        Importance by Studying an Entire Class of Prediction Models Simultaneously, 2019.
+    """
+    chunks = Chunks(chunk_size, batching, progress, "feature_permutation")
+    p = masked(model_fn, inputs, target, None, chunks, create_graph=create_graph)
+    these = features(feature_mask, inputs, p.x, n_features)
+    n, draw = these.n, permute or random.permutation
+    copies = positive("n_samples", n_samples) * n
+    _check(p.batch, key, these.ids)
+    words = row_keys(key, p.batch, p.device)
+    ids = torch.arange(n, device=p.device)
+
+    def points(i: slice) -> Leaves:
+        order = draw(sample_keys(words, i, 0)[:, 0], p.batch)
+        if order.shape != (i.stop - i.start, p.batch):
+            raise ValueError(
+                f"permute returned shape {tuple(order.shape)}, expected "
+                f"{(i.stop - i.start, p.batch)}: one permutation of the examples for each key"
+            )
+        moved = torch.arange(i.start, i.stop, device=p.device) % n
+        masks = these.masks((moved[:, None] == ids)[:, None])
+        return tuple([torch.where(z, x[order], x) for z, x in zip(masks, p.x, strict=True)])
+
+    shuffled = p.at(copies, points)
+    mean = shuffled.reshape(n_samples, n, *shuffled.shape[1:]).mean(0)
+    return p.result(these.elements((p.full - mean).movedim(0, -1)))
+
+
+def _check(batch: int, key: Key, ids: tuple[Tensor | int, ...]) -> None:
+    if batch == 1:
+        raise ValueError(
+            "inputs has 1 example, expected at least 2 to shuffle features among them: "
+            "use feature_ablation for a single one"
+        )
+    if isinstance(key, Tensor) and key.ndim > 1:
+        raise ValueError(
+            f"key has shape {tuple(key.shape)}, expected (2,): a permutation is one of all examples"
+        )
+    if any(isinstance(i, Tensor) and i.shape[0] != 1 for i in ids):
+        raise ValueError(
+            "feature_mask has a row for each example, expected one for all of them, because a "
+            "feature moves from example to example"
+        )

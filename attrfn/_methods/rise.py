@@ -1,0 +1,111 @@
+"""RISE: the mean of random masks, weighted by what the model says behind them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from attrfn import random
+from attrfn._core.batch import weighted_sum, wide
+from attrfn._core.chunks import Chunks, add
+from attrfn._core.keys import row_keys, sample_keys
+from attrfn._core.masked import Part, masked
+from attrfn._core.noise import positive
+from attrfn._core.tree import require_floating
+from attrfn._core.typing import Baselines, Batching, ChunkSize, Key, Leaves, ModelFn, Target, Tree
+
+
+def rise(
+    model_fn: ModelFn,
+    inputs: Tree,
+    *,
+    target: Target = None,
+    baselines: Baselines = None,
+    n_samples: int = 1000,
+    grid: int = 7,
+    p: float = 0.5,
+    key: Key = 0,
+    chunk_size: ChunkSize = "auto",
+    batching: Batching = "fold",
+    create_graph: bool = False,
+    progress: bool = False,
+) -> Tree:
+    """RISE: random smooth masks, each weighted by the output that it leaves.
+
+        A_j = 1 / (N p) sum_s f(x0 + m_s (x - x0)) m_sj,   E m_sj = p
+
+    A mask is a coarse grid of ones (with probability p) and zeros, shifted at random by less than a
+    cell and interpolated linearly. All examples share the masks, so that a row alone gives what it
+    gives in a batch; a key of shape (B, 2) draws for each on its own.
+
+    Args:
+        model_fn: See :func:`feature_ablation`.
+        inputs: Floating tensors (B, C, *spatial); a mask covers all channels alike.
+        target: See :func:`feature_ablation`.
+        baselines: x0, what a masked element is; see :func:`feature_ablation`.
+        n_samples: N, the number of masks.
+        grid: How many cells a mask has along each spatial dimension.
+        p: The probability that a cell is kept.
+        key: An int or a key of :mod:`attrfn.random`, (2,) or (B, 2).
+        chunk_size: See :func:`feature_ablation`.
+        batching: See :func:`integrated_gradients`.
+        create_graph: See :func:`feature_ablation`.
+        progress: See :func:`feature_ablation`.
+
+    Returns:
+        Attributions like the inputs, equal in all channels; see :func:`feature_ablation`.
+
+    Raises:
+        TypeError: See :func:`feature_ablation`; or the inputs are no floating tensors.
+        ValueError: See :func:`feature_ablation`; or the inputs have no spatial dimension.
+
+    Example:
+        >>> import torch, attrfn
+        >>> f = lambda x: x[:, 0, :4, :4].mean((1, 2))
+        >>> a = attrfn.rise(f, torch.ones(1, 1, 8, 8), n_samples=200, grid=2)
+        >>> bool(a[0, 0, :4, :4].mean() > a[0, 0, 4:, 4:].mean())
+        True
+
+    Reference:
+        Petsiuk, Das and Saenko, RISE: Randomized Input Sampling for Explanation of Black-box
+        Models, 2018.
+    """
+    if not 0 < p <= 1:
+        raise ValueError(f"p is {p!r}, expected a probability above 0 and at most 1")
+    chunks = Chunks(chunk_size, batching, progress, "rise")
+    f = masked(model_fn, inputs, target, baselines, chunks, create_graph=create_graph)
+    require_floating(f.x)
+    n, cells = positive("n_samples", n_samples), positive("grid", grid)
+    keys = row_keys(key, f.batch, f.device)
+    f.check_rows(len(keys))
+
+    def part(i: slice) -> Part[Leaves]:
+        m = tuple([_masks(sample_keys(keys, i, k), x, cells, p) for k, x in enumerate(f.x)])
+        return f.mixed(m), lambda values: tuple([weighted_sum(values, one) for one in m])
+
+    total = f.collect(n, part, add)
+    shapes = [(*t.shape[:-1], *x.shape[1:]) for t, x in zip(total, f.x, strict=True)]
+    maps = [
+        (t / (n * p)).reshape(*t.shape[:-1], 1, *x.shape[2:]).expand(shape).contiguous()
+        for t, x, shape in zip(total, f.x, shapes, strict=True)
+    ]
+    return f.result(maps)
+
+
+def _masks(keys: Tensor, x: Tensor, cells: int, p: float) -> Tensor:
+    """Random masks (S, R, 1, *spatial): ``m(u) = sum_k g_k hat(u - k)`` in each dimension."""
+    sizes = x.shape[2:]
+    if not sizes:
+        raise ValueError(
+            f"inputs has a tensor of shape {tuple(x.shape)}, expected (B, C, *spatial) with at "
+            "least one spatial dimension: for other inputs use shapley_value_sampling or lime"
+        )
+    nodes = torch.arange(cells + 2, device=x.device)
+    kept = random.bernoulli(random.fold_in(keys, 0), p, (cells + 2,) * len(sizes))
+    shift = random.uniform(random.fold_in(keys, 1), (len(sizes),))
+    masks = kept.to(wide(x.dtype))
+    for d, size in enumerate(sizes):
+        at = (torch.arange(size, device=x.device) + 0.5) * (cells / size) + shift[..., d, None]
+        hat = (1 - (at[..., None] - nodes).abs()).clamp(min=0).to(masks)
+        masks = torch.einsum("srk...,sruk->sr...u", masks, hat)
+    return masks[:, :, None]

@@ -1,0 +1,200 @@
+"""Shapley values: a feature's mean contribution to coalitions of the others."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from attrfn._core.chunks import Chunks, add
+from attrfn._core.coalitions import orderings, shapley_weights, subsets
+from attrfn._core.features import Features, features
+from attrfn._core.keys import row_keys
+from attrfn._core.masked import Masked, Part, masked
+from attrfn._core.noise import positive
+from attrfn._core.typing import Baselines, Batching, ChunkSize, Key, Leaves, ModelFn, Target, Tree
+
+_MOST_FEATURES = 20
+
+
+def shapley_values(
+    model_fn: ModelFn,
+    inputs: Tree,
+    *,
+    target: Target = None,
+    baselines: Baselines = None,
+    feature_mask: Tree = None,
+    n_features: int | None = None,
+    chunk_size: ChunkSize = "auto",
+    batching: Batching = "fold",
+    create_graph: bool = False,
+    progress: bool = False,
+) -> Tree:
+    """Exact Shapley values, from every one of the 2^n coalitions of features once.
+
+        A_k = sum_{S without k} |S|! (n - |S| - 1)! / n! (v(S + k) - v(S)),
+        v(S) = f(x where S, else x0)
+
+    Args:
+        model_fn: See :func:`feature_ablation`.
+        inputs: See :func:`feature_ablation`.
+        target: See :func:`feature_ablation`.
+        baselines: See :func:`feature_ablation`.
+        feature_mask: See :func:`feature_ablation`; at most 20 features.
+        n_features: See :func:`feature_ablation`.
+        chunk_size: See :func:`feature_ablation`.
+        batching: See :func:`integrated_gradients`.
+        create_graph: See :func:`feature_ablation`.
+        progress: See :func:`feature_ablation`.
+
+    Returns:
+        Attributions like the inputs, see :func:`feature_ablation`; over the features they sum to
+        f(x) - f(x0).
+
+    Raises:
+        TypeError: See :func:`feature_ablation`.
+        ValueError: See :func:`feature_ablation`; or there are more than 20 features.
+
+    Example:
+        >>> import torch, attrfn
+        >>> f = lambda x: x[:, 0] * x[:, 1] + x[:, 2]
+        >>> attrfn.shapley_values(f, torch.tensor([[2.0, 3.0, 4.0]]))
+        tensor([[3., 3., 4.]])
+
+    Reference:
+        Shapley, A Value for n-Person Games, 1953.
+        Lundberg and Lee, A Unified Approach to Interpreting Model Predictions, 2017.
+    """
+    chunks = Chunks(chunk_size, batching, progress, "shapley_values")
+    p = masked(model_fn, inputs, target, baselines, chunks, create_graph=create_graph)
+    these = features(feature_mask, inputs, p.x, n_features)
+    n = these.n
+    if n > _MOST_FEATURES:
+        raise ValueError(
+            f"feature_mask gives {n} features, expected at most {_MOST_FEATURES} for exact Shapley "
+            "values of 2^n coalitions: group elements with feature_mask, or use "
+            "shapley_value_sampling or kernel_shap"
+        )
+    if n == 0:
+        return p.result(these.elements(p.full[..., None][..., :0]))
+    weights = torch.nn.functional.pad(shapley_weights(n, p.device), (1, 1))  # of -1 to n
+
+    def contributions(z: Tensor, values: Tensor) -> Leaves:
+        size = z.sum(1, keepdim=True)
+        weight = torch.where(z, weights[size], -weights[size + 1])
+        return (torch.tensordot(values.to(weight), weight, ([0], [0])),)
+
+    def part(i: slice) -> Part[Leaves]:
+        z = subsets(i, n, p.device)
+        return p.mixed(these.masks(z)), functools.partial(contributions, z[:, 0])
+
+    most = 2**n - 1  # the last coalition is x itself, which is evaluated
+    (total,) = p.collect(most, part, add)
+    (last,) = contributions(torch.ones(1, n, dtype=torch.bool, device=p.device), p.full[None])
+    return p.result(these.elements(total + last))
+
+
+def shapley_value_sampling(
+    model_fn: ModelFn,
+    inputs: Tree,
+    *,
+    target: Target = None,
+    baselines: Baselines = None,
+    feature_mask: Tree = None,
+    n_features: int | None = None,
+    n_samples: int = 25,
+    key: Key = 0,
+    antithetic: bool = False,
+    return_stderr: bool = False,
+    chunk_size: ChunkSize = "auto",
+    batching: Batching = "fold",
+    create_graph: bool = False,
+    progress: bool = False,
+) -> Tree:
+    """Shapley values by sampling: a feature's mean contribution when it joins in random order.
+
+        A_k = mean_pi (v(features up to k in pi) - v(features before k in pi))
+
+    Every ordering's contributions sum to f(x) - f(x0). All examples share the orderings, so that a
+    row alone gives what it gives in a batch; a key of shape (B, 2) draws for each on its own.
+
+    Args:
+        model_fn: See :func:`feature_ablation`.
+        inputs: See :func:`feature_ablation`.
+        target: See :func:`feature_ablation`.
+        baselines: See :func:`feature_ablation`.
+        feature_mask: See :func:`feature_ablation`.
+        n_features: See :func:`feature_ablation`.
+        n_samples: The number of orderings; each takes n - 1 evaluations for n features.
+        key: An int or a key of :mod:`attrfn.random`, (2,) or (B, 2).
+        antithetic: Follow each ordering by its reverse, which cancels what features contribute in
+            pairs: with interactions of two features at most, two orderings are exact.
+        return_stderr: Return the standard errors of the mean too.
+        chunk_size: See :func:`feature_ablation`; a chunk reaches across orderings.
+        batching: See :func:`integrated_gradients`.
+        create_graph: See :func:`feature_ablation`.
+        progress: See :func:`feature_ablation`.
+
+    Returns:
+        Attributions like the inputs, see :func:`feature_ablation`; with ``return_stderr`` a tuple
+        of those and their standard errors.
+
+    Raises:
+        TypeError: See :func:`feature_ablation`.
+        ValueError: See :func:`feature_ablation`; or there are too few orderings for an error.
+
+    Example:
+        >>> import torch, attrfn
+        >>> f = lambda x: x[:, 0] * x[:, 1] + x[:, 2]
+        >>> x = torch.tensor([[2.0, 3.0, 4.0]])
+        >>> attrfn.shapley_value_sampling(f, x, n_samples=2, antithetic=True)
+        tensor([[3., 3., 4.]])
+
+    Reference:
+        Castro, Gómez and Tejada, Polynomial Calculation of the Shapley Value Based on Sampling,
+        2009.
+        Mitchell, Cooper, Frank and Holmes, Sampling Permutations for Shapley Value Estimation,
+        2022.
+    """
+    least = (4 if antithetic else 2) if return_stderr else 1
+    if positive("n_samples", n_samples) < least:
+        raise ValueError(
+            f"n_samples is {n_samples}, expected at least {least} for standard errors"
+            + (" of pairs of orderings" if antithetic else "")
+        )
+    chunks = Chunks(chunk_size, batching, progress, "shapley_value_sampling")
+    p = masked(model_fn, inputs, target, baselines, chunks, create_graph=create_graph)
+    these = features(feature_mask, inputs, p.x, n_features)
+    rank = orderings(row_keys(key, p.batch, p.device), n_samples, these.n, antithetic)
+    found = _marginals(p, these, rank)
+    mean = p.result(these.elements(found.mean(0)))
+    if not return_stderr:
+        return mean
+    if antithetic:
+        pairs = n_samples // 2
+        found = found[: 2 * pairs].reshape(pairs, 2, *found.shape[1:]).mean(1)
+    stderr = found.std(0) / len(found) ** 0.5
+    return mean, p.result(these.elements(stderr))
+
+
+def _marginals(p: Masked, these: Features, rank: Tensor) -> Tensor:
+    """What each feature adds when it joins, per ordering: (P, R, K..., n).
+
+    The prefixes of all orderings are evaluated together; all of them share f(x0) and f(x).
+    """
+    n_orders, _, n = rank.shape
+    inner = max(n - 1, 0)
+
+    def prefixes(i: slice) -> Tensor:
+        c = torch.arange(i.start, i.stop, device=p.device)
+        return rank[c // inner] <= (c % inner)[:, None, None]
+
+    p.check_rows(rank.shape[1])
+    v = p.over(n_orders * inner, lambda i: these.masks(prefixes(i)))
+    v = v.reshape(n_orders, inner, *p.full.shape)
+    ends = [e.expand(n_orders, 1, *p.full.shape) for e in (p.empty, p.full)]
+    v = torch.cat([ends[0], v, ends[1]], 1)
+    joined = (v[:, 1:] - v[:, :-1]).movedim(1, -1)  # (P, R, K..., n), by place in the ordering
+    place = rank.reshape(*rank.shape[:2], *[1] * (joined.ndim - 3), n)
+    return joined.gather(-1, place.expand(*joined.shape[:-1], n))

@@ -1,0 +1,380 @@
+"""Linear surrogates of a model and weights of samples, the two parts of LIME that vary.
+
+A surrogate is a function ``(z, y, w) -> coefficients`` of S samples of n features: z (S, 1 or B, n)
+says which features each sample has, y (S, B, K) holds the values of the model and w (S, 1 or B) the
+weights, at least 0. It returns (B, K, n); an intercept b is fitted and dropped. A similarity is a
+function ``(inputs, perturbed, z) -> w``, of inputs with leaves (B, ...) and samples with leaves
+(S, B, ...).
+
+Fits are computed in float64 (on mps float32) and returned in the type of y. All but those of
+scikit-learn are plain tensor operations: differentiable, and at home in torch.func and
+torch.compile.
+"""
+
+import importlib
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import optree
+import torch
+from torch import Tensor
+
+from attrfn._core.batch import wide
+from attrfn._core.derive import transforming
+from attrfn._core.typing import Tree
+
+__all__ = ["constant", "exponential_kernel", "lasso", "linear", "ridge", "scikit_learn"]
+
+Surrogate = Callable[[Tensor, Tensor, Tensor], Tensor]
+Similarity = Callable[[Tree, Tree, Tensor], Tensor]
+Distance = Literal["cosine", "euclidean", "interpretable"] | Similarity
+
+
+def linear() -> Surrogate:
+    """Weighted least squares: argmin_c,b sum_s w_s (y_s - b - z_s c)^2, of those the shortest c.
+
+    Returns:
+        The surrogate.
+
+    Example:
+        >>> z, w = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0]])[:, None], torch.ones(3, 1)
+        >>> linear()(z, 3 * z[..., :1] - z[..., 1:] + 5, w).round(decimals=4)
+        tensor([[[ 3., -1.]]])
+    """
+
+    def fit(z: Tensor, y: Tensor, w: Tensor) -> Tensor:
+        G, v, _ = _moments(z, y, w)
+        tolerance = 1000 * max(1, G.shape[-1]) * torch.finfo(G.dtype).eps
+        return _like(y, (torch.linalg.pinv(G, rtol=tolerance, hermitian=True) @ v).mT)
+
+    return fit
+
+
+def ridge(alpha: float = 1.0) -> Surrogate:
+    """Ridge regression: argmin_c,b sum_s w_s (y_s - b - z_s c)^2 + alpha |c|_2^2.
+
+    Args:
+        alpha: The penalty, at least 0; it weighs less the more samples there are.
+
+    Returns:
+        The surrogate.
+
+    Raises:
+        ValueError: ``alpha`` is negative.
+
+    Example:
+        >>> z, w = torch.tensor([[0.0], [1.0]])[:, None], torch.ones(2, 1)
+        >>> ridge(0.5)(z, 3 * z, w)  # 3 * 0.5 / (0.5 + alpha)
+        tensor([[[1.5000]]])
+
+    Reference:
+        Hoerl and Kennard, Ridge Regression: Biased Estimation for Nonorthogonal Problems, 1970.
+    """
+    if _penalty(alpha) == 0:
+        return linear()
+
+    def fit(z: Tensor, y: Tensor, w: Tensor) -> Tensor:
+        G, v, total = _moments(z, y, w)
+        eye = torch.eye(G.shape[-1], dtype=G.dtype, device=G.device)
+        return _like(y, torch.linalg.solve(total * G + alpha * eye, total * v).mT)
+
+    return fit
+
+
+def lasso(alpha: float = 0.01) -> Surrogate:
+    """Lasso: argmin_c,b 1 / (2 sum_s w_s) sum_s w_s (y_s - b - z_s c)^2 + alpha |c|_1.
+
+    All examples and outputs are solved at once and to the end: an interior point method finds the
+    features with c_j != 0, and the linear equations that hold among those give their values and
+    the derivatives. Features that are the same in all samples share their coefficient equally.
+
+    Args:
+        alpha: The penalty, at least 0.
+
+    Returns:
+        The surrogate.
+
+    Raises:
+        ValueError: ``alpha`` is negative.
+
+    Example:
+        >>> z, w = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])[:, None], torch.ones(4, 1)
+        >>> lasso(0.5)(z, 6.0 * z[..., :1] + z[..., 1:], w)  # 6 - alpha / 0.25, 1 - alpha / 0.25
+        tensor([[[4., 0.]]])
+
+    Reference:
+        Tibshirani, Regression Shrinkage and Selection via the Lasso, 1996.
+        Wright, Primal-Dual Interior-Point Methods, 1997.
+    """
+    if _penalty(alpha) == 0:
+        return linear()
+
+    def fit(z: Tensor, y: Tensor, w: Tensor) -> Tensor:
+        G, v, _ = _moments(z, y, w)
+        if v.numel() == 0:
+            return _like(y, v.mT)
+        G, v = G[:, None], v.mT[..., None] / alpha
+        # In these units alpha is 1, and so is the largest c_j of the fits of one feature each.
+        alone = v.abs() / G.diagonal(dim1=-2, dim2=-1)[..., None].clamp_min(_tiny(v))
+        unit = alone.detach().amax(-2, keepdim=True).clamp_min(_tiny(v))
+        G = G * (unit / alpha)
+        return _like(y, (unit * _on_support(G, v, _central_path(G.detach(), v.detach())))[..., 0])
+
+    return fit
+
+
+def scikit_learn(estimator: Any) -> Surrogate:
+    """A linear model of scikit-learn: one clone of it fitted per example and output.
+
+    It has no derivatives and does not run inside torch.func transforms and torch.compile.
+
+    Args:
+        estimator: Has ``fit(Z, y, sample_weight=w)``, and ``coef_`` afterwards.
+
+    Returns:
+        The surrogate.
+
+    Raises:
+        ImportError: scikit-learn is not installed.
+        TypeError: ``estimator`` is no such estimator.
+
+    Example:
+        >>> from sklearn.linear_model import LinearRegression
+        >>> z, w = torch.tensor([[0.0], [1.0]])[:, None], torch.ones(2, 1)
+        >>> scikit_learn(LinearRegression())(z, 3 * z, w)
+        tensor([[[3.]]])
+    """
+    try:
+        clone = importlib.import_module("sklearn.base").clone
+    except ImportError as error:
+        raise ImportError(
+            "scikit_learn needs scikit-learn, which is not installed: "
+            "pip install 'attrfn[surrogates]'"
+        ) from error
+    if isinstance(estimator, type) or not hasattr(estimator, "fit"):
+        raise TypeError(
+            f"estimator is {estimator!r}, expected an estimator of scikit-learn such as "
+            "sklearn.linear_model.Lasso(0.01)"
+        )
+
+    def fit(z: Tensor, y: Tensor, w: Tensor) -> Tensor:
+        if transforming():
+            raise RuntimeError(
+                "scikit_learn is called inside a torch.func transform or torch.compile, expected "
+                "plain tensors: take lasso, ridge or linear of attrfn.surrogates there"
+            )
+        _check(z, y, w)
+        Z, Y, W = (t.detach().to("cpu", torch.float64).numpy() for t in (z, y, w))
+        rows = []
+        for b in range(Y.shape[1]):
+            for k in range(Y.shape[2]):
+                model = clone(estimator)
+                model.fit(Z[:, b % Z.shape[1]], Y[:, b, k], sample_weight=W[:, b % W.shape[1]])
+                if not hasattr(model, "coef_"):
+                    raise TypeError(
+                        f"estimator {estimator!r} has no coef_ after fit, expected a linear model"
+                    )
+                rows.append(torch.as_tensor(model.coef_).reshape(z.shape[2]))
+        found = torch.stack(rows) if rows else torch.zeros(0)
+        return _like(y, found.reshape(*y.shape[1:], z.shape[2]).to(y.device))
+
+    return fit
+
+
+def exponential_kernel(distance: Distance = "cosine", width: float = 1.0) -> Similarity:
+    """Weights that fall with the distance of a sample: exp(-d^2 / (2 width^2)).
+
+        cosine:         d = 1 - cos(x, x_s), over all elements of all tensors
+        euclidean:      d = |x - x_s|_2
+        interpretable:  d = 1 - cos(1, z_s), which is 1 - sqrt(share of the features present)
+
+    Args:
+        distance: One of those, or a function ``(inputs, perturbed, z) -> (S, B)``.
+        width: In units of d. Much less than all d makes all weights vanish, and the coefficients.
+
+    Returns:
+        The similarity; its weights are float64 (on mps float32).
+
+    Raises:
+        ValueError: ``distance`` is no known name or ``width`` not positive.
+
+    Example:
+        >>> z = torch.tensor([[True, True, True, True], [True, False, False, False]])[:, None]
+        >>> exponential_kernel("interpretable", width=0.5)(None, None, z)
+        tensor([[1.0000],
+                [0.6065]], dtype=torch.float64)
+
+    Reference:
+        Ribeiro, Singh and Guestrin, "Why Should I Trust You?": Explaining the Predictions of Any
+        Classifier, 2016.
+    """
+    if not width > 0:
+        raise ValueError(f"width is {width!r}, expected a positive number")
+    if not callable(distance) and distance not in _DISTANCES:
+        raise ValueError(
+            f"distance is {distance!r}, expected one of {', '.join(_DISTANCES)}, or a callable "
+            "(inputs, perturbed, z) -> (S, B)"
+        )
+    measure = distance if callable(distance) else _DISTANCES[distance]
+
+    def similarity(inputs: Tree, perturbed: Tree, z: Tensor) -> Tensor:
+        return torch.exp(-((_exact(measure(inputs, perturbed, z)) / width) ** 2) / 2)
+
+    return similarity
+
+
+def constant() -> Similarity:
+    """The weight 1 for every sample.
+
+    Returns:
+        The similarity.
+
+    Example:
+        >>> constant()(None, None, torch.zeros(2, 1, 3))
+        tensor([[1.],
+                [1.]], dtype=torch.float64)
+    """
+    return lambda inputs, perturbed, z: torch.ones_like(_exact(z[:, :1, 0]))
+
+
+def _moments(z: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Weighted covariances G of z (B, n, n) and v of z and y (B, n, K), and sum_s w_s (B, 1, 1)."""
+    _check(z, y, w)
+    z, y, w = (_exact(t.transpose(0, 1).contiguous()) for t in (z, y, w[..., None]))
+    total = w.sum(1, keepdim=True)
+    w = w / total.clamp_min(torch.finfo(w.dtype).tiny)
+    z = z - w.mT @ z
+    y = y - w.mT @ y
+    zw = (w * z).mT
+    return zw @ z, zw @ y, total
+
+
+def _central_path(G: Tensor, v: Tensor) -> Tensor:
+    """The c that minimises 1/2 c'Gc - v'c + |c|_1, all but rounded: a primal-dual method.
+
+    c = p - q with p, q > 0 is optimal where h = v - G c lies in [-1, 1] and the products p (1 - h)
+    and q (1 + h) are 0. Each step is Newton's for products of 3 % of their mean, as far as all
+    four factors stay positive. x holds p and q in its last dimension, s has 1 - h and 1 + h.
+    """
+    traced = transforming()
+    sign = torch.tensor([[1.0], [-1.0]], dtype=v.dtype, device=v.device)
+    eye = torch.eye(v.shape[-2], dtype=v.dtype, device=v.device)
+    least = 64 * torch.finfo(v.dtype).eps
+    s = torch.ones_like(v).expand(*v.shape[:-1], 2)
+    x = 0.3 * s
+    for _ in range(_STEPS if traced else 3 * _STEPS):
+        product = x * s
+        mean = product.mean((-2, -1), keepdim=True)
+        if not traced and bool((mean < 2 * least).all()):
+            break
+        aim = (0.03 * mean).clamp_min(least)
+        root = (x / s).sum(-1, keepdim=True).sqrt()
+        L = torch.linalg.cholesky_ex(root * G * root.mT + eye)[0]
+        r = v + s @ (sign / 2) - G @ (aim / s @ sign)
+        dh = torch.cholesky_solve(root * r, L) / root
+        ds = dh * -sign.mT / s  # relative to s, as dx to x
+        dx = aim / product - 1 - ds
+        t = 0.999 / (-torch.minimum(dx, ds).amin((-2, -1), keepdim=True)).clamp_min(0.999)
+        x, s = x + t * dx * x, s + t * ds * s
+    return x @ sign
+
+
+def _on_support(G: Tensor, v: Tensor, c: Tensor) -> Tensor:
+    """The solution of G c = v - sign(c) on the support that c points to, and zero elsewhere.
+
+    Of several solutions the one next to c. Where it is no optimum, because c is not yet near
+    enough to show the support, c itself must do.
+    """
+    eps = torch.finfo(v.dtype).eps
+    scale = G.detach().diagonal(dim1=-2, dim2=-1)[..., None].clamp_min(_tiny(v))
+    pull = scale * c + (v - G @ c).detach()
+    shrunk = _shrink(pull) / scale
+    on, sign = (shrunk != 0).to(v.dtype), pull.sign()
+    H = on * G * on.mT + torch.diag_embed((1 - on + math.sqrt(eps) * on * scale)[..., 0])
+    L = torch.linalg.cholesky_ex(H)[0]
+    found = on * c
+    for _ in range(3):
+        found = found + torch.cholesky_solve(on * (v - sign - G @ found), L)
+
+    def distance(c: Tensor) -> Tensor:
+        return (c - _shrink(scale * c + v - G @ c) / scale).abs().amax((-2, -1), keepdim=True)
+
+    return torch.where(distance(found) <= distance(shrunk) + 1e6 * eps, found, shrunk)
+
+
+_STEPS = 20  # 12 to 20 lead to the optimum, the more the stronger the features correlate
+
+
+def _shrink(c: Tensor) -> Tensor:
+    return c - c.clamp(-1, 1)
+
+
+def _tiny(t: Tensor) -> float:
+    return math.sqrt(torch.finfo(t.dtype).tiny)
+
+
+def _cosine(inputs: Tree, perturbed: Tree, z: Tensor) -> Tensor:
+    x, p = _rows(inputs, 1), _rows(perturbed, 2)
+    dot: Any = sum(
+        _exact((b.transpose(0, 1) @ a[..., None])[..., 0].mT) for a, b in zip(x, p, strict=True)
+    )
+    return 1 - dot / (_norm(x).clamp_min(_LEAST_NORM) * _norm(p).clamp_min(_LEAST_NORM))
+
+
+def _euclidean(inputs: Tree, perturbed: Tree, z: Tensor) -> Tensor:
+    return _norm([b - a for a, b in zip(_rows(inputs, 1), _rows(perturbed, 2), strict=True)])
+
+
+def _interpretable(inputs: Tree, perturbed: Tree, z: Tensor) -> Tensor:
+    length = torch.linalg.vector_norm(_exact(z), dim=-1).clamp_min(_LEAST_NORM)
+    return 1 - _exact(z).sum(-1) / (math.sqrt(z.shape[-1]) * length)
+
+
+_LEAST_NORM = 1e-8  # that of torch.nn.functional.cosine_similarity: zeros are orthogonal to all
+_DISTANCES: dict[str, Similarity] = {
+    "cosine": _cosine,
+    "euclidean": _euclidean,
+    "interpretable": _interpretable,
+}
+
+
+def _rows(tree: Tree, leading: int) -> list[Tensor]:
+    """The leaves with floating elements in one dimension behind the leading ones."""
+    leaves: list[Tensor] = optree.tree_leaves(tree)
+    return [
+        t[..., None].flatten(leading).to(wide(t.dtype) if t.is_floating_point() else torch.float32)
+        for t in leaves
+    ]
+
+
+def _norm(rows: list[Tensor]) -> Tensor:
+    norms = torch.stack([_exact(torch.linalg.vector_norm(t, dim=-1)) for t in rows])
+    return torch.linalg.vector_norm(norms, dim=0)
+
+
+def _exact(t: Tensor) -> Tensor:
+    return t.to(torch.float32 if t.device.type == "mps" else torch.float64)
+
+
+def _like(y: Tensor, c: Tensor) -> Tensor:
+    return c.to(y.dtype if y.is_floating_point() else torch.get_default_dtype())
+
+
+def _penalty(alpha: float) -> float:
+    if not alpha >= 0:
+        raise ValueError(f"alpha is {alpha!r}, expected a number of at least 0")
+    return alpha
+
+
+def _check(z: Tensor, y: Tensor, w: Tensor) -> None:
+    S, B = (y.shape[0], y.shape[1]) if y.ndim == 3 else (-1, -1)
+    if y.ndim != 3 or z.ndim != 3 or w.ndim != 2:
+        fits = False
+    else:
+        fits = z.shape[0] == w.shape[0] == S and z.shape[1] in (1, B) and w.shape[1] in (1, B)
+    if not fits:
+        raise ValueError(
+            f"z, y and w have shapes {tuple(z.shape)}, {tuple(y.shape)} and {tuple(w.shape)}, "
+            "expected (S, 1 or B, n), (S, B, K) and (S, 1 or B)"
+        )

@@ -16,7 +16,7 @@ from zoo import make, randn
 import attrfn
 
 COPIES = 7
-CHUNKS = [None, 1, 3, 7, 100]
+CHUNKS = [None, 1, 3, 7, 100, "auto"]
 
 
 def in_chunks(r: Row, net: Net, model: Any = None, **options: Any) -> Tensor:

@@ -65,7 +65,7 @@ class Masked(NamedTuple):
         return self.values(tuple([b.clone()[None] for b in self.x0]))[0]
 
     def over(self, n: int, masks: Callable[[slice], Leaves]) -> Tensor:
-        """F at ``x0 + z (x - x0)`` for n copies of the batch, (n, R, K...).
+        """Values at ``x0 + z (x - x0)`` for n copies of the batch, (n, R, K...).
 
         Args:
             n: The number of copies.
@@ -75,7 +75,7 @@ class Masked(NamedTuple):
         return self.at(n, lambda i: self.mixed(masks(i)))
 
     def at(self, n: int, points: Callable[[slice], Leaves]) -> Tensor:
-        """F at n copies of the batch, from a slice to fresh leaves (S, B, ...): (n, R, K...)."""
+        """Values at n copies of the batch, from a slice to fresh leaves (S, B, ...): (n, R, K...)."""
         if n == 0:
             return self.full[None][:0]
         found = self.collect(n, lambda i: (points(i), lambda values: ([values],)), add_lists)
@@ -104,7 +104,7 @@ class Masked(NamedTuple):
         return tuple([mix(z, x, b) for z, x, b in zip(masks, self.x, self.x0, strict=True)])
 
     def values(self, points: Leaves) -> Tensor:
-        """F at S copies of the batch (S, B, ...), as (S, R, K...) in a type to sum in."""
+        """Values at S copies of the batch (S, B, ...), as (S, R, K...) in a type to sum in."""
         return self._evaluate(points)[0]
 
     def _evaluate(self, points: Leaves) -> tuple[Tensor, bool]:

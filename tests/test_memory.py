@@ -1,0 +1,190 @@
+"""``chunk_size="auto"``: what a copy takes is measured, and what does not fit is halved."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from helpers import assert_close
+from models import NETS
+from registry import Row, explain, rows
+from torch import Tensor, nn
+from zoo import randn
+
+import attrfn
+from attrfn._core import chunks as chunks_module
+from attrfn._core.chunks import Chunks, over_chunks
+from attrfn._core.memory import Peak, budget, out_of_memory
+
+CPU = torch.device("cpu")
+AUTO = Chunks("auto", "fold", False, "test")
+
+
+def test_peak_counts_what_lives_at_once() -> None:
+    """Three results of 4 kB, of which two live at once."""
+    x = torch.zeros(1000)
+    with Peak() as peak:
+        y = x + 1
+        y = y * 2
+        y = y.exp()
+    assert peak.bytes == 8000
+
+
+def test_peak_counts_views_and_in_place_results_once() -> None:
+    x = torch.zeros(1000)
+    with Peak() as peak:
+        y = x + 1
+        z = y.reshape(10, 100)[:, :5].add_(1).mT
+        del y
+        assert z.shape == (5, 10)
+    assert peak.bytes == 4000
+
+
+def test_peak_counts_what_autograd_keeps_twice() -> None:
+    x = torch.zeros(1000, requires_grad=True)
+    with Peak() as peak:
+        y = x.exp()
+        y = y.sin()
+        y = y.cos()
+    assert y.requires_grad
+    assert peak.bytes == 3 * 8000
+
+
+def test_peak_sees_inside_transforms() -> None:
+    x = torch.zeros(10, 100)
+    with Peak() as peak:
+        torch.func.vmap(lambda x: (x + 1).sum())(x)
+    assert 4000 <= peak.bytes < 4200
+
+
+def test_peak_does_not_disturb_a_compiled_model() -> None:
+    """One graph with the mode and one without it: the same numbers."""
+    torch._dynamo.reset()
+    model = torch.compile(nn.Linear(3, 2).double(), backend="aot_eager", fullgraph=True)
+    x = randn(2, 3)
+    expected = model(x)
+    with Peak() as peak:
+        assert_close(model(x), expected)
+    assert peak.bytes >= expected.nbytes
+    torch._dynamo.reset()
+
+
+@rows(lambda r: r.chunked)
+def test_auto_gives_the_same_numbers(r: Row) -> None:
+    assert_close(explain(r, r.net, chunk_size="auto"), explain(r, r.net, chunk_size=None))
+
+
+def parts_of(n: int, fits: int, auto: Chunks = AUTO, one_copy: int = 1) -> list[Any]:
+    """The slices that ran, and those that ran out of memory, where ``fits`` copies fit."""
+    tried = []
+
+    def part(i: slice) -> list[int]:
+        size = i.stop - i.start
+        tried.append((i.start, i.stop))
+        if size > fits:
+            raise torch.cuda.OutOfMemoryError(f"out of memory with {size} copies")
+        return list(range(i.start, i.stop))
+
+    result = over_chunks(part, lambda a, b: a + b, n, auto, CPU, one_copy)
+    assert result == list(range(n))
+    return tried
+
+
+def test_out_of_memory_halves_and_keeps_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """20 copies, 16 by the measurement, 5 in truth: 16, 8 and 4; the first 4 do not run again."""
+    monkeypatch.setattr(chunks_module, "budget", lambda device: 16)
+    tried = parts_of(20, fits=5)
+    assert tried == [(0, 16), (0, 8), (0, 4), (4, 8), (8, 12), (12, 16), (16, 20)]
+
+
+def test_out_of_memory_with_one_copy_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks_module, "budget", lambda device: 4)
+    with pytest.raises(torch.cuda.OutOfMemoryError, match="with 1 copies"):
+        parts_of(8, fits=0)
+
+
+def test_a_number_of_copies_is_not_halved() -> None:
+    with pytest.raises(torch.cuda.OutOfMemoryError, match="with 8 copies"):
+        parts_of(8, fits=4, auto=AUTO._replace(size=8))
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("out of memory of this test"), False),
+    ],
+)
+def test_which_errors_are_out_of_memory(error: Exception, expected: bool) -> None:
+    assert out_of_memory(error) == expected
+
+
+def test_a_real_allocation_failure_is_recognised() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**50, dtype=torch.float64)
+    assert out_of_memory(caught.value)
+
+
+def test_error_of_the_model_is_not_swallowed() -> None:
+    def f(x: Tensor) -> Tensor:
+        if x.shape[0] > 2:
+            raise RuntimeError("no more than two rows")
+        return x.sum(1)
+
+    with pytest.raises(RuntimeError, match="no more than two rows"):
+        attrfn.feature_ablation(f, randn(2, 4))
+
+
+def test_chunks_follow_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of the batch takes what the run on x took; no chunk is larger than the budget."""
+    seen, wide = [], torch.ones(8, 100, dtype=torch.float64)
+
+    def f(x: Tensor) -> Tensor:
+        seen.append(x.shape[0])
+        return torch.tanh(x @ wide).sum(1)
+
+    x = randn(2, 8)
+    # two hidden results of 2 * 100 doubles, the copy of x, and three more for masks and points
+    one = 2 * 2 * 100 * 8 + 4 * x.nbytes
+    monkeypatch.setattr(chunks_module, "budget", lambda device: 3 * one)
+    attrfn.feature_ablation(f, x)
+    assert seen == [2, 6, 6, 4]
+
+
+@pytest.mark.parametrize("name", ["integrated_gradients", "gradient_shap", "layer_conductance"])
+def test_gradient_methods_measure_their_first_copy(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from registry import ROWS
+
+    net = NETS["mlp"]
+    model, seen = net.build(), []
+    model.mid.register_forward_pre_hook(lambda m, args: seen.append(args[0].shape[0]))
+    monkeypatch.setattr(chunks_module, "budget", lambda device: 2**40)
+    r = ROWS[name]
+    found = explain(r, net, model, **{r.copies: 7}, chunk_size="auto")
+    assert 3 in seen
+    assert max(seen) == 18  # one copy of three rows to measure, then the six others at once
+    assert_close(found, explain(r, net, **{r.copies: 7}))
+
+
+def test_budget_is_a_part_of_what_is_free() -> None:
+    assert 0 < budget(CPU) <= 2**28
+
+
+def test_memory_of_many_copies_is_bounded() -> None:
+    """64 MiB of rows in one chunk would be 2,000 copies; the automatic chunk holds its budget."""
+    most = 0
+
+    def f(x: Tensor) -> Tensor:
+        nonlocal most
+        most = max(most, x.nbytes)
+        return x.flatten(1).sum(1)
+
+    x = torch.ones(4, 3, 64, 64)
+    attrfn.occlusion(f, x, window=(3, 4, 4), stride=(3, 1, 1))
+    assert most < 2**28

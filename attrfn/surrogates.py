@@ -114,12 +114,13 @@ def lasso(alpha: float = 0.01) -> Surrogate:
         G, v, _ = _moments(z, y, w)
         if v.numel() == 0:
             return _like(y, v.mT)
+        # In units of the gradient in which alpha is 1, and of c in which the largest of the c_j
+        # of one feature alone, without a penalty, is 1.
         G, v = G[:, None], v.mT[..., None] / alpha
-        # In these units alpha is 1, and so is the largest c_j of the fits of one feature each.
-        alone = v.abs() / G.diagonal(dim1=-2, dim2=-1)[..., None].clamp_min(_tiny(v))
-        unit = alone.detach().amax(-2, keepdim=True).clamp_min(_tiny(v))
-        G = G * (unit / alpha)
-        return _like(y, (unit * _on_support(G, v, _central_path(G.detach(), v.detach())))[..., 0])
+        unit = v.abs() / G.diagonal(dim1=-2, dim2=-1)[..., None].clamp_min(_tiny(v))
+        unit = unit.detach().amax(-2, keepdim=True).clamp_min(_tiny(v))
+        c = _on_support(unit * G, v, _central_path((unit * G).detach(), v.detach()))
+        return _like(y, (alpha * unit * c)[..., 0])
 
     return fit
 
@@ -261,6 +262,7 @@ def _central_path(G: Tensor, v: Tensor) -> Tensor:
     sign = torch.tensor([[1.0], [-1.0]], dtype=v.dtype, device=v.device)
     eye = torch.eye(v.shape[-2], dtype=v.dtype, device=v.device)
     least = 64 * torch.finfo(v.dtype).eps
+    G = G * (1 + least * eye)  # so that the factors of duplicates exist in spite of rounding
     s = torch.ones_like(v).expand(*v.shape[:-1], 2)
     x = 0.3 * s
     for _ in range(_STEPS if traced else 3 * _STEPS):

@@ -20,64 +20,43 @@ class Windows(NamedTuple):
 
     Attributes:
         sizes: The tensor's sizes behind the batch.
-        window: The window's.
-        stride: Its steps.
-        device: The tensor's device.
+        covered: Per dimension whether the interval at each position covers each coordinate,
+            (positions, size): a window is a product of intervals.
     """
 
     sizes: tuple[int, ...]
-    window: tuple[int, ...]
-    stride: tuple[int, ...]
-    device: torch.device
-
-    @property
-    def positions(self) -> tuple[int, ...]:
-        """How many windows there are along each dimension."""
-        return tuple(
-            [
-                1 + max(0, math.ceil((size - w) / step))
-                for size, w, step in zip(self.sizes, self.window, self.stride, strict=True)
-            ]
-        )
+    covered: tuple[Tensor, ...]
 
     @property
     def n(self) -> int:
         """How many windows there are, none where the tensor is empty."""
-        return math.prod(self.positions) if math.prod(self.sizes) else 0
+        return math.prod([len(c) for c in self.covered]) if math.prod(self.sizes) else 0
 
     def cover(self, numbers: Tensor) -> Tensor:
         """Which elements the windows with these numbers cover, (S, *sizes); out of range none."""
         inside = (numbers >= 0) & (numbers < self.n)
         mask = inside.reshape(-1, *[1] * len(self.sizes))
-        for d in range(len(self.sizes)):
-            place = numbers // math.prod(self.positions[d + 1 :]) % self.positions[d]
-            along = self._covered(d, place)
-            mask = mask & along.reshape(
-                -1, *[1] * d, self.sizes[d], *[1] * (len(self.sizes) - d - 1)
-            )
+        after = self.n
+        for d, covered in enumerate(self.covered):
+            after = after // max(len(covered), 1)
+            along = covered[numbers // max(after, 1) % len(covered)]
+            behind = len(self.sizes) - d - 1
+            mask = mask & along.reshape(-1, *[1] * d, self.sizes[d], *[1] * behind)
         return mask
 
     def mean(self, values: Tensor) -> Tensor:
         """Each element's mean over the windows that cover it: (..., n) -> (..., *sizes).
 
-        Windows are products of intervals, so the sum over them is one matrix product a dimension.
+        The sum over products of intervals is one matrix product a dimension.
         """
         lead = values.shape[:-1]
         if self.n == 0:
             return values.new_zeros((*lead, *self.sizes))
-        total = values.reshape(*lead, *self.positions)
-        for d in range(len(self.sizes)):
-            covered = self._covered(d, torch.arange(self.positions[d], device=self.device))
-            covered = covered.to(values)
-            share = covered / covered.sum(0)
-            total = torch.tensordot(total, share, ([len(lead)], [0]))
+        total = values.reshape(*lead, *[len(c) for c in self.covered])
+        for covered in self.covered:
+            share = covered.to(values)
+            total = torch.tensordot(total, share / share.sum(0), ([len(lead)], [0]))
         return total
-
-    def _covered(self, d: int, place: Tensor) -> Tensor:
-        """Whether the interval at each place covers each coordinate of a dimension, (S, size)."""
-        start = place[:, None] * self.stride[d]
-        at = torch.arange(self.sizes[d], device=self.device)
-        return (at >= start) & (at < start + self.window[d])
 
 
 def windows(window: Window, stride: Window, inputs: Tree, x: Leaves) -> list[Windows]:
@@ -108,7 +87,16 @@ def _windows(window: Any, stride: Any, x: Tensor) -> Windows:
                 f"stride is {stride} with window {window}, expected at most the window's size, "
                 "because elements between the windows would have no attribution"
             )
-    return Windows(sizes, window, stride, x.device)
+    each = zip(sizes, window, stride, strict=True)
+    return Windows(sizes, tuple([_intervals(*s, x.device) for s in each]))
+
+
+def _intervals(size: int, window: int, stride: int, device: torch.device) -> Tensor:
+    """Which coordinates the interval at each position covers, (positions, size)."""
+    positions = 1 + max(0, math.ceil((size - window) / stride))
+    start = torch.arange(positions, device=device)[:, None] * stride
+    at = torch.arange(size, device=device)
+    return (at >= start) & (at < start + window)
 
 
 def _sizes(value: Any, x: Tensor, name: str) -> tuple[int, ...]:

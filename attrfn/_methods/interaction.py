@@ -111,7 +111,7 @@ def _exact(p: Masked, these: Features, index: Index) -> Tensor:
     n = these.n
     if n > _MOST_FEATURES:
         raise ValueError(
-            f"feature_mask gives {n} features, expected at most {_MOST_FEATURES} for interactions "
+            f"there are {n} features, expected at most {_MOST_FEATURES} for interactions "
             "from 2^n coalitions: group elements with feature_mask, or give n_samples"
         )
 

@@ -72,7 +72,7 @@ def shapley_values(
     n = these.n
     if n > _MOST_FEATURES:
         raise ValueError(
-            f"feature_mask gives {n} features, expected at most {_MOST_FEATURES} for exact Shapley "
+            f"there are {n} features, expected at most {_MOST_FEATURES} for exact Shapley "
             "values of 2^n coalitions: group elements with feature_mask, or use "
             "shapley_value_sampling or kernel_shap"
         )

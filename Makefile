@@ -31,6 +31,7 @@ help: ## Print this list.
 demo: $(VENV)/installed-examples ## Explain real predictions in pictures; writes to demo_output/.
 	$(BIN)/python docs/examples/digits.py --out demo_output
 	$(BIN)/python docs/examples/tabular.py --out demo_output
+	$(BIN)/python docs/examples/perturbation.py --out demo_output/perturbation
 
 test: $(VENV)/installed-test ## Run all tests, and the examples of docstrings, README and docs.
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) --doctest-modules --doctest-glob='*.md' \

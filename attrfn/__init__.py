@@ -15,6 +15,9 @@ from attrfn._forms.cam import xgrad_cam as xgrad_cam
 from attrfn._forms.conductance import internal_influence as internal_influence
 from attrfn._forms.conductance import layer_conductance as layer_conductance
 from attrfn._forms.conductance import neuron_conductance as neuron_conductance
+from attrfn._forms.guided import guided_grad_cam as guided_grad_cam
+from attrfn._forms.guided import neuron_deconvolution as neuron_deconvolution
+from attrfn._forms.guided import neuron_guided_backprop as neuron_guided_backprop
 from attrfn._forms.layer import layer_activation as layer_activation
 from attrfn._forms.layer import layer_gradient_shap as layer_gradient_shap
 from attrfn._forms.layer import layer_gradient_x_activation as layer_gradient_x_activation
@@ -41,6 +44,8 @@ from attrfn._methods.kernel import kernel_shap as kernel_shap
 from attrfn._methods.lime import lime as lime
 from attrfn._methods.noise import noise_tunnel as noise_tunnel
 from attrfn._methods.permutation import feature_permutation as feature_permutation
+from attrfn._methods.relu import deconvolution as deconvolution
+from attrfn._methods.relu import guided_backprop as guided_backprop
 from attrfn._methods.rise import rise as rise
 from attrfn._methods.shapley import shapley_value_sampling as shapley_value_sampling
 from attrfn._methods.shapley import shapley_values as shapley_values

@@ -1,14 +1,13 @@
-"""Linear surrogates of a model and weights of samples, the two parts of LIME that vary.
+"""What LIME fits, surrogates, and how it weighs samples, similarities.
 
-A surrogate is a function ``(z, y, w) -> coefficients`` of S samples of n features: z (S, 1 or B, n)
-says which features each sample has, y (S, B, K) holds the values of the model and w (S, 1 or B) the
-weights, at least 0. It returns (B, K, n); an intercept b is fitted and dropped. A similarity is a
-function ``(inputs, perturbed, z) -> w``, of inputs with leaves (B, ...) and samples with leaves
-(S, B, ...).
+A surrogate is a function ``(z, y, w) -> coefficients`` of S samples: z (S, 1 or B, n) says which of
+the n features each sample has, y (S, B, K) holds the values of the model and w (S, 1 or B) the
+weights, at least 0. The coefficients are (B, K, n); an intercept b is fitted and dropped. All but
+:func:`scikit_learn` are plain tensor operations in float64 (on the CPU where y is on mps),
+differentiable and at home in torch.func and torch.compile; the result has the type of y.
 
-Fits are computed in float64 (on mps float32) and returned in the type of y. All but those of
-scikit-learn are plain tensor operations: differentiable, and at home in torch.func and
-torch.compile.
+A similarity is a function ``(inputs, perturbed, z) -> w``: the leaves of inputs are (B, ...), those
+of perturbed (S, B, ...).
 """
 
 import importlib
@@ -55,7 +54,7 @@ def ridge(alpha: float = 1.0) -> Surrogate:
     """Ridge regression: argmin_c,b sum_s w_s (y_s - b - z_s c)^2 + alpha |c|_2^2.
 
     Args:
-        alpha: The penalty, at least 0; it weighs less the more samples there are.
+        alpha: The penalty, at least 0. The more samples, the less it weighs.
 
     Returns:
         The surrogate.
@@ -85,9 +84,9 @@ def ridge(alpha: float = 1.0) -> Surrogate:
 def lasso(alpha: float = 0.01) -> Surrogate:
     """Lasso: argmin_c,b 1 / (2 sum_s w_s) sum_s w_s (y_s - b - z_s c)^2 + alpha |c|_1.
 
-    All examples and outputs are solved at once and to the end: an interior point method finds the
-    features with c_j != 0, and the linear equations that hold among those give their values and
-    the derivatives. Features that are the same in all samples share their coefficient equally.
+    All examples and outputs are solved at once and to the end: an interior point method finds where
+    c_j != 0, and the linear equations that hold there give the values and their derivatives.
+    Features that are the same in all samples share equally.
 
     Args:
         alpha: The penalty, at least 0.
@@ -114,27 +113,25 @@ def lasso(alpha: float = 0.01) -> Surrogate:
         G, v, _ = _moments(z, y, w)
         if v.numel() == 0:
             return _like(y, v.mT)
-        # In units of the gradient in which alpha is 1, and of c in which the largest of the c_j
-        # of one feature alone, without a penalty, is 1.
+        # In units of the gradient in which alpha is 1, and of c in which the largest c_j of the
+        # fits to one feature alone is 1.
         G, v = G[:, None], v.mT[..., None] / alpha
-        unit = v.abs() / G.diagonal(dim1=-2, dim2=-1)[..., None].clamp_min(_tiny(v))
-        unit = unit.detach().amax(-2, keepdim=True).clamp_min(_tiny(v))
-        c = _on_support(unit * G, v, _central_path((unit * G).detach(), v.detach()))
-        return _like(y, (alpha * unit * c)[..., 0])
+        alone = _shrink(v.detach()) / _variances(G)
+        unit = alone.abs().amax(-2, keepdim=True).clamp_min(_tiny(v))
+        G = unit * G
+        return _like(y, (alpha * unit * _on_support(G, v, _central_path(G, v)))[..., 0])
 
     return fit
 
 
 def scikit_learn(estimator: Any) -> Surrogate:
-    """A linear model of scikit-learn: one clone of it fitted per example and output.
-
-    It has no derivatives and does not run inside torch.func transforms and torch.compile.
+    """A linear model of scikit-learn: one clone fitted per example and output, no derivatives.
 
     Args:
-        estimator: Has ``fit(Z, y, sample_weight=w)``, and ``coef_`` afterwards.
+        estimator: Has ``fit(z, y, sample_weight=w)``, and ``coef_`` afterwards.
 
     Returns:
-        The surrogate.
+        The surrogate; a RuntimeError in torch.func transforms and torch.compile.
 
     Raises:
         ImportError: scikit-learn is not installed.
@@ -159,6 +156,12 @@ def scikit_learn(estimator: Any) -> Surrogate:
             "sklearn.linear_model.Lasso(0.01)"
         )
 
+    def coefficients(z: Any, y: Any, w: Any) -> Tensor:
+        model = clone(estimator).fit(z, y, sample_weight=w)
+        if not hasattr(model, "coef_"):
+            raise TypeError(f"estimator is {estimator!r}, expected one with coef_ after its fit")
+        return torch.as_tensor(model.coef_).reshape(z.shape[1])
+
     def fit(z: Tensor, y: Tensor, w: Tensor) -> Tensor:
         if transforming():
             raise RuntimeError(
@@ -166,36 +169,28 @@ def scikit_learn(estimator: Any) -> Surrogate:
                 "plain tensors: take lasso, ridge or linear of attrfn.surrogates there"
             )
         _check(z, y, w)
-        Z, Y, W = (t.detach().to("cpu", torch.float64).numpy() for t in (z, y, w))
-        rows = []
-        for b in range(Y.shape[1]):
-            for k in range(Y.shape[2]):
-                model = clone(estimator)
-                model.fit(Z[:, b % Z.shape[1]], Y[:, b, k], sample_weight=W[:, b % W.shape[1]])
-                if not hasattr(model, "coef_"):
-                    raise TypeError(
-                        f"estimator {estimator!r} has no coef_ after fit, expected a linear model"
-                    )
-                rows.append(torch.as_tensor(model.coef_).reshape(z.shape[2]))
-        found = torch.stack(rows) if rows else torch.zeros(0)
-        return _like(y, found.reshape(*y.shape[1:], z.shape[2]).to(y.device))
+        S, B, K = y.shape
+        z, w = z.expand(S, B, -1), w.expand(S, B)
+        Z, Y, W = (t.detach().cpu().to(torch.float64).numpy() for t in (z, y, w))
+        c = [coefficients(Z[:, b], Y[:, b, k], W[:, b]) for b in range(B) for k in range(K)]
+        return _like(y, torch.stack(c).reshape(B, K, -1))
 
     return fit
 
 
 def exponential_kernel(distance: Distance = "cosine", width: float = 1.0) -> Similarity:
-    """Weights that fall with the distance of a sample: exp(-d^2 / (2 width^2)).
+    """Weights that fall with the distance of the sample: exp(-d^2 / (2 width^2)).
 
         cosine:         d = 1 - cos(x, x_s), over all elements of all tensors
         euclidean:      d = |x - x_s|_2
-        interpretable:  d = 1 - cos(1, z_s), which is 1 - sqrt(share of the features present)
+        interpretable:  d = 1 - cos(1, z_s), that is 1 - sqrt(share of the features present)
 
     Args:
-        distance: One of those, or a function ``(inputs, perturbed, z) -> (S, B)``.
-        width: In units of d. Much less than all d makes all weights vanish, and the coefficients.
+        distance: One of those, or a function ``(inputs, perturbed, z) -> d``, (S, 1 or B).
+        width: In units of d; where it is tiny, all weights are 0, and so are the coefficients.
 
     Returns:
-        The similarity; its weights are float64 (on mps float32).
+        The similarity, of weights in float64 (float32 on mps).
 
     Raises:
         ValueError: ``distance`` is no known name or ``width`` not positive.
@@ -236,19 +231,36 @@ def constant() -> Similarity:
         tensor([[1.],
                 [1.]], dtype=torch.float64)
     """
-    return lambda inputs, perturbed, z: torch.ones_like(_exact(z[:, :1, 0]))
+    return lambda inputs, perturbed, z: _exact(torch.ones(z.shape[:2], device=z.device))
+
+
+def _check(z: Tensor, y: Tensor, w: Tensor) -> None:
+    fits = y.ndim == z.ndim == 3 and w.ndim == 2
+    if not fits or not all(
+        t.shape[0] == y.shape[0] and t.shape[1] in (1, y.shape[1]) for t in (z, w)
+    ):
+        raise ValueError(
+            f"z, y and w have shapes {tuple(z.shape)}, {tuple(y.shape)} and {tuple(w.shape)}, "
+            "expected (S, 1 or B, n), (S, B, K) and (S, 1 or B)"
+        )
 
 
 def _moments(z: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Weighted covariances G of z (B, n, n) and v of z and y (B, n, K), and sum_s w_s (B, 1, 1)."""
+    """Weighted covariances of z (B, n, n) and of z with y (B, n, K), and sum_s w_s (B, 1, 1)."""
     _check(z, y, w)
-    z, y, w = (_exact(t.transpose(0, 1).contiguous()) for t in (z, y, w[..., None]))
+    device = "cpu" if y.device.type == "mps" else y.device  # mps knows no float64
+    z, y, w = (
+        t.to(device).transpose(0, 1).contiguous().to(torch.float64) for t in (z, y, w[..., None])
+    )
     total = w.sum(1, keepdim=True)
-    w = w / total.clamp_min(torch.finfo(w.dtype).tiny)
-    z = z - w.mT @ z
-    y = y - w.mT @ y
+    w = w / total.clamp_min(_tiny(w))
+    z = z - z[:, :1]  # so that features that do not vary vanish to the last bit
+    z, y = z - w.mT @ z, y - w.mT @ y
     zw = (w * z).mT
     return zw @ z, zw @ y, total
+
+
+_STEPS = 20  # 12 to 20 lead to the optimum, the more the stronger the features correlate
 
 
 def _central_path(G: Tensor, v: Tensor) -> Tensor:
@@ -258,58 +270,65 @@ def _central_path(G: Tensor, v: Tensor) -> Tensor:
     and q (1 + h) are 0. Each step is Newton's for products of 3 % of their mean, as far as all
     four factors stay positive. x holds p and q in its last dimension, s has 1 - h and 1 + h.
     """
-    traced = transforming()
-    sign = torch.tensor([[1.0], [-1.0]], dtype=v.dtype, device=v.device)
+    G, v, traced = G.detach(), v.detach(), transforming()
     eye = torch.eye(v.shape[-2], dtype=v.dtype, device=v.device)
     least = 64 * torch.finfo(v.dtype).eps
-    G = G * (1 + least * eye)  # so that the factors of duplicates exist in spite of rounding
+    G = G * (1 + 1e-10 * eye)  # of several solutions the shortest, and factors in spite of rounding
+    sign = torch.tensor([[1.0], [-1.0]], dtype=v.dtype, device=v.device)
+    half, turn = sign / 2, -sign.mT
     s = torch.ones_like(v).expand(*v.shape[:-1], 2)
     x = 0.3 * s
     for _ in range(_STEPS if traced else 3 * _STEPS):
         product = x * s
         mean = product.mean((-2, -1), keepdim=True)
-        if not traced and bool((mean < 2 * least).all()):
+        arrived = mean < 2 * least
+        if not traced and bool(arrived.all()):
             break
         aim = (0.03 * mean).clamp_min(least)
         root = (x / s).sum(-1, keepdim=True).sqrt()
         L = torch.linalg.cholesky_ex(root * G * root.mT + eye)[0]
-        r = v + s @ (sign / 2) - G @ (aim / s @ sign)
-        dh = torch.cholesky_solve(root * r, L) / root
-        ds = dh * -sign.mT / s  # relative to s, as dx to x
+        r = v + s @ half - G @ (aim / s @ sign)
+        ds = torch.cholesky_solve(root * r, L) / root * turn / s  # relative to s, as dx to x
         dx = aim / product - 1 - ds
-        t = 0.999 / (-torch.minimum(dx, ds).amin((-2, -1), keepdim=True)).clamp_min(0.999)
-        x, s = x + t * dx * x, s + t * ds * s
+        t = -0.999 / torch.minimum(dx, ds).amin((-2, -1), keepdim=True).clamp_max(-0.999)
+        t = torch.where(arrived, 0, t)
+        x, s = torch.addcmul(x, t * dx, x), torch.addcmul(s, t * ds, s)
     return x @ sign
 
 
 def _on_support(G: Tensor, v: Tensor, c: Tensor) -> Tensor:
     """The solution of G c = v - sign(c) on the support that c points to, and zero elsewhere.
 
-    Of several solutions the one next to c. Where it is no optimum, because c is not yet near
-    enough to show the support, c itself must do.
+    Of several solutions the shortest or, where that is no optimum, the one next to c. Where neither
+    is one, because c is not yet near enough to show the support, c itself must do.
     """
-    eps = torch.finfo(v.dtype).eps
-    scale = G.detach().diagonal(dim1=-2, dim2=-1)[..., None].clamp_min(_tiny(v))
+    eps, scale = torch.finfo(v.dtype).eps, _variances(G)
     pull = scale * c + (v - G @ c).detach()
     shrunk = _shrink(pull) / scale
     on, sign = (shrunk != 0).to(v.dtype), pull.sign()
     H = on * G * on.mT + torch.diag_embed((1 - on + math.sqrt(eps) * on * scale)[..., 0])
     L = torch.linalg.cholesky_ex(H)[0]
-    found = on * c
-    for _ in range(3):
-        found = found + torch.cholesky_solve(on * (v - sign - G @ found), L)
 
-    def distance(c: Tensor) -> Tensor:
+    def solution(c: Tensor) -> Tensor:
+        for _ in range(3):
+            c = c + torch.cholesky_solve(on * (v - sign - G @ c), L)
+        return c
+
+    def error(c: Tensor) -> Tensor:
         return (c - _shrink(scale * c + v - G @ c) / scale).abs().amax((-2, -1), keepdim=True)
 
-    return torch.where(distance(found) <= distance(shrunk) + 1e6 * eps, found, shrunk)
-
-
-_STEPS = 20  # 12 to 20 lead to the optimum, the more the stronger the features correlate
+    shortest, nearest = solution(torch.zeros_like(c)), solution(on * c)
+    least = error(shrunk) + 1e6 * eps
+    nearest = torch.where(error(nearest) <= least, nearest, shrunk)
+    return torch.where(error(shortest) <= least, shortest, nearest)
 
 
 def _shrink(c: Tensor) -> Tensor:
     return c - c.clamp(-1, 1)
+
+
+def _variances(G: Tensor) -> Tensor:
+    return G.detach().diagonal(dim1=-2, dim2=-1)[..., None].clamp_min(_tiny(G))
 
 
 def _tiny(t: Tensor) -> float:
@@ -318,22 +337,20 @@ def _tiny(t: Tensor) -> float:
 
 def _cosine(inputs: Tree, perturbed: Tree, z: Tensor) -> Tensor:
     x, p = _rows(inputs, 1), _rows(perturbed, 2)
-    dot: Any = sum(
-        _exact((b.transpose(0, 1) @ a[..., None])[..., 0].mT) for a, b in zip(x, p, strict=True)
-    )
-    return 1 - dot / (_norm(x).clamp_min(_LEAST_NORM) * _norm(p).clamp_min(_LEAST_NORM))
+    dots = [(b.transpose(0, 1) @ a[..., None])[..., 0].mT for a, b in zip(x, p, strict=True)]
+    return 1 - torch.stack([_exact(t) for t in dots]).sum(0) / (_length(x) * _length(p))
 
 
 def _euclidean(inputs: Tree, perturbed: Tree, z: Tensor) -> Tensor:
-    return _norm([b - a for a, b in zip(_rows(inputs, 1), _rows(perturbed, 2), strict=True)])
+    x, p = _rows(inputs, 1), _rows(perturbed, 2)
+    return _length([b - a for a, b in zip(x, p, strict=True)], 0.0)
 
 
 def _interpretable(inputs: Tree, perturbed: Tree, z: Tensor) -> Tensor:
-    length = torch.linalg.vector_norm(_exact(z), dim=-1).clamp_min(_LEAST_NORM)
-    return 1 - _exact(z).sum(-1) / (math.sqrt(z.shape[-1]) * length)
+    z = _exact(z)
+    return 1 - z.sum(-1) / (_length([z]) * math.sqrt(z.shape[-1]))
 
 
-_LEAST_NORM = 1e-8  # that of torch.nn.functional.cosine_similarity: zeros are orthogonal to all
 _DISTANCES: dict[str, Similarity] = {
     "cosine": _cosine,
     "euclidean": _euclidean,
@@ -342,17 +359,17 @@ _DISTANCES: dict[str, Similarity] = {
 
 
 def _rows(tree: Tree, leading: int) -> list[Tensor]:
-    """The leaves with floating elements in one dimension behind the leading ones."""
+    """The leaves with their elements in one dimension behind the leading ones, floating."""
     leaves: list[Tensor] = optree.tree_leaves(tree)
-    return [
-        t[..., None].flatten(leading).to(wide(t.dtype) if t.is_floating_point() else torch.float32)
-        for t in leaves
-    ]
+    types = [wide(t.dtype) if t.is_floating_point() else torch.float32 for t in leaves]
+    return [t[..., None].flatten(leading).to(d) for t, d in zip(leaves, types, strict=True)]
 
 
-def _norm(rows: list[Tensor]) -> Tensor:
+def _length(rows: list[Tensor], least: float = 1e-8) -> Tensor:
+    """The norm over all rows; the least is that of torch's cosine_similarity."""
     norms = torch.stack([_exact(torch.linalg.vector_norm(t, dim=-1)) for t in rows])
-    return torch.linalg.vector_norm(norms, dim=0)
+    length: Tensor = torch.linalg.vector_norm(norms, dim=0).clamp_min(least)
+    return length
 
 
 def _exact(t: Tensor) -> Tensor:
@@ -360,23 +377,10 @@ def _exact(t: Tensor) -> Tensor:
 
 
 def _like(y: Tensor, c: Tensor) -> Tensor:
-    return c.to(y.dtype if y.is_floating_point() else torch.get_default_dtype())
+    return c.to(y.device, y.dtype if y.is_floating_point() else torch.get_default_dtype())
 
 
 def _penalty(alpha: float) -> float:
     if not alpha >= 0:
         raise ValueError(f"alpha is {alpha!r}, expected a number of at least 0")
     return alpha
-
-
-def _check(z: Tensor, y: Tensor, w: Tensor) -> None:
-    S, B = (y.shape[0], y.shape[1]) if y.ndim == 3 else (-1, -1)
-    if y.ndim != 3 or z.ndim != 3 or w.ndim != 2:
-        fits = False
-    else:
-        fits = z.shape[0] == w.shape[0] == S and z.shape[1] in (1, B) and w.shape[1] in (1, B)
-    if not fits:
-        raise ValueError(
-            f"z, y and w have shapes {tuple(z.shape)}, {tuple(y.shape)} and {tuple(w.shape)}, "
-            "expected (S, 1 or B, n), (S, B, K) and (S, 1 or B)"
-        )

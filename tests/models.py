@@ -85,6 +85,24 @@ class Reuse(nn.Module):
         return self.out(self.act(self.mid(y)).flatten(1))
 
 
+class Rectified(nn.Module):
+    """Rectifiers as modules and functions, in place and not, between smooth layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inp = nn.Conv2d(2, 3, 3, padding=1)
+        self.soft = nn.Tanh()
+        self.act = nn.ReLU(inplace=True)
+        self.mid = nn.Conv2d(3, 3, 3)
+        self.hid = nn.Conv2d(3, 4, 1)
+        self.out = _out(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mid(self.act(self.soft(self.inp(x)) + 0.1))
+        x = F.relu(self.hid(torch.tanh(x)))
+        return self.out(torch.sigmoid(x.flatten(1)).clamp(min=0).relu())
+
+
 def _norm() -> nn.Module:
     bn = nn.BatchNorm2d(3)
     bn.running_mean.copy_(torch.tensor([0.3, -0.2, 0.1]))
@@ -200,5 +218,6 @@ NETS = {
     "norm": _net(_norm, (2, 4, 4), (2, 0, 1), spatial=True),
     "attention": _net(Attention, (4, 3), (1, 2), spatial=True),
 }
+RECTIFIED = {"reuse": NETS["reuse"], "relu": _net(Rectified, (2, 4, 4), (0, 1, 1), spatial=True)}
 SCALARS = _net(Scalars, (), (), spatial=False)
 TREES = _net(Trees, (5,), (1, 2), spatial=True)

@@ -6,14 +6,13 @@ A new method needs one row here. ``explain(row, net)`` runs it with all that it 
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import optree
 import pytest
 import torch
-from models import NETS, Net, targets
+from models import NETS, RECTIFIED, Net, targets
 from torch import Tensor
 
 import attrfn
@@ -50,6 +49,7 @@ class Row(NamedTuple):
         mixes: The examples reach each other.
         warns: How a warning begins that is right on some of the nets.
         images: Needs inputs of the form (B, C, *spatial).
+        relu: Has a rule for ReLU, and so needs a net that has one.
     """
 
     name: str
@@ -73,6 +73,7 @@ class Row(NamedTuple):
     mixes: bool
     warns: str
     images: bool
+    relu: bool
 
     @property
     def spatial(self) -> bool:
@@ -82,7 +83,7 @@ class Row(NamedTuple):
     @property
     def net(self) -> Net:
         """The net that the row is tested on where one is enough."""
-        return NETS["cnn" if self.spatial else "mlp"]
+        return RECTIFIED["relu"] if self.relu else NETS["cnn" if self.spatial else "mlp"]
 
 
 def row(
@@ -107,6 +108,7 @@ def row(
     mixes: bool = False,
     warns: str = "",
     images: bool = False,
+    relu: bool = False,
     **options: Any,
 ) -> Row:
     """A row; the method is by default the public function of the row's name."""
@@ -134,8 +136,9 @@ def row(
         complete,
         batch_dim,
         mixes,
-        warns,
+        ".*met no ReLU" if relu else warns,  # on the nets without one
         images,
+        relu,
     )
 
 
@@ -269,6 +272,9 @@ REGISTRY = [
         baselines="point",
         gradient=False,
     ),
+    # rules
+    row("guided_backprop", relu=True),
+    row("deconvolution", relu=True),
     # perturbation
     _perturbing("feature_ablation", baselines="point"),
     _perturbing("occlusion", baselines="point", window=2, stride=1),
@@ -365,7 +371,10 @@ REGISTRY = [
     _neuron(
         "neuron_feature_ablation", baselines="point", chunked=True, batching=True, gradient=False
     ),
+    _neuron("neuron_guided_backprop", relu=True),
+    _neuron("neuron_deconvolution", relu=True),
     # class activation maps
+    row("guided_grad_cam", layer=True, relu=True, images=True),
     _cam("grad_cam"),
     _cam("hires_cam"),
     _cam("grad_cam_plus_plus", upsample="area"),
@@ -434,7 +443,8 @@ def rows_and_nets(keep: Callable[[Row, Net], bool] = lambda r, net: True) -> Any
     """Parametrise a test over the rows times the nets on which they make sense, as ``r, net``."""
     cells = [
         pytest.param(r, net, id=f"{r.name}-{name}", marks=_marks(r))
-        for r, (name, net) in itertools.product(REGISTRY, NETS.items())
+        for r in REGISTRY
+        for name, net in (RECTIFIED if r.relu else NETS).items()
         if (net.spatial or not r.spatial) and keep(r, net)
     ]
     return pytest.mark.parametrize(("r", "net"), cells)

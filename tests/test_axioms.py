@@ -175,6 +175,7 @@ def test_missed_tolerance_warns() -> None:
 def linear_rows(r: Row) -> bool:
     """Methods that are linear in the model's output (no absolute value, square or weight)."""
     squares = {"saliency", "smoothgrad_sq", "vargrad", "completeness_delta", "lime_lasso"}
+    squares |= {"guided_backprop", "deconvolution"}
     return r.explains == "input" and r.target and not (r.layer or r.images or r.name in squares)
 
 
@@ -210,7 +211,7 @@ class Interaction(nn.Module):
 
 def input_rows(r: Row) -> bool:
     """Those whose axioms are in test_axioms_perturbation.py are left out."""
-    return r.explains == "input" and r.gradient
+    return r.explains == "input" and r.gradient and not r.images
 
 
 @rows(input_rows)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from attrfn._core.clone import run_clone
 from attrfn._core.compiling import is_compiling
+from attrfn._core.derive import transforming
 from attrfn._core.shell import Shells, Tap
 from attrfn._core.source import Source, find, foreign, source
 from attrfn._core.typing import ModelFn
@@ -19,15 +20,35 @@ from attrfn._core.typing import ModelFn
 _COMPILES = tuple(map(int, torch.__version__.split("+")[0].split(".")[:2])) >= (2, 6)
 
 
-def bind(model_fn: ModelFn, *, frozen: bool) -> ModelFn:
+def bind(model_fn: ModelFn, *, frozen: bool, forward_only: bool = False) -> ModelFn:
     """The same function on private objects.
 
     Args:
         model_fn: Any model function; one with no module in sight is returned as it is.
         frozen: Detach the parameters (nothing will differentiate with respect to them).
+        forward_only: Nothing at all will be differentiated: objects that a run leaves unchanged
+            serve for the next one too.
     """
     src = source(model_fn)
-    return model_fn if src is None else bind_source(src, (), (), frozen=frozen)
+    if src is None:
+        return model_fn
+    if forward_only and frozen and not transforming():
+        return _forward_only(src)
+    return bind_source(src, (), (), frozen=frozen)
+
+
+def _forward_only(src: Source) -> ModelFn:
+    bare = src._replace(args=(), kwargs={})
+    kept: list[tuple[Shells, ModelFn]] = []
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        shells, model = kept.pop() if kept else _shells(bare, (), (), True, True)
+        result = model(*args, **kwargs)
+        if shells.unchanged():
+            kept.append((shells, model))
+        return result
+
+    return functools.partial(run, *src.args, **src.kwargs)
 
 
 def bind_source(
@@ -42,17 +63,22 @@ def bind_source(
     bare = src._replace(args=(), kwargs={})
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        return _shell(bare, layers, taps, frozen)(*args, **kwargs)
+        return _shells(bare, layers, taps, frozen)[1](*args, **kwargs)
 
     return functools.partial(run, *src.args, **src.kwargs)
 
 
-def _shell(
-    src: Source, layers: Sequence[nn.Module | str], taps: Sequence[Tap], frozen: bool
-) -> ModelFn:
+def _shells(
+    src: Source,
+    layers: Sequence[nn.Module | str],
+    taps: Sequence[Tap],
+    frozen: bool,
+    fused: bool = False,
+) -> tuple[Shells, ModelFn]:
     """Shells for one run, so that every run starts from the user's state."""
     found = [find(src.module, layer) for layer in layers]
-    shells = Shells(frozen=frozen, taps=dict(zip(map(id, found), taps, strict=True)))
+    taken = dict(zip(map(id, found), taps, strict=True))
+    shells = Shells(frozen=frozen, taps=taken, fused=fused)
     for name, value in (src.params or {}).items():
         shells.replace(_tensor(src.module, name), value)
     module = shells.module(src.module)
@@ -60,7 +86,7 @@ def _shell(
         if id(old) not in shells.memo:
             raise foreign(src.module, layer)
     shells.warn()
-    return module if src.method is None else types.MethodType(src.method, module)
+    return shells, module if src.method is None else types.MethodType(src.method, module)
 
 
 def _compiled(

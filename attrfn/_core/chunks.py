@@ -41,7 +41,6 @@ def over_chunks(
     n: int,
     chunks: Chunks,
     device: torch.device,
-    one_copy: int = 0,
 ) -> T:
     """``part(0..a) + part(a..b) + ... + part(y..n)`` with ``merge`` for the plus.
 
@@ -52,7 +51,6 @@ def over_chunks(
         n: The number of copies, at least 1.
         chunks: How many at once.
         device: Where the memory is.
-        one_copy: The bytes that a copy takes, where they are known.
 
     Raises:
         ValueError: The size is no count, or the batching none of the three.
@@ -66,9 +64,9 @@ def over_chunks(
             "least 1"
         )
     if not chunks.progress or is_compiling():
-        return _run(part, merge, n, chunks, device, one_copy, lambda count: None)
+        return _run(part, merge, n, chunks, device, lambda count: None)
     with bar(n, chunks.label) as advance:
-        return _run(part, merge, n, chunks, device, one_copy, advance)
+        return _run(part, merge, n, chunks, device, advance)
 
 
 def add(a: Leaves, b: Leaves) -> Leaves:
@@ -82,16 +80,14 @@ def _run(
     n: int,
     chunks: Chunks,
     device: torch.device,
-    one_copy: int,
     advance: Callable[[int], object],
 ) -> T:
     adapts = chunks.size == "auto" and chunks.batching != "loop" and not transforming()
     size = n if chunks.size in (None, "auto") else int(chunks.size)
     size = 1 if chunks.batching == "loop" else size
-    if adapts:
-        size = _fitting(one_copy, device) if one_copy else 1
+    size = 1 if adapts else size
     done: list[T] = []
-    start = 0
+    start = one_copy = 0
     while start < n:
         i = slice(start, min(start + size, n))
         if adapts:
@@ -105,14 +101,10 @@ def _run(
                 continue
             if peak is not None:
                 one_copy = max(peak.bytes, 1)
-                size = _fitting(one_copy, device)
+                size = max(1, budget(device) // one_copy)
         else:
             new = part(i)
         done = [merge(done[0], new)] if done else [new]
         start = i.stop
         advance(i.stop - i.start)
     return done[0]
-
-
-def _fitting(one_copy: int, device: torch.device) -> int:
-    return max(1, budget(device) // one_copy)

@@ -15,7 +15,7 @@ from attrfn._core.bind import bind
 from attrfn._core.chunks import Chunks, over_chunks
 from attrfn._core.derive import transforming, twice_differentiable
 from attrfn._core.explain import repeat_chosen
-from attrfn._core.memory import Peak
+from attrfn._core.memory import surely_fits
 from attrfn._core.outcome import outcome
 from attrfn._core.target import Chosen, choose
 from attrfn._core.tree import batch_size, call_model, flatten
@@ -39,7 +39,6 @@ class Masked(NamedTuple):
         chunks: How copies are evaluated.
         full: f(x), (R, K...): one row per example, or a single one for the whole batch.
         whole: Whether the model gives one value for the whole batch.
-        one_copy: The bytes that a copy of the batch takes, 0 where unknown.
     """
 
     model: ModelFn
@@ -52,7 +51,6 @@ class Masked(NamedTuple):
     chunks: Chunks
     full: Tensor
     whole: bool
-    one_copy: int
 
     @property
     def device(self) -> torch.device:
@@ -75,7 +73,7 @@ class Masked(NamedTuple):
         return self.at(n, lambda i: self.mixed(masks(i)))
 
     def at(self, n: int, points: Callable[[slice], Leaves]) -> Tensor:
-        """Values at n copies of the batch, from a slice to fresh leaves (S, B, ...): (n, R, K...)."""
+        """Values (n, R, K...) at n copies of the batch, from slices to fresh leaves (S, B, ...)."""
         if n == 0:
             return self.full[None][:0]
         found = self.collect(n, lambda i: (points(i), lambda values: ([values],)), add_lists)
@@ -97,7 +95,9 @@ class Masked(NamedTuple):
 
         alone = self.whole and self.chunks.batching != "vmap"  # copies cannot share a batch
         chunks = self.chunks._replace(size=1) if alone else self.chunks
-        return over_chunks(run, merge, n, chunks, self.device, self.one_copy)
+        if chunks.size == "auto" and surely_fits(self.x, n):
+            chunks = chunks._replace(size=None)
+        return over_chunks(run, merge, n, chunks, self.device)
 
     def mixed(self, masks: Leaves) -> Leaves:
         """The points ``x0 + z (x - x0)``, (S, B, ...)."""
@@ -181,15 +181,12 @@ def masked(
     x0 = fill_baselines(baselines, inputs, x)
     if not (create_graph or transforming()):
         x, x0 = (tuple([t.detach() for t in leaves]) for leaves in (x, x0))
-    model = bind(model_fn, frozen=not create_graph)
+    model = bind(model_fn, frozen=not create_graph, forward_only=not create_graph)
     chosen = choose(target, batch)
     nothing = torch.cat([t.flatten() for t in x])[:0]
-    p = Masked(model, x, x0, rebuild, batch, chosen, create_graph, chunks, nothing, False, 0)
-    measured = chunks.size == "auto" and not transforming()
-    with Peak() if measured else contextlib.nullcontext() as peak:
-        full, whole = p._evaluate(tuple([t.clone()[None] for t in x]))
-    one_copy = 0 if peak is None else peak.bytes + 3 * sum(t.nbytes for t in x)
-    return p._replace(full=full[0], whole=whole, one_copy=one_copy)
+    p = Masked(model, x, x0, rebuild, batch, chosen, create_graph, chunks, nothing, False)
+    full, whole = p._evaluate(tuple([t.clone()[None] for t in x]))
+    return p._replace(full=full[0], whole=whole)
 
 
 def mix(z: Tensor, x: Tensor, x0: Tensor) -> Tensor:

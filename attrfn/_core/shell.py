@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import types
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,6 +18,7 @@ from attrfn._core.warn import warn
 
 _CONSTANT = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device})
 _CONTAINERS = (list, dict, set, deque, bytearray, types.SimpleNamespace)
+_DICTS = (dict, OrderedDict)
 _BARE = frozenset(nn.Module().__dict__) - {"training"}
 
 Forward = Callable[..., Any]
@@ -31,13 +32,23 @@ class Shells:
         frozen: Detach the parameters, so that no graph of theirs is recorded.
         taps: From ``id(module)`` to the callable ``tap(forward, args, kwargs)`` that runs in place
             of that module's ``forward``.
+        fused: Leave the fused path of encoder layers on, for runs without derivatives and taps.
     """
 
-    def __init__(self, *, frozen: bool, taps: Mapping[int, Tap | None] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        frozen: bool,
+        taps: Mapping[int, Tap | None] | None = None,
+        fused: bool = False,
+    ) -> None:
         self.frozen = frozen
         self.taps = dict(taps or {})
+        self.fused = fused
         self.memo: dict[int, Any] = {}
         self.noisy: list[str] = []
+        self.states: list[tuple[dict[str, Any], tuple[Any, ...]]] = []
+        self.plain = True
 
     def module(self, module: nn.Module) -> Any:
         """The shell of one module and of everything below it."""
@@ -68,11 +79,12 @@ class Shells:
             k: None if m is None else self.module(m) for k, m in module._modules.items()
         }
         state["_compiled_call_impl"] = None
-        _no_fast_path(cls, state)
+        _no_fast_path(cls, state, self.fused)
         if key in self.taps:
             state["_attrfn_tap"] = self.taps[key]
             state["_attrfn_forward"] = state.pop("forward", None)
         object.__setattr__(new, "__dict__", state)
+        self.states.append((state, _state(state)))
         if module.training and _mixes_or_draws(module):
             self.noisy.append(cls.__name__)
         return new
@@ -116,6 +128,7 @@ class Shells:
             plain = all(type(v) in _CONSTANT for v in value)
             return value if plain else tuple(map(self.value, value))
         if isinstance(value, _CONTAINERS):
+            self.plain = False
             return self.container(value)
         if kind is types.MethodType and isinstance(value.__self__, nn.Module):
             return types.MethodType(value.__func__, self.module(value.__self__))
@@ -137,6 +150,10 @@ class Shells:
                 new.__dict__.update({k: self.value(v) for k, v in vars(old).items()})
         return self.memo[id(old)]
 
+    def unchanged(self) -> bool:
+        """Whether a run left everything as it was built, so that the shells may run again."""
+        return self.plain and all(_state(state) == before for state, before in self.states)
+
     def warn(self) -> None:
         """Warn if a module that draws numbers or ties rows together is in training mode."""
         if self.noisy:
@@ -144,6 +161,13 @@ class Shells:
                 f"the model is in training mode and holds {self.noisy[0]}, so its rows are random "
                 "or depend on each other and attributions are not reproducible: call model.eval()"
             )
+
+
+def _state(state: dict[str, Any]) -> tuple[Any, ...]:
+    """What a run could change: attributes and what the dicts of nn.Module hold, and buffers."""
+    inside = [tuple(map(id, v.values())) for v in state.values() if type(v) in _DICTS]
+    versions = [b._version for b in state["_buffers"].values() if b is not None]
+    return (*map(id, state.values()), *inside, *versions)
 
 
 def _fresh(value: Any) -> Any:
@@ -195,9 +219,9 @@ def _subclass(cls: type[nn.Module], forward: Forward) -> type[nn.Module]:
     return types.new_class(cls.__name__, (cls,), exec_body=lambda ns: ns.update(body))
 
 
-def _no_fast_path(cls: type[nn.Module], state: dict[str, Any]) -> None:
+def _no_fast_path(cls: type[nn.Module], state: dict[str, Any], fused: bool) -> None:
     """Fused encoder layers skip their parts and answer padded rows differently: switch off."""
-    if issubclass(cls, nn.TransformerEncoderLayer):
+    if issubclass(cls, nn.TransformerEncoderLayer) and not fused:
         state["activation_relu_or_gelu"] = 0
     if issubclass(cls, nn.TransformerEncoder):
         state["use_nested_tensor"] = state["enable_nested_tensor"] = False

@@ -54,8 +54,8 @@ def kernel_shap(
             all of them and give exact Shapley values, 2 n - 2 determine the fit.
         key: An int or a key of :mod:`attrfn.random`, (2,) or (B, 2).
         return_stderr: Return standard errors of the sampling too, of the sandwich form. They are
-            those of random coalitions, and so too large for these, which are spread out; zero where
-            all are enumerated.
+            those of random coalitions, and so too large for these, which are spread out; infinite
+            for less than 3 n samples, and zero where all coalitions are enumerated.
         return_input_shape: ``False`` returns one score per feature, in the order of their ids.
         chunk_size: See :func:`feature_ablation`.
         batching: See :func:`integrated_gradients`.
@@ -134,7 +134,7 @@ def _fit(d: Design, inner: Tensor, empty: Tensor, full: Tensor, stderr: bool) ->
 def _standard_error(d: Design, rest: Tensor, wz: Tensor) -> Tensor:
     """The root of the diagonal of the sandwich ``(Z'WZ)^-1 V (Z'WZ)^-1``, V the strata's variance.
 
-    Infinite where the pairs only just determine the fit and nothing is left over to judge it by.
+    Infinite where the pairs only just determine the fit and little is left over to judge it by.
 
     Reference:
         Cochran, Sampling Techniques, 1977.
@@ -142,9 +142,9 @@ def _standard_error(d: Design, rest: Tensor, wz: Tensor) -> Tensor:
     each = rest[..., None] * wz[:, :, None]  # (S, R, K, n)
     pairs = each.reshape(-1, 2, *each.shape[1:]).sum(1)
     total, start, spare = torch.zeros_like(each[0]), 0, len(pairs) - wz.shape[-1] + 1
-    if all(m == of for _, m, of in d.strata):
+    if len(pairs) == 2 ** (wz.shape[-1] - 1) - 1:
         return total
-    if spare < 1:
+    if 2 * len(pairs) < 3 * wz.shape[-1]:
         return total + torch.inf
     for _, m, of in d.strata:
         g = pairs[start : start + m]

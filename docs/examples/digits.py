@@ -1,4 +1,4 @@
-"""Explain a small network's predictions on handwritten digits with ten methods."""
+"""Explain a small network's predictions on handwritten digits with twelve methods."""
 
 import argparse
 import functools
@@ -27,16 +27,10 @@ def trained_model(images: Tensor, labels: Tensor) -> nn.Module:
     """Three convolutions, averaged over the places, trained for a few seconds."""
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(16, 32, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(32, 64, 3, padding=1),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(64, 10),
+        *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU()),
+        *(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1)),
+        *(nn.Flatten(), nn.Linear(64, 10)),
     )
     optimizer = torch.optim.Adam(model.parameters())
     batches = [b for _ in range(15) for b in torch.randperm(len(images)).split(64)]
@@ -93,6 +87,10 @@ def main(out: Path) -> None:
         "expected gradients": lambda: attrfn.gradient_shap(
             model, x, target=first, baselines=pool, n_samples=200
         ),
+        "occlusion, 2 x 2": lambda: attrfn.occlusion(model, x, target=first, window=(1, 2, 2)),
+        "sampled Shapley values": lambda: attrfn.shapley_value_sampling(
+            model, x, target=first, antithetic=True
+        ),
         "Grad-CAM, layer 6": lambda: attrfn.grad_cam(model, x, layer="6", target=first),
         "HiResCAM, layer 3": lambda: attrfn.hires_cam(model, x, layer="3", target=first),
         "conductance, layer 1": lambda: attrfn.layer_conductance(model, x, layer="1", target=first),
@@ -104,6 +102,7 @@ def main(out: Path) -> None:
     complete = {
         "integrated gradients": (model, first),
         "why not the second best?": (model, why_not),
+        "sampled Shapley values": (model, first),
         "conductance, layer 1": (model, first),
         "neuron 5 of layer 3": (attrfn.split(model, "3").head, neuron),
     }

@@ -30,39 +30,44 @@ def trained_model(x: Tensor, y: Tensor) -> nn.Module:
 def main(out: Path) -> None:
     cancer = load_breast_cancer()
     names = [str(name) for name in cancer.feature_names]
-    x = torch.tensor(cancer.data, dtype=torch.float32)
+    raw = torch.tensor(cancer.data, dtype=torch.float32)
     y = torch.tensor(cancer.target == 0, dtype=torch.float32)
-    train, test = train_test_split(torch.arange(len(x)), test_size=0.25, random_state=0)
-    x = (x - x[train].mean(0)) / x[train].std(0)
+    train, test = train_test_split(torch.arange(len(raw)), test_size=0.25, random_state=0)
+    x = (raw - raw[train].mean(0)) / raw[train].std(0)
     model = trained_model(x[train], y[train])
     with torch.no_grad():
         accuracy = ((model(x[test]) > 0) == (y[test] > 0.5)).float().mean().item()
     print(f"accuracy on {len(test)} held-out patients: {accuracy:.1%}")
 
-    # Against what? Against the benign patients of the training set, drawn at random.
-    benign = x[train][y[train] == 0]
-    sick = x[test][y[test] == 1]
-    attributions = attrfn.gradient_shap(model, sick, baselines=benign, n_samples=500, key=0)
+    # Against what? Against the mean of the benign patients of the training set.
+    benign = x[train][y[train] == 0].mean(0, keepdim=True)
+    sick = test[y[test] == 1]
+    attributions, errors = attrfn.kernel_shap(
+        model, x[sick], baselines=benign, n_samples=300, return_stderr=True
+    )
     with torch.no_grad():
-        change = model(sick).mean() - model(benign).mean()
-    print(f"mean log-odds above benign: {change:.2f}, explained: {attributions.sum(1).mean():.2f}")
+        change = model(x[sick]) - model(benign)
+    gap = (attributions.sum(1) - change).abs().max().item()
+    print(f"the attributions sum to the log-odds above benign, up to {gap:.0e}")
 
+    one = int(change.argmin())  # the patient that the model finds hardest
     figures = {
         "tabular_bars": viz.bar(
-            attributions,
+            attributions[one],
             names,
             top=12,
-            error="std",
-            title="What makes malignant tumours differ from benign ones for the model",
-            xlabel="expected gradients, in log-odds: mean and standard deviation over patients",
+            error=errors[one],
+            values=raw[sick[one]],
+            title="Malignant or not? The tumour that the model finds hardest",
+            xlabel="KernelSHAP, in log-odds, \N{PLUS-MINUS SIGN} standard error of the sampling",
         ),
         "tabular_strip": viz.strip(
             attributions,
-            sick,
+            raw[sick],
             names,
             top=12,
-            title="Each dot is one patient",
-            xlabel="expected gradients, in log-odds",
+            title="What makes malignant tumours differ? Each dot is one patient",
+            xlabel="KernelSHAP, in log-odds",
         ),
     }
     out.mkdir(parents=True, exist_ok=True)

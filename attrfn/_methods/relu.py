@@ -1,0 +1,115 @@
+"""Guided backpropagation and deconvolution: gradients with another rule for ReLU."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from attrfn._core.derive import transforming, values_and_gradients
+from attrfn._core.explain import explain
+from attrfn._core.typing import ModelFn, Target, Tree
+from attrfn._core.warn import warn
+from attrfn._rules.relu import deconvolved, guided
+from attrfn._rules.replay import Record, Replay, Rule
+
+
+def guided_backprop(
+    model_fn: ModelFn,
+    inputs: Tree,
+    *,
+    target: Target = None,
+    create_graph: bool = False,
+) -> Tree:
+    """Guided backpropagation: the gradient with negative parts cut off at every ReLU.
+
+        g_in = max(g_out, 0) 1[x > 0]   at y = max(x, 0);   A = g at the inputs
+
+    Every form of ReLU counts: ``nn.ReLU``, also reused or in place, ``F.relu``, ``torch.relu``,
+    ``x.relu()`` and ``x.clamp(min=0)``. Other activations keep their derivatives.
+
+    Args:
+        model_fn: See :func:`gradient`.
+        inputs: See :func:`gradient`.
+        target: See :func:`gradient`.
+        create_graph: See :func:`gradient`.
+
+    Returns:
+        Attributions like the inputs.
+
+    Raises:
+        TypeError: See :func:`gradient`.
+        ValueError: See :func:`gradient`.
+
+    Example:
+        >>> import torch, attrfn
+        >>> f = lambda x: x.relu() @ torch.tensor([1.0, -1.0, 1.0])
+        >>> attrfn.guided_backprop(f, torch.tensor([[1.0, 1.0, -1.0]]))
+        tensor([[1., 0., 0.]])
+
+    Reference:
+        Springenberg, Dosovitskiy, Brox and Riedmiller, Striving for Simplicity: The All
+        Convolutional Net, 2014.
+    """
+    return _with_rule(model_fn, inputs, target, guided, "guided_backprop", create_graph)
+
+
+def deconvolution(
+    model_fn: ModelFn,
+    inputs: Tree,
+    *,
+    target: Target = None,
+    create_graph: bool = False,
+) -> Tree:
+    """Deconvolution: the gradient with ReLU applied to gradients in place of activations.
+
+        g_in = max(g_out, 0)   at y = max(x, 0);   A = g at the inputs
+
+    What counts as ReLU is said at :func:`guided_backprop`.
+
+    Args:
+        model_fn: See :func:`gradient`.
+        inputs: See :func:`gradient`.
+        target: See :func:`gradient`.
+        create_graph: See :func:`gradient`.
+
+    Returns:
+        Attributions like the inputs.
+
+    Raises:
+        TypeError: See :func:`gradient`.
+        ValueError: See :func:`gradient`.
+
+    Example:
+        >>> import torch, attrfn
+        >>> f = lambda x: x.relu() @ torch.tensor([1.0, -1.0, 1.0])
+        >>> attrfn.deconvolution(f, torch.tensor([[1.0, 1.0, -1.0]]))
+        tensor([[1., 0., 1.]])
+
+    Reference:
+        Zeiler and Fergus, Visualizing and Understanding Convolutional Networks, 2014.
+    """
+    return _with_rule(model_fn, inputs, target, deconvolved, "deconvolution", create_graph)
+
+
+def _with_rule(
+    model_fn: ModelFn, inputs: Tree, target: Target, rule: Rule, name: str, create_graph: bool
+) -> Tree:
+    """The gradient by a rule; where it may be differentiated again, by record and replay."""
+    p = explain(model_fn, inputs, target, create_graph=create_graph)
+    seen: list[Tensor] | None = None
+    if create_graph or transforming():
+        seen = []
+        with Record(seen):
+            p.values(p.x)
+    calls: list[int] = []
+
+    def f(*z: Tensor) -> Tensor:
+        with Replay(rule, seen, calls):
+            return p.values(z)
+
+    _, grads = values_and_gradients(f, p.x, create_graph=create_graph)
+    if not calls and p.batch:
+        warn(
+            f"{name} met no ReLU, so it is the plain gradient: it has a rule for max(x, 0) only, "
+            "called as a torch function while the model runs"
+        )
+    return p.result(grads)

@@ -172,8 +172,11 @@ def scikit_learn(estimator: Any) -> Surrogate:
         S, B, K = y.shape
         z, w = z.expand(S, B, -1), w.expand(S, B)
         Z, Y, W = (t.detach().cpu().to(torch.float64).numpy() for t in (z, y, w))
-        c = [coefficients(Z[:, b], Y[:, b, k], W[:, b]) for b in range(B) for k in range(K)]
-        return _like(y, torch.stack(c).reshape(B, K, -1))
+        c = torch.zeros(B, K, z.shape[2], dtype=torch.float64)
+        for b in range(B):
+            for k in range(K):
+                c[b, k] = coefficients(Z[:, b], Y[:, b, k], W[:, b])
+        return _like(y, c)
 
     return fit
 
@@ -249,13 +252,13 @@ def _moments(z: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Weighted covariances of z (B, n, n) and of z with y (B, n, K), and sum_s w_s (B, 1, 1)."""
     _check(z, y, w)
     device = "cpu" if y.device.type == "mps" else y.device  # mps knows no float64
-    z, y, w = (
-        t.to(device).transpose(0, 1).contiguous().to(torch.float64) for t in (z, y, w[..., None])
-    )
+    z, y, w = (t.to(device).transpose(0, 1).contiguous() for t in (z, y, w[..., None]))
+    varies = (z != z[:, :1]).any(1, keepdim=True)
+    z, y, w = z.double(), y.double(), w.double()
     total = w.sum(1, keepdim=True)
     w = w / total.clamp_min(_tiny(w))
-    z = z - z[:, :1]  # so that features that do not vary vanish to the last bit
-    z, y = z - w.mT @ z, y - w.mT @ y
+    z = z - torch.where(varies, w.mT @ z, z[:, :1])  # exactly 0 where it does not vary
+    y = y - w.mT @ y
     zw = (w * z).mT
     return zw @ z, zw @ y, total
 

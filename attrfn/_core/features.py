@@ -87,7 +87,7 @@ def features(
         TypeError: The mask holds no integers.
         ValueError: It does not broadcast to the inputs, or has ids outside of ``n_features``.
     """
-    if n_features is not None and n_features < 0:
+    if n_features is not None and not _is_number(n_features):
         raise ValueError(f"n_features is {n_features!r}, expected an int of at least 0")
     if mask is None:
         return _each_element(x, n_features)
@@ -140,7 +140,7 @@ def _counted(ids: list[Tensor], name: str) -> tuple[int, tuple[Tensor, ...]]:
         )
     try:
         known = torch.unique(torch.cat([i.flatten() for i in ids]))
-        return len(known), tuple([torch.searchsorted(known, i) for i in ids])
+        return len(known), tuple([torch.searchsorted(known, i.contiguous()) for i in ids])
     except RuntimeError as error:
         if not transforming():
             raise
@@ -169,6 +169,10 @@ def _pick(z: Tensor, ids: Tensor | int, x: Tensor) -> Tensor:
     rows = z.expand(z.shape[0], ids.shape[0], z.shape[2])
     index = _rows(ids).expand(z.shape[0], -1, -1)
     return rows.gather(2, index).reshape(z.shape[0], *ids.shape)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _rows(ids: Tensor) -> Tensor:

@@ -149,8 +149,8 @@ def shares(n: int, pairs: int) -> list[Stratum]:
     """How many pairs of coalitions each size gets."""
     whole: list[Stratum] = []
     left = {size: _share(n, size) for size in range(1, n // 2 + 1)}
-    if n <= pairs < 1.5 * n and n > 2:  # enough for one fit only: that of the single features
-        whole, pairs = [Stratum((1,), n, n)], pairs - n
+    if n - 1 <= pairs < 1.5 * n and n > 2:  # enough for one fit only: that of the single features
+        whole, pairs = [Stratum((1,), min(pairs, n), n)], max(pairs - n, 0)
         del left[1]
     while left:
         total = sum(left.values())

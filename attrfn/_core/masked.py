@@ -16,7 +16,7 @@ from attrfn._core.chunks import Chunks, over_chunks
 from attrfn._core.derive import transforming, twice_differentiable
 from attrfn._core.explain import repeat_chosen
 from attrfn._core.memory import surely_fits
-from attrfn._core.outcome import outcome
+from attrfn._core.outcome import Outcome, outcome
 from attrfn._core.target import Chosen, choose
 from attrfn._core.tree import batch_size, call_model, flatten
 from attrfn._core.typing import Baselines, Leaves, ModelFn, Target, Tree
@@ -39,6 +39,7 @@ class Masked(NamedTuple):
         chunks: How copies are evaluated.
         full: f(x), (R, K...): one row per example, or a single one for the whole batch.
         whole: Whether the model gives one value for the whole batch.
+        dtype: That of the attributions of inputs that have no floating one.
     """
 
     model: ModelFn
@@ -51,6 +52,7 @@ class Masked(NamedTuple):
     chunks: Chunks
     full: Tensor
     whole: bool
+    dtype: torch.dtype
 
     @property
     def device(self) -> torch.device:
@@ -107,18 +109,18 @@ class Masked(NamedTuple):
         """Values at S copies of the batch (S, B, ...), as (S, R, K...) in a type to sum in."""
         return self._evaluate(points)[0]
 
-    def _evaluate(self, points: Leaves) -> tuple[Tensor, bool]:
+    def _evaluate(self, points: Leaves) -> Outcome:
         copies = points[0].shape[0]
         if self.batch == 0:
-            return self.full.expand(copies, *self.full.shape), False
-        whole = False
+            return Outcome(self.full.expand(copies, *self.full.shape), False, self.dtype)
+        whole, dtype = False, self.dtype
 
         def rows(leaves: Leaves, copies: int) -> Tensor:
-            nonlocal whole
+            nonlocal whole, dtype
             model = repeat_bound(self.model, self.batch, copies)
             chosen = repeat_chosen(self.chosen, self.batch, copies)
             outputs = call_model(model, self.rebuild(leaves), fresh=True)
-            values, whole = outcome(outputs, chosen, self.batch, copies, "target")
+            values, whole, dtype = outcome(outputs, chosen, self.batch, copies, "target")
             return values
 
         with _graph(self.create_graph), twice_differentiable(self.create_graph):
@@ -128,7 +130,7 @@ class Masked(NamedTuple):
             else:
                 values = rows(flat_rows(points), copies)
                 values = values.reshape(copies, len(values) // copies, *values.shape[1:])
-        return values.to(wide(values.dtype)), whole
+        return Outcome(values.to(wide(values.dtype)), whole, wide(dtype))
 
     def check_rows(self, keys: int) -> None:
         """Refuse a key for each example where one value stands for all of them.
@@ -146,7 +148,7 @@ class Masked(NamedTuple):
         """The inputs' tree, in the inputs' dtypes where they are floating."""
         return self.rebuild(
             [
-                self.detached(t.to(x.device, x.dtype if x.is_floating_point() else self.full.dtype))
+                self.detached(t.to(x.device, x.dtype if x.is_floating_point() else self.dtype))
                 for t, x in zip(leaves, self.x, strict=True)
             ]
         )
@@ -154,7 +156,7 @@ class Masked(NamedTuple):
     def number(self, t: Tensor) -> Tensor:
         """Scores in the dtype of the first input, or of the outputs if that is of integers."""
         first = self.x[0]
-        return self.detached(t.to(first.dtype if first.is_floating_point() else self.full.dtype))
+        return self.detached(t.to(first.dtype if first.is_floating_point() else self.dtype))
 
     def detached(self, t: Tensor) -> Tensor:
         """Without a graph, unless one is wanted."""
@@ -183,10 +185,16 @@ def masked(
         x, x0 = (tuple([t.detach() for t in leaves]) for leaves in (x, x0))
     model = bind(model_fn, frozen=not create_graph, forward_only=not create_graph)
     chosen = choose(target, batch)
-    nothing = torch.cat([t.flatten() for t in x])[:0]
-    p = Masked(model, x, x0, rebuild, batch, chosen, create_graph, chunks, nothing, False)
-    full, whole = p._evaluate(tuple([t.clone()[None] for t in x]))
-    return p._replace(full=full[0], whole=whole)
+    nothing = torch.zeros(0, device=x[0].device, dtype=_floating(x[0].dtype))
+    p = Masked(
+        model, x, x0, rebuild, batch, chosen, create_graph, chunks, nothing, False, nothing.dtype
+    )
+    full, whole, dtype = p._evaluate(tuple([t.clone()[None] for t in x]))
+    return p._replace(full=full[0], whole=whole, dtype=dtype)
+
+
+def _floating(dtype: torch.dtype) -> torch.dtype:
+    return dtype if dtype.is_floating_point else torch.get_default_dtype()
 
 
 def mix(z: Tensor, x: Tensor, x0: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from attrfn._core.coalitions import exact
 from attrfn._core.target import Chosen, select
 
 
@@ -17,10 +18,12 @@ class Outcome(NamedTuple):
     Attributes:
         values: (S * B, K...) of S copies of a batch; or (S,), one for each copy as a whole.
         whole: Whether there is one value for a whole batch.
+        dtype: That of the attributions of inputs that have no floating one.
     """
 
     values: Tensor
     whole: bool
+    dtype: torch.dtype
 
 
 def outcome(outputs: Any, chosen: Chosen, batch: int, copies: int, name: str) -> Outcome:
@@ -39,7 +42,7 @@ def outcome(outputs: Any, chosen: Chosen, batch: int, copies: int, name: str) ->
     """
     rows = copies * batch
     if callable(chosen):
-        outputs = _tensor(chosen(outputs), f"callable {name}", name)
+        outputs, dtype = _tensor(chosen(outputs), f"callable {name}", name)
         if outputs.numel() not in (copies, rows):
             raise ValueError(
                 f"the callable {name} returned shape {tuple(outputs.shape)} for {rows} row(s), "
@@ -48,14 +51,15 @@ def outcome(outputs: Any, chosen: Chosen, batch: int, copies: int, name: str) ->
                 "chunk_size=1"
             )
         whole = outputs.ndim == 0 or outputs.numel() < rows
-        return Outcome(outputs.reshape(-1), whole)
-    outputs = _tensor(outputs, "explained function", name)
+        return Outcome(outputs.reshape(-1), whole, dtype)
+    outputs, dtype = _tensor(outputs, "explained function", name)
     if chosen is not None:
-        return Outcome(select(outputs, chosen, rows, name), False)
+        return Outcome(select(outputs, chosen, rows, name), False, dtype)
     if outputs.ndim and outputs.shape[0] == rows:
-        return Outcome(outputs.reshape(rows) if outputs.numel() == rows else outputs, False)
+        outputs = outputs.reshape(rows) if outputs.numel() == rows else outputs
+        return Outcome(outputs, False, dtype)
     if outputs.numel() == copies:
-        return Outcome(outputs.reshape(copies), True)
+        return Outcome(outputs.reshape(copies), True, dtype)
     raise ValueError(
         f"the explained function returned shape {tuple(outputs.shape)} for {rows} row(s), expected "
         "the rows in dimension 0, or one value for the whole batch: a model that cannot take "
@@ -64,10 +68,11 @@ def outcome(outputs: Any, chosen: Chosen, batch: int, copies: int, name: str) ->
     )
 
 
-def _tensor(value: Any, giver: str, name: str) -> Tensor:
-    """Numbers and arrays as tensors, integers in torch's default floating dtype."""
+def _tensor(value: Any, giver: str, name: str) -> tuple[Tensor, torch.dtype]:
+    """Numbers and arrays as tensors, integers in the widest type, and the dtype of attributions."""
     if isinstance(value, Number) and not isinstance(value, complex):
-        return torch.tensor(float(value), dtype=torch.float64)  # type: ignore[arg-type]
+        number = torch.tensor(float(value), dtype=torch.float64)  # type: ignore[arg-type]
+        return number, number.dtype
     if not isinstance(value, Tensor) and hasattr(value, "__array__"):
         value = torch.as_tensor(value)
     if not isinstance(value, Tensor):
@@ -79,4 +84,6 @@ def _tensor(value: Any, giver: str, name: str) -> Tensor:
         raise TypeError(
             f"the {giver} returned {value.dtype}, expected real numbers: take .abs() or .real"
         )
-    return value if value.is_floating_point() else value.to(torch.get_default_dtype())
+    if value.is_floating_point():
+        return value, value.dtype
+    return value.to(exact(value.device)), torch.get_default_dtype()

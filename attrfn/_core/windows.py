@@ -41,7 +41,7 @@ class Windows(NamedTuple):
             after = after // max(len(covered), 1)
             along = covered[numbers // max(after, 1) % len(covered)]
             behind = len(self.sizes) - d - 1
-            mask = mask & along.reshape(-1, *[1] * d, self.sizes[d], *[1] * behind)
+            mask = mask & along.reshape(len(along), *[1] * d, self.sizes[d], *[1] * behind)
         return mask
 
     def mean(self, values: Tensor) -> Tensor:

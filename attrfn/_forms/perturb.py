@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from attrfn._core.baseline import fill_baselines
+from attrfn._core.features import features
+from attrfn._core.tree import flatten
 from attrfn._core.typing import (
     At,
     Baselines,
@@ -76,11 +79,14 @@ def layer_feature_ablation(
 
     def one(layer: Layer) -> Tree:
         here = locate(model_fn, inputs, layer, at=at, call=call, create_graph=create_graph)
+        leaves, rebuild = flatten(here.activation)
+        features(layer_mask, here.activation, leaves, n_features, "layer_mask")
+        a0 = fill_baselines(layer_baselines, here.activation, leaves, "layer_baselines")
         return feature_ablation(
             here.model,
             here.activation,
             target=target,
-            baselines=layer_baselines,
+            baselines=rebuild(a0),
             feature_mask=layer_mask,
             n_features=n_features,
             chunk_size=chunk_size,
@@ -151,6 +157,8 @@ def layer_feature_permutation(
 
     def one(layer: Layer) -> Tree:
         here = locate(model_fn, inputs, layer, at=at, call=call, create_graph=create_graph)
+        leaves, _ = flatten(here.activation)
+        features(layer_mask, here.activation, leaves, n_features, "layer_mask")
         return feature_permutation(
             here.model,
             here.activation,

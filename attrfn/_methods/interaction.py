@@ -90,6 +90,8 @@ def interactions(
     """
     if index not in ("shapley_taylor", "shapley"):
         raise ValueError(f"index is {index!r}, expected 'shapley_taylor' or 'shapley'")
+    if n_samples is not None:
+        positive("n_samples", n_samples)
     if return_stderr and (n_samples is None or n_samples < 2):
         raise ValueError(
             f"n_samples is {n_samples}, expected at least 2 for standard errors (None is exact)"
@@ -99,7 +101,7 @@ def interactions(
     these = features(feature_mask, inputs, p.x, n_features)
     if n_samples is None:
         return p.number(_exact(p, these, index))
-    rank = orderings(row_keys(key, p.batch, p.device), positive("n_samples", n_samples), these.n)
+    rank = orderings(row_keys(key, p.batch, p.device), n_samples, these.n)
     found = _sampled(p, these, rank, index)
     if not return_stderr:
         return p.number(found.mean(0))
@@ -121,10 +123,13 @@ def _exact(p: Masked, these: Features, index: Index) -> Tensor:
 
     def weigh(z: Tensor, values: Tensor) -> Leaves:
         counts = _counts(z, index)
-        return (torch.tensordot(values.to(counts), counts, ([0], [0])),)
+        gain = (values - p.full).to(counts)  # the counts of a pair sum to 0
+        return (torch.tensordot(gain, counts, ([0], [0])),)
 
-    (last,) = weigh(torch.ones(1, n, dtype=torch.bool, device=p.device), p.full[None])
-    return last + p.collect(2**n - 1, part, add)[0] if n else last
+    if n == 0:
+        return p.full[..., None, None][..., :0, :0]
+    (total,) = p.collect(2**n - 1, part, add)  # the last coalition is x itself: no gain
+    return total
 
 
 def _counts(z: Tensor, index: Index) -> Tensor:

@@ -141,7 +141,7 @@ def _standard_error(d: Design, rest: Tensor, wz: Tensor) -> Tensor:
     """
     each = rest[..., None] * wz[:, :, None]  # (S, R, K, n)
     pairs = each.reshape(-1, 2, *each.shape[1:]).sum(1)
-    total, start, spare = torch.zeros_like(each[0]), 0, len(pairs) - wz.shape[-1] + 1
+    total, start, spare = each.new_zeros(each.shape[1:]), 0, len(pairs) - wz.shape[-1] + 1
     if len(pairs) == 2 ** (wz.shape[-1] - 1) - 1:
         return total
     if 2 * len(pairs) < 3 * wz.shape[-1]:

@@ -70,8 +70,7 @@ def rise(
         Petsiuk, Das and Saenko, RISE: Randomized Input Sampling for Explanation of Black-box
         Models, 2018.
     """
-    if not 0 < p <= 1:
-        raise ValueError(f"p is {p!r}, expected a probability above 0 and at most 1")
+    _check_probability(p)
     chunks = Chunks(chunk_size, batching, progress, "rise")
     f = masked(model_fn, inputs, target, baselines, chunks, create_graph=create_graph)
     require_floating(f.x)
@@ -92,6 +91,11 @@ def rise(
     return f.result(maps)
 
 
+def _check_probability(p: object) -> None:
+    if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0 < p <= 1:
+        raise ValueError(f"p is {p!r}, expected a probability above 0 and at most 1")
+
+
 def _masks(keys: Tensor, x: Tensor, cells: int, p: float) -> Tensor:
     """Random masks (S, R, 1, *spatial): ``m(u) = sum_k g_k hat(u - k)`` in each dimension."""
     sizes = x.shape[2:]
@@ -105,7 +109,9 @@ def _masks(keys: Tensor, x: Tensor, cells: int, p: float) -> Tensor:
     shift = random.uniform(random.fold_in(keys, 1), (len(sizes),))
     masks = kept.to(wide(x.dtype))
     for d, size in enumerate(sizes):
-        at = (torch.arange(size, device=x.device) + 0.5) * (cells / size) + shift[..., d, None]
+        at = (torch.arange(size, device=x.device) + 0.5) * (cells / max(size, 1)) + shift[
+            ..., d, None
+        ]
         hat = (1 - (at[..., None] - nodes).abs()).clamp(min=0).to(masks)
         masks = torch.einsum("srk...,sruk->sr...u", masks, hat)
     return masks[:, :, None]

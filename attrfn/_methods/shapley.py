@@ -83,16 +83,15 @@ def shapley_values(
     def contributions(z: Tensor, values: Tensor) -> Leaves:
         size = z.sum(1, keepdim=True)
         weight = torch.where(z, weights[size], -weights[size + 1])
-        return (torch.tensordot(values.to(weight), weight, ([0], [0])),)
+        gain = (values - p.full).to(weight)  # the weights of a feature sum to 0
+        return (torch.tensordot(gain, weight, ([0], [0])),)
 
     def part(i: slice) -> Part[Leaves]:
         z = subsets(i, n, p.device)
         return p.mixed(these.masks(z)), functools.partial(contributions, z[:, 0])
 
-    most = 2**n - 1  # the last coalition is x itself, which is evaluated
-    (total,) = p.collect(most, part, add)
-    (last,) = contributions(torch.ones(1, n, dtype=torch.bool, device=p.device), p.full[None])
-    return p.result(these.elements(total + last))
+    (total,) = p.collect(2**n - 1, part, add)  # the last coalition is x itself: no gain
+    return p.result(these.elements(total))
 
 
 def shapley_value_sampling(

@@ -77,11 +77,10 @@ def interactions(
 
     Example:
         >>> import torch, attrfn
-        >>> f = lambda x: x[:, 0] * x[:, 1] + x[:, 2]
-        >>> attrfn.interactions(f, torch.tensor([[2.0, 3.0, 4.0]])).round(decimals=3)
-        tensor([[[0., 6., 0.],
-                 [6., 0., 0.],
-                 [0., 0., 4.]]])
+        >>> f = lambda x: x[:, 0] * x[:, 1] + x[:, 1]
+        >>> attrfn.interactions(f, torch.tensor([[2.0, 3.0]]))
+        tensor([[[0., 6.],
+                 [6., 3.]]])
 
     Reference:
         Grabisch and Roubens, An Axiomatic Approach to the Concept of Interaction among Players in

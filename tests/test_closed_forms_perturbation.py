@@ -853,6 +853,16 @@ def test_one_feature_has_one_ordering():
 # KernelSHAP from some of the coalitions
 
 
+def test_kernel_shap_of_all_coalitions_with_a_key_for_each_example():
+    """The order in which they come does not matter."""
+    x, x0 = randn(0, 3, 4), randn(1, 3, 4)
+    got = attrfn.kernel_shap(
+        wavy, x, baselines=x0, n_samples=14, key=attrfn.random.split(0, 3), return_stderr=True
+    )
+    close(got[0], by_rule(shapley, wavy, x, x0), 1e-8)
+    close(got[1], torch.zeros_like(x), 0)
+
+
 @pytest.mark.parametrize("n_samples", [10, 17, 25, 40])
 def test_kernel_shap_is_efficient_with_few_samples(n_samples):
     x, x0 = randn(0, 3, 6), randn(1, 3, 6)
@@ -1398,6 +1408,37 @@ def test_layer_feature_permutation_is_permutation_of_the_tail(target, mask):
         return out if target is None else out[:, target]
 
     close(got, permutation(tail, a, torch.arange(4).roll(1), mask))
+
+
+class Total(nn.Module):
+    """One value for the whole batch behind a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = net()
+
+    def forward(self, x):
+        return (self.body(x)[:, 1] ** 2).mean()
+
+
+def test_layer_methods_of_one_value_for_the_whole_batch():
+    """The mean over the examples, of which each is ablated: (1, ...); permuted: that of the loop."""
+    model = Total()
+    a, mask = model.body[0](X).detach(), torch.tensor([0, 1, 1, 4, 0])
+
+    def tail(a):
+        with torch.no_grad():
+            return (tail_of(model.body)(a)[:, 1] ** 2).mean()
+
+    scores = whole_batch(ablation, tail, a, mask)
+    want = torch.stack([scores[int(k)] for k in mask])[None]
+    got = attrfn.layer_feature_ablation(model, X, layer="body.0", layer_mask=mask)
+    close(got, want)
+    got = attrfn.layer_feature_permutation(
+        model, X, layer="body.0", layer_mask=mask, permute=rolled, chunk_size=1
+    )
+    moved = [tail(torch.where(mask == k, a.roll(1, 0), a)) for k in mask]
+    close(got, (tail(a) - torch.stack(moved))[None])
 
 
 def test_layer_feature_permutation_draws():

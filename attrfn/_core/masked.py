@@ -21,6 +21,7 @@ from attrfn._core.target import Chosen, choose
 from attrfn._core.tree import batch_size, call_model, flatten
 from attrfn._core.typing import Baselines, Leaves, ModelFn, Target, Tree
 
+_SMALL = 2**20
 T = TypeVar("T")
 Part = tuple[Leaves, Callable[[Tensor], T]]
 
@@ -72,6 +73,9 @@ class Masked(NamedTuple):
             masks: From a slice of the copies to their z, per leaf (S, 1 or B, ...); booleans, or
                 numbers from 0 to 1.
         """
+        if n * sum(t.numel() for t in self.x) <= _SMALL:  # one table for all chunks
+            table = masks(slice(0, n))
+            return self.at(n, lambda i: self.mixed(tuple([z[i] for z in table])))
         return self.at(n, lambda i: self.mixed(masks(i)))
 
     def at(self, n: int, points: Callable[[slice], Leaves]) -> Tensor:

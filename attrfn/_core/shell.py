@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import functools
+import operator
 import types
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,7 @@ class Shells:
         self.fused = fused
         self.memo: dict[int, Any] = {}
         self.noisy: list[str] = []
-        self.states: list[tuple[dict[str, Any], tuple[Any, ...]]] = []
+        self.kept: list[Kept] = []
         self.plain = True
 
     def module(self, module: nn.Module) -> Any:
@@ -84,7 +85,7 @@ class Shells:
             state["_attrfn_tap"] = self.taps[key]
             state["_attrfn_forward"] = state.pop("forward", None)
         object.__setattr__(new, "__dict__", state)
-        self.states.append((state, _state(state)))
+        self.kept.append(Kept.of(state))
         if module.training and _mixes_or_draws(module):
             self.noisy.append(cls.__name__)
         return new
@@ -152,7 +153,7 @@ class Shells:
 
     def unchanged(self) -> bool:
         """Whether a run left everything as it was built, so that the shells may run again."""
-        return self.plain and all(_state(state) == before for state, before in self.states)
+        return self.plain and all(kept.unchanged() for kept in self.kept)
 
     def warn(self) -> None:
         """Warn if a module that draws numbers or ties rows together is in training mode."""
@@ -163,11 +164,39 @@ class Shells:
             )
 
 
-def _state(state: dict[str, Any]) -> tuple[Any, ...]:
-    """What a run could change: attributes and what the dicts of nn.Module hold, and buffers."""
-    inside = [tuple(map(id, v.values())) for v in state.values() if type(v) in _DICTS]
-    versions = [b._version for b in state["_buffers"].values() if b is not None]
-    return (*map(id, state.values()), *inside, *versions)
+class Kept(NamedTuple):
+    """What a shell held when it was built: its attributes, what is in its dicts, its buffers."""
+
+    state: dict[str, Any]
+    values: list[Any]
+    empty: list[dict[str, Any]]
+    full: list[tuple[dict[str, Any], list[Any]]]
+    versions: list[tuple[Tensor, int]]
+
+    @staticmethod
+    def of(state: dict[str, Any]) -> Kept:
+        """Look at a shell's attributes."""
+        dicts = [v for v in state.values() if type(v) in _DICTS]
+        return Kept(
+            state,
+            list(state.values()),
+            [d for d in dicts if not d],
+            [(d, list(d.values())) for d in dicts if d],
+            [(b, b._version) for b in state["_buffers"].values() if b is not None],
+        )
+
+    def unchanged(self) -> bool:
+        """Whether all of it is the same object still."""
+        return (
+            _same(self.state, self.values)
+            and not any(self.empty)
+            and all(_same(d, values) for d, values in self.full)
+            and all(b._version == version for b, version in self.versions)
+        )
+
+
+def _same(now: dict[str, Any], before: list[Any]) -> bool:
+    return len(now) == len(before) and all(map(operator.is_, now.values(), before))
 
 
 def _fresh(value: Any) -> Any:

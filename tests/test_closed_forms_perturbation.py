@@ -909,7 +909,7 @@ def shapley_by_subsets(v, players):
     return out
 
 
-@pytest.mark.parametrize("n_samples", [14, 16, 20, 22, 24, 25, 40, 100])
+@pytest.mark.parametrize("n_samples", [14, 16, 20, 22, 24, 25, 40, 100, 200])
 def test_kernel_shaps_standard_errors_are_not_too_small(n_samples):
     """Mean squared error over mean squared standard error: 1 for random coalitions, less for those
     that are spread out. Eight features; below 24 samples nobody can tell, and they are infinite."""
@@ -922,7 +922,7 @@ def test_kernel_shaps_standard_errors_are_not_too_small(n_samples):
     miss = ((got - attrfn.shapley_values(wavy, x)) ** 2).mean()
     ratio = float(miss / (error**2).mean())
     assert ratio < 1.5
-    assert n_samples < 24 or ratio > 0.1
+    assert n_samples < 24 or ratio > 0.2  # of 200 out of 254 too: there are few others
 
 
 def test_kernel_shaps_standard_errors_are_zero_only_where_all_is_enumerated():
@@ -1422,7 +1422,7 @@ class Total(nn.Module):
 
 
 def test_layer_methods_of_one_value_for_the_whole_batch():
-    """The mean over the examples, of which each is ablated: (1, ...); permuted: that of the loop."""
+    """The mean over the examples, in all of which a part is ablated or permuted: (1, ...)."""
     model = Total()
     a, mask = model.body[0](X).detach(), torch.tensor([0, 1, 1, 4, 0])
 

@@ -15,6 +15,7 @@ from attrfn._core.memory import Peak, budget, out_of_memory
 from attrfn._core.progress import bar
 from attrfn._core.typing import Batching, ChunkSize, Leaves
 
+_SMALL = 2**20
 T = TypeVar("T")
 
 
@@ -67,6 +68,20 @@ def over_chunks(
         return _run(part, merge, n, chunks, device, lambda count: None)
     with bar(n, chunks.label) as advance:
         return _run(part, merge, n, chunks, device, advance)
+
+
+def at_once(make: Callable[[slice], Leaves], n: int, elements: int) -> Callable[[slice], Leaves]:
+    """From slices to what ``make`` gives for them, made in one go where that is small.
+
+    Args:
+        make: From a slice of 0..n to tensors (S, ...).
+        n: The number of copies.
+        elements: How many elements the tensors of all copies have, about.
+    """
+    if elements > _SMALL:
+        return make
+    whole = make(slice(0, n))
+    return lambda i: tuple([t[i] for t in whole])
 
 
 def add(a: Leaves, b: Leaves) -> Leaves:

@@ -12,7 +12,7 @@ from torch import Tensor
 from attrfn._core.baseline import fill_baselines
 from attrfn._core.batch import flat_rows, repeat_bound, wide
 from attrfn._core.bind import bind
-from attrfn._core.chunks import Chunks, over_chunks
+from attrfn._core.chunks import Chunks, at_once, over_chunks
 from attrfn._core.derive import transforming, twice_differentiable
 from attrfn._core.explain import repeat_chosen
 from attrfn._core.memory import surely_fits
@@ -21,7 +21,6 @@ from attrfn._core.target import Chosen, choose
 from attrfn._core.tree import batch_size, call_model, flatten
 from attrfn._core.typing import Baselines, Leaves, ModelFn, Target, Tree
 
-_SMALL = 2**20
 T = TypeVar("T")
 Part = tuple[Leaves, Callable[[Tensor], T]]
 
@@ -73,9 +72,7 @@ class Masked(NamedTuple):
             masks: From a slice of the copies to their z, per leaf (S, 1 or B, ...); booleans, or
                 numbers from 0 to 1.
         """
-        if n * sum(t.numel() for t in self.x) <= _SMALL:  # one table for all chunks
-            table = masks(slice(0, n))
-            return self.at(n, lambda i: self.mixed(tuple([z[i] for z in table])))
+        masks = at_once(masks, n, n * sum(t.numel() for t in self.x))
         return self.at(n, lambda i: self.mixed(masks(i)))
 
     def at(self, n: int, points: Callable[[slice], Leaves]) -> Tensor:

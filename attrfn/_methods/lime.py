@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attrfn import random, surrogates
-from attrfn._core.chunks import Chunks
+from attrfn._core.chunks import Chunks, at_once
 from attrfn._core.features import features
 from attrfn._core.keys import row_keys, sample_keys
 from attrfn._core.masked import Part, add_lists, masked
@@ -105,8 +105,13 @@ def lime(
     keys = row_keys(key, p.batch, p.device)
     p.check_rows(len(keys))
 
+    samples = positive("n_samples", n_samples)
+    draw = at_once(
+        lambda i: (_draw(perturb, sample_keys(keys, i, 0), n),), samples, samples * len(keys) * n
+    )
+
     def part(i: slice) -> Part[tuple[list[Tensor], ...]]:
-        z = _draw(perturb, sample_keys(keys, i, 0), n)
+        (z,) = draw(i)
         if transform is None:
             points = p.mixed(these.masks(z))
         else:
@@ -116,7 +121,7 @@ def lime(
         w = w.mean(1, keepdim=True) if p.whole else w
         return points, lambda values: ([z], [values], [w])
 
-    found = p.collect(positive("n_samples", n_samples), part, add_lists)
+    found = p.collect(samples, part, add_lists)
     z, values, w = (torch.cat(t) for t in found)
     y = values.reshape(*values.shape[:2], values.shape[2:].numel())
     a = fit(z, y, w.to(y)).reshape(*values.shape[1:], n)

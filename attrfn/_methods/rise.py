@@ -7,7 +7,7 @@ from torch import Tensor
 
 from attrfn import random
 from attrfn._core.batch import weighted_sum, wide
-from attrfn._core.chunks import Chunks, add
+from attrfn._core.chunks import Chunks, add, at_once
 from attrfn._core.keys import row_keys, sample_keys
 from attrfn._core.masked import Part, masked
 from attrfn._core.noise import positive
@@ -78,8 +78,13 @@ def rise(
     keys = row_keys(key, f.batch, f.device)
     f.check_rows(len(keys))
 
+    def draw(i: slice) -> Leaves:
+        return tuple([_masks(sample_keys(keys, i, k), x, cells, p) for k, x in enumerate(f.x)])
+
+    masks = at_once(draw, n, n * len(keys) * sum(x[:1].numel() for x in f.x))
+
     def part(i: slice) -> Part[Leaves]:
-        m = tuple([_masks(sample_keys(keys, i, k), x, cells, p) for k, x in enumerate(f.x)])
+        m = masks(i)
         return f.mixed(m), lambda values: tuple([weighted_sum(values, one) for one in m])
 
     total = f.collect(n, part, add)

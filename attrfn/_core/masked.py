@@ -98,7 +98,7 @@ class Masked(NamedTuple):
 
         alone = self.whole and self.chunks.batching != "vmap"  # copies cannot share a batch
         chunks = self.chunks._replace(size=1) if alone else self.chunks
-        if chunks.size == "auto" and surely_fits(self.x, n):
+        if chunks.size == "auto" and not transforming() and surely_fits(self.x, n):
             chunks = chunks._replace(size=None)
         return over_chunks(run, merge, n, chunks, self.device)
 

@@ -1,6 +1,7 @@
 """attrfn: functional, stateless attribution for PyTorch."""
 
 from attrfn import random as random
+from attrfn import rules as rules
 from attrfn import surrogates as surrogates
 from attrfn._core.split import Split as Split
 from attrfn._core.split import split as split
@@ -22,9 +23,14 @@ from attrfn._forms.layer import layer_activation as layer_activation
 from attrfn._forms.layer import layer_gradient_shap as layer_gradient_shap
 from attrfn._forms.layer import layer_gradient_x_activation as layer_gradient_x_activation
 from attrfn._forms.layer import layer_integrated_gradients as layer_integrated_gradients
+from attrfn._forms.layer_rules import layer_deep_lift as layer_deep_lift
+from attrfn._forms.layer_rules import layer_deep_lift_shap as layer_deep_lift_shap
+from attrfn._forms.layer_rules import layer_lrp as layer_lrp
 from attrfn._forms.neuron import neuron_gradient as neuron_gradient
 from attrfn._forms.neuron import neuron_gradient_shap as neuron_gradient_shap
 from attrfn._forms.neuron import neuron_integrated_gradients as neuron_integrated_gradients
+from attrfn._forms.neuron_rules import neuron_deep_lift as neuron_deep_lift
+from attrfn._forms.neuron_rules import neuron_deep_lift_shap as neuron_deep_lift_shap
 from attrfn._forms.perturb import layer_feature_ablation as layer_feature_ablation
 from attrfn._forms.perturb import layer_feature_permutation as layer_feature_permutation
 from attrfn._forms.perturb import neuron_feature_ablation as neuron_feature_ablation
@@ -32,6 +38,8 @@ from attrfn._forms.score_cam import ablation_cam as ablation_cam
 from attrfn._forms.score_cam import score_cam as score_cam
 from attrfn._methods.ablation import feature_ablation as feature_ablation
 from attrfn._methods.ablation import occlusion as occlusion
+from attrfn._methods.deeplift import deep_lift as deep_lift
+from attrfn._methods.deeplift import deep_lift_shap as deep_lift_shap
 from attrfn._methods.gradient import gradient as gradient
 from attrfn._methods.gradient import input_x_gradient as input_x_gradient
 from attrfn._methods.gradient import saliency as saliency
@@ -42,6 +50,7 @@ from attrfn._methods.integrated import integrated_gradients as integrated_gradie
 from attrfn._methods.interaction import interactions as interactions
 from attrfn._methods.kernel import kernel_shap as kernel_shap
 from attrfn._methods.lime import lime as lime
+from attrfn._methods.lrp import lrp as lrp
 from attrfn._methods.noise import noise_tunnel as noise_tunnel
 from attrfn._methods.permutation import feature_permutation as feature_permutation
 from attrfn._methods.relu import deconvolution as deconvolution
@@ -49,5 +58,7 @@ from attrfn._methods.relu import guided_backprop as guided_backprop
 from attrfn._methods.rise import rise as rise
 from attrfn._methods.shapley import shapley_value_sampling as shapley_value_sampling
 from attrfn._methods.shapley import shapley_values as shapley_values
+from attrfn._methods.with_rules import with_rules as with_rules
+from attrfn._rules.errors import UnsupportedOpError as UnsupportedOpError
 
 __version__ = "0.1.0"

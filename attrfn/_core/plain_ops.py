@@ -69,11 +69,12 @@ def attention(
     if attn_mask is None:
         weights = scores.softmax(-1)
     else:
+        closed = ~attn_mask if attn_mask.dtype == torch.bool else attn_mask == -torch.inf
         if attn_mask.dtype == torch.bool:
-            scores = scores.masked_fill(~attn_mask, -torch.inf)
+            scores = scores.masked_fill(closed, -torch.inf)
         else:
             scores = scores + attn_mask
-        empty = (scores == -torch.inf).all(-1, keepdim=True)
+        empty = closed.all(-1, keepdim=True)
         weights = scores.masked_fill(empty, 0.0).softmax(-1).masked_fill(empty, 0.0)
     if dropout_p > 0.0:
         weights = F.dropout(weights, dropout_p)
@@ -110,15 +111,20 @@ def glu(input: Tensor, dim: int = -1) -> Tensor:
     return a * b.sigmoid()
 
 
+def opened(func: Any) -> Any:
+    """A function of torch.nn.functional with its parts in sight of a mode.
+
+    torch hands such a function to a mode as one call and hides what is inside. The same code with
+    has_torch_function answering "no" runs its parts where the mode sees them.
+    """
+    hidden = {name: _not_overridden for name in vars(F) if name.startswith("has_torch_function")}
+    return types.FunctionType(
+        func.__code__, {**vars(F), **hidden}, func.__name__, func.__defaults__, func.__closure__
+    )
+
+
 def _not_overridden(*args: Any, **kwargs: Any) -> bool:
     return False
 
 
-# torch hands multi_head_attention_forward to a mode as one call and hides what is inside. The same
-# code with has_torch_function answering "no" runs its parts where the mode sees them.
-_open_multi_head_attention = types.FunctionType(
-    F.multi_head_attention_forward.__code__,
-    {**vars(F), "has_torch_function": _not_overridden},
-    "multi_head_attention_forward",
-    F.multi_head_attention_forward.__defaults__,
-)
+_open_multi_head_attention = opened(F.multi_head_attention_forward)

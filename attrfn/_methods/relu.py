@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from attrfn._core.derive import transforming, values_and_gradients
 from attrfn._core.explain import explain
 from attrfn._core.typing import ModelFn, Target, Tree
 from attrfn._core.warn import warn
-from attrfn._rules.relu import deconvolved, guided
-from attrfn._rules.replay import Record, Replay, Rule
+from attrfn._rules.gradient import gradients_by_rules
+from attrfn._rules.relu import DECONV, GUIDED
+from attrfn._rules.table import Rules
 
 
 def guided_backprop(
@@ -49,7 +47,7 @@ def guided_backprop(
         Springenberg, Dosovitskiy, Brox and Riedmiller, Striving for Simplicity: The All
         Convolutional Net, 2014.
     """
-    return _with_rule(model_fn, inputs, target, guided, "guided_backprop", create_graph)
+    return _with_rules(model_fn, inputs, target, GUIDED, create_graph)
 
 
 def deconvolution(
@@ -87,29 +85,18 @@ def deconvolution(
     Reference:
         Zeiler and Fergus, Visualizing and Understanding Convolutional Networks, 2014.
     """
-    return _with_rule(model_fn, inputs, target, deconvolved, "deconvolution", create_graph)
+    return _with_rules(model_fn, inputs, target, DECONV, create_graph)
 
 
-def _with_rule(
-    model_fn: ModelFn, inputs: Tree, target: Target, rule: Rule, name: str, create_graph: bool
+def _with_rules(
+    model_fn: ModelFn, inputs: Tree, target: Target, rules: Rules, create_graph: bool
 ) -> Tree:
-    """The gradient by a rule; where it may be differentiated again, by record and replay."""
+    """The gradient under rules for rectifiers."""
     p = explain(model_fn, inputs, target, create_graph=create_graph)
-    seen: list[Tensor] | None = None
-    if create_graph or transforming():
-        seen = []
-        with Record(seen):
-            p.values(p.x)
-    calls: list[int] = []
-
-    def f(*z: Tensor) -> Tensor:
-        with Replay(rule, seen, calls):
-            return p.values(z)
-
-    _, grads = values_and_gradients(f, p.x, create_graph=create_graph)
+    grads, calls = gradients_by_rules(p, rules, p.x)
     if not calls and p.batch:
         warn(
-            f"{name} met no ReLU, so it is the plain gradient: it has a rule for max(x, 0) only, "
-            "called as a torch function while the model runs"
+            f"{rules.name} met no ReLU, so it is the plain gradient: it has a rule for max(x, 0) "
+            "only, called as a torch function while the model runs"
         )
     return p.result(grads)

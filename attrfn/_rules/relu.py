@@ -1,41 +1,28 @@
-"""Rectifiers: which calls are one, and what else than a derivative may pass back through them."""
+"""Guided backpropagation and deconvolution: what passes back through rectifiers."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-_RELU = (F.relu, torch.relu, Tensor.relu)
-_RELU_IN_PLACE = (F.relu_, torch.relu_, Tensor.relu_)
-_CLAMP = (torch.clamp, Tensor.clamp, torch.clip, Tensor.clip, torch.clamp_min, Tensor.clamp_min)
-_CLAMP_IN_PLACE = (
-    torch.clamp_,
-    Tensor.clamp_,
-    torch.clip_,
-    Tensor.clip_,
-    torch.clamp_min_,
-    Tensor.clamp_min_,
-)
+from attrfn._rules.call import Call
+from attrfn._rules.run import Record, Replay, Values
+from attrfn._rules.table import Op, Rules, plain
+
+Passing = Callable[[Tensor, Tensor], Tensor]
+"""From z - x and x to what passes."""
 
 
-def rectified(
-    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Tensor, bool] | None:
-    """The x of a call that computes max(x, 0) and whether it is written in place, or None."""
-    if func in _RELU:
-        x = args[0] if args else kwargs["input"]
-        return x, bool(args[1] if len(args) > 1 else kwargs.get("inplace", False))
-    if func in _RELU_IN_PLACE:
-        return args[0], True
-    if func in _CLAMP or func in _CLAMP_IN_PLACE:
-        bounds = [*args[1:], *kwargs.values()]
-        low = args[1] if len(args) > 1 else kwargs.get("min")
-        if len(bounds) == 1 and not isinstance(low, Tensor) and low == 0:
-            return args[0], func in _CLAMP_IN_PLACE
-    return None
+def is_rectifier(call: Call) -> bool:
+    """Whether a call computes max(x, 0)."""
+    if call.name == "relu":
+        return True
+    bounds = [*call.args[1:], *call.kwargs.values()]
+    low = call.argument(1, "min")
+    return len(bounds) == 1 and not isinstance(low, Tensor) and low == 0
 
 
 class _Guided(torch.autograd.Function):
@@ -97,3 +84,22 @@ def deconvolved(u: Tensor, x: Tensor) -> Tensor:
     """Everything passes through; of a cotangent only what is positive."""
     passed: Tensor = _Deconv.apply(u)  # type: ignore[no-untyped-call]
     return passed
+
+
+def _through(passing: Passing) -> Op:
+    def rule(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
+        return torch.relu(x[0]) + passing(z[0] - x[0], x[0])
+
+    def apply(run: Record | Replay, call: Call) -> Any:
+        return run.primitive(call, rule) if is_rectifier(call) else plain(run, call)
+
+    return Op("rectifier", apply)
+
+
+def _rules(name: str, passing: Passing) -> Rules:
+    names = ("relu", "clamp", "clip", "clamp_min")
+    return Rules(name, dict.fromkeys(names, _through(passing)), strict=False)
+
+
+GUIDED = _rules("guided_backprop", guided)
+DECONV = _rules("deconvolution", deconvolved)

@@ -1,0 +1,180 @@
+"""Layer-wise relevance propagation."""
+
+from __future__ import annotations
+
+import fnmatch
+from typing import Any
+
+import torch
+from torch import nn
+
+from attrfn._core.bind import bind_source
+from attrfn._core.derive import transforming
+from attrfn._core.explain import explain
+from attrfn._core.source import plain, source
+from attrfn._core.typing import ModelFn, Target, Tree
+from attrfn._rules.conservation import Audit, Leak
+from attrfn._rules.formulas import LinearRule
+from attrfn._rules.gradient import gradients_by_rules
+from attrfn._rules.relevance import EPSILON_PLUS, composite
+from attrfn._rules.table import Rules
+
+
+def lrp(
+    model_fn: ModelFn,
+    inputs: Tree,
+    *,
+    target: Target = None,
+    rules: Rules | LinearRule | None = None,
+    create_graph: bool = False,
+) -> Tree:
+    """LRP: the explained output is handed back from operation to operation, share by share.
+
+        R_i = sum_j share_ij R_j,   sum_i share_ij = 1 (up to biases and epsilon);   A = R at x
+
+    ReLU, sums, residual connections and pooling pass relevance on as it is; linear operations
+    share it by the rules of a composite, softmax and normalisations as in AttnLRP.
+
+    Args:
+        model_fn: See :func:`gradient`.
+        inputs: See :func:`gradient`.
+        target: See :func:`gradient`.
+        rules: A composite of :mod:`attrfn.rules` (default :func:`attrfn.rules.epsilon_plus`), or
+            one rule for all linear operations.
+        create_graph: See :func:`gradient`.
+
+    Returns:
+        Relevances like the inputs; they sum to the explained output up to what biases and the
+        epsilon of the rules take.
+
+    Raises:
+        UnsupportedOpError: The model calls an operation that the rules do not cover.
+        TypeError: See :func:`gradient`; or ``rules`` are none of these.
+        ValueError: See :func:`gradient`; or a rule names a module that the model does not have.
+
+    Example:
+        >>> import torch, attrfn
+        >>> f = lambda x: torch.nn.functional.linear(x, torch.tensor([[1.0, 3.0]]))
+        >>> attrfn.lrp(f, torch.tensor([[2.0, 1.0]]), rules=attrfn.rules.epsilon(0))
+        tensor([[2., 3.]])
+
+    Reference:
+        Bach et al., On Pixel-Wise Explanations for Non-Linear Classifier Decisions by Layer-Wise
+        Relevance Propagation, 2015.
+        Achtibat et al., AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for
+        Transformers, 2024.
+    """
+    chosen = lrp_rules(rules)
+    scope: list[LinearRule] = []
+    model = scoped(model_fn, chosen, scope, frozen=not create_graph)
+    p = explain(model, inputs, target, create_graph=create_graph)
+    grads, _ = gradients_by_rules(p, chosen, p.x, scope=scope)
+    if chosen.linear.first is None:
+        grads = tuple([x * g for x, g in zip(p.x, grads, strict=True)])
+    return p.result(grads)
+
+
+def conservation(
+    model_fn: ModelFn,
+    inputs: Tree,
+    *,
+    target: Target = None,
+    rules: Rules | LinearRule | None = None,
+) -> list[Leak]:
+    """What relevance each operation gets and hands on under rules of LRP, to find where it is lost.
+
+    Args:
+        model_fn: See :func:`gradient`.
+        inputs: See :func:`gradient`.
+        target: See :func:`gradient`.
+        rules: See :func:`lrp`.
+
+    Returns:
+        One :class:`attrfn.rules.Leak` for each operation that depends on the inputs, in the order
+        of the calls: its name, its module and line, the relevance ``received`` at its outputs,
+        ``passed`` to its inputs and ``lost`` between them, summed over the batch.
+
+    Raises:
+        UnsupportedOpError: See :func:`lrp`.
+        ValueError: Inside a torch.func transform or torch.compile, where values cannot be read.
+
+    Example:
+        >>> import torch, attrfn
+        >>> f = lambda x: (torch.nn.functional.linear(x, torch.ones(1, 2)) + 1).relu()
+        >>> leaks = attrfn.rules.conservation(f, torch.ones(1, 2), rules=attrfn.rules.epsilon(0))
+        >>> [(leak.op, leak.lost) for leak in leaks if abs(leak.lost) > 1e-6]
+        [('torch.Tensor.add', 1.0)]
+    """
+    if transforming():
+        raise ValueError(
+            "conservation reads values, which it cannot do inside a torch.func transform or "
+            "torch.compile: call it outside"
+        )
+    chosen = lrp_rules(rules)
+    scope: list[LinearRule] = []
+    p = explain(scoped(model_fn, chosen, scope, frozen=True), inputs, target)
+    run = Audit(chosen, scope)
+    with torch.inference_mode(False), torch.enable_grad():
+        rows = run.add([t.detach().requires_grad_() for t in p.x])
+        with run:
+            values = p.values(rows)
+        return run.leaks(values)
+
+
+def lrp_rules(rules: Rules | LinearRule | None) -> Rules:
+    """The composite that an argument ``rules`` stands for."""
+    if rules is None:
+        return EPSILON_PLUS
+    if isinstance(rules, LinearRule):
+        if rules.first:
+            raise ValueError(
+                f"rules is {rules.name} alone, which can stand only where the inputs are read: "
+                f"use attrfn.rules.composite(first=attrfn.rules.{rules.name}(...))"
+            )
+        return composite(rules.name, rules, rules)
+    given: object = rules
+    if not isinstance(given, Rules) or given.linear is None:
+        came = given.name if isinstance(given, Rules) else f"a {type(given).__name__}"
+        raise TypeError(
+            f"rules is {came}, expected a composite such as attrfn.rules.epsilon_plus() or a rule "
+            "such as attrfn.rules.gamma()"
+        )
+    return given
+
+
+def scoped(model_fn: ModelFn, rules: Rules, scope: list[LinearRule], *, frozen: bool) -> ModelFn:
+    """The model function, which says what rule its running modules have by name."""
+    if rules.linear is None or not rules.linear.names:
+        return model_fn
+    src = source(model_fn)
+    if src is None:
+        raise ValueError(
+            "rules name modules, but the model function has no module in sight: give a "
+            "torch.nn.Module or functools.partial of one (and no rules by name at layers)"
+        )
+    taken: dict[str, LinearRule] = {}
+    for pattern, rule in rules.linear.names.items():
+        names = [n for n, _ in src.module.named_modules() if fnmatch.fnmatch(plain(n), pattern)]
+        if not names:
+            raise ValueError(
+                f"rules name the module {pattern!r}, but {type(src.module).__name__} has none of "
+                "that name: see named_modules()"
+            )
+        taken.update(dict.fromkeys(names, rule))
+    layers: list[nn.Module | str] = list(taken)
+    return bind_source(src, layers, [_Tap(rule, scope) for rule in taken.values()], frozen=frozen)
+
+
+class _Tap:
+    """Puts a rule on top of the scope while its module runs."""
+
+    def __init__(self, rule: LinearRule, scope: list[LinearRule]) -> None:
+        self.rule = rule
+        self.scope = scope
+
+    def __call__(self, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.scope.append(self.rule)
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            self.scope.pop()

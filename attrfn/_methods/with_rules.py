@@ -1,0 +1,72 @@
+"""A model function with other derivatives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from attrfn._core.baseline import fill_baselines
+from attrfn._core.bind import bind
+from attrfn._core.derive import transforming
+from attrfn._core.tree import call_model, flatten
+from attrfn._core.typing import ModelFn, Tree
+from attrfn._methods.lrp import scoped
+from attrfn._rules.run import Record, Replay, Seen
+from attrfn._rules.table import Rules
+
+
+def with_rules(model_fn: ModelFn, rules: Rules) -> ModelFn:
+    """A model function with the same values, and derivatives by rules.
+
+    Its gradient is what a rule passes back: relevance divided by the input for the composites of
+    LRP (relevance itself with a rule for ``first``), multipliers for :func:`attrfn.rules.rescale`,
+    guided gradients for :func:`attrfn.rules.guided`. The rules' own coefficients count as
+    constants here; methods such as :func:`lrp` are differentiable through them.
+
+    Args:
+        model_fn: See :func:`gradient`; called with floating tensors or pytrees of them.
+        rules: One of :mod:`attrfn.rules`.
+
+    Returns:
+        A model function with the same arguments.
+
+    Raises:
+        TypeError: ``rules`` are none.
+        UnsupportedOpError: (When called) the model calls an operation that the rules do not cover.
+
+    Example:
+        >>> import torch, attrfn
+        >>> f = attrfn.with_rules(lambda x: x.relu().sum(1), attrfn.rules.rescale(baselines=-1.0))
+        >>> attrfn.gradient(f, torch.ones(1, 2))
+        tensor([[0.5000, 0.5000]])
+
+    Reference:
+        Ancona et al., Towards better understanding of gradient-based attribution methods for Deep
+        Neural Networks, 2018.
+    """
+    if not isinstance(rules, Rules):
+        raise TypeError(
+            f"rules is a {type(rules).__name__}, expected one of attrfn.rules, such as "
+            "attrfn.rules.attn_lrp()"
+        )
+
+    def ruled(*inputs: Any) -> Any:
+        given: Tree = inputs if len(inputs) != 1 else inputs[0]
+        x, rebuild = flatten(given)
+        scope: list[Any] = []
+        model = bind(scoped(model_fn, rules, scope, frozen=False), frozen=False)
+        base: list[Seen] | None = None
+        if rules.complete:
+            x0 = fill_baselines(rules.baselines, given, x)
+            base = []
+            record = Record(rules, [], base, False, scope)
+            rows = record.add(x0)
+            with torch.set_grad_enabled(transforming() and torch.is_grad_enabled()), record:
+                call_model(model, rebuild(rows))
+        run = Replay(rules, [], None, base, scope)
+        rows = run.add(x)
+        with run:
+            return call_model(model, rebuild(rows))
+
+    return ruled

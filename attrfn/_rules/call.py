@@ -1,0 +1,79 @@
+"""One call of a torch function, as a function of those of its tensors that depend on the inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+Place = tuple[int | str, int | None]
+"""Where a tensor is among the arguments: its position or keyword, and the place in a list there."""
+
+
+class Call(NamedTuple):
+    """A torch function with its arguments.
+
+    Attributes:
+        func: The function.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        places: Where the tensors are that depend on the inputs.
+        name: The operation.
+        in_place: Whether the function always writes its first argument.
+    """
+
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    places: tuple[Place, ...]
+    name: str
+    in_place: bool = False
+
+    @property
+    def values(self) -> tuple[Tensor, ...]:
+        """The tensors that depend on the inputs."""
+        return tuple([_at(self.args, self.kwargs, place) for place in self.places])
+
+    def __call__(self, *values: Tensor) -> Any:
+        """The function's value with other tensors in their places."""
+        args, kwargs = self.filled(values)
+        return self.func(*args, **kwargs)
+
+    def filled(self, values: Sequence[Tensor]) -> tuple[list[Any], dict[str, Any]]:
+        """The arguments with other tensors in their places."""
+        args, kwargs = list(self.args), dict(self.kwargs)
+        for (key, j), value in zip(self.places, values, strict=True):
+            holder: Any = args if isinstance(key, int) else kwargs
+            if j is None:
+                holder[key] = value
+            else:
+                items = list(holder[key])
+                items[j] = value
+                holder[key] = tuple(items) if isinstance(holder[key], tuple) else items
+        return args, kwargs
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """An argument that may be given by position or by name."""
+        if len(self.args) > position:
+            return self.args[position]
+        return self.kwargs.get(name, default)
+
+
+def tensors(args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[tuple[Place, Tensor]]:
+    """The tensors among some arguments, also those in lists, with their places."""
+    given: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+    for key, value in given:
+        if isinstance(value, Tensor):
+            yield (key, None), value
+        elif isinstance(value, (tuple, list)):
+            for j, item in enumerate(value):
+                if isinstance(item, Tensor):
+                    yield (key, j), item
+
+
+def _at(args: tuple[Any, ...], kwargs: dict[str, Any], place: Place) -> Tensor:
+    key, j = place
+    value: Any = args[key] if isinstance(key, int) else kwargs[key]
+    found: Tensor = value if j is None else value[j]
+    return found

@@ -1,0 +1,101 @@
+"""Where relevance goes: what each operation gets and hands on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from attrfn._rules.call import Call, tensors
+from attrfn._rules.errors import where
+from attrfn._rules.names import public_name
+from attrfn._rules.run import Replay
+from attrfn._rules.table import Rules
+
+
+class Leak(NamedTuple):
+    """An operation of one run, in the order of the calls.
+
+    Attributes:
+        op: Its name.
+        where: The module and the line that call it.
+        received: The relevance at its outputs, summed over the batch.
+        passed: The relevance at those of its inputs that depend on the explained inputs.
+    """
+
+    op: str
+    where: str
+    received: float
+    passed: float
+
+    @property
+    def lost(self) -> float:
+        """What it keeps: biases, constants and the epsilon of a rule take it."""
+        return self.received - self.passed
+
+
+class Audit(Replay):
+    """A run that keeps what each operation gets and returns."""
+
+    def __init__(self, table: Rules, scope: Any) -> None:
+        super().__init__(table, [], None, None, scope)
+        self.depth = 0
+        self.met: list[tuple[str, str, tuple[Tensor, ...], list[Tensor]]] = []
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        places = tuple([p for p, t in tensors(args, kwargs) if id(t) in self.marked])
+        found = self.table.find(func)
+        if self.depth or not places or found is None or not found[1].follows:
+            return super().__torch_function__(func, types, args, kwargs)
+        call = Call(func, args, kwargs, places, "")
+        views = tuple([t.view_as(t) for t in call.values])
+        for t, view in zip(call.values, views, strict=True):
+            self.marked[id(view)] = view
+            if id(t) in self.raw:
+                self.raw.add(id(view))
+            if id(t) in self.made:
+                self.made[id(view)] = self.made[id(t)]
+        new_args, new_kwargs = call.filled(views)
+        out = super().__torch_function__(func, types, tuple(new_args), new_kwargs)
+        leaves = [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor) and t.requires_grad]
+        self.met.append((public_name(func), where().strip(), views, leaves))
+        return out
+
+    def within(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """What is written out counts as one operation."""
+        self.depth += 1
+        try:
+            return super().within(function, *args, **kwargs)
+        finally:
+            self.depth -= 1
+
+    def leaks(self, values: Tensor) -> list[Leak]:
+        """What each operation got and handed on, from the explained values backwards."""
+        every = [t for _, _, views, outs in self.met for t in (*views, *outs)]
+        grads: tuple[Tensor | None, ...] = torch.autograd.grad(
+            values, every, torch.ones_like(values), allow_unused=True
+        )
+        sums = iter([self.relevance(t, g) for t, g in zip(every, grads, strict=True)])
+        found = []
+        for op, line, views, outs in self.met:
+            passed = sum(next(sums) for _ in views)
+            received = sum(next(sums) for _ in outs)
+            found.append(Leak(op, line, received, passed))
+        return found
+
+    def relevance(self, t: Tensor, g: Tensor | None) -> float:
+        """The relevance at a tensor; its gradient is that already where it is raw."""
+        if g is None:
+            return 0.0
+        whole = g if id(t) in self.raw else t.detach() * g
+        return float(whole.nan_to_num(0.0).sum())

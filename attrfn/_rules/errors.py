@@ -1,0 +1,87 @@
+"""Operations that a rule cannot be right for, named with the line that calls them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import optree
+import torch
+from torch import Tensor, nn
+
+from attrfn._core.compiling import is_compiling
+from attrfn._rules.call import Call
+from attrfn._rules.names import public_name
+
+_INSIDE = tuple(
+    f"{Path(file).parent}{os.sep}"
+    for file in (Path(__file__).parent, torch.__file__, optree.__file__)
+)
+
+
+class UnsupportedOpError(ValueError):
+    """An operation on the way from the inputs to the output that the rules do not cover."""
+
+
+def refuse_unknown(call: Call, rules: str, why: str = "") -> NoReturn:
+    """Raise for an operation without a rule."""
+    op = public_name(call.func)
+    raise UnsupportedOpError(
+        f"{rules} has no rule for {op}{where()}{why and f' ({why})'}: add one with "
+        f"rules | {{{op}: a function of operations that have rules}}, or take its plain derivative "
+        f"with rules.allow({op})"
+    )
+
+
+def refuse_mixed(call: Call, rules: str) -> NoReturn:
+    """Raise where a value that depends on the inputs without a derivative has an effect."""
+    op = public_name(call.func)
+    raise UnsupportedOpError(
+        f"{rules} cannot be complete at {op}{where()}: one of its arguments depends on the inputs "
+        "without a derivative (a comparison, an index, .detach() or torch.no_grad() made it); use "
+        f"an operation with a rule instead, or take it as a constant with rules.allow({op})"
+    )
+
+
+def refuse_unseen(t: Tensor, func: Any, rules: str) -> NoReturn:
+    """Raise for a tensor that something else than a torch function made of the inputs."""
+    maker = t.grad_fn.name() if t.grad_fn is not None else "an unknown operation"
+    raise UnsupportedOpError(
+        f"{rules} did not see how an argument of {public_name(func)} was made{where()}: {maker} "
+        "(a custom autograd.Function, a scripted module or a function of torch.func inside the "
+        "model) is no call of a torch function; write it in torch operations"
+    )
+
+
+def refuse_training(call: Call, rules: str) -> NoReturn:
+    """Raise for an operation that draws random numbers or mixes rows."""
+    raise UnsupportedOpError(
+        f"{rules} cannot explain {public_name(call.func)} in training mode{where()}: call "
+        "model.eval()"
+    )
+
+
+def refuse_path(call: Call, other: str | None) -> NoReturn:
+    """Raise where two runs of the model differ in their operations."""
+    raise ValueError(
+        f"the model calls {call.name}{where()} for the inputs where it calls "
+        f"{other or 'nothing'} for the baselines: its operations may not depend on values"
+    )
+
+
+def where() -> str:
+    """The user's line and module that are running, as far as they can be known."""
+    if is_compiling():
+        return ""
+    frame: Any = sys._getframe(1)
+    module, line = "", ""
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if not module and isinstance(owner, nn.Module):
+            module = f" in {type(owner).__name__}"
+        if not line and not frame.f_code.co_filename.startswith(_INSIDE):
+            line = f" ({Path(frame.f_code.co_filename).name}, line {frame.f_lineno})"
+        frame = frame.f_back
+    return module + line

@@ -1,0 +1,233 @@
+"""The rules of LRP for linear operations, each as one formula.
+
+A rule says what the operation z = W x + b shall differentiate as: surrogates s_k(x) with
+multipliers m_k, so that a cotangent c = R / z gives ``sum_k m_k c ds_k/dx``, and with it the
+relevance ``x * sum_k m_k c ds_k/dx`` at the input. Below, ``p(.) = max(., 0)``, ``n(.) =
+min(., 0)``, and ``/~`` divides by a number that is kept away from zero.
+
+Reference:
+    Bach et al., On Pixel-Wise Explanations for Non-Linear Classifier Decisions by Layer-Wise
+    Relevance Propagation, 2015.
+    Montavon et al., Layer-Wise Relevance Propagation: An Overview, 2019.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Linear = Callable[..., Tensor]
+Parts = Callable[[Linear, Tensor, Tensor, Tensor | None], tuple[Tensor, ...]]
+Multipliers = Callable[[Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]]
+
+
+class LinearRule(NamedTuple):
+    """A rule for linear operations.
+
+    Attributes:
+        name: Its name.
+        parts: ``(op, x, w, b) -> (s_1, s_2 ...)``.
+        multipliers: ``(z, (s_1, s_2 ...)) -> (m_1, m_2 ...)``.
+        first: Whether it distributes relevance without regard to x, and so can stand only where
+            the inputs are read: its parts get ``u = 1`` for x, and its gradient is the relevance.
+        bound: Of a rule that needs x beside u, from x to the parts.
+    """
+
+    name: str
+    parts: Parts
+    multipliers: Multipliers
+    first: bool = False
+    bound: Callable[[Tensor], Parts] | None = None
+
+
+def epsilon(epsilon: float = 1e-6) -> LinearRule:
+    """LRP-epsilon: ``R_in = x * W^T (R /~ z)``; LRP-0 with epsilon=0.
+
+    Args:
+        epsilon: What is added to the size of z, in units of z.
+    """
+    _positive("epsilon", epsilon)
+
+    def parts(op: Linear, x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
+        return (op(x, w, b),)
+
+    return LinearRule(f"epsilon({epsilon:g})", parts, _shared(epsilon))
+
+
+def z_plus(epsilon: float = 1e-6) -> LinearRule:
+    """LRP-z+: ``R_in = p(x) p(W)^T (R /~ z+) + n(x) n(W)^T (R /~ z+)``.
+
+    ``z+ = p(W) p(x) + n(W) n(x) + p(b)``.
+
+    Args:
+        epsilon: See :func:`epsilon`.
+    """
+    _positive("epsilon", epsilon)
+
+    def parts(op: Linear, x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
+        return (_positive_part(op, x, w, b),)
+
+    return LinearRule("z_plus", parts, _shared(epsilon))
+
+
+def alpha_beta(alpha: float = 2.0, beta: float = 1.0, epsilon: float = 1e-6) -> LinearRule:
+    """LRP-alpha-beta: alpha times the positive part minus beta times the negative part.
+
+    The positive part is that of :func:`z_plus`, the negative one the same with
+    ``z- = n(W) p(x) + p(W) n(x) + n(b)``; alpha - beta = 1.
+
+    Args:
+        alpha: The weight of what speaks for z.
+        beta: The weight of what speaks against z.
+        epsilon: See :func:`epsilon`.
+    """
+    _positive("epsilon", epsilon)
+    if alpha < 0 or beta < 0 or abs(alpha - beta - 1) > 1e-9:
+        raise ValueError(
+            f"alpha is {alpha} and beta is {beta}, expected numbers of at least 0 with "
+            "alpha - beta = 1, so that relevance is conserved"
+        )
+
+    def parts(op: Linear, x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
+        p, n = _positive_part(op, x, w, b), _negative_part(op, x, w, b)
+        return p, n
+
+    def multipliers(z: Tensor, s: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return alpha * over(z, s[0], epsilon), -beta * over(z, s[1], epsilon)
+
+    return LinearRule(f"alpha_beta({alpha:g}, {beta:g})", parts, multipliers)
+
+
+def gamma(gamma: float = 0.25, epsilon: float = 1e-6) -> LinearRule:
+    """LRP-gamma: what has the sign of z counts 1 + gamma times.
+
+    Where z > 0, ``R_in = x * (W + gamma w)^T (R /~ z')`` with w = p(W) for x > 0 and n(W) for
+    x < 0, and z' the same sum with ``b + gamma p(b)``; where z < 0 with the signs of w swapped.
+
+    Args:
+        gamma: How much what has the sign of z is favoured.
+        epsilon: See :func:`epsilon`.
+    """
+    _positive("epsilon", epsilon)
+    _positive("gamma", gamma)
+
+    def parts(op: Linear, x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
+        up, down = w + gamma * w.clamp(min=0), w + gamma * w.clamp(max=0)
+        b_up = None if b is None else b + gamma * b.clamp(min=0)
+        b_down = None if b is None else b + gamma * b.clamp(max=0)
+        p, n = x.clamp(min=0), x.clamp(max=0)
+        return op(p, up, b_up) + op(n, down, None), op(p, down, b_down) + op(n, up, None)
+
+    def multipliers(z: Tensor, s: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (
+            torch.where(z > 0, over(z, s[0], epsilon), torch.zeros_like(z)),
+            torch.where(z < 0, over(z, s[1], epsilon), torch.zeros_like(z)),
+        )
+
+    return LinearRule(f"gamma({gamma:g})", parts, multipliers)
+
+
+def identity(epsilon: float = 1e-6) -> LinearRule:
+    """The relevance of each output goes to the input at the same place: ``R_in = R``.
+
+    Args:
+        epsilon: See :func:`epsilon`.
+    """
+    _positive("epsilon", epsilon)
+
+    def parts(op: Linear, x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
+        return (x,)
+
+    return LinearRule("identity", parts, _shared(epsilon))
+
+
+def z_box(low: Tensor | float, high: Tensor | float, epsilon: float = 1e-6) -> LinearRule:
+    """LRP-z^B for inputs between two bounds, where they are first read.
+
+    ``R_in = x W^T s - l p(W)^T s - h n(W)^T s``, ``s = R /~ (W x - p(W) l - n(W) h)``.
+
+    Args:
+        low: l, a number or a tensor that broadcasts to the operation's input.
+        high: h, likewise.
+        epsilon: See :func:`epsilon`.
+    """
+    _positive("epsilon", epsilon)
+
+    def bound(x: Tensor) -> Parts:
+        least, most = (
+            v.to(x).expand(x.shape) if isinstance(v, Tensor) else torch.full_like(x, v)
+            for v in (low, high)
+        )
+
+        def parts(op: Linear, u: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
+            whole = op(x * u, w, None)
+            return (
+                whole - op(least * u, w.clamp(min=0), None) - op(most * u, w.clamp(max=0), None),
+            )
+
+        return parts
+
+    return LinearRule("z_box", _unbound, _shared(epsilon), first=True, bound=bound)
+
+
+def flat(epsilon: float = 1e-6) -> LinearRule:
+    """LRP-flat, where the inputs are first read: ``R_in = 1^T (R / (1 1))``, all weights one.
+
+    Args:
+        epsilon: See :func:`epsilon`.
+    """
+    _positive("epsilon", epsilon)
+
+    def parts(op: Linear, u: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
+        return (op(u, torch.ones_like(w), None),)
+
+    return LinearRule("flat", parts, _shared(epsilon), first=True)
+
+
+def w_square(epsilon: float = 1e-6) -> LinearRule:
+    """LRP-w^2, where the inputs are first read: ``R_in = (W^2)^T (R /~ (W^2 1 + b^2))``.
+
+    Args:
+        epsilon: See :func:`epsilon`.
+    """
+    _positive("epsilon", epsilon)
+
+    def parts(op: Linear, u: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
+        return (op(u, w.square(), None if b is None else b.square()),)
+
+    return LinearRule("w_square", parts, _shared(epsilon), first=True)
+
+
+def over(z: Tensor, s: Tensor, epsilon: float) -> Tensor:
+    """``z / (s + epsilon sign(s))``, sign(0) = 1; 0 where that is 0."""
+    if epsilon == 0.0:
+        none = s == 0
+        return torch.where(none, torch.zeros_like(s), z / torch.where(none, torch.ones_like(s), s))
+    return z / (s + torch.where(s < 0, -epsilon, epsilon))
+
+
+def _shared(epsilon: float) -> Multipliers:
+    return lambda z, s: (over(z, s[0], epsilon),)
+
+
+def _positive_part(op: Linear, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    positive = None if b is None else b.clamp(min=0)
+    return op(x.clamp(min=0), w.clamp(min=0), positive) + op(x.clamp(max=0), w.clamp(max=0), None)
+
+
+def _negative_part(op: Linear, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    negative = None if b is None else b.clamp(max=0)
+    return op(x.clamp(min=0), w.clamp(max=0), negative) + op(x.clamp(max=0), w.clamp(min=0), None)
+
+
+def _unbound(op: Linear, x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
+    raise RuntimeError("this rule needs the operation's input")
+
+
+def _positive(name: str, value: float) -> None:
+    given: object = value
+    if isinstance(given, bool) or not isinstance(given, (int, float)) or not given >= 0:
+        raise ValueError(f"{name} is {value!r}, expected a number of at least 0")

@@ -1,0 +1,74 @@
+"""Gradients of the explained output under rules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attrfn._core.derive import normal, transforming, values_and_gradients
+from attrfn._core.explain import Explained
+from attrfn._core.typing import Leaves
+from attrfn._rules.run import Record, Replay, Seen
+from attrfn._rules.table import Rules
+
+
+def gradients_by_rules(
+    p: Explained,
+    rules: Rules,
+    x: Leaves,
+    x0: Leaves | None = None,
+    *,
+    copies: int = 1,
+    scope: Sequence[Any] = (),
+) -> tuple[Leaves, list[str]]:
+    """Gradients at rows x (and baselines x0) of some copies of the batch.
+
+    Where nobody can differentiate the result, one pass at x is enough; elsewhere a run on x comes
+    first, see :mod:`attrfn._rules.run`.
+
+    Returns:
+        One gradient per leaf, and the names of the operations that had a rule.
+    """
+    keep = p.create_graph or transforming()
+    at: list[Seen] | None = None
+    base: list[Seen] | None = None
+    if x0 is not None:
+        base = _seen(p, rules, x0, copies, scope, keep, False)
+    if keep:
+        at = _seen(p, rules, x, copies, scope, keep, True)
+    calls: list[str] = []
+
+    def f(*z: Tensor) -> Tensor:
+        run = Replay(rules, calls, at, base, scope)
+        rows = run.add(z)
+        with run:
+            return p.values(rows, copies)
+
+    return values_and_gradients(f, x, create_graph=p.create_graph)[1], calls
+
+
+def _seen(
+    p: Explained,
+    rules: Rules,
+    rows: Leaves,
+    copies: int,
+    scope: Sequence[Any],
+    keep: bool,
+    values: bool,
+) -> list[Seen]:
+    """What a run on some rows writes down, with a graph if one is wanted."""
+    seen: list[Seen] = []
+    run = Record(rules, [], seen, values, scope)
+    if keep:
+        own = run.add(rows)
+        with run:
+            p.values(own, copies)
+    else:
+        with torch.inference_mode(False), torch.no_grad():
+            own = run.add(normal(rows))
+            with run:
+                p.values(own, copies)
+    return seen

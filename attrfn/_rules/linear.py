@@ -1,0 +1,103 @@
+"""Linear operations with weights: what is input, what weight, what bias; batch norm folded in."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attrfn._rules.call import Call, Place, tensors
+
+CONVOLUTIONS = "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d conv_tbc"
+DENSE = (
+    "linear matmul __matmul__ __rmatmul__ linalg_matmul mm bmm mv dot inner vdot tensordot einsum "
+    "addmm addmv addbmm baddbmm linalg_vecdot"
+)
+ADDENDS: dict[str, tuple[Place, Place]] = {
+    **dict.fromkeys(("linear", *CONVOLUTIONS.split()), ((2, None), ("bias", None))),
+    **dict.fromkeys(("addmm", "addmv", "addbmm", "baddbmm"), ((0, None), ("input", None))),
+}
+
+
+class Weighted(NamedTuple):
+    """A linear operation as a function of its input, its weights and its bias.
+
+    Attributes:
+        call: The call.
+        input: Where its input is among the arguments.
+        weight: Where its weights are.
+        bias: Where its bias is, or None.
+    """
+
+    call: Call
+    input: Place
+    weight: Place
+    bias: Place | None
+
+    def apply(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        """The operation's value."""
+        places, values = [self.input, self.weight], [x, w]
+        if self.bias is not None:
+            if b is None and self.call.name.startswith("add"):
+                b = torch.zeros_like(self.at(self.bias))
+            places.append(self.bias)
+            values.append(b)  # type: ignore[arg-type]
+        out: Tensor = self.call._replace(places=tuple(places))(*values)
+        return out
+
+    def at(self, place: Place) -> Tensor:
+        """The tensor at a place."""
+        return self.call._replace(places=(place,)).values[0]
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The input, the weights and the bias."""
+        bias = None if self.bias is None else self.at(self.bias)
+        return self.at(self.input), self.at(self.weight), bias
+
+    def with_bias(self) -> Weighted:
+        """The same with a place for a bias, of ``linear`` and convolutions."""
+        place: Place = (2, None) if len(self.call.args) > 2 else ("bias", None)
+        return self._replace(bias=place)
+
+
+def weighted(call: Call) -> Weighted | None:
+    """The parts of a linear operation, or None if it has no weights (or several inputs)."""
+    found = [place for place, _ in tensors(call.args, call.kwargs)]
+    addends = [place for place in found if place in ADDENDS.get(call.name, ())]
+    factors = [place for place in found if place not in addends]
+    if len(factors) != 2 or len(call.places) != 1 or call.places[0] not in factors:
+        return None
+    own = call.places[0]
+    other = factors[1] if factors[0] == own else factors[0]
+    return Weighted(call, own, other, addends[0] if addends else None)
+
+
+def folded(
+    weight: Tensor,
+    bias: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    gain: Tensor | None,
+    shift: Tensor | None,
+    eps: float,
+    transposed: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Weights and bias of a linear operation together with the batch norm behind it."""
+    scale = torch.rsqrt(var + eps)
+    scale = scale if gain is None else gain * scale
+    offset = -mean * scale if shift is None else shift - mean * scale
+    shape = [1, -1] if transposed else [-1]
+    w = weight * scale.reshape(shape + [1] * (weight.ndim - len(shape)))
+    return w, offset if bias is None else bias * scale + offset
+
+
+def statistics(norm: Call) -> tuple[Any, ...]:
+    """Mean, variance, gain, shift and epsilon of a call of batch norm."""
+    first = ("running_mean", "running_var", "weight", "bias")
+    a, b, c, d = (norm.argument(i + 1, name) for i, name in enumerate(first))
+    eps = norm.argument(7, "eps", 1e-5)
+    if norm.func is F.batch_norm:
+        return a, b, c, d, eps
+    return c, d, a, b, eps  # torch.batch_norm and aten take weight and bias first

@@ -1,0 +1,108 @@
+"""Torch functions by name: all spellings of an operation, and which of them write in place."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attrfn._rules import ops
+
+_SPACES = {
+    torch: "",
+    F: "",
+    Tensor: "",
+    torch.special: "special_",
+    torch.linalg: "linalg_",
+    torch.fft: "fft_",
+    torch._C._nn: "",
+    torch._VF: "",
+}
+
+
+class Spelling(NamedTuple):
+    """One torch function of an operation.
+
+    Attributes:
+        name: The operation, such as ``relu``.
+        pure: Of a function that always writes its first argument, the one that does not; else None.
+        flag: The position of its argument ``inplace``, or None.
+    """
+
+    name: str
+    pure: Any
+    flag: int | None
+
+
+def spellings(name: str) -> dict[Any, Spelling]:
+    """The functions of torch for an operation, also those that write in place."""
+    found = {}
+    for space, prefix in _SPACES.items():
+        if not name.startswith(prefix):
+            continue
+        short = name.removeprefix(prefix)
+        writing = (f"{short}_", f"__i{short}__")
+        for spelled in (short, f"_{short}", f"{prefix}{short}", f"__{short}__", *writing):
+            func = getattr(space, spelled, None)
+            if callable(func) and not isinstance(func, type):
+                pure = getattr(space, short, None) if spelled in writing else None
+                found[func] = Spelling(name, pure, _flag(func))
+    return found
+
+
+def getter(name: str) -> Any:
+    """What a mode sees when the attribute ``name`` of a tensor is read."""
+    return getattr(Tensor, name).__get__
+
+
+def operator_name(func: Any) -> str:
+    """The bare name of an operation of an exported graph: ``relu`` of ``aten.relu.default``."""
+    return str(func.overloadpacket.__name__) if isinstance(func, torch._ops.OpOverload) else ""
+
+
+def public_name(func: Any) -> str:
+    """What a user calls a function that a mode has seen."""
+    name = getattr(func, "__name__", None) or repr(func)
+    if name == "__get__":
+        return f"torch.Tensor.{getattr(func.__self__, '__name__', name)}"
+    if isinstance(func, torch._ops.OpOverload):
+        return f"torch.ops.{func}"
+    for space, prefix in ((torch, "torch"), (F, "torch.nn.functional"), (Tensor, "torch.Tensor")):
+        if getattr(space, name, None) is func:
+            return f"{prefix}.{name}"
+    module = getattr(func, "__module__", None)
+    return f"{module}.{name}" if module else str(name)
+
+
+def _all() -> dict[Any, Spelling]:
+    found: dict[Any, Spelling] = {}
+    for text in (
+        ops.STRUCTURE,
+        ops.PRODUCTS,
+        ops.ELEMENTWISE,
+        ops.CONSTANT,
+        ops.NORMS,
+        ops.OTHERS,
+        ops.SELECTIONS,
+    ):
+        for name in text.split():
+            found.update(spellings(name))
+    for name in ops.ATTRIBUTES_OF_STRUCTURE:
+        found[getter(name)] = Spelling("T", None, None)
+    return found
+
+
+def _flag(func: Any) -> int | None:
+    """The position of ``inplace`` among the arguments of a Python function."""
+    if not inspect.isfunction(func):
+        return None
+    code = func.__code__
+    names = code.co_varnames[: code.co_argcount]
+    return names.index("inplace") if "inplace" in names else None
+
+
+FUNCTIONS = _all()
+"""The torch functions that rules may know, each with its operation."""

@@ -1,0 +1,109 @@
+"""Which torch operation is of which kind: one table of names for all rules."""
+
+from __future__ import annotations
+
+STRUCTURE = """
+add sub subtract rsub __radd__ __rsub__ neg negative positive sum mean cumsum diff trace
+view view_as reshape reshape_as flatten ravel unflatten squeeze unsqueeze permute transpose
+swapaxes swapdims movedim moveaxis t adjoint expand expand_as broadcast_to broadcast_tensors
+contiguous clone alias lift_fresh view_copy atleast_1d atleast_2d atleast_3d
+cat concat concatenate stack hstack vstack dstack column_stack row_stack meshgrid block_diag
+chunk split split_with_sizes tensor_split hsplit vsplit dsplit unsafe_chunk unsafe_split unbind
+narrow select slice index_select index __getitem__ gather take take_along_dim __iter__
+diagonal diag diag_embed diagflat tril triu diagonal_scatter select_scatter slice_scatter
+flip fliplr flipud rot90 roll repeat repeat_interleave tile unfold fold as_strided
+pad constant_pad_nd masked_fill masked_select masked_scatter where scatter scatter_add
+index_add index_copy index_put index_fill __setitem__ copy fill zero
+to type type_as float double half bfloat16 cpu cuda _to_copy
+real imag view_as_real view_as_complex complex conj resolve_conj resolve_neg
+fft_fft fft_ifft fft_rfft fft_irfft fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_fftn fft_ifftn
+fft_rfftn fft_irfftn fft_hfft fft_ihfft fft_fftshift fft_ifftshift
+interpolate upsample upsample_nearest upsample_bilinear
+avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
+pixel_shuffle pixel_unshuffle channel_shuffle max_unpool1d max_unpool2d max_unpool3d
+embedding embedding_bag nll_loss deg2rad rad2deg trapezoid nansum nanmean
+requires_grad retain_grad identity
+"""
+"""Linear in all tensors together: their derivative is right for every rule."""
+
+PRODUCTS = """
+mul multiply __rmul__ matmul __matmul__ __rmatmul__ mm bmm mv dot vdot inner outer ger einsum
+tensordot kron cross linalg_cross linalg_matmul linalg_multi_dot chain_matmul linalg_vecdot
+linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d conv_tbc
+addmm addmv addbmm baddbmm addr addcmul bilinear lerp
+"""
+"""Affine in each tensor on its own: linear if one depends on the inputs, else a product."""
+
+ELEMENTWISE = """
+relu relu6 threshold leaky_relu prelu rrelu elu selu celu gelu silu mish hardtanh hardswish
+hardsigmoid hardshrink softshrink tanhshrink softplus softsign logsigmoid log_sigmoid sigmoid tanh
+exp exp2 expm1 log log2 log10 log1p sqrt rsqrt square pow float_power __rpow__ abs absolute
+sin cos tan asin acos atan arcsin arccos arctan sinh cosh tanh asinh acosh atanh arcsinh arccosh
+arctanh erf erfc erfinv lgamma digamma reciprocal sign sgn round floor ceil trunc fix frac
+clamp clip clamp_min clamp_max nan_to_num logit sinc
+heaviside xlogy atan2 arctan2 hypot maximum minimum fmax fmin logaddexp logaddexp2 fmod remainder
+copysign i0 div divide true_divide __rdiv__ __rtruediv__ floor_divide __floordiv__ __rfloordiv__
+special_expit special_erf special_erfc special_erfcx special_erfinv special_exp2 special_expm1
+special_log1p special_log_ndtr special_ndtr special_ndtri special_xlogy special_xlog1py
+special_entr special_gammaln special_digamma special_psi special_sinc special_logit special_round
+special_i0 special_i0e special_i1 special_i1e
+"""
+"""A function of each element, of one tensor or of two."""
+
+CONSTANT = """
+zeros_like ones_like full_like empty_like rand_like randn_like randint_like new_zeros new_ones
+new_full new_empty new_tensor size dim ndimension numel nelement stride storage_offset
+is_floating_point is_complex is_contiguous element_size get_device type_check isnan isinf isfinite
+isposinf isneginf is_nonzero is_same_size __len__ __repr__ __format__ __hash__ __bool__ equal
+allclose is_tensor result_type can_cast is_pinned register_hook __reduce_ex__ sym_size sym_numel
+sym_stride _assert_async _assert_tensor_metadata
+"""
+"""What does not depend on values, or only tells whether they are numbers."""
+
+ATTRIBUTES_OF_STRUCTURE = ("T", "mT", "H", "mH", "real", "imag")
+"""Attributes of tensors that are linear operations."""
+
+NORMS = """
+layer_norm rms_norm group_norm instance_norm batch_norm normalize local_response_norm
+"""
+"""Divide by statistics."""
+
+OTHERS = """
+softmax softmin log_softmax logsumexp special_softmax special_log_softmax special_logsumexp
+scaled_dot_product_attention multi_head_attention_forward glu
+lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell
+max min amax amin max_pool1d max_pool2d max_pool3d max_pool1d_with_indices
+max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool1d adaptive_max_pool2d
+adaptive_max_pool3d adaptive_max_pool1d_with_indices adaptive_max_pool2d_with_indices
+adaptive_max_pool3d_with_indices lp_pool1d lp_pool2d lp_pool3d
+dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout feature_dropout
+native_dropout
+var std var_mean std_mean norm linalg_norm linalg_vector_norm frobenius_norm dist
+cosine_similarity pairwise_distance mse_loss l1_loss cross_entropy addcdiv
+binary_cross_entropy_with_logits kl_div grid_sample
+"""
+"""Those with a rule of their own."""
+
+SOFTMAX = "softmax log_softmax logsumexp special_softmax special_log_softmax special_logsumexp"
+
+SELECTIONS = """
+max min amax amin maximum minimum fmax fmin sort msort topk kthvalue median nanmedian cummax cummin
+max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices
+max_pool3d_with_indices adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
+adaptive_max_pool1d_with_indices adaptive_max_pool2d_with_indices adaptive_max_pool3d_with_indices
+fractional_max_pool2d fractional_max_pool3d
+"""
+"""What takes some of the values it gets."""
+
+MOVES = """
+view view_as reshape reshape_as flatten ravel unflatten squeeze unsqueeze permute transpose
+swapaxes swapdims movedim moveaxis t adjoint expand expand_as broadcast_to broadcast_tensors T
+contiguous clone alias lift_fresh view_copy atleast_1d atleast_2d atleast_3d
+cat concat concatenate stack hstack vstack dstack column_stack row_stack
+chunk split split_with_sizes tensor_split hsplit vsplit dsplit unsafe_chunk unsafe_split unbind
+narrow select slice index_select index __getitem__ gather take take_along_dim diagonal
+flip fliplr flipud rot90 roll repeat repeat_interleave tile unfold pad constant_pad_nd masked_fill
+where to type type_as float double half bfloat16 cpu cuda _to_copy pixel_shuffle pixel_unshuffle
+channel_shuffle
+"""
+"""What brings values to other places as they are."""

@@ -1,0 +1,139 @@
+"""Recurrent layers written out step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Gate = Callable[[Tensor], Tensor]
+State = tuple[Tensor, ...]
+
+
+class Weights(NamedTuple):
+    """The weights of one direction of one layer."""
+
+    w_ih: Tensor
+    w_hh: Tensor
+    b_ih: Tensor | None
+    b_hh: Tensor | None
+    w_hr: Tensor | None
+
+
+Step = Callable[[Tensor, State, Weights], State]
+
+
+def lstm_step(gate: Gate = torch.sigmoid) -> Step:
+    """``c' = f c + i tanh(g)``, ``h' = o tanh(c')``."""
+
+    def step(x: Tensor, state: State, w: Weights) -> State:
+        h, c = state
+        i, f, g, o = (F.linear(x, w.w_ih, w.b_ih) + F.linear(h, w.w_hh, w.b_hh)).chunk(4, -1)
+        c = gate(f) * c + gate(i) * torch.tanh(g)
+        h = gate(o) * torch.tanh(c)
+        return (h if w.w_hr is None else F.linear(h, w.w_hr)), c
+
+    return step
+
+
+def gru_step(gate: Gate = torch.sigmoid) -> Step:
+    """``n = tanh(x_n + r h_n)``, ``h' = (1 - z) n + z h``."""
+
+    def step(x: Tensor, state: State, w: Weights) -> State:
+        (h,) = state
+        x_r, x_z, x_n = F.linear(x, w.w_ih, w.b_ih).chunk(3, -1)
+        h_r, h_z, h_n = F.linear(h, w.w_hh, w.b_hh).chunk(3, -1)
+        z = gate(x_z + h_z)
+        n = torch.tanh(x_n + gate(x_r + h_r) * h_n)
+        return (n + z * (h - n),)
+
+    return step
+
+
+def rnn_step(f: Callable[[Tensor], Tensor]) -> Step:
+    """``h' = f(x_h + h_h)``."""
+
+    def step(x: Tensor, state: State, w: Weights) -> State:
+        (h,) = state
+        return (f(F.linear(x, w.w_ih, w.b_ih) + F.linear(h, w.w_hh, w.b_hh)),)
+
+    return step
+
+
+def layers(step: Step, states: int) -> Callable[..., Any]:
+    """The function of ``torch`` that runs all layers: ``lstm``, ``gru``, ``rnn_tanh`` ..."""
+
+    def run(
+        input: Tensor,
+        hx: Any,
+        flat: Sequence[Tensor],
+        has_biases: bool,
+        num_layers: int,
+        dropout: float,
+        train: bool,
+        bidirectional: bool,
+        batch_first: bool = False,
+        *_: Any,
+    ) -> Any:
+        if (
+            isinstance(hx, Tensor)
+            and isinstance(flat, (tuple, list))
+            and not isinstance(has_biases, bool)
+        ):
+            raise NotImplementedError("a packed sequence has no rule: give padded sequences")
+        start: State = tuple(hx) if isinstance(hx, (tuple, list)) else (hx,)
+        directions = 2 if bidirectional else 1
+        per = len(flat) // (num_layers * directions)
+        x = input.transpose(0, 1) if batch_first else input
+        ends: list[State] = []
+        for layer in range(num_layers):
+            outs = []
+            for way in range(directions):
+                k = layer * directions + way
+                w = _weights(flat[k * per : (k + 1) * per], has_biases)
+                out, end = _along(step, x, tuple([s[k] for s in start]), w, backwards=way == 1)
+                outs.append(out)
+                ends.append(end)
+            x = torch.cat(outs, -1) if directions == 2 else outs[0]
+        last = tuple([torch.stack([end[i] for end in ends]) for i in range(states)])
+        return x.transpose(0, 1) if batch_first else x, *last
+
+    return run
+
+
+def cell(step: Step, states: int) -> Callable[..., Any]:
+    """The function of ``torch`` that runs one step: ``lstm_cell``, ``gru_cell`` ..."""
+
+    def run(
+        input: Tensor,
+        hx: Any,
+        w_ih: Tensor,
+        w_hh: Tensor,
+        b_ih: Tensor | None = None,
+        b_hh: Tensor | None = None,
+    ) -> Any:
+        state: State = tuple(hx) if isinstance(hx, (tuple, list)) else (hx,)
+        out = step(input, state, Weights(w_ih, w_hh, b_ih, b_hh, None))
+        return out if states > 1 else out[0]
+
+    return run
+
+
+def _along(
+    step: Step, x: Tensor, state: State, w: Weights, backwards: bool
+) -> tuple[Tensor, State]:
+    times = range(len(x))
+    outs = []
+    for t in reversed(times) if backwards else times:
+        state = step(x[t], state, w)
+        outs.append(state[0])
+    return torch.stack(outs[::-1] if backwards else outs), state
+
+
+def _weights(flat: Sequence[Tensor], has_biases: bool) -> Weights:
+    biases = flat[2:4] if has_biases else (None, None)
+    rest = flat[4:] if has_biases else flat[2:]
+    return Weights(flat[0], flat[1], biases[0], biases[1], rest[0] if rest else None)

@@ -1,0 +1,314 @@
+"""LRP: what passes back is relevance divided by activation, so that x * gradient is relevance.
+
+In this form sums, residual connections, pooling and reshapes need no rule. What needs one:
+
+    linear operations    a rule of :mod:`attrfn._rules.formulas`, by kind, place or module
+    elementwise          y = f(x) passes R on: the derivative is y / x, and f'(0) at 0 if f(0) = 0
+    products             the relevance is shared equally between the factors
+    softmax              its own derivative (a Taylor expansion at x), or none
+    statistics           the divisor of a normalisation counts as a constant, and so do gates
+
+Reference:
+    Bach et al., On Pixel-Wise Explanations for Non-Linear Classifier Decisions by Layer-Wise
+    Relevance Propagation, 2015.
+    Achtibat et al., AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers,
+    2024.
+    Ali et al., XAI for Transformers: Better Explanations through Conservative Propagation, 2022.
+    Arras et al., Explaining Recurrent Neural Network Predictions in Sentiment Analysis, 2017.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from attrfn._rules import ops, recurrent
+from attrfn._rules.call import Call, tensors
+from attrfn._rules.difference import derivative
+from attrfn._rules.errors import refuse_unknown
+from attrfn._rules.formulas import LinearRule, epsilon, over, z_plus
+from attrfn._rules.linear import (
+    ADDENDS,
+    CONVOLUTIONS,
+    DENSE,
+    Weighted,
+    folded,
+    statistics,
+    weighted,
+)
+from attrfn._rules.rescale import COMMON, WRITTEN, each, ruled
+from attrfn._rules.run import Record, Replay, Run, Values
+from attrfn._rules.table import Op, Rules, plain, written
+
+_STABLE = 1e-6
+
+
+class LinearRules(NamedTuple):
+    """Which rule applies to which linear operation.
+
+    Attributes:
+        conv: The rule of convolutions.
+        dense: The rule of all others.
+        first: The rule of those that read the inputs, or None.
+        names: Rules by names of modules, with wildcards; they win over ``conv`` and ``dense``.
+    """
+
+    conv: LinearRule
+    dense: LinearRule
+    first: LinearRule | None
+    names: Mapping[str, LinearRule]
+
+
+def _linear(run: Record | Replay, call: Call) -> Any:
+    """A linear operation by its rule; one without weights has its own derivative."""
+    if len(call.places) > 1:
+        return run.primitive(call, _shared)
+    op = weighted(call)
+    if op is None or any(id(t) in run.stopped for _, t in tensors(call.args, call.kwargs)):
+        return plain(run, call)
+    rule = _chosen(run, call)
+    out = run.primitive(call, functools.partial(_by_rule, op, rule))
+    run.made[id(out)] = (out, op, rule)
+    return out
+
+
+def _chosen(run: Run, call: Call) -> LinearRule:
+    rules: LinearRules = run.table.linear
+    if rules.first is not None and id(call.values[0]) in run.raw:
+        return rules.first
+    if run.scope:
+        innermost: LinearRule = run.scope[-1]
+        return innermost
+    return rules.conv if call.name in CONVOLUTIONS.split() else rules.dense
+
+
+def _by_rule(
+    op: Weighted, rule: LinearRule, run: Replay, call: Call, z: Values, x: Values, x0: Values
+) -> Tensor:
+    _, w, b = op.tensors()
+    y: Tensor = call(x[0])
+    return y + _routed(op, rule, run, z[0], x[0], w, b, y)
+
+
+def _routed(
+    op: Weighted,
+    rule: LinearRule,
+    run: Replay,
+    z: Tensor,
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    y: Tensor,
+) -> Tensor:
+    """``sum_k m_k (s_k(z) - s_k(x))``, which is zero here and has the rule's derivative."""
+    parts = rule.parts if rule.bound is None else rule.bound(x)
+    at, here = (1 + (z - x), torch.ones_like(x)) if rule.first else (z, x)
+    s = parts(op.apply, at, w, b)
+    s0 = tuple([t.detach() for t in s]) if run.at is None else parts(op.apply, here, w, b)
+    if rule.name == "identity" and s[0].shape != y.shape:
+        raise ValueError(
+            f"the rule identity stands at {op.call.name} from shape {tuple(x.shape)} to "
+            f"{tuple(y.shape)}, expected equal shapes: use another rule there"
+        )
+    changes = [m * (p - q) for m, p, q in zip(rule.multipliers(y, s0), s, s0, strict=True)]
+    return functools.reduce(torch.add, changes)
+
+
+def _shared(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
+    """A product of n factors that depend on the inputs: one n-th of the relevance to each."""
+    y: Tensor = call(*x)
+    addends = ADDENDS.get(call.name, ())
+    factors = [i for i, place in enumerate(call.places) if place not in addends]
+    for i in range(len(z)):
+
+        def part(t: Tensor, i: int = i) -> Tensor:
+            whole: Tensor = call(*x[:i], t, *x[i + 1 :])
+            return whole / len(factors) if i in factors else whole
+
+        y = y + run.change(part, z[i], x[i])
+    return y
+
+
+def _scaled(run: Record | Replay, call: Call) -> Any:
+    """A product: plain with constants, shared otherwise."""
+    return plain(run, call) if len(call.places) == 1 else run.primitive(call, _shared)
+
+
+def _activation(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
+    """``y + (y / x) (z - x)``: all relevance passes."""
+    y: Tensor = call(*x)
+    if len(z) > 1:
+        refuse_unknown(call, run.table.name)
+    at = x[0].expand(y.shape)
+    start = call(torch.zeros_like(at))
+    through_zero = torch.where(
+        at == 0,
+        derivative(lambda t: call(t), at),
+        y / torch.where(at == 0, torch.ones_like(at), at),
+    )
+    factor = torch.where(start == 0, through_zero, over(y, at, _STABLE))
+    return y + factor * (z[0] - x[0])
+
+
+def _constant(run: Record | Replay, call: Call) -> Any:
+    return run.constant(call)
+
+
+def _divided(run: Record | Replay, call: Call) -> Any:
+    """A quotient whose divisor counts as a constant; if only that depends, all of it does."""
+    numerator = (1, None) if call.name.startswith("__r") else (0, None)
+    if numerator not in call.places:
+        return run.constant(call)
+    if len(call.places) == 1:
+        return plain(run, call)
+    return run.primitive(call, _by_numerator)
+
+
+def _by_numerator(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
+    y: Tensor = call(*x)
+    return y + run.change(lambda t: call(t, x[1]), z[0], x[0])
+
+
+def _batch_norm(run: Record | Replay, call: Call) -> Any:
+    """Behind a linear operation it is one with it: their weights are folded, then the rule runs."""
+    out = COMMON["batch_norm"].apply(run, call)
+    made = run.made.get(id(call.values[0]))
+    if made is None or len(call.places) > 1:
+        return out
+    _, op, rule = made
+    if op.call.name not in ("linear", *CONVOLUTIONS.split()) or (
+        "transpose" in op.call.name and op.call.argument(6, "groups", 1) != 1
+    ):
+        return out
+    both = Call(
+        lambda x, before: call(before),
+        (op.at(op.input), call.values[0]),
+        {},
+        ((0, None), (1, None)),
+        "batch_norm",
+    )
+    return run.primitive(both, functools.partial(_folded, op, rule, call))
+
+
+def _folded(
+    op: Weighted,
+    rule: LinearRule,
+    norm: Call,
+    run: Replay,
+    call: Call,
+    z: Values,
+    x: Values,
+    x0: Values,
+) -> Tensor:
+    y: Tensor = norm(x[1])
+    _, w, b = op.tensors()
+    mean, var, gain, shift, eps = statistics(norm)
+    transposed = "transpose" in op.call.name
+    w, b = folded(w, b, mean, var, gain, shift, eps, transposed)
+    return y + _routed(op.with_bias(), rule, run, z[0], x[0], w, b, y)
+
+
+def _reading(name: str, op: Op) -> Op:
+    """An op where a rule without regard to x stands where the inputs are read.
+
+    What has only been moved, shifted or scaled since is "raw": its gradient is relevance, and not
+    relevance divided by activation. Every other operation gets x + x (z - x) for a raw z.
+    """
+
+    def apply(run: Record | Replay, call: Call) -> Any:
+        raw = [id(v) in run.raw for v in call.values]
+        if not any(raw) or (op.kind == _WITH_WEIGHTS and weighted(call) is not None):
+            return op.apply(run, call)
+        if call.in_place:
+            refuse_unknown(call, run.table.name)
+        if name in _MOVES and all(raw):
+            out = op.apply(run, call)
+            run.raw.update(id(t) for t in pytree.tree_leaves(out) if isinstance(t, Tensor))
+            return out
+        if name in _SHIFTS and call.places == ((0, None),) and _keeps_shape(call):
+            out = run.primitive(call, _passed)
+            run.raw.add(id(out))
+            return out
+        values = [_cooked(run, v) if r else v for v, r in zip(call.values, raw, strict=True)]
+        args, kwargs = call.filled(values)
+        return op.apply(run, call._replace(args=tuple(args), kwargs=kwargs))
+
+    return op._replace(apply=apply)
+
+
+def _cooked(run: Record | Replay, value: Tensor) -> Tensor:
+    """The value, whose gradient times itself is the gradient of the raw one."""
+    call = Call(torch.clone, (value,), {}, ((0, None),), "clone")
+    out: Tensor = run.mark(run.primitive(call, _converted), call)
+    return out
+
+
+def _keeps_shape(call: Call) -> bool:
+    (value,) = call.values
+    shapes = [t.shape for _, t in tensors(call.args, call.kwargs)]
+    return bool(torch.broadcast_shapes(*shapes) == value.shape)  # type: ignore[no-untyped-call]
+
+
+def _passed(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
+    y: Tensor = call(x[0])
+    return y + (z[0] - x[0])
+
+
+def _converted(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
+    return x[0] + x[0] * (z[0] - x[0])
+
+
+def _gate(x: Tensor) -> Tensor:
+    """A sigmoid by way of the reciprocal, which counts as a constant."""
+    return torch.reciprocal(1 + torch.exp(-x))
+
+
+_WITH_WEIGHTS = "linear, by rule"
+_MOVES = frozenset(ops.MOVES.split())
+_SHIFTS = frozenset(["add", "sub", "subtract", "mul", "multiply", "div", "divide", "true_divide"])
+
+_DERIVATIVE = Op("own derivative", plain)
+_CONSTANT = Op("constant", _constant)
+
+RELEVANCE: dict[str, Op] = {
+    **COMMON,
+    **{name: Op("written out", written(f)) for name, f in WRITTEN.items()},
+    **each(ops.PRODUCTS, Op("product", _scaled)),
+    **each(DENSE, Op(_WITH_WEIGHTS, _linear)),
+    **each(CONVOLUTIONS, Op(_WITH_WEIGHTS, _linear)),
+    **each(ops.ELEMENTWISE, Op("elementwise", ruled(_activation))),
+    **each("div divide true_divide __rdiv__ __rtruediv__", Op("constant divisor", _divided)),
+    **each("rsqrt reciprocal", _CONSTANT),
+    **each(ops.SOFTMAX, _DERIVATIVE),
+    **each(ops.SELECTIONS, _DERIVATIVE),
+    "batch_norm": Op("folded into what is before it", _batch_norm),
+    "lstm": Op("written out", written(recurrent.layers(recurrent.lstm_step(_gate), 2))),
+    "gru": Op("written out", written(recurrent.layers(recurrent.gru_step(_gate), 1))),
+    "lstm_cell": Op("written out", written(recurrent.cell(recurrent.lstm_step(_gate), 2))),
+    "gru_cell": Op("written out", written(recurrent.cell(recurrent.gru_step(_gate), 1))),
+}
+
+
+def composite(
+    name: str,
+    conv: LinearRule,
+    dense: LinearRule,
+    first: LinearRule | None = None,
+    names: Mapping[str, LinearRule] | None = None,
+    softmax_is_constant: bool = False,
+) -> Rules:
+    """A table of LRP from the rules of linear operations."""
+    table = dict(RELEVANCE)
+    if softmax_is_constant:
+        table.update(each(ops.SOFTMAX, _CONSTANT))
+    if first is not None:
+        table = {name: _reading(name, op) for name, op in table.items()}
+    return Rules(name, table, linear=LinearRules(conv, dense, first, names or {}))
+
+
+EPSILON_PLUS = composite("epsilon_plus", z_plus(), epsilon())

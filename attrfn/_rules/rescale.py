@@ -1,0 +1,145 @@
+"""The table of DeepLIFT: the rescale rule, exact for products, with everything else built of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from attrfn._rules import difference, ops, recurrent, written_out
+from attrfn._rules.call import Call
+from attrfn._rules.errors import refuse_training, refuse_unknown
+from attrfn._rules.run import Record, Replay, Rule, Run
+from attrfn._rules.table import Op, Rules, plain, written
+
+
+def ruled(rule: Rule) -> Callable[[Any, Call], Any]:
+    """An operation with a rule."""
+    return lambda run, call: run.primitive(call, rule)
+
+
+def of_one(rule: Rule) -> Callable[[Any, Call], Any]:
+    """Affine in each argument: plain if one depends on the inputs."""
+    return lambda run, call: (
+        plain(run, call) if len(call.places) == 1 else run.primitive(call, rule)
+    )
+
+
+def evaluating(position: int, *names: str) -> Callable[[Any, Call], Any]:
+    """Linear unless the argument at a position says that the model is being trained."""
+
+    def apply(run: Run, call: Call) -> Any:
+        training = any(call.argument(position, name, False) for name in names)
+        if training and not (call.name.endswith("dropout") and call.argument(1, "p", 0.5) == 0.0):
+            refuse_training(call, run.table.name)
+        return plain(run, call)
+
+    return apply
+
+
+def _division(run: Record | Replay, call: Call) -> Any:
+    numerator = call.places == ((0, None),) and not call.name.startswith(("__r", "floor"))
+    if numerator and call.kwargs.get("rounding_mode") is None and "floor" not in call.name:
+        return plain(run, call)
+    return run.primitive(call, difference.elementwise)
+
+
+def _only_input(run: Run, call: Call) -> Any:
+    if call.places != ((0, None),):
+        refuse_unknown(call, run.table.name)
+    return plain(run, call)
+
+
+def _along(function: Callable[..., Any]) -> Callable[[Any, Call], Any]:
+    """Amax or amin: the rule along one dimension, one dimension after the other along many."""
+    many = written(written_out.one_by_one(function))
+
+    def apply(run: Record | Replay, call: Call) -> Any:
+        dim = call.argument(1, "dim", ())
+        single = not isinstance(dim, (tuple, list)) or len(dim) == 1
+        return run.primitive(call, difference.amax) if single else many(run, call)
+
+    return apply
+
+
+def each(text: str, op: Op) -> dict[str, Op]:
+    """One op for each of some names."""
+    return dict.fromkeys(text.split(), op)
+
+
+DROPOUTS = (
+    "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout feature_dropout "
+    "native_dropout"
+)
+MAX_POOLS = (
+    "max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices "
+    "max_pool3d_with_indices adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d "
+    "adaptive_max_pool1d_with_indices adaptive_max_pool2d_with_indices "
+    "adaptive_max_pool3d_with_indices"
+)
+
+COMMON: dict[str, Op] = {
+    **each(ops.STRUCTURE, Op("linear", plain, plain=True)),
+    **each(ops.CONSTANT, Op("constant", plain, follows=False)),
+    **each(DROPOUTS, Op("linear (evaluation mode)", evaluating(2, "training", "train"))),
+    "batch_norm": Op("linear (evaluation mode)", evaluating(5, "training")),
+    "grid_sample": Op("linear in the input", _only_input),
+}
+"""What is linear or constant for every rule."""
+
+WRITTEN: dict[str, Callable[..., Any]] = {
+    "layer_norm": written_out.layer_norm,
+    "rms_norm": written_out.rms_norm,
+    "group_norm": written_out.group_norm,
+    "instance_norm": written_out.instance_norm,
+    "normalize": written_out.opened(F.normalize),
+    "local_response_norm": written_out.opened(F.local_response_norm),
+    "lp_pool1d": written_out.opened(F.lp_pool1d),
+    "lp_pool2d": written_out.opened(F.lp_pool2d),
+    "scaled_dot_product_attention": written_out.attention,
+    "multi_head_attention_forward": written_out.opened(F.multi_head_attention_forward),
+    "glu": written_out.glu,
+    "softmin": written_out.softmin,
+    "lstm": recurrent.layers(recurrent.lstm_step(), 2),
+    "gru": recurrent.layers(recurrent.gru_step(), 1),
+    "rnn_tanh": recurrent.layers(recurrent.rnn_step(torch.tanh), 1),
+    "rnn_relu": recurrent.layers(recurrent.rnn_step(torch.relu), 1),
+    "lstm_cell": recurrent.cell(recurrent.lstm_step(), 2),
+    "gru_cell": recurrent.cell(recurrent.gru_step(), 1),
+    "rnn_tanh_cell": recurrent.cell(recurrent.rnn_step(torch.tanh), 1),
+    "rnn_relu_cell": recurrent.cell(recurrent.rnn_step(torch.relu), 1),
+    "max": written_out.maximum_of,
+    "min": written_out.minimum_of,
+    "var": written_out.moments(root=False, mean=False),
+    "std": written_out.moments(root=True, mean=False),
+    "var_mean": written_out.moments(root=False, mean=True),
+    "std_mean": written_out.moments(root=True, mean=True),
+    "norm": written_out.norm,
+    "linalg_norm": written_out.norm,
+    "linalg_vector_norm": written_out.vector_norm,
+    "cosine_similarity": written_out.cosine_similarity,
+    "pairwise_distance": written_out.pairwise_distance,
+    "mse_loss": written_out.mse_loss,
+    "l1_loss": written_out.l1_loss,
+    "cross_entropy": written_out.cross_entropy,
+    "addcdiv": written_out.addcdiv,
+}
+"""What is made of simpler operations."""
+
+DIFFERENCE: dict[str, Op] = {
+    **COMMON,
+    **{name: Op("written out", written(f)) for name, f in WRITTEN.items()},
+    **each(ops.PRODUCTS, Op("product", of_one(difference.product))),
+    **each(ops.ELEMENTWISE, Op("elementwise", ruled(difference.elementwise))),
+    **each("div divide true_divide", Op("elementwise", _division)),
+    **each("softmax special_softmax", Op("softmax", ruled(difference.softmax))),
+    **each("log_softmax special_log_softmax", Op("softmax", ruled(difference.log_softmax))),
+    **each("logsumexp special_logsumexp", Op("softmax", ruled(difference.logsumexp))),
+    **each(MAX_POOLS, Op("maximum", ruled(difference.max_pool))),
+    "amax": Op("maximum", _along(torch.amax)),
+    "amin": Op("maximum", _along(torch.amin)),
+}
+
+RESCALE = Rules("deep_lift", DIFFERENCE, complete=True)

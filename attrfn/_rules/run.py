@@ -1,0 +1,329 @@
+"""Runs of a model in which operations on what depends on the inputs have a rule.
+
+An operation y = f(x) with a rule becomes ``y(x) + r(z - x)``, r linear, where x is what the
+operation got in a first run, on the inputs, and z what it gets now. At z = x that is y; its
+derivative by z is the rule's; and its derivative by whatever x and z both depend on is that of f,
+because the two paths through r cancel. So what is made of the rules can be differentiated again,
+and correctly. Where nobody will, the first run is left out and x is z, detached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from attrfn._core.compiling import is_compiling
+from attrfn._core.derive import in_functorch
+from attrfn._rules.call import Call, tensors
+from attrfn._rules.errors import refuse_mixed, refuse_path, refuse_unknown, refuse_unseen
+from attrfn._rules.names import Spelling
+from attrfn._rules.table import Op, Rules, Stopped
+
+Values = Sequence[Tensor]
+Rule = Callable[["Replay", Call, Values, Values, Values], Any]
+"""From the operation's arguments z, x and x0 (empty without baselines) to its output."""
+
+Seen = tuple[str, tuple[Tensor, ...], Any]
+
+
+class Run(TorchFunctionMode):
+    """While active, what depends on marked tensors is followed, and rules are applied to it.
+
+    Args:
+        table: The rules.
+        calls: Grows by one with every call that has a rule.
+        scope: The rules of the modules that are running, the innermost last.
+    """
+
+    def __init__(self, table: Rules, calls: list[str], scope: Sequence[Any] = ()) -> None:
+        super().__init__()
+        self.table = table
+        self.calls = calls
+        self.scope = scope
+        self.marked: dict[int, Tensor] = {}
+        self.stopped: dict[int, Tensor] = {}
+        self.made: dict[int, Any] = {}  # what a linear operation is made of, by its output
+        self.raw: set[int] = set()  # inputs that have only been moved
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        places = []
+        for place, t in tensors(args, kwargs):
+            if id(t) in self.marked:
+                places.append(place)
+            elif t.requires_grad and self.table.strict:
+                self.look(t, func)
+        if not places:
+            return func(*args, **kwargs)
+        call = Call(func, args, kwargs, tuple(places), getattr(func, "__name__", ""))
+        found = self.table.find(func)
+        if found is None:
+            return self.unknown(call)
+        spelling, op = found
+        if not op.follows:
+            return func(*args, **kwargs)
+        if op.checked:
+            self.check(call)
+        call = call._replace(name=spelling.name, in_place=spelling.pure is not None)
+        out = op.apply(self, call) if op.plain else self.pure(call, spelling, op)
+        return out.value if isinstance(out, Stopped) else self.mark(out, call)
+
+    def pure(self, call: Call, spelling: Spelling, op: Op) -> Any:
+        """Apply a rule; where the function writes in place, the result is copied there."""
+        where = spelling.flag
+        writes = spelling.pure is not None
+        if where is not None and call.argument(where, "inplace", False):
+            writes = True
+            call = call._replace(
+                args=tuple([a if i != where else False for i, a in enumerate(call.args)]),
+                kwargs={k: v for k, v in call.kwargs.items() if k != "inplace"},
+            )
+        if not writes:
+            return op.apply(self, call)
+        first = call.args[0]
+        call = call._replace(
+            func=spelling.pure or call.func, args=(first.clone(), *call.args[1:]), in_place=False
+        )
+        out = op.apply(self, call)
+        return first.copy_(out.value if isinstance(out, Stopped) else out)
+
+    def add(self, leaves: Iterable[Tensor]) -> tuple[Tensor, ...]:
+        """Mark the inputs, as objects of this run's own."""
+        own = tuple([t.view_as(t) for t in leaves])
+        self.marked.update({id(t): t for t in own})
+        if self.table.linear is not None and self.table.linear.first is not None:
+            self.raw.update(map(id, own))
+        return own
+
+    def mark(self, out: Any, call: Call) -> Any:
+        """Mark what an operation returned or wrote, and return it."""
+        if isinstance(out, Tensor):
+            self.marked[id(out)] = out
+            return out
+        for leaf in pytree.tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self.marked[id(leaf)] = leaf
+        if out is None and call.args and isinstance(call.args[0], Tensor):  # x[...] = y
+            self.marked[id(call.args[0])] = call.args[0]
+        return out
+
+    def stop(self, value: Any) -> Stopped:
+        """A value as a constant, also for rules of what is computed from it."""
+        self.stopped.update({id(t): t for t in pytree.tree_leaves(value) if isinstance(t, Tensor)})
+        return Stopped(value)
+
+    def within(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """A function of plain operations, run under the rules."""
+        with self:
+            return function(*args, **kwargs)
+
+    def unknown(self, call: Call) -> Any:
+        """An operation that the table does not know."""
+        return self.mark(call.func(*call.args, **call.kwargs), call)
+
+    def check(self, call: Call) -> None:
+        """Refuse a call that the rules cannot be right for."""
+
+    def look(self, t: Tensor, func: Any) -> None:
+        """Look where a tensor with a graph comes from that no operation returned."""
+
+
+class Record(Run):
+    """While active, what the rules will need of this run is written down.
+
+    Args:
+        table: The rules.
+        calls: See :class:`Run`.
+        seen: The name, arguments and (of what is written out) values of each call in order.
+        values: Whether what is written out runs as it is, too.
+    """
+
+    def __init__(
+        self,
+        table: Rules,
+        calls: list[str],
+        seen: list[Seen],
+        values: bool,
+        scope: Sequence[Any] = (),
+    ) -> None:
+        super().__init__(table, calls, scope)
+        self.seen = seen
+        self.values = values
+
+    def primitive(self, call: Call, rule: Rule) -> Any:
+        """An operation with a rule."""
+        self.calls.append(call.name)
+        self.seen.append((call.name, tuple([v.clone() for v in call.values]), None))
+        return call.func(*call.args, **call.kwargs)
+
+    def constant(self, call: Call) -> Stopped:
+        """An operation whose value counts as a constant."""
+        value = call.func(*call.args, **call.kwargs)
+        self.calls.append(call.name)
+        self.seen.append((call.name, (), value))
+        return self.stop(value)
+
+    def composite(self, call: Call, function: Callable[..., Any]) -> Any:
+        """An operation written out in others."""
+        place = len(self.seen)
+        self.calls.append(call.name)
+        self.seen.append((call.name, (), None))
+        parts = self.within(function, *call.args, **call.kwargs)
+        if not self.values and isinstance(parts, Tensor):
+            return parts
+        value = call(*call.values)
+        self.seen[place] = (call.name, (), (value, parts))
+        return value
+
+
+class Replay(Run):
+    """While active, operations have their values and the rules' derivatives.
+
+    Args:
+        table: The rules.
+        calls: See :class:`Run`.
+        at: What a run on the inputs saw; None takes x = z, which is right for one derivative.
+        base: What a run on the baselines saw; None for rules without baselines.
+    """
+
+    def __init__(
+        self,
+        table: Rules,
+        calls: list[str],
+        at: list[Seen] | None,
+        base: list[Seen] | None,
+        scope: Sequence[Any] = (),
+    ) -> None:
+        super().__init__(table, calls, scope)
+        self.at = at
+        self.base = base
+        self.cut: set[int] = set()
+
+    def mark(self, out: Any, call: Call) -> Any:
+        """Mark what an operation returned, and note what has no derivative."""
+        super().mark(out, call)
+        written = call.args[0] if out is None and call.args else out
+        for leaf in pytree.tree_leaves(written):
+            if isinstance(leaf, Tensor):
+                (self.cut.discard if leaf.requires_grad else self.cut.add)(id(leaf))
+        return out
+
+    def primitive(self, call: Call, rule: Rule) -> Any:
+        """An operation with a rule."""
+        i = len(self.calls)
+        self.calls.append(call.name)
+        z = call.values
+        x = [t.detach() for t in z] if self.at is None else _entry(self.at, i, call, z)[1]
+        x0 = () if self.base is None else _entry(self.base, i, call, z)[1]
+        return rule(self, call, z, x, x0)
+
+    def constant(self, call: Call) -> Stopped:
+        """An operation whose value counts as a constant."""
+        i = len(self.calls)
+        self.calls.append(call.name)
+        if self.at is not None:
+            return self.stop(_entry(self.at, i, call, ())[2])
+        return self.stop(call(*[t.detach() for t in call.values]))
+
+    def composite(self, call: Call, function: Callable[..., Any]) -> Any:
+        """An operation written out in others: its own value, their derivatives."""
+        i = len(self.calls)
+        self.calls.append(call.name)
+        parts = self.within(function, *call.args, **call.kwargs)
+        if self.at is None:
+            return _grafted(call(*[t.detach() for t in call.values]), parts, None)
+        value, first = _entry(self.at, i, call, ())[2]
+        return _grafted(value, parts, first)
+
+    def change(self, f: Callable[[Tensor], Tensor], z: Tensor, x: Tensor) -> Tensor:
+        """f(z) - f(x), which is zero here and has the derivative of f by z."""
+        value = f(z)
+        return value - (value.detach() if self.at is None else f(x))
+
+    def unknown(self, call: Call) -> Any:
+        """Refuse an operation without a rule if a derivative passes through it."""
+        out = call.func(*call.args, **call.kwargs)
+        if self.table.strict and any(v.requires_grad for v in call.values) and _has_graph(out):
+            refuse_unknown(call, self.table.name)
+        return self.mark(out, call)
+
+    def check(self, call: Call) -> None:
+        """Refuse a call where values with and without derivative meet."""
+        live = [v.requires_grad for v in call.values]
+        for v in call.values if self.table.strict else ():
+            if v.requires_grad and id(v) in self.cut:  # made inside a custom autograd.Function
+                refuse_unseen(v, call.func, self.table.name)
+        if self.table.complete and any(live) and not all(live):
+            refuse_mixed(call, self.table.name)
+
+    def look(self, t: Tensor, func: Any) -> None:
+        """Refuse a tensor that was made of the inputs by something that no mode sees."""
+        if is_compiling():
+            return
+        if in_functorch():
+            unseen = _of_this_level(t)
+        else:
+            roots = {m.grad_fn for m in self.marked.values() if m.grad_fn is not None}
+            unseen = t.grad_fn is not None and _reaches(t.grad_fn, roots)
+        if unseen:
+            refuse_unseen(t, func, self.table.name)
+
+
+def _entry(seen: list[Seen], i: int, call: Call, z: Sequence[Tensor]) -> Seen:
+    """What another run saw at this call."""
+    if i >= len(seen) or seen[i][0] != call.name or len(seen[i][1]) != len(z):
+        refuse_path(call, None if i >= len(seen) else seen[i][0])
+    return seen[i]
+
+
+def _grafted(value: Any, parts: Any, first: Any) -> Any:
+    """The value with the derivative of the parts, in every floating tensor of an output."""
+    values, spec = pytree.tree_flatten(value)
+    found = pytree.tree_leaves(parts)
+    before = [None] * len(found) if first is None else pytree.tree_leaves(first)
+    return pytree.tree_unflatten(
+        [
+            v + (p - (p.detach() if b is None else b)).to(v.dtype)
+            if isinstance(v, Tensor) and v.is_floating_point()
+            else v
+            for v, p, b in zip(values, found, before, strict=True)
+        ],
+        spec,
+    )
+
+
+def _has_graph(out: Any) -> bool:
+    return any(isinstance(t, Tensor) and t.requires_grad for t in pytree.tree_leaves(out))
+
+
+def _reaches(node: Any, roots: set[Any]) -> bool:
+    """Whether a graph leads back to one of some nodes."""
+    todo, met = [node], set()
+    while todo:
+        node = todo.pop()
+        if node is None or node in met:
+            continue
+        if node in roots:
+            return True
+        met.add(node)
+        todo.extend([parent for parent, _ in node.next_functions])
+    return False
+
+
+def _of_this_level(t: Tensor) -> bool:
+    """Whether a tensor depends on what the innermost torch.func transform differentiates by."""
+    functorch = torch._C._functorch
+    return functorch.maybe_get_level(t) == functorch.maybe_current_level() and (
+        functorch.is_gradtrackingtensor(t)
+    )

@@ -1,0 +1,128 @@
+"""Rules as data: what happens at which operation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from attrfn._rules.call import Call
+from attrfn._rules.errors import refuse_unknown
+from attrfn._rules.names import FUNCTIONS, Spelling, operator_name, public_name, spellings
+
+Apply = Callable[[Any, Call], Any]
+"""From a run and a call to the call's output."""
+
+
+class Op(NamedTuple):
+    """What happens at an operation.
+
+    Attributes:
+        kind: How the documentation calls it.
+        apply: ``apply(run, call) -> output``.
+        follows: Whether the output counts as dependent on the inputs.
+        plain: Whether the function itself runs, so that it may write in place.
+        checked: Whether what has no derivative is refused among its arguments.
+    """
+
+    kind: str
+    apply: Apply
+    follows: bool = True
+    plain: bool = False
+    checked: bool = True
+
+
+class Stopped(NamedTuple):
+    """A value that counts as a constant from here on."""
+
+    value: Any
+
+
+class Rules(NamedTuple):
+    """Rules for operations, to be extended with ``rules | {...}`` and ``rules.allow(...)``.
+
+    Attributes:
+        name: What messages call them.
+        ops: What happens at an operation, by its name.
+        own: What happens at a function, by the function; wins over its name.
+        complete: Refuse what would break completeness: values that depend on the inputs without a
+            derivative, where they meet values with one.
+        strict: Refuse operations that are not in the table.
+        linear: The rules of linear operations with weights (of LRP).
+        baselines: The baselines of rules that compare with some, for :func:`with_rules`.
+    """
+
+    name: str
+    ops: Mapping[str, Op]
+    own: Mapping[Any, Op] = {}
+    complete: bool = False
+    strict: bool = True
+    linear: Any = None
+    baselines: Any = None
+
+    def find(self, func: Any) -> tuple[Spelling, Op] | None:
+        """The op of a torch function, or None."""
+        spelling = FUNCTIONS.get(func)
+        if spelling is None:
+            spelling = Spelling(operator_name(func).removesuffix("_"), None, None)
+        op = self.own.get(func) or self.ops.get(spelling.name)
+        return None if op is None else (spelling, op)
+
+    def __or__(self, rules: Mapping[Any, str | Callable[..., Any]]) -> Rules:
+        """These rules with others for some torch functions.
+
+        Args:
+            rules: From torch functions to ``"linear"``, ``"elementwise"``, ``"product"`` or a
+                function with the same arguments that is made of operations with rules.
+        """
+        if not isinstance(rules, Mapping):
+            return NotImplemented
+        return self._with({func: self._op(func, rule) for func, rule in rules.items()})
+
+    def allow(self, *functions: Any) -> Rules:
+        """These rules, but take the plain derivative of some torch functions.
+
+        Args:
+            functions: torch functions; all spellings of the same operation are allowed, too.
+        """
+        return self._with(dict.fromkeys(functions, Op("allowed", plain, plain=True, checked=False)))
+
+    def _with(self, found: Mapping[Any, Op]) -> Rules:
+        ops, own = dict(self.ops), dict(self.own)
+        for func, op in found.items():
+            if not callable(func):
+                raise TypeError(f"rules name {func!r}, expected a torch function such as torch.erf")
+            own[func] = op
+            if func in FUNCTIONS:
+                ops[FUNCTIONS[func].name] = op
+            else:
+                others = spellings(getattr(func, "__name__", ""))
+                own.update({f: op for f, spelled in others.items() if spelled.pure is None})
+        return self._replace(ops=ops, own=own)
+
+    def _op(self, func: Any, rule: str | Callable[..., Any]) -> Op:
+        examples = {"linear": "view", "elementwise": "tanh", "product": "mul"}
+        if isinstance(rule, str) and rule in examples:
+            return self.ops[examples[rule]]
+        if not callable(rule):
+            raise TypeError(
+                f"the rule of {public_name(func)} is {rule!r}, expected 'linear', 'elementwise', "
+                "'product' or a function made of operations that have rules"
+            )
+        return Op("written out", written(rule))
+
+
+def plain(run: Any, call: Call) -> Any:
+    """The function itself."""
+    return call.func(*call.args, **call.kwargs)
+
+
+def written(function: Callable[..., Any]) -> Apply:
+    """An operation written out in others."""
+
+    def apply(run: Any, call: Call) -> Any:
+        try:
+            return run.composite(call, function)
+        except NotImplementedError as error:
+            refuse_unknown(call, run.table.name, str(error))
+
+    return apply

@@ -1,0 +1,225 @@
+"""Operations written out in simpler ones, for rules to be applied inside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attrfn._core.plain_ops import attention as attention
+from attrfn._core.plain_ops import glu as glu
+from attrfn._core.plain_ops import layer_norm as layer_norm
+from attrfn._core.plain_ops import opened as opened
+
+
+def rms_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> Tensor:
+    """``x / sqrt(mean(x^2) + eps) * weight`` over the last dimensions."""
+    dims = tuple(range(-len(normalized_shape), 0))
+    eps = torch.finfo(input.dtype).eps if eps is None else eps
+    out = input * torch.rsqrt(input.square().mean(dims, keepdim=True) + eps)
+    return out if weight is None else out * weight
+
+
+def group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *_: Any,
+) -> Tensor:
+    """Layer norm over the channels of a group and all positions."""
+    groups = input.reshape(input.shape[0], num_groups, -1)
+    out = layer_norm(groups, groups.shape[2:], eps=eps).reshape(input.shape)
+    return _per_channel(out, weight, bias)
+
+
+def instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Layer norm over all positions of a channel."""
+    if not use_input_stats:
+        return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+    return group_norm(input, input.shape[1], weight, bias, eps)
+
+
+def _per_channel(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    shape = [1, -1] + [1] * (x.ndim - 2)
+    x = x if weight is None else x * weight.reshape(shape)
+    return x if bias is None else x + bias.reshape(shape)
+
+
+def softmin(input: Tensor, dim: int | None = None, *_: Any, **options: Any) -> Tensor:
+    """``softmax(-x)``."""
+    return F.softmax(-input, dim, dtype=options.get("dtype"))
+
+
+def log_sigmoid(input: Tensor) -> Tensor:
+    """``-softplus(-x)``."""
+    return -F.softplus(-input)
+
+
+def addcdiv(input: Tensor, a: Tensor, b: Tensor, *, value: float = 1.0) -> Tensor:
+    """``x + value * a / b``."""
+    return input + value * (a / b)
+
+
+def maximum_of(input: Tensor, dim: Any = None, keepdim: bool = False, **other: Any) -> Any:
+    """``max`` of all, along a dimension, or of two tensors."""
+    return _extreme(torch.amax, torch.maximum, input, dim, keepdim, **other)
+
+
+def minimum_of(input: Tensor, dim: Any = None, keepdim: bool = False, **other: Any) -> Any:
+    """``min`` of all, along a dimension, or of two tensors."""
+    return _extreme(torch.amin, torch.minimum, input, dim, keepdim, **other)
+
+
+def _extreme(
+    along: Callable[..., Tensor],
+    of_two: Callable[..., Tensor],
+    input: Tensor,
+    dim: Any,
+    keepdim: bool,
+    other: Tensor | None = None,
+) -> Any:
+    other = dim if isinstance(dim, Tensor) else other
+    if other is not None:
+        return of_two(input, other)
+    if dim is None:
+        return along(input.reshape(-1), 0)
+    values = along(input, dim, keepdim)
+    return values, values
+
+
+def one_by_one(along: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A reduction along several dimensions, one after the other."""
+
+    def reduce(input: Tensor, dim: Any = (), keepdim: bool = False) -> Tensor:
+        dims = dim if isinstance(dim, (tuple, list)) else (dim,)
+        dims = sorted({d % input.ndim for d in dims or range(input.ndim)}, reverse=True)
+        for d in dims:
+            input = along(input, d, True)
+        return (
+            input
+            if keepdim
+            else input.reshape([n for d, n in enumerate(input.shape) if d not in dims])
+        )
+
+    return reduce
+
+
+def moments(root: bool, mean: bool) -> Callable[..., Any]:
+    """``var``, ``std``, ``var_mean`` and ``std_mean``."""
+
+    def of(
+        input: Tensor,
+        dim: Any = None,
+        unbiased: bool | None = None,
+        keepdim: bool = False,
+        *,
+        correction: float | None = None,
+    ) -> Any:
+        if isinstance(dim, bool):  # var(unbiased)
+            dim, unbiased = None, dim
+        dims = _dims(input, dim)
+        n = torch.Size([input.shape[d] for d in dims]).numel()
+        less = correction if correction is not None else 0 if unbiased is False else 1
+        average = input.mean(dims, keepdim=True)
+        spread = (input - average).square().sum(dims, keepdim=keepdim) / max(n - less, 0)
+        spread = spread.sqrt() if root else spread
+        return (spread, input.mean(dims, keepdim=keepdim)) if mean else spread
+
+    return of
+
+
+def vector_norm(
+    x: Tensor, ord: float = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
+) -> Tensor:
+    """``sum(|x|^p)^(1/p)``; the greatest |x| for p = inf."""
+    x = x if dtype is None else x.to(dtype)
+    dims = _dims(x, dim)
+    if ord == float("inf"):
+        return torch.amax(x.abs(), dims, keepdim)
+    if ord == -float("inf"):
+        return torch.amin(x.abs(), dims, keepdim)
+    if ord == 1:
+        return x.abs().sum(dims, keepdim=keepdim)
+    if ord == 2:
+        return x.square().sum(dims, keepdim=keepdim).sqrt()
+    return x.abs().pow(ord).sum(dims, keepdim=keepdim).pow(1 / ord)
+
+
+def norm(
+    input: Tensor,
+    p: Any = "fro",
+    dim: Any = None,
+    keepdim: bool = False,
+    *_: Any,
+    dtype: Any = None,
+) -> Tensor:
+    """``torch.norm`` and ``torch.linalg.norm`` where they are norms of vectors."""
+    if p in (None, "fro"):
+        p = 2
+    elif isinstance(p, str) or (dim is not None and not isinstance(dim, int) and len(dim) > 1):
+        raise NotImplementedError(f"a matrix norm of order {p!r} has no rule")
+    return vector_norm(input, p, dim, keepdim, dtype=dtype)
+
+
+def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    """``x1 . x2 / (max(|x1|, eps) max(|x2|, eps))``."""
+    a, b = (vector_norm(x, 2, dim, True).clamp(min=eps) for x in (x1, x2))
+    return ((x1 / a) * (x2 / b)).sum(dim)
+
+
+def pairwise_distance(
+    x1: Tensor, x2: Tensor, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False
+) -> Tensor:
+    """``|x1 - x2 + eps|_p``."""
+    return vector_norm(x1 - x2 + eps, p, -1, keepdim)
+
+
+def mse_loss(
+    input: Tensor, target: Tensor, *args: Any, reduction: str = "mean", **_: Any
+) -> Tensor:
+    """``(x - t)^2``, averaged or summed."""
+    return _reduced((input - target).square(), args[2] if len(args) > 2 else reduction)
+
+
+def l1_loss(input: Tensor, target: Tensor, *args: Any, reduction: str = "mean", **_: Any) -> Tensor:
+    """``|x - t|``, averaged or summed."""
+    return _reduced((input - target).abs(), args[2] if len(args) > 2 else reduction)
+
+
+def cross_entropy(
+    input: Tensor, target: Tensor, *args: Any, label_smoothing: float = 0.0, **options: Any
+) -> Tensor:
+    """``-log_softmax(x)[t]``, or with the probabilities t."""
+    logs = F.log_softmax(input, 1 if input.ndim > 1 else 0)
+    if target.is_floating_point() or label_smoothing:
+        raise NotImplementedError("cross_entropy has a rule for class indices without smoothing")
+    return F.nll_loss(logs, target, *args, **options)
+
+
+def _reduced(loss: Tensor, reduction: str) -> Tensor:
+    return loss.mean() if reduction == "mean" else loss.sum() if reduction == "sum" else loss
+
+
+def _dims(x: Tensor, dim: Any) -> tuple[int, ...]:
+    if dim is None or (isinstance(dim, (tuple, list)) and not dim):
+        return tuple(range(x.ndim))
+    return tuple(dim) if isinstance(dim, (tuple, list)) else (dim,)

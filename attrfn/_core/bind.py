@@ -37,6 +37,19 @@ def bind(model_fn: ModelFn, *, frozen: bool, forward_only: bool = False) -> Mode
     return bind_source(src, (), (), frozen=frozen)
 
 
+def uncompiled(model_fn: ModelFn) -> ModelFn:
+    """The function behind ``torch.compile(function)``, whose operations no mode would see."""
+    if isinstance(model_fn, functools.partial):
+        inner = uncompiled(model_fn.func)
+        if inner is model_fn.func:
+            return model_fn
+        return functools.partial(inner, *model_fn.args, **model_fn.keywords)
+    if isinstance(model_fn, nn.Module):
+        return model_fn
+    original: ModelFn = getattr(model_fn, "_torchdynamo_orig_callable", model_fn)
+    return original
+
+
 def _forward_only(src: Source) -> ModelFn:
     bare = src._replace(args=(), kwargs={})
     kept: list[tuple[Shells, ModelFn]] = []

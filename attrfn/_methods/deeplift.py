@@ -8,6 +8,7 @@ from torch import Tensor
 
 from attrfn._core.baseline import baseline_distribution, fill_baselines, per_example
 from attrfn._core.batch import flat_rows, split_rows, wide
+from attrfn._core.bind import uncompiled
 from attrfn._core.chunks import Chunks, add, over_chunks
 from attrfn._core.explain import explain
 from attrfn._core.method import takes_distribution
@@ -69,7 +70,7 @@ def deep_lift(
         Shrikumar, Greenside and Kundaje, Learning Important Features Through Propagating
         Activation Differences, 2017.
     """
-    p = explain(model_fn, inputs, target, create_graph=create_graph)
+    p = explain(uncompiled(model_fn), inputs, target, create_graph=create_graph)
     x0 = fill_baselines(baselines, inputs, p.x)
     grads, _ = gradients_by_rules(p, _rules(rule), p.x, x0)
     if multiply_by_inputs:
@@ -124,7 +125,7 @@ def deep_lift_shap(
         Lundberg and Lee, A Unified Approach to Interpreting Model Predictions, 2017.
     """
     rules = _rules(rule)
-    p = explain(model_fn, inputs, target, create_graph=create_graph)
+    p = explain(uncompiled(model_fn), inputs, target, create_graph=create_graph)
     pool = baseline_distribution(baselines, inputs, p.x)
     pairs = tuple([per_example(b, x).to(x.dtype) for b, x in zip(pool, p.x, strict=True)])
 

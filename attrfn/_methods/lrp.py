@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from attrfn._core.bind import bind_source
+from attrfn._core.bind import bind_source, uncompiled
 from attrfn._core.derive import transforming
 from attrfn._core.explain import explain
 from attrfn._core.source import plain, source
@@ -144,6 +144,7 @@ def lrp_rules(rules: Rules | LinearRule | None) -> Rules:
 
 def scoped(model_fn: ModelFn, rules: Rules, scope: list[LinearRule], *, frozen: bool) -> ModelFn:
     """The model function, which says what rule its running modules have by name."""
+    model_fn = uncompiled(model_fn)
     if rules.linear is None or not rules.linear.names:
         return model_fn
     src = source(model_fn)

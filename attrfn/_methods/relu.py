@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from attrfn._core.bind import uncompiled
 from attrfn._core.explain import explain
 from attrfn._core.typing import ModelFn, Target, Tree
 from attrfn._core.warn import warn
@@ -92,7 +93,7 @@ def _with_rules(
     model_fn: ModelFn, inputs: Tree, target: Target, rules: Rules, create_graph: bool
 ) -> Tree:
     """The gradient under rules for rectifiers."""
-    p = explain(model_fn, inputs, target, create_graph=create_graph)
+    p = explain(uncompiled(model_fn), inputs, target, create_graph=create_graph)
     grads, calls = gradients_by_rules(p, rules, p.x)
     if not calls and p.batch:
         warn(

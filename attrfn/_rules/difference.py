@@ -36,44 +36,50 @@ def elementwise(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Te
     """
     y: Tensor = call(*x)
     if len(z) == 1:
-        return y + (slope(lambda t: call(t), x[0], x0[0]) * _difference(z[0], x[0])).to(y.dtype)
+        y0: Tensor = call(*x0) if run.before is None else run.before
+        secant = _SECANTS.get(call.name)
+        if secant is not None and (call.name != "pow" or call.argument(1, "exponent") == 2):
+            return run.scale(y, secant(x[0], x0[0], y, y0), z[0], x[0])
+        m = _slope(lambda t: call(t), x[0], x0[0], y, y0, run.once)
+        return run.scale(y, m, z[0], x[0])
     if len(z) > 2:
         refuse_unknown(call, run.table.name)
     (a, b), (a0, b0) = x, x0
     along_a = 0.5 * (slope(lambda t: call(t, b), a, a0) + slope(lambda t: call(t, b0), a, a0))
     along_b = 0.5 * (slope(lambda t: call(a, t), b, b0) + slope(lambda t: call(a0, t), b, b0))
-    return y + (along_a * (z[0] - a) + along_b * (z[1] - b)).to(y.dtype)
+    return run.graft(y, lambda t: [along_a * (t[0] - a), along_b * (t[1] - b)], z, x)
 
 
 def product(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
     """Operations that are affine in each argument: the mean over both orders of changing them."""
     y: Tensor = call(*x)
     if len(z) == 2:
-        mean = [(a + b) / 2 for a, b in zip(x, x0, strict=True)]
-        y = y + run.change(lambda t: call(t, mean[1]), z[0], x[0])
-        return y + run.change(lambda t: call(mean[0], t), z[1], x[1])
-    n = len(z)
-    for i in range(n):
-        for first, then in ((x, x0), (x0, x)):
+        a, b = [(v + v0) / 2 for v, v0 in zip(x, x0, strict=True)]
+        return run.graft(y, lambda t: [call(t[0], b), call(a, t[1])], z, x)
 
-            def part(t: Tensor, i: int = i, first: Values = first, then: Values = then) -> Tensor:
-                whole: Tensor = call(*first[:i], t, *then[i + 1 :])
-                return whole / 2
+    def parts(t: Values) -> list[Tensor]:
+        return [
+            call(*first[:i], t[i], *then[i + 1 :]) / 2
+            for i in range(len(z))
+            for first, then in ((x, x0), (x0, x))
+        ]
 
-            y = y + run.change(part, z[i], x[i])
-    return y
+    return run.graft(y, parts, z, x)
 
 
 def softmax(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
     """``e / sum(e)``, e = exp(x - c): rescale for exp and 1 / s, the product rule between them."""
     y: Tensor = call(*x)
     dim = _softmax_dim(call, y.ndim)
-    dz = _difference(z[0], x[0]).to(wide(y.dtype))
-    e, e0, grown = _exponentials(x[0], x0[0], dim, dz)
+    e, e0, m = _exponentials(x[0], x0[0], dim)
     s, s0 = e.sum(dim, keepdim=True), e0.sum(dim, keepdim=True)
-    change = grown * (1 / s + 1 / s0) / 2
-    change = change - (e + e0) / 2 * (grown.sum(dim, keepdim=True) / (s * s0))
-    return y + change.to(y.dtype)
+    over_s, mean = (1 / s + 1 / s0) / 2, (e + e0) / (2 * s * s0)
+
+    def parts(t: Values) -> list[Tensor]:
+        grown = m * _difference(t[0], x[0])
+        return [grown * over_s - mean * grown.sum(dim, keepdim=True)]
+
+    return run.graft(y, parts, z, x)
 
 
 def logsumexp(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
@@ -81,47 +87,76 @@ def logsumexp(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tens
     y: Tensor = call(*x)
     dim = call.argument(1, "dim")
     keepdim = bool(call.argument(2, "keepdim", False))
-    dz = _difference(z[0], x[0]).to(wide(y.dtype))
-    e, e0, grown = _exponentials(x[0], x0[0], dim, dz)
+    e, e0, m = _exponentials(x[0], x0[0], dim)
     s, s0 = e.sum(dim, keepdim=keepdim), e0.sum(dim, keepdim=keepdim)
-    return y + (slope(torch.log, s, s0) * grown.sum(dim, keepdim=keepdim)).to(y.dtype)
+    along = _log_slope(s, s0)
+
+    def parts(t: Values) -> list[Tensor]:
+        return [along * (m * _difference(t[0], x[0])).sum(dim, keepdim=keepdim)]
+
+    return run.graft(y, parts, z, x)
 
 
 def log_softmax(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
     """``x - logsumexp(x)``."""
     y: Tensor = call(*x)
     dim = _softmax_dim(call, y.ndim)
-    dz = _difference(z[0], x[0]).to(wide(y.dtype))
-    e, e0, grown = _exponentials(x[0], x0[0], dim, dz)
-    s, s0 = e.sum(dim, keepdim=True), e0.sum(dim, keepdim=True)
-    change = dz - slope(torch.log, s, s0) * grown.sum(dim, keepdim=True)
-    return y + change.to(y.dtype)
+    e, e0, m = _exponentials(x[0], x0[0], dim)
+    along = _log_slope(e.sum(dim, keepdim=True), e0.sum(dim, keepdim=True))
+
+    def parts(t: Values) -> list[Tensor]:
+        dz = _difference(t[0], x[0])
+        return [dz - along * (m * dz).sum(dim, keepdim=True)]
+
+    return run.graft(y, parts, z, x)
 
 
 def picked(
-    z: Tensor, x: Tensor, x0: Tensor, y: Tensor, y0: Tensor, pick: Function, pick0: Function
+    run: Replay,
+    value: Tensor,
+    z: Tensor,
+    x: Tensor,
+    x0: Tensor,
+    pick: Function,
+    pick0: Function,
 ) -> Tensor:
-    """Y and its change where ``pick`` finds the maxima at x and ``pick0`` those at x0."""
+    """The rule of maxima, with ``pick`` for those at x and ``pick0`` for those at x0."""
+    y, y0 = pick(x), pick0(x0)
     top = torch.maximum(y, y0)
-    gain = quotient(top - y0, pick(x) - pick(x0), 1.0)
-    loss = quotient(y - top, pick0(x) - pick0(x0), 0.0)
-    dz = _difference(z, x)
-    return y + gain * pick(dz) + loss * pick0(dz)
+    gain = quotient(top - y0, y - pick(x0), torch.ones_like(y))
+    loss = quotient(y - top, pick0(x) - y0, torch.zeros_like(y))
+
+    def parts(t: Values) -> list[Tensor]:
+        dz = _difference(t[0], x)
+        return [gain * pick(dz) + loss * pick0(dz)]
+
+    return run.graft(value, parts, (z,), (x,))
 
 
 def slope(f: Function, x: Tensor, x0: Tensor) -> Tensor:
     """``(f(x) - f(x0)) / (x - x0)``, and f'(x) where x = x0."""
-    y, y0 = f(x), f(x0)
-    x, x0 = x.expand(y.shape), x0.expand(y.shape)
-    dx = x.to(wide(x.dtype)) - x0
-    return quotient(y.to(wide(y.dtype)) - y0, dx, derivative(f, x))
+    return _slope(f, x, x0, f(x), f(x0), False)
 
 
-def quotient(change: Tensor, dx: Tensor, else_: Tensor | float) -> Tensor:
+def _slope(f: Function, x: Tensor, x0: Tensor, y: Tensor, y0: Tensor, branch: bool) -> Tensor:
+    """The slope from both values; ``branch`` allows a look at whether f' is needed."""
+    if x.shape != y.shape:
+        x, x0 = x.expand(y.shape), x0.expand(y.shape)
+    exact = wide(x.dtype)
+    dx, dy = x.to(exact) - x0, y.to(exact) - y0
+    if branch and x.device.type == "cpu" and not bool(_nothing(dx).any()):
+        return dy / dx
+    return quotient(dy, dx, derivative(f, x).to(exact))
+
+
+def quotient(change: Tensor, dx: Tensor, otherwise: Tensor) -> Tensor:
     """``change / dx``, and another value where dx is nothing (in the precision of its type)."""
-    nothing = dx.abs() <= torch.finfo(dx.dtype).eps
-    other = else_ if isinstance(else_, Tensor) else torch.full_like(dx, else_)
-    return torch.where(nothing, other, change / torch.where(nothing, torch.ones_like(dx), dx))
+    nothing = _nothing(dx)
+    return torch.where(nothing, otherwise, change / torch.where(nothing, 1.0, dx))
+
+
+def _nothing(dx: Tensor) -> Tensor:
+    return dx.abs() <= torch.finfo(dx.dtype).eps
 
 
 def derivative(f: Function, x: Tensor) -> Tensor:
@@ -139,19 +174,34 @@ def derivative(f: Function, x: Tensor) -> Tensor:
         return torch.autograd.grad(y, at, torch.ones_like(y), create_graph=graph)[0]
 
 
-def _exponentials(x: Tensor, x0: Tensor, dim: Any, dz: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """exp(x - c), exp(x0 - c) and the change of the first with dz; c is the greatest of all."""
-    x, x0 = x.to(dz.dtype), x0.to(dz.dtype)
+_SECANTS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+    "square": lambda x, x0, y, y0: x + x0,
+    "pow": lambda x, x0, y, y0: x + x0,
+    "reciprocal": lambda x, x0, y, y0: -y * y0,
+    "rsqrt": lambda x, x0, y, y0: -((y * y0) ** 2) / (y + y0),
+}
+"""Slopes in closed form, from x, x0, f(x) and f(x0); of ``pow`` for squares."""
+
+
+def _log_slope(s: Tensor, s0: Tensor) -> Tensor:
+    return quotient(s.log() - s0.log(), s - s0, 1 / s)
+
+
+def _exponentials(x: Tensor, x0: Tensor, dim: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """exp(x - c), exp(x0 - c) and the slope between them; c is the greatest of all."""
+    exact = wide(x.dtype)
+    x, x0 = x.to(exact), x0.to(exact)
     c = torch.maximum(x, x0).amax(dim, keepdim=True)
-    c = torch.where(c == -torch.inf, torch.zeros_like(c), c)
-    low = torch.finfo(dz.dtype).min / 4  # masked positions: exp is 0, and no difference is NaN
+    c = torch.where(c == -torch.inf, 0.0, c)
+    low = torch.finfo(exact).min / 4  # masked positions: exp is 0, and no difference is NaN
     x, x0 = (x - c).clamp(min=low), (x0 - c).clamp(min=low)
-    return x.exp(), x0.exp(), slope(torch.exp, x, x0) * dz
+    e, e0 = x.exp(), x0.exp()
+    return e, e0, quotient(e - e0, x - x0, e)
 
 
 def _difference(z: Tensor, x: Tensor) -> Tensor:
     """Z - x, which is zero; also where both are infinite."""
-    return torch.where(x.isinf(), torch.zeros_like(x), z - x)
+    return torch.where(x.isinf(), 0.0, z - x)
 
 
 def _softmax_dim(call: Call, ndim: int) -> int:
@@ -165,12 +215,12 @@ def max_pool(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Any:
     """Max pooling: the rule of maxima, with the positions that pooling itself returns."""
     n = 1 if "1d" in call.name else 2 if "2d" in call.name else 3
     function = getattr(F, f"{'adaptive_' if 'adaptive' in call.name else ''}max_pool{n}d")
-    (y, at), (y0, at0) = (_pooled(call, function, t) for t in (x[0], x0[0]))
+    (y, at), (_, at0) = (_pooled(call, function, t) for t in (x[0], x0[0]))
 
     def pick(positions: Tensor) -> Function:
         return lambda t: t.flatten(-n).gather(-1, positions.flatten(-n)).reshape(positions.shape)
 
-    out = picked(z[0], x[0], x0[0], y, y0, pick(at), pick(at0))
+    out = picked(run, y, z[0], x[0], x0[0], pick(at), pick(at0))
     return (out, at) if call.name.endswith("with_indices") or _wants_indices(call) else out
 
 
@@ -197,5 +247,5 @@ def amax(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
     def pick(positions: Tensor) -> Function:
         return lambda t: t.gather(axis, positions)
 
-    out = sign * picked(zs, xs, x0s, pick(at)(xs), pick(at0)(x0s), pick(at), pick(at0))
+    out = sign * picked(run, pick(at)(xs), zs, xs, x0s, pick(at), pick(at0))
     return out if call.argument(2, "keepdim", False) else out.squeeze(axis)

@@ -33,6 +33,7 @@ class LinearRule(NamedTuple):
         multipliers: ``(z, (s_1, s_2 ...)) -> (m_1, m_2 ...)``.
         first: Whether it distributes relevance without regard to x, and so can stand only where
             the inputs are read: its parts get ``u = 1`` for x, and its gradient is the relevance.
+        whole: Whether s_1 is the operation itself.
         bound: Of a rule that needs x beside u, from x to the parts.
     """
 
@@ -40,6 +41,7 @@ class LinearRule(NamedTuple):
     parts: Parts
     multipliers: Multipliers
     first: bool = False
+    whole: bool = False
     bound: Callable[[Tensor], Parts] | None = None
 
 
@@ -54,7 +56,7 @@ def epsilon(epsilon: float = 1e-6) -> LinearRule:
     def parts(op: Linear, x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
         return (op(x, w, b),)
 
-    return LinearRule(f"epsilon({epsilon:g})", parts, _shared(epsilon))
+    return LinearRule(f"epsilon({epsilon:g})", parts, _shared(epsilon), whole=True)
 
 
 def z_plus(epsilon: float = 1e-6) -> LinearRule:

@@ -60,15 +60,28 @@ def _seen(
     values: bool,
 ) -> list[Seen]:
     """What a run on some rows writes down, with a graph if one is wanted."""
-    seen: list[Seen] = []
-    run = Record(rules, [], seen, values, scope)
     if keep:
-        own = run.add(rows)
-        with run:
-            p.values(own, copies)
-    else:
-        with torch.inference_mode(False), torch.no_grad():
-            own = run.add(normal(rows))
-            with run:
-                p.values(own, copies)
+        return _watched(p, rules, rows, copies, scope, values, True)[1]
+    with torch.inference_mode(False), torch.no_grad():
+        run, seen = _watched(p, rules, normal(rows), copies, scope, values, False)
+        if run.overwritten():
+            seen = _watched(p, rules, normal(rows), copies, scope, values, True)[1]
     return seen
+
+
+def _watched(
+    p: Explained,
+    rules: Rules,
+    rows: Leaves,
+    copies: int,
+    scope: Sequence[Any],
+    values: bool,
+    safe: bool,
+) -> tuple[Record, list[Seen]]:
+    """A run on some rows, which keeps copies of what it sees if it has to be safe."""
+    seen: list[Seen] = []
+    run = Record(rules, [], seen, values, scope, safe)
+    own = run.add(rows)
+    with run:
+        p.values(own, copies)
+    return run, seen

@@ -50,6 +50,9 @@ special_i0 special_i0e special_i1 special_i1e
 """
 """A function of each element, of one tensor or of two."""
 
+THROUGH_ZERO = "relu leaky_relu prelu abs absolute"
+"""Linear on both sides of zero: f(x) / x is the derivative."""
+
 CONSTANT = """
 zeros_like ones_like full_like empty_like rand_like randn_like randint_like new_zeros new_ones
 new_full new_empty new_tensor size dim ndimension numel nelement stride storage_offset

@@ -91,8 +91,8 @@ def _by_rule(
     op: Weighted, rule: LinearRule, run: Replay, call: Call, z: Values, x: Values, x0: Values
 ) -> Tensor:
     _, w, b = op.tensors()
-    y: Tensor = call(x[0])
-    return y + _routed(op, rule, run, z[0], x[0], w, b, y)
+    y: Tensor | None = None if rule.whole else call(x[0])
+    return _routed(op, rule, run, z[0], x[0], w, b, y)
 
 
 def _routed(
@@ -103,35 +103,38 @@ def _routed(
     x: Tensor,
     w: Tensor,
     b: Tensor | None,
-    y: Tensor,
+    y: Tensor | None,
 ) -> Tensor:
-    """``sum_k m_k (s_k(z) - s_k(x))``, which is zero here and has the rule's derivative."""
+    """``y + sum_k m_k (s_k(z) - s_k(x))``; y is s_1(x) if it is not given."""
     parts = rule.parts if rule.bound is None else rule.bound(x)
     at, here = (1 + (z - x), torch.ones_like(x)) if rule.first else (z, x)
     s = parts(op.apply, at, w, b)
     s0 = tuple([t.detach() for t in s]) if run.at is None else parts(op.apply, here, w, b)
+    y = s0[0] if y is None else y
     if rule.name == "identity" and s[0].shape != y.shape:
         raise ValueError(
             f"the rule identity stands at {op.call.name} from shape {tuple(x.shape)} to "
             f"{tuple(y.shape)}, expected equal shapes: use another rule there"
         )
-    changes = [m * (p - q) for m, p, q in zip(rule.multipliers(y, s0), s, s0, strict=True)]
-    return functools.reduce(torch.add, changes)
+    m = rule.multipliers(y, s0)
+    if len(s) == 1:
+        return run.scale(y, m[0], s[0], s0[0])
+    return run.graft(y, lambda t: [a * b for a, b in zip(m, t, strict=True)], s, s0)
 
 
 def _shared(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
     """A product of n factors that depend on the inputs: one n-th of the relevance to each."""
     y: Tensor = call(*x)
     addends = ADDENDS.get(call.name, ())
-    factors = [i for i, place in enumerate(call.places) if place not in addends]
-    for i in range(len(z)):
+    n = sum(place not in addends for place in call.places)
 
-        def part(t: Tensor, i: int = i) -> Tensor:
-            whole: Tensor = call(*x[:i], t, *x[i + 1 :])
-            return whole / len(factors) if i in factors else whole
+    def parts(t: Values) -> list[Tensor]:
+        whole = [call(*x[:i], t[i], *x[i + 1 :]) for i in range(len(z))]
+        return [
+            s if place in addends else s / n for s, place in zip(whole, call.places, strict=True)
+        ]
 
-        y = y + run.change(part, z[i], x[i])
-    return y
+    return run.graft(y, parts, z, x)
 
 
 def _scaled(run: Record | Replay, call: Call) -> Any:
@@ -146,13 +149,12 @@ def _activation(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Te
         refuse_unknown(call, run.table.name)
     at = x[0].expand(y.shape)
     start = call(torch.zeros_like(at))
+    at_zero = at == 0
     through_zero = torch.where(
-        at == 0,
-        derivative(lambda t: call(t), at),
-        y / torch.where(at == 0, torch.ones_like(at), at),
+        at_zero, derivative(lambda t: call(t), at), y / torch.where(at_zero, 1.0, at)
     )
     factor = torch.where(start == 0, through_zero, over(y, at, _STABLE))
-    return y + factor * (z[0] - x[0])
+    return run.scale(y, factor, z[0], x[0])
 
 
 def _constant(run: Record | Replay, call: Call) -> Any:
@@ -171,7 +173,7 @@ def _divided(run: Record | Replay, call: Call) -> Any:
 
 def _by_numerator(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
     y: Tensor = call(*x)
-    return y + run.change(lambda t: call(t, x[1]), z[0], x[0])
+    return run.graft(y, lambda t: [call(t[0], x[1])], z, x)
 
 
 def _batch_norm(run: Record | Replay, call: Call) -> Any:
@@ -210,7 +212,7 @@ def _folded(
     mean, var, gain, shift, eps = statistics(norm)
     transposed = "transpose" in op.call.name
     w, b = folded(w, b, mean, var, gain, shift, eps, transposed)
-    return y + _routed(op.with_bias(), rule, run, z[0], x[0], w, b, y)
+    return _routed(op.with_bias(), rule, run, z[0], x[0], w, b, y)
 
 
 def _reading(name: str, op: Op) -> Op:
@@ -256,7 +258,7 @@ def _keeps_shape(call: Call) -> bool:
 
 def _passed(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
     y: Tensor = call(x[0])
-    return y + (z[0] - x[0])
+    return run.graft(y, lambda t: [t[0]], z, x)
 
 
 def _converted(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
@@ -282,6 +284,7 @@ RELEVANCE: dict[str, Op] = {
     **each(DENSE, Op(_WITH_WEIGHTS, _linear)),
     **each(CONVOLUTIONS, Op(_WITH_WEIGHTS, _linear)),
     **each(ops.ELEMENTWISE, Op("elementwise", ruled(_activation))),
+    **each(ops.THROUGH_ZERO, _DERIVATIVE),
     **each("div divide true_divide __rdiv__ __rtruediv__", Op("constant divisor", _divided)),
     **each("rsqrt reciprocal", _CONSTANT),
     **each(ops.SOFTMAX, _DERIVATIVE),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from attrfn._rules.call import Call
+from attrfn._rules.graft import grafted
 from attrfn._rules.run import Record, Replay, Values
 from attrfn._rules.table import Op, Rules, plain
 
@@ -86,8 +87,10 @@ def deconvolved(u: Tensor, x: Tensor) -> Tensor:
     return passed
 
 
-def _through(passing: Passing) -> Op:
+def _through(passing: Passing, direct: Callable[[Tensor, Tensor], Tensor]) -> Op:
     def rule(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
+        if run.once:
+            return direct(z[0], x[0])
         return torch.relu(x[0]) + passing(z[0] - x[0], x[0])
 
     def apply(run: Record | Replay, call: Call) -> Any:
@@ -96,10 +99,27 @@ def _through(passing: Passing) -> Op:
     return Op("rectifier", apply)
 
 
-def _rules(name: str, passing: Passing) -> Rules:
-    names = ("relu", "clamp", "clip", "clamp_min")
-    return Rules(name, dict.fromkeys(names, _through(passing)), strict=False)
+def _rules(name: str, op: Op) -> Rules:
+    return Rules(name, dict.fromkeys(("relu", "clamp", "clip", "clamp_min"), op), strict=False)
 
 
-GUIDED = _rules("guided_backprop", guided)
-DECONV = _rules("deconvolution", deconvolved)
+def _positive(g: Tensor) -> Tensor:
+    return g.clamp(min=0)
+
+
+def _guided_once(z: Tensor, x: Tensor) -> Tensor:
+    y = torch.relu(z)
+    if y.requires_grad:
+        y.register_hook(_positive)  # type: ignore[no-untyped-call]
+    return y
+
+
+def _deconvolved_once(z: Tensor, x: Tensor) -> Tensor:
+    y = grafted(torch.relu(x), z)
+    if y.requires_grad:
+        y.register_hook(_positive)  # type: ignore[no-untyped-call]
+    return y
+
+
+GUIDED = _rules("guided_backprop", _through(guided, _guided_once))
+DECONV = _rules("deconvolution", _through(deconvolved, _deconvolved_once))

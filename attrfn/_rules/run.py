@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from attrfn._core.compiling import is_compiling
-from attrfn._core.derive import in_functorch
+from attrfn._core.derive import in_functorch, transforming
 from attrfn._rules.call import Call, tensors
 from attrfn._rules.errors import refuse_mixed, refuse_path, refuse_unknown, refuse_unseen
+from attrfn._rules.graft import grafted, scaled
 from attrfn._rules.names import Spelling
 from attrfn._rules.table import Op, Rules, Stopped
 
@@ -28,6 +29,7 @@ Values = Sequence[Tensor]
 Rule = Callable[["Replay", Call, Values, Values, Values], Any]
 """From the operation's arguments z, x and x0 (empty without baselines) to its output."""
 
+Parts = Callable[[Any], Sequence[Tensor]]
 Seen = tuple[str, tuple[Tensor, ...], Any]
 
 
@@ -147,6 +149,7 @@ class Record(Run):
         calls: See :class:`Run`.
         seen: The name, arguments and (of what is written out) values of each call in order.
         values: Whether what is written out runs as it is, too.
+        copies: Keep copies of the arguments, which no operation in place can overwrite.
     """
 
     def __init__(
@@ -156,16 +159,30 @@ class Record(Run):
         seen: list[Seen],
         values: bool,
         scope: Sequence[Any] = (),
+        copies: bool = True,
     ) -> None:
         super().__init__(table, calls, scope)
         self.seen = seen
         self.values = values
+        self.copies = copies
+        self.versions: list[tuple[Tensor, int]] = []
 
     def primitive(self, call: Call, rule: Rule) -> Any:
         """An operation with a rule."""
         self.calls.append(call.name)
-        self.seen.append((call.name, tuple([v.clone() for v in call.values]), None))
-        return call.func(*call.args, **call.kwargs)
+        out = call.func(*call.args, **call.kwargs)
+        if self.copies:
+            self.seen.append((call.name, tuple([v.clone() for v in call.values]), None))
+            return out
+        self.seen.append((call.name, call.values, out if isinstance(out, Tensor) else None))
+        self.versions.extend([(t, t._version) for t in call.values])
+        if isinstance(out, Tensor):
+            self.versions.append((out, out._version))
+        return out
+
+    def overwritten(self) -> bool:
+        """Whether something that was written down has been changed in place since."""
+        return any(t._version != version for t, version in self.versions)
 
     def constant(self, call: Call) -> Stopped:
         """An operation whose value counts as a constant."""
@@ -194,7 +211,8 @@ class Replay(Run):
         table: The rules.
         calls: See :class:`Run`.
         at: What a run on the inputs saw; None takes x = z, which is right for one derivative.
-        base: What a run on the baselines saw; None for rules without baselines.
+        base: What a run on the baselines saw; None for rules without baselines. While a rule runs,
+            ``before`` is what its operation returned there.
     """
 
     def __init__(
@@ -208,6 +226,8 @@ class Replay(Run):
         super().__init__(table, calls, scope)
         self.at = at
         self.base = base
+        self.once = at is None and not transforming()
+        self.before: Any = None
         self.cut: set[int] = set()
 
     def mark(self, out: Any, call: Call) -> Any:
@@ -225,7 +245,9 @@ class Replay(Run):
         self.calls.append(call.name)
         z = call.values
         x = [t.detach() for t in z] if self.at is None else _entry(self.at, i, call, z)[1]
-        x0 = () if self.base is None else _entry(self.base, i, call, z)[1]
+        if self.base is None:
+            return rule(self, call, z, x, ())
+        _, x0, self.before = _entry(self.base, i, call, z)
         return rule(self, call, z, x, x0)
 
     def constant(self, call: Call) -> Stopped:
@@ -242,14 +264,43 @@ class Replay(Run):
         self.calls.append(call.name)
         parts = self.within(function, *call.args, **call.kwargs)
         if self.at is None:
-            return _grafted(call(*[t.detach() for t in call.values]), parts, None)
+            return self.grafted(call(*[t.detach() for t in call.values]), parts, parts)
         value, first = _entry(self.at, i, call, ())[2]
-        return _grafted(value, parts, first)
+        return self.grafted(value, parts, first)
 
-    def change(self, f: Callable[[Tensor], Tensor], z: Tensor, x: Tensor) -> Tensor:
-        """f(z) - f(x), which is zero here and has the derivative of f by z."""
-        value = f(z)
-        return value - (value.detach() if self.at is None else f(x))
+    def grafted(self, value: Any, parts: Any, first: Any) -> Any:
+        """The value with the derivative of the parts, in every floating tensor of an output."""
+        values, spec = pytree.tree_flatten(value)
+        now, before = pytree.tree_leaves(parts), pytree.tree_leaves(first)
+        leaves = [
+            self.graft(v, lambda t: [t], p, b)
+            if isinstance(v, Tensor) and v.is_floating_point()
+            else v
+            for v, p, b in zip(values, now, before, strict=True)
+        ]
+        return pytree.tree_unflatten(leaves, spec)
+
+    def graft(self, value: Tensor, parts: Parts, z: Values, x: Values) -> Tensor:
+        """``value + sum_k s_k(z) - s_k(x)``: the value, with the derivative of the parts by z.
+
+        Args:
+            value: What the operation returns.
+            parts: From the operation's arguments to s_1, s_2 ...
+            z: The arguments now.
+            x: The arguments as the first run saw them.
+        """
+        now = [s.to(value.dtype) for s in parts(z)]
+        if self.once:
+            return grafted(value, *now)
+        before = [s.detach() for s in now] if self.at is None else parts(x)
+        for s, s0 in zip(now, before, strict=True):
+            value = value + (s - s0.to(value.dtype))
+        return value
+
+    def scale(self, value: Tensor, m: Tensor, z: Tensor, x: Tensor) -> Tensor:
+        """``value + m (z - x)``: the value, with the derivative m by z, element by element."""
+        m = m.to(value.dtype)
+        return scaled(value, z, m) if self.once else value + m * (z - x)
 
     def unknown(self, call: Call) -> Any:
         """Refuse an operation without a rule if a derivative passes through it."""
@@ -285,22 +336,6 @@ def _entry(seen: list[Seen], i: int, call: Call, z: Sequence[Tensor]) -> Seen:
     if i >= len(seen) or seen[i][0] != call.name or len(seen[i][1]) != len(z):
         refuse_path(call, None if i >= len(seen) else seen[i][0])
     return seen[i]
-
-
-def _grafted(value: Any, parts: Any, first: Any) -> Any:
-    """The value with the derivative of the parts, in every floating tensor of an output."""
-    values, spec = pytree.tree_flatten(value)
-    found = pytree.tree_leaves(parts)
-    before = [None] * len(found) if first is None else pytree.tree_leaves(first)
-    return pytree.tree_unflatten(
-        [
-            v + (p - (p.detach() if b is None else b)).to(v.dtype)
-            if isinstance(v, Tensor) and v.is_floating_point()
-            else v
-            for v, p, b in zip(values, found, before, strict=True)
-        ],
-        spec,
-    )
 
 
 def _has_graph(out: Any) -> bool:

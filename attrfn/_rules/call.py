@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -60,16 +60,24 @@ class Call(NamedTuple):
         return self.kwargs.get(name, default)
 
 
-def tensors(args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[tuple[Place, Tensor]]:
+def tensors(args: Sequence[Any], kwargs: dict[str, Any]) -> list[tuple[Place, Tensor]]:
     """The tensors among some arguments, also those in lists, with their places."""
-    given: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
-    for key, value in given:
+    found: list[tuple[Place, Tensor]] = []
+    for i, value in enumerate(args):
         if isinstance(value, Tensor):
-            yield (key, None), value
+            found.append(((i, None), value))
         elif isinstance(value, (tuple, list)):
-            for j, item in enumerate(value):
-                if isinstance(item, Tensor):
-                    yield (key, j), item
+            found.extend(
+                [((i, j), item) for j, item in enumerate(value) if isinstance(item, Tensor)]
+            )
+    for key, value in kwargs.items():
+        if isinstance(value, Tensor):
+            found.append(((key, None), value))
+        elif isinstance(value, (tuple, list)):
+            found.extend(
+                [((key, j), item) for j, item in enumerate(value) if isinstance(item, Tensor)]
+            )
+    return found
 
 
 def _at(args: tuple[Any, ...], kwargs: dict[str, Any], place: Place) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attrfn._rules.call import Call, tensors
 from attrfn._rules.errors import where
-from attrfn._rules.names import public_name
+from attrfn._rules.names import PASSIVE, public_name
 from attrfn._rules.run import Replay
 from attrfn._rules.table import Rules
 
@@ -55,7 +55,7 @@ class Audit(Replay):
         kwargs = kwargs or {}
         places = tuple([p for p, t in tensors(args, kwargs) if id(t) in self.marked])
         found = self.table.find(func)
-        if self.depth or not places or found is None or not found[1].follows:
+        if self.depth or not places or found is None or func in PASSIVE:
             return super().__torch_function__(func, types, args, kwargs)
         call = Call(func, args, kwargs, places, "")
         views = tuple([t.view_as(t) for t in call.values])

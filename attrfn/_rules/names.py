@@ -80,12 +80,7 @@ def public_name(func: Any) -> str:
 def _all() -> dict[Any, Spelling]:
     found: dict[Any, Spelling] = {}
     for text in (
-        ops.STRUCTURE,
-        ops.PRODUCTS,
-        ops.ELEMENTWISE,
-        ops.CONSTANT,
-        ops.NORMS,
-        ops.OTHERS,
+        *(ops.STRUCTURE, ops.PRODUCTS, ops.ELEMENTWISE, ops.CONSTANT, ops.NORMS, ops.OTHERS),
         ops.SELECTIONS,
     ):
         for name in text.split():
@@ -93,6 +88,11 @@ def _all() -> dict[Any, Spelling]:
     for name in ops.ATTRIBUTES_OF_STRUCTURE:
         found[getter(name)] = Spelling("T", None, None)
     return found
+
+
+def _passive() -> frozenset[Any]:
+    found = {func for name in ops.CONSTANT.split() for func in spellings(name)}
+    return frozenset(found | {getter(name) for name in ops.ATTRIBUTES if hasattr(Tensor, name)})
 
 
 def _flag(func: Any) -> int | None:
@@ -106,3 +106,6 @@ def _flag(func: Any) -> int | None:
 
 FUNCTIONS = _all()
 """The torch functions that rules may know, each with its operation."""
+
+PASSIVE = _passive()
+"""The torch functions whose values do not depend on those of their arguments."""

@@ -63,6 +63,22 @@ sym_stride _assert_async _assert_tensor_metadata
 """
 """What does not depend on values, or only tells whether they are numbers."""
 
+ATTRIBUTES = (
+    *("shape", "dtype", "device", "ndim", "layout", "requires_grad", "grad_fn", "is_leaf", "names"),
+    *(
+        "is_cuda",
+        "is_cpu",
+        "is_meta",
+        "is_mps",
+        "is_sparse",
+        "is_nested",
+        "is_quantized",
+        "itemsize",
+    ),
+    *("nbytes", "_version", "_backward_hooks", "output_nr"),
+)
+"""Attributes of tensors that tell nothing of their values."""
+
 ATTRIBUTES_OF_STRUCTURE = ("T", "mT", "H", "mH", "real", "imag")
 """Attributes of tensors that are linear operations."""
 

@@ -81,8 +81,8 @@ MAX_POOLS = (
 )
 
 COMMON: dict[str, Op] = {
-    **each(ops.STRUCTURE, Op("linear", plain, plain=True)),
     **each(ops.CONSTANT, Op("constant", plain, follows=False)),
+    **each(ops.STRUCTURE, Op("linear", plain, plain=True)),
     **each(DROPOUTS, Op("linear (evaluation mode)", evaluating(2, "training", "train"))),
     "batch_norm": Op("linear (evaluation mode)", evaluating(5, "training")),
     "grid_sample": Op("linear in the input", _only_input),

@@ -19,10 +19,10 @@ from torch.overrides import TorchFunctionMode
 
 from attrfn._core.compiling import is_compiling
 from attrfn._core.derive import in_functorch, transforming
-from attrfn._rules.call import Call, tensors
+from attrfn._rules.call import Call, Place, tensors
 from attrfn._rules.errors import refuse_mixed, refuse_path, refuse_unknown, refuse_unseen
 from attrfn._rules.graft import grafted, scaled
-from attrfn._rules.names import Spelling
+from attrfn._rules.names import PASSIVE, Spelling
 from attrfn._rules.table import Op, Rules, Stopped
 
 Values = Sequence[Tensor]
@@ -60,26 +60,32 @@ class Run(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        places = []
-        for place, t in tensors(args, kwargs):
-            if id(t) in self.marked:
-                places.append(place)
-            elif t.requires_grad and self.table.strict:
-                self.look(t, func)
+        if not is_compiling() and func in PASSIVE:
+            return func(*args, **kwargs)
+        places = self.places(args, kwargs, func)
         if not places:
             return func(*args, **kwargs)
-        call = Call(func, args, kwargs, tuple(places), getattr(func, "__name__", ""))
         found = self.table.find(func)
         if found is None:
-            return self.unknown(call)
+            return self.unknown(Call(func, args, kwargs, places, getattr(func, "__name__", "")))
         spelling, op = found
         if not op.follows:
             return func(*args, **kwargs)
+        call = Call(func, args, kwargs, places, spelling.name, spelling.pure is not None)
         if op.checked:
             self.check(call)
-        call = call._replace(name=spelling.name, in_place=spelling.pure is not None)
         out = op.apply(self, call) if op.plain else self.pure(call, spelling, op)
         return out.value if isinstance(out, Stopped) else self.mark(out, call)
+
+    def places(self, args: tuple[Any, ...], kwargs: dict[str, Any], func: Any) -> tuple[Place, ...]:
+        """Where the marked tensors are among the arguments."""
+        found: list[Place] = []
+        for place, t in tensors(args, kwargs):
+            if id(t) in self.marked:
+                found.append(place)
+            elif t.requires_grad and self.table.strict:
+                self.look(t, func)
+        return tuple(found)
 
     def pure(self, call: Call, spelling: Spelling, op: Op) -> Any:
         """Apply a rule; where the function writes in place, the result is copied there."""
@@ -111,14 +117,19 @@ class Run(TorchFunctionMode):
     def mark(self, out: Any, call: Call) -> Any:
         """Mark what an operation returned or wrote, and return it."""
         if isinstance(out, Tensor):
-            self.marked[id(out)] = out
-            return out
-        for leaf in pytree.tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                self.marked[id(leaf)] = leaf
-        if out is None and call.args and isinstance(call.args[0], Tensor):  # x[...] = y
-            self.marked[id(call.args[0])] = call.args[0]
+            self.follow(out)
+        elif out is None and call.args:  # x[...] = y
+            if isinstance(call.args[0], Tensor):
+                self.follow(call.args[0])
+        else:
+            for leaf in pytree.tree_leaves(out):
+                if isinstance(leaf, Tensor):
+                    self.follow(leaf)
         return out
+
+    def follow(self, t: Tensor) -> None:
+        """Mark a tensor."""
+        self.marked[id(t)] = t
 
     def stop(self, value: Any) -> Stopped:
         """A value as a constant, also for rules of what is computed from it."""
@@ -230,14 +241,13 @@ class Replay(Run):
         self.before: Any = None
         self.cut: set[int] = set()
 
-    def mark(self, out: Any, call: Call) -> Any:
-        """Mark what an operation returned, and note what has no derivative."""
-        super().mark(out, call)
-        written = call.args[0] if out is None and call.args else out
-        for leaf in pytree.tree_leaves(written):
-            if isinstance(leaf, Tensor):
-                (self.cut.discard if leaf.requires_grad else self.cut.add)(id(leaf))
-        return out
+    def follow(self, t: Tensor) -> None:
+        """Mark a tensor, and note whether it has a derivative."""
+        self.marked[id(t)] = t
+        if not t.requires_grad:
+            self.cut.add(id(t))
+        elif self.cut:
+            self.cut.discard(id(t))
 
     def primitive(self, call: Call, rule: Rule) -> Any:
         """An operation with a rule."""
@@ -311,8 +321,11 @@ class Replay(Run):
 
     def check(self, call: Call) -> None:
         """Refuse a call where values with and without derivative meet."""
-        live = [v.requires_grad for v in call.values]
-        for v in call.values if self.table.strict else ():
+        if not self.cut:
+            return
+        values = call.values
+        live = [v.requires_grad for v in values]
+        for v in values if self.table.strict else ():
             if v.requires_grad and id(v) in self.cut:  # made inside a custom autograd.Function
                 refuse_unseen(v, call.func, self.table.name)
         if self.table.complete and any(live) and not all(live):

@@ -82,6 +82,51 @@ def softmax(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor
     return run.graft(y, parts, z, x)
 
 
+def normalised(centred: bool) -> Callable[..., Tensor]:
+    """Layer norm (c = x - mean) and RMS norm (c = x): ``c r w + b``, r = 1 / sqrt(mean(c^2) + eps).
+
+    The product rule for c^2 and c r, the slope of 1 / sqrt between them in closed form:
+    (r - r0) / (v - v0) = -(r r0)^2 / (r + r0).
+    """
+
+    def rule(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
+        if call.places != ((0, None),):
+            refuse_unknown(call, run.table.name, "its weights depend on the inputs")
+        y: Tensor = call(*x)
+        dims, weight, eps = norm_arguments(call, centred)
+        c, r = statistics_of(x[0], dims, eps, centred)
+        c0, r0 = statistics_of(x0[0], dims, eps, centred)
+        mean_c, mean_r, m = (c + c0) / 2, (r + r0) / 2, -2 * (r * r0) ** 2 / (r + r0)
+
+        def parts(t: Values) -> list[Tensor]:
+            d = (t[0] - x[0]).to(c.dtype)
+            d = d - d.mean(dims, keepdim=True) if centred else d
+            out = d * mean_r + mean_c * (m * (mean_c * d).mean(dims, keepdim=True))
+            return [out if weight is None else out * weight]
+
+        return run.graft(y, parts, z, x)
+
+    return rule
+
+
+def norm_arguments(call: Call, centred: bool) -> tuple[tuple[int, ...], Tensor | None, float]:
+    """The dimensions, weight and epsilon of a layer norm or RMS norm."""
+    shape = call.argument(1, "normalized_shape")
+    weight = call.argument(2, "weight")
+    eps = call.argument(4 if centred else 3, "eps", 1e-5 if centred else None)
+    eps = torch.finfo(call.values[0].dtype).eps if eps is None else eps
+    return tuple(range(-len(shape), 0)), weight, eps
+
+
+def statistics_of(
+    x: Tensor, dims: tuple[int, ...], eps: float, centred: bool
+) -> tuple[Tensor, Tensor]:
+    """C and r of :func:`normalised`."""
+    x = x.to(wide(x.dtype))
+    c = x - x.mean(dims, keepdim=True) if centred else x
+    return c, torch.rsqrt(c.square().mean(dims, keepdim=True) + eps)
+
+
 def logsumexp(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
     """``c + log(sum(exp(x - c)))``: rescale for exp and for log."""
     y: Tensor = call(*x)

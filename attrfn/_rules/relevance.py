@@ -20,7 +20,7 @@ Reference:
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -29,7 +29,7 @@ from torch import Tensor
 
 from attrfn._rules import ops, recurrent
 from attrfn._rules.call import Call, tensors
-from attrfn._rules.difference import derivative
+from attrfn._rules.difference import derivative, norm_arguments, statistics_of
 from attrfn._rules.errors import refuse_unknown
 from attrfn._rules.formulas import LinearRule, epsilon, over, z_plus
 from attrfn._rules.linear import (
@@ -41,7 +41,7 @@ from attrfn._rules.linear import (
     statistics,
     weighted,
 )
-from attrfn._rules.rescale import COMMON, WRITTEN, each, ruled
+from attrfn._rules.rescale import COMMON, OPENED, WRITTEN, each, inside, ruled
 from attrfn._rules.run import Record, Replay, Run, Values
 from attrfn._rules.table import Op, Rules, plain, written
 
@@ -155,6 +155,26 @@ def _activation(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Te
     )
     factor = torch.where(start == 0, through_zero, over(y, at, _STABLE))
     return run.scale(y, factor, z[0], x[0])
+
+
+def _normalised(centred: bool) -> Callable[..., Tensor]:
+    """``c r w + b`` with r, one over the root mean square, as a constant."""
+
+    def rule(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
+        if call.places != ((0, None),):
+            refuse_unknown(call, run.table.name, "its weights depend on the inputs")
+        y: Tensor = call(*x)
+        dims, weight, eps = norm_arguments(call, centred)
+        r = statistics_of(x[0], dims, eps, centred)[1]
+        scale = r if weight is None else r * weight
+
+        def parts(t: Values) -> list[Tensor]:
+            c = t[0] - t[0].mean(dims, keepdim=True) if centred else t[0]
+            return [c * scale]
+
+        return run.graft(y, parts, z, x)
+
+    return rule
 
 
 def _constant(run: Record | Replay, call: Call) -> Any:
@@ -280,6 +300,9 @@ _CONSTANT = Op("constant", _constant)
 RELEVANCE: dict[str, Op] = {
     **COMMON,
     **{name: Op("written out", written(f)) for name, f in WRITTEN.items()},
+    **{name: Op("written out", inside(f)) for name, f in OPENED.items()},
+    "layer_norm": Op("constant divisor", ruled(_normalised(centred=True))),
+    "rms_norm": Op("constant divisor", ruled(_normalised(centred=False))),
     **each(ops.PRODUCTS, Op("product", _scaled)),
     **each(DENSE, Op(_WITH_WEIGHTS, _linear)),
     **each(CONVOLUTIONS, Op(_WITH_WEIGHTS, _linear)),

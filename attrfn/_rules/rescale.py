@@ -20,6 +20,11 @@ def ruled(rule: Rule) -> Callable[[Any, Call], Any]:
     return lambda run, call: run.primitive(call, rule)
 
 
+def inside(function: Callable[..., Any]) -> Callable[[Any, Call], Any]:
+    """An operation whose own code runs under the rules."""
+    return lambda run, call: run.within(function, *call.args, **call.kwargs)
+
+
 def of_one(rule: Rule) -> Callable[[Any, Call], Any]:
     """Affine in each argument: plain if one depends on the inputs."""
     return lambda run, call: (
@@ -90,16 +95,9 @@ COMMON: dict[str, Op] = {
 """What is linear or constant for every rule."""
 
 WRITTEN: dict[str, Callable[..., Any]] = {
-    "layer_norm": written_out.layer_norm,
-    "rms_norm": written_out.rms_norm,
     "group_norm": written_out.group_norm,
     "instance_norm": written_out.instance_norm,
-    "normalize": written_out.opened(F.normalize),
-    "local_response_norm": written_out.opened(F.local_response_norm),
-    "lp_pool1d": written_out.opened(F.lp_pool1d),
-    "lp_pool2d": written_out.opened(F.lp_pool2d),
     "scaled_dot_product_attention": written_out.attention,
-    "multi_head_attention_forward": written_out.opened(F.multi_head_attention_forward),
     "glu": written_out.glu,
     "softmin": written_out.softmin,
     "lstm": recurrent.layers(recurrent.lstm_step(), 2),
@@ -128,8 +126,21 @@ WRITTEN: dict[str, Callable[..., Any]] = {
 }
 """What is made of simpler operations."""
 
+OPENED: dict[str, Callable[..., Any]] = {
+    name: written_out.opened(getattr(F, name))
+    for name in (
+        *("multi_head_attention_forward", "normalize", "local_response_norm"),
+        *("lp_pool1d", "lp_pool2d", "lp_pool3d"),
+    )
+    if hasattr(F, name)
+}
+"""What torch itself makes of simpler operations."""
+
 DIFFERENCE: dict[str, Op] = {
     **COMMON,
+    **{name: Op("written out", inside(f)) for name, f in OPENED.items()},
+    "layer_norm": Op("normalisation", ruled(difference.normalised(centred=True))),
+    "rms_norm": Op("normalisation", ruled(difference.normalised(centred=False))),
     **{name: Op("written out", written(f)) for name, f in WRITTEN.items()},
     **each(ops.PRODUCTS, Op("product", of_one(difference.product))),
     **each(ops.ELEMENTWISE, Op("elementwise", ruled(difference.elementwise))),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,21 +11,7 @@ from torch import Tensor
 
 from attrfn._core.plain_ops import attention as attention
 from attrfn._core.plain_ops import glu as glu
-from attrfn._core.plain_ops import layer_norm as layer_norm
 from attrfn._core.plain_ops import opened as opened
-
-
-def rms_norm(
-    input: Tensor,
-    normalized_shape: Sequence[int],
-    weight: Tensor | None = None,
-    eps: float | None = None,
-) -> Tensor:
-    """``x / sqrt(mean(x^2) + eps) * weight`` over the last dimensions."""
-    dims = tuple(range(-len(normalized_shape), 0))
-    eps = torch.finfo(input.dtype).eps if eps is None else eps
-    out = input * torch.rsqrt(input.square().mean(dims, keepdim=True) + eps)
-    return out if weight is None else out * weight
 
 
 def group_norm(
@@ -38,7 +24,7 @@ def group_norm(
 ) -> Tensor:
     """Layer norm over the channels of a group and all positions."""
     groups = input.reshape(input.shape[0], num_groups, -1)
-    out = layer_norm(groups, groups.shape[2:], eps=eps).reshape(input.shape)
+    out = F.layer_norm(groups, groups.shape[2:], eps=eps).reshape(input.shape)
     return _per_channel(out, weight, bias)
 
 

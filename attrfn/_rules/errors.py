@@ -55,6 +55,15 @@ def refuse_unseen(t: Tensor, func: Any, rules: str) -> NoReturn:
     )
 
 
+def refuse_constant(rules: str) -> NoReturn:
+    """Raise for an output that depends on the inputs without a derivative."""
+    raise UnsupportedOpError(
+        f"{rules} cannot be complete: the explained output depends on the inputs without a "
+        "derivative; look for .detach(), torch.no_grad(), argmax, a comparison or an operation "
+        "that torch cannot differentiate"
+    )
+
+
 def refuse_training(call: Call, rules: str) -> NoReturn:
     """Raise for an operation that draws random numbers or mixes rows."""
     raise UnsupportedOpError(

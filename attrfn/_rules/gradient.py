@@ -11,6 +11,7 @@ from torch import Tensor
 from attrfn._core.derive import normal, transforming, values_and_gradients
 from attrfn._core.explain import Explained
 from attrfn._core.typing import Leaves
+from attrfn._rules.errors import refuse_constant
 from attrfn._rules.run import Record, Replay, Seen
 from attrfn._rules.table import Rules
 
@@ -45,7 +46,10 @@ def gradients_by_rules(
         run = Replay(rules, calls, at, base, scope)
         rows = run.add(z)
         with run:
-            return p.values(rows, copies)
+            values = p.values(rows, copies)
+        if rules.complete and id(values) in run.marked and not values.requires_grad:
+            refuse_constant(rules.name)
+        return values
 
     return values_and_gradients(f, x, create_graph=p.create_graph)[1], calls
 

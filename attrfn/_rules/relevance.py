@@ -27,6 +27,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
+from attrfn._core.derive import transforming
 from attrfn._rules import ops, recurrent
 from attrfn._rules.call import Call, tensors
 from attrfn._rules.difference import derivative, norm_arguments, statistics_of
@@ -73,7 +74,7 @@ def _linear(run: Record | Replay, call: Call) -> Any:
         return plain(run, call)
     rule = _chosen(run, call)
     out = run.primitive(call, functools.partial(_by_rule, op, rule))
-    run.made[id(out)] = (out, op, rule)
+    run.made[id(out)] = (out, op, rule, None if transforming() else out._version)
     return out
 
 
@@ -126,7 +127,8 @@ def _shared(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor
     """A product of n factors that depend on the inputs: one n-th of the relevance to each."""
     y: Tensor = call(*x)
     addends = ADDENDS.get(call.name, ())
-    n = sum(place not in addends for place in call.places)
+    live = [v.requires_grad and p not in addends for v, p in zip(z, call.places, strict=True)]
+    n = max(sum(live), 1)
 
     def parts(t: Values) -> list[Tensor]:
         whole = [call(*x[:i], t[i], *x[i + 1 :]) for i in range(len(z))]
@@ -202,7 +204,9 @@ def _batch_norm(run: Record | Replay, call: Call) -> Any:
     made = run.made.get(id(call.values[0]))
     if made is None or len(call.places) > 1:
         return out
-    _, op, rule = made
+    out_before, op, rule, version = made
+    if not transforming() and out_before._version != version:  # written since, maybe by a view
+        return out
     if op.call.name not in ("linear", *CONVOLUTIONS.split()) or (
         "transpose" in op.call.name and op.call.argument(6, "groups", 1) != 1
     ):

@@ -86,6 +86,7 @@ MAX_POOLS = (
 )
 
 COMMON: dict[str, Op] = {
+    "T": Op("linear", plain, plain=True),
     **each(ops.CONSTANT, Op("constant", plain, follows=False)),
     **each(ops.STRUCTURE, Op("linear", plain, plain=True)),
     **each(DROPOUTS, Op("linear (evaluation mode)", evaluating(2, "training", "train"))),

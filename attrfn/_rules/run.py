@@ -74,7 +74,10 @@ class Run(TorchFunctionMode):
         call = Call(func, args, kwargs, places, spelling.name, spelling.pure is not None)
         if op.checked:
             self.check(call)
-        out = op.apply(self, call) if op.plain else self.pure(call, spelling, op)
+        natively = op.plain and not (call.in_place and self.raw)
+        out = op.apply(self, call) if natively else self.pure(call, spelling, op)
+        if call.in_place:
+            self.made.pop(id(call.args[0]), None)
         return out.value if isinstance(out, Stopped) else self.mark(out, call)
 
     def places(self, args: tuple[Any, ...], kwargs: dict[str, Any], func: Any) -> tuple[Place, ...]:
@@ -83,7 +86,7 @@ class Run(TorchFunctionMode):
         for place, t in tensors(args, kwargs):
             if id(t) in self.marked:
                 found.append(place)
-            elif t.requires_grad and self.table.strict:
+            elif t.requires_grad and self.table.strict and id(t) not in self.stopped:
                 self.look(t, func)
         return tuple(found)
 
@@ -99,12 +102,19 @@ class Run(TorchFunctionMode):
             )
         if not writes:
             return op.apply(self, call)
-        first = call.args[0]
+        first, own = call.args[0], call.args[0].clone()
+        if id(first) in self.raw:
+            self.raw.add(id(own))
         call = call._replace(
-            func=spelling.pure or call.func, args=(first.clone(), *call.args[1:]), in_place=False
+            func=spelling.pure or call.func, args=(own, *call.args[1:]), in_place=False
         )
         out = op.apply(self, call)
-        return first.copy_(out.value if isinstance(out, Stopped) else out)
+        self.made.pop(id(first), None)
+        if isinstance(out, Stopped):
+            self.marked.pop(id(first), None)
+            return self.stop(first.copy_(out.value))
+        (self.raw.add if id(out) in self.raw else self.raw.discard)(id(first))
+        return first.copy_(out)
 
     def add(self, leaves: Iterable[Tensor]) -> tuple[Tensor, ...]:
         """Mark the inputs, as objects of this run's own."""

@@ -72,6 +72,8 @@ class Run(TorchFunctionMode):
         if not op.follows:
             return func(*args, **kwargs)
         call = Call(func, args, kwargs, places, spelling.name, spelling.pure is not None)
+        if not any(t.is_floating_point() or t.is_complex() for t in call.values):
+            return self.unknown(call)  # indices and masks
         if op.checked:
             self.check(call)
         natively = op.plain and not (call.in_place and self.raw)

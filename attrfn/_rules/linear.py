@@ -21,6 +21,9 @@ ADDENDS: dict[str, tuple[Place, Place]] = {
 }
 
 
+_SUMS = ("addmm", "addmv", "addbmm", "baddbmm")
+
+
 class Weighted(NamedTuple):
     """A linear operation as a function of its input, its weights and its bias.
 
@@ -40,7 +43,7 @@ class Weighted(NamedTuple):
         """The operation's value."""
         places, values = [self.input, self.weight], [x, w]
         if self.bias is not None:
-            if b is None and self.call.name.startswith("add"):
+            if b is None and self.call.name in _SUMS:
                 b = torch.zeros_like(self.at(self.bias))
             places.append(self.bias)
             values.append(b)  # type: ignore[arg-type]
@@ -71,7 +74,19 @@ def weighted(call: Call) -> Weighted | None:
         return None
     own = call.places[0]
     other = factors[1] if factors[0] == own else factors[0]
-    return Weighted(call, own, other, addends[0] if addends else None)
+    return _unscaled(Weighted(call, own, other, addends[0] if addends else None))
+
+
+def _unscaled(op: Weighted) -> Weighted:
+    """``beta b + alpha x w`` of ``addmm`` and the like with the factors in b and w."""
+    beta, alpha = (op.call.kwargs.get(name, 1) for name in ("beta", "alpha"))
+    if op.call.name not in _SUMS or op.bias is None or (beta == 1 and alpha == 1):
+        return op
+    places = (op.weight, op.bias)
+    bare = op.call._replace(places=places)
+    args, kwargs = bare.filled([op.at(op.weight) * alpha, op.at(op.bias) * beta])
+    kwargs = {k: v for k, v in kwargs.items() if k not in ("beta", "alpha")}
+    return op._replace(call=op.call._replace(args=tuple(args), kwargs=kwargs))
 
 
 def folded(

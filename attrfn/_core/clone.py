@@ -13,10 +13,10 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from attrfn._core.compiling import constant
 from attrfn._core.shell import Shells, Tap
 from attrfn._core.source import Source, find, foreign, plain
 
@@ -46,7 +46,7 @@ _CLONES = _Clones()
 _numbers = count()
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant
 def _clone(module: nn.Module, state: tuple[Any, ...], method: Any, *layers: Any) -> str:
     """Make the clone and return its name; the graph is guarded on ``state``."""
     found = [find(module, layer) for layer in layers]

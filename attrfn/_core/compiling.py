@@ -1,8 +1,16 @@
-"""Whether torch.compile is tracing, on every torch that is supported."""
+"""What torch.compile has to know, without importing its compiler before it is used."""
 
 from __future__ import annotations
 
+import importlib.abc
+import importlib.util
+import sys
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar
+
 import torch
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 if hasattr(torch.compiler, "is_compiling"):  # torch >= 2.3
 
@@ -15,3 +23,46 @@ else:
     def is_compiling() -> bool:
         """Whether torch.compile traces this call."""
         return bool(torch._dynamo.is_compiling())
+
+
+def constant(function: F) -> F:
+    """``torch.compiler.assume_constant_result``: compiled code keeps its first value."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+def whole_in_graph(function: F) -> F:
+    """``torch.compiler.allow_in_graph``, said to the compiler once it is imported."""
+    if _COMPILER in sys.modules:
+        torch.compiler.allow_in_graph(function)  # type: ignore[no-untyped-call]
+    else:
+        _Waiting.functions.append(function)
+        if not any(isinstance(finder, _Waiting) for finder in sys.meta_path):
+            sys.meta_path.insert(0, _Waiting())
+    return function
+
+
+_COMPILER = "torch._dynamo"
+
+
+class _Waiting(importlib.abc.MetaPathFinder):
+    """Waits for the import of the compiler, tells it what it has to know, and is gone."""
+
+    functions: ClassVar[list[Callable[..., Any]]] = []
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
+        """The compiler's own spec, with something to do after its import."""
+        if fullname != _COMPILER:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            run = spec.loader.exec_module
+
+            def exec_module(module: Any) -> None:
+                run(module)
+                for function in self.functions:
+                    torch.compiler.allow_in_graph(function)  # type: ignore[no-untyped-call]
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attrfn import random
+from attrfn._core.compiling import constant
 from attrfn._core.keys import sample_keys
 
 _MOST_WORK = 1e10  # of choosing coalitions, about a second
@@ -70,7 +71,7 @@ def design(n: int, n_samples: int, keys: Tensor, dtype: torch.dtype) -> Design:
     return Design(torch.stack([z, ~z], 1).flatten(0, 1), w, tuple(shares(n, pairs)))
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant
 def _table(n: int, pairs: int) -> Tensor:
     return spread(n, pairs)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from attrfn._core.batch import is_count
+from attrfn._core.compiling import constant
 
 _LONGEST_RULE = 512
 
@@ -50,7 +51,7 @@ def quadrature_rule(rule: str | Rule, n: int) -> tuple[Tensor, Tensor]:
     )
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant
 def _table(rule: str, n: int) -> tuple[float, ...]:
     """All nodes, then all weights: plain numbers, a constant of a compiled graph."""
     return _cached_table(rule, n)

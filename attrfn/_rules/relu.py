@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attrfn._core.compiling import whole_in_graph
 from attrfn._rules.call import Call
 from attrfn._rules.graft import grafted
 from attrfn._rules.run import Record, Replay, Values
@@ -73,14 +74,14 @@ class _Deconv(torch.autograd.Function):
         return u.clone()
 
 
-@torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
+@whole_in_graph
 def guided(u: Tensor, x: Tensor) -> Tensor:
     """What passes through where x > 0; of a cotangent only what is positive, too."""
     passed: Tensor = _Guided.apply(u, x)  # type: ignore[no-untyped-call]
     return passed
 
 
-@torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
+@whole_in_graph
 def deconvolved(u: Tensor, x: Tensor) -> Tensor:
     """Everything passes through; of a cotangent only what is positive."""
     passed: Tensor = _Deconv.apply(u)  # type: ignore[no-untyped-call]

@@ -32,6 +32,7 @@ demo: $(VENV)/installed-examples ## Explain real predictions in pictures; writes
 	$(BIN)/python docs/examples/digits.py --out demo_output
 	$(BIN)/python docs/examples/tabular.py --out demo_output
 	$(BIN)/python docs/examples/perturbation.py --out demo_output/perturbation
+	$(BIN)/python docs/examples/rules.py --out demo_output/rules
 
 test: $(VENV)/installed-test ## Run all tests, and the examples of docstrings, README and docs.
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) --doctest-modules --doctest-glob='*.md' \

@@ -65,7 +65,7 @@ def z_plus(epsilon: float = 1e-6) -> LinearRule:
     ``z+ = p(W) p(x) + n(W) n(x) + p(b)``.
 
     Args:
-        epsilon: See :func:`epsilon`.
+        epsilon: See :func:`attrfn.rules.epsilon`.
     """
     _positive("epsilon", epsilon)
 
@@ -78,13 +78,13 @@ def z_plus(epsilon: float = 1e-6) -> LinearRule:
 def alpha_beta(alpha: float = 2.0, beta: float = 1.0, epsilon: float = 1e-6) -> LinearRule:
     """LRP-alpha-beta: alpha times the positive part minus beta times the negative part.
 
-    The positive part is that of :func:`z_plus`, the negative one the same with
+    The positive part is that of :func:`attrfn.rules.z_plus`, the negative one the same with
     ``z- = n(W) p(x) + p(W) n(x) + n(b)``; alpha - beta = 1.
 
     Args:
         alpha: The weight of what speaks for z.
         beta: The weight of what speaks against z.
-        epsilon: See :func:`epsilon`.
+        epsilon: See :func:`attrfn.rules.epsilon`.
     """
     _positive("epsilon", epsilon)
     if alpha < 0 or beta < 0 or abs(alpha - beta - 1) > 1e-9:
@@ -111,7 +111,7 @@ def gamma(gamma: float = 0.25, epsilon: float = 1e-6) -> LinearRule:
 
     Args:
         gamma: How much what has the sign of z is favoured.
-        epsilon: See :func:`epsilon`.
+        epsilon: See :func:`attrfn.rules.epsilon`.
     """
     _positive("epsilon", epsilon)
     _positive("gamma", gamma)
@@ -136,7 +136,7 @@ def identity(epsilon: float = 1e-6) -> LinearRule:
     """The relevance of each output goes to the input at the same place: ``R_in = R``.
 
     Args:
-        epsilon: See :func:`epsilon`.
+        epsilon: See :func:`attrfn.rules.epsilon`.
     """
     _positive("epsilon", epsilon)
 
@@ -154,7 +154,7 @@ def z_box(low: Tensor | float, high: Tensor | float, epsilon: float = 1e-6) -> L
     Args:
         low: l, a number or a tensor that broadcasts to the operation's input.
         high: h, likewise.
-        epsilon: See :func:`epsilon`.
+        epsilon: See :func:`attrfn.rules.epsilon`.
     """
     _positive("epsilon", epsilon)
 
@@ -179,7 +179,7 @@ def flat(epsilon: float = 1e-6) -> LinearRule:
     """LRP-flat, where the inputs are first read: ``R_in = 1^T (R / (1 1))``, all weights one.
 
     Args:
-        epsilon: See :func:`epsilon`.
+        epsilon: See :func:`attrfn.rules.epsilon`.
     """
     _positive("epsilon", epsilon)
 
@@ -193,7 +193,7 @@ def w_square(epsilon: float = 1e-6) -> LinearRule:
     """LRP-w^2, where the inputs are first read: ``R_in = (W^2)^T (R /~ (W^2 1 + b^2))``.
 
     Args:
-        epsilon: See :func:`epsilon`.
+        epsilon: See :func:`attrfn.rules.epsilon`.
     """
     _positive("epsilon", epsilon)
 

@@ -1,8 +1,9 @@
-"""Explain a small network's predictions on handwritten digits with twelve methods."""
+"""Explain a small network's predictions on handwritten digits with sixteen methods."""
 
 import argparse
 import functools
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -45,8 +46,7 @@ def trained_model(images: Tensor, labels: Tensor) -> nn.Module:
 
 def difference(outputs: Tensor, this: Tensor, other: Tensor) -> Tensor:
     """The contrastive target: how much more the model says ``this`` than ``other``."""
-    rows = torch.arange(len(outputs))
-    return outputs[rows, this] - outputs[rows, other]
+    return (outputs.gather(1, this[:, None]) - outputs.gather(1, other[:, None]))[:, 0]
 
 
 def pick(model: nn.Module, images: Tensor) -> Tensor:
@@ -72,74 +72,75 @@ def main(out: Path) -> None:
         probability, said = model(x).softmax(1).topk(2)
     print(f"accuracy on {len(test_images)} held-out images: {accuracy:.1%}")
     first, second = said.T
-    # One call per method. What is explained: the score of the digit that the model says.
+    # What is explained: the score of the digit that the model says.
     why_not = functools.partial(difference, this=first, other=second)
     neuron = (5, slice(None), slice(None))  # channel 5 of the second convolution, all places
     smooth = attrfn.noise_tunnel(attrfn.gradient, n_samples=50, stdevs=0.2, key=0)
-    pool = train_images[:100]
-    ig = functools.partial(attrfn.integrated_gradients, model, x, n_steps=200)
+    ig = functools.partial(attrfn.integrated_gradients, n_steps=200)
+    neuron_ig = attrfn.neuron_integrated_gradients
+    rules = attrfn.rules.epsilon_alpha2_beta1_flat()
+
+    def of(method: Callable[..., Tensor], **options: object) -> Callable[[], Tensor]:
+        return functools.partial(method, model, x, **({"target": first} | options))
+
     methods = {
-        "gradient": lambda: attrfn.gradient(model, x, target=first),
-        "smoothed gradient": lambda: smooth(model, x, target=first),
-        "input x gradient": lambda: attrfn.input_x_gradient(model, x, target=first),
-        "integrated gradients": lambda: ig(target=first),
-        "why not the second best?": lambda: ig(target=why_not),
-        "expected gradients": lambda: attrfn.gradient_shap(
-            model, x, target=first, baselines=pool, n_samples=200
-        ),
-        "occlusion, 2 x 2": lambda: attrfn.occlusion(model, x, target=first, window=(1, 2, 2)),
-        "sampled Shapley values": lambda: attrfn.shapley_value_sampling(
-            model, x, target=first, antithetic=True
-        ),
-        "Grad-CAM, layer 6": lambda: attrfn.grad_cam(model, x, layer="6", target=first),
-        "HiResCAM, layer 3": lambda: attrfn.hires_cam(model, x, layer="3", target=first),
-        "conductance, layer 1": lambda: attrfn.layer_conductance(model, x, layer="1", target=first),
-        "neuron 5 of layer 3": lambda: attrfn.neuron_integrated_gradients(
-            model, x, layer="3", neuron=neuron
-        ),
+        "gradient": of(attrfn.gradient),
+        "smoothed gradient": of(smooth),
+        "guided backprop": of(attrfn.guided_backprop),
+        "input x gradient": of(attrfn.input_x_gradient),
+        "integrated gradients": of(ig),
+        "DeepLIFT": of(attrfn.deep_lift),
+        "LRP, epsilon and z+": of(attrfn.lrp),
+        "LRP, alpha 2 beta 1, flat": of(attrfn.lrp, rules=rules),
+        "why not the second best?": of(ig, target=why_not),
+        "expected gradients": of(attrfn.gradient_shap, baselines=train_images[:100], n_samples=200),
+        "occlusion, 2 x 2": of(attrfn.occlusion, window=(1, 2, 2)),
+        "sampled Shapley values": of(attrfn.shapley_value_sampling, antithetic=True),
+        "Grad-CAM, layer 6": of(attrfn.grad_cam, layer="6"),
+        "HiResCAM, layer 3": of(attrfn.hires_cam, layer="3"),
+        "conductance, layer 1": of(attrfn.layer_conductance, layer="1"),
+        "neuron 5 of layer 3": functools.partial(neuron_ig, model, x, layer="3", neuron=neuron),
     }
     # Where attributions promise to sum to f(x) - f(0): the function and target they explain.
-    complete = {
-        "integrated gradients": (model, first),
+    names = ("integrated gradients", "DeepLIFT", "sampled Shapley values", "conductance, layer 1")
+    complete = dict.fromkeys(names, (model, first)) | {
         "why not the second best?": (model, why_not),
-        "sampled Shapley values": (model, first),
-        "conductance, layer 1": (model, first),
         "neuron 5 of layer 3": (attrfn.split(model, "3").head, neuron),
     }
-
     maps, notes, rows = {}, {}, []
     for name, method in methods.items():
         method()  # the first call pays for set-up
         start = time.perf_counter()
         maps[name] = method()
-        ms = f"{1000 * (time.perf_counter() - start):.1f} ms"
-        gap = None
+        ms, gap = f"{1000 * (time.perf_counter() - start):.1f} ms", None
         if name in complete:
             f, target = complete[name]
             gap = attrfn.completeness_delta(f, x, maps[name], target=target).abs().max().item()
         notes[name] = ms if gap is None else f"{ms}, gap {gap:.0e}"
         rows.append({"method": name, "time": ms, "largest completeness gap": gap})
         print(f"{name:26} {notes[name]}")
-
     titles = [
         f"label {label}\nsays {a} ({p:.0%})\nthen {b} ({q:.0%})"
         for label, (a, b), (p, q) in zip(labels, said, probability, strict=True)
     ]
-    figure = viz.image_grid(
-        x, maps, titles=titles, notes=notes, title="What speaks for the digit that the model says?"
-    )
     out.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out / "digits.png", dpi=150)
+    figures, every = {}, list(maps)
+    for file, half in {"digits": every[:8], "digits_more": every[8:]}.items():
+        columns, under = ({name: d[name] for name in half} for d in (maps, notes))
+        title = "What speaks for the digit that the model says?"
+        figure = viz.image_grid(x, columns, titles=titles, notes=under, title=title)
+        figure.savefig(out / f"{file}.png", dpi=150)
+        figures[f"Six held-out images, explained: {half[0]} to {half[-1]}"] = figure
     page = viz.report(
         out / "digits.html",
         title="Handwritten digits, explained",
         text=f"A small convolutional network reads {accuracy:.1%} of {len(test_images)} held-out "
         "digits right. Red speaks for the explained score, blue against it. The completeness gap "
         "is how far attributions are from summing to the score's change from an empty image.",
-        figures={"Six held-out images, explained": figure},
+        figures=figures,
         tables={"Costs for the six images": rows},
     )
-    print(f"wrote {out / 'digits.png'}\nwrote {page}")
+    print(f"wrote {out / 'digits.png'}, {out / 'digits_more.png'} and {page}")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,13 +38,24 @@ class Explained(NamedTuple):
     create_graph: bool
     name: str
 
-    def values(self, rows: Leaves, copies: int = 1) -> Tensor:
-        """The explained scalar of each row of ``copies`` copies of the batch, (copies * B,)."""
+    def values(
+        self,
+        rows: Leaves,
+        copies: int = 1,
+        mode: contextlib.AbstractContextManager[Any] | None = None,
+    ) -> Tensor:
+        """The explained scalar of each row of ``copies`` copies of the batch, (copies * B,).
+
+        The model, and a target that is a function, run under the mode.
+        """
         if self.batch == 0:
             return torch.cat([r.flatten() for r in rows])[:0]
         model = repeat_bound(self.model, self.batch, copies)
-        outputs = call_model(model, self.rebuild(rows))
         chosen = repeat_chosen(self.chosen, self.batch, copies)
+        with contextlib.nullcontext() if mode is None else mode:
+            outputs = call_model(model, self.rebuild(rows))
+            if callable(chosen):
+                return select(outputs, chosen, copies * self.batch, self.name)
         return select(outputs, chosen, copies * self.batch, self.name)
 
     def gradients(self, points: Leaves, batching: Batching = "fold") -> tuple[Tensor, Leaves]:

@@ -116,8 +116,7 @@ def conservation(
     run = Audit(chosen, scope)
     with torch.inference_mode(False), torch.enable_grad():
         rows = run.add([t.detach().requires_grad_() for t in p.x])
-        with run:
-            values = p.values(rows)
+        values = p.values(rows, 1, run)
         return run.leaks(values)
 
 

@@ -53,18 +53,17 @@ class Audit(Replay):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        places = tuple([p for p, t in tensors(args, kwargs) if id(t) in self.marked])
+        places = tuple([p for p, t in tensors(args, kwargs) if self.marked.get(t)])
         found = self.table.find(func)
         if self.depth or not places or found is None or func in PASSIVE:
             return super().__torch_function__(func, types, args, kwargs)
         call = Call(func, args, kwargs, places, "")
         views = tuple([t.view_as(t) for t in call.values])
         for t, view in zip(call.values, views, strict=True):
-            self.marked[id(view)] = view
-            if id(t) in self.raw:
-                self.raw.add(id(view))
-            if id(t) in self.made:
-                self.made[id(view)] = self.made[id(t)]
+            self.marked.put(view)
+            for tags in (self.raw, self.made, self.inverse):
+                if tags.get(t):
+                    tags.put(view, tags.get(t))
         new_args, new_kwargs = call.filled(views)
         out = super().__torch_function__(func, types, tuple(new_args), new_kwargs)
         leaves = [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor) and t.requires_grad]
@@ -97,5 +96,5 @@ class Audit(Replay):
         """The relevance at a tensor; its gradient is that already where it is raw."""
         if g is None:
             return 0.0
-        whole = g if id(t) in self.raw else t.detach() * g
+        whole = g if self.raw.get(t) else t.detach() * g
         return float(whole.nan_to_num(0.0).sum())

@@ -23,6 +23,7 @@ from attrfn._core.batch import wide
 from attrfn._core.derive import transforming
 from attrfn._rules.call import Call
 from attrfn._rules.errors import refuse_unknown
+from attrfn._rules.ops import STEPS
 from attrfn._rules.run import Replay, Values
 
 Function = Callable[[Tensor], Tensor]
@@ -38,8 +39,11 @@ def elementwise(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Te
     if len(z) == 1:
         y0: Tensor = call(*x0) if run.before is None else run.before
         secant = _SECANTS.get(call.name)
-        if secant is not None and (call.name != "pow" or call.argument(1, "exponent") == 2):
+        if secant is not None and (call.name != "pow" or _is_two(call.argument(1, "exponent"))):
             return run.scale(y, secant(x[0], x0[0], y, y0), z[0], x[0])
+        if call.name in STEPS:
+            dx = x[0].expand(y.shape) - x0[0]
+            return run.scale(y, quotient(y - y0, dx, torch.zeros_like(dx)), z[0], x[0])
         m = _slope(lambda t: call(t), x[0], x0[0], y, y0, run.once)
         return run.scale(y, m, z[0], x[0])
     if len(z) > 2:
@@ -67,6 +71,41 @@ def product(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor
     return run.graft(y, parts, z, x)
 
 
+def ratio(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
+    """``y = a / b`` by the product rule for a = y b: y - y0 = (a - a0 - y_ (b - b0)) / b_."""
+    y: Tensor = call(*x)
+    y0: Tensor = call(*x0)
+    upper = 1 if call.name.startswith("__r") else 0  # b.__rdiv__(a)
+    mean_b, mean_y = (x[1 - upper] + x0[1 - upper]) / 2, (y + y0) / 2
+    return run.graft(
+        y,
+        lambda t: [
+            (t[upper] - x[upper]) / mean_b,
+            -mean_y * (t[1 - upper] - x[1 - upper]) / mean_b,
+        ],
+        z,
+        x,
+    )
+
+
+def times_inverse(inverse: int) -> Callable[..., Tensor]:
+    """``y = a r``, r = 1 / s, by the product rule for a = y s as in :func:`ratio`.
+
+    Args:
+        inverse: Which factor is r.
+    """
+
+    def rule(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
+        y: Tensor = call(*x)
+        y0: Tensor = call(*x0)
+        i, j = inverse, 1 - inverse
+        r, r0 = x[i], x0[i]
+        along_a, along_r = 2 * r * r0 / (r + r0), (y + y0) / (r + r0)
+        return run.graft(y, lambda t: [(t[j] - x[j]) * along_a, (t[i] - x[i]) * along_r], z, x)
+
+    return rule
+
+
 def softmax(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
     """``e / sum(e)``, e = exp(x - c): rescale for exp and 1 / s, the product rule between them."""
     y: Tensor = call(*x)
@@ -83,10 +122,10 @@ def softmax(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor
 
 
 def normalised(centred: bool) -> Callable[..., Tensor]:
-    """Layer norm (c = x - mean) and RMS norm (c = x): ``c r w + b``, r = 1 / sqrt(mean(c^2) + eps).
+    """Layer norm (c = x - mean) and RMS norm (c = x): n w + b, n = c / s, s^2 = mean(c^2) + eps.
 
-    The product rule for c^2 and c r, the slope of 1 / sqrt between them in closed form:
-    (r - r0) / (v - v0) = -(r r0)^2 / (r + r0).
+    The product rule for c = n s and for c^2 (bars are means over x and x0):
+    n - n0 = (c - c0 - n_ (s - s0)) / s_,   s - s0 = mean(c_ (c - c0)) / s_.
     """
 
     def rule(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
@@ -96,12 +135,12 @@ def normalised(centred: bool) -> Callable[..., Tensor]:
         dims, weight, eps = norm_arguments(call, centred)
         c, r = statistics_of(x[0], dims, eps, centred)
         c0, r0 = statistics_of(x0[0], dims, eps, centred)
-        mean_c, mean_r, m = (c + c0) / 2, (r + r0) / 2, -2 * (r * r0) ** 2 / (r + r0)
+        mean_c, mean_n, over_s = (c + c0) / 2, (c * r + c0 * r0) / 2, 2 * r * r0 / (r + r0)
 
         def parts(t: Values) -> list[Tensor]:
             d = (t[0] - x[0]).to(c.dtype)
             d = d - d.mean(dims, keepdim=True) if centred else d
-            out = d * mean_r + mean_c * (m * (mean_c * d).mean(dims, keepdim=True))
+            out = (d - mean_n * over_s * (mean_c * d).mean(dims, keepdim=True)) * over_s
             return [out if weight is None else out * weight]
 
         return run.graft(y, parts, z, x)
@@ -219,7 +258,18 @@ def derivative(f: Function, x: Tensor) -> Tensor:
         return torch.autograd.grad(y, at, torch.ones_like(y), create_graph=graph)[0]
 
 
+def _is_two(exponent: Any) -> bool:
+    return not isinstance(exponent, Tensor) and bool(exponent == 2)
+
+
+def _rectified(x: Tensor, x0: Tensor, y: Tensor, y0: Tensor) -> Tensor:
+    """``p / (p + q)``: of the way between x and x0, the share p that lies above zero."""
+    p, q = torch.maximum(y, y0), -torch.minimum(x, x0).clamp(max=0)
+    return p / (p + q).clamp(min=torch.finfo(x.dtype).tiny)
+
+
 _SECANTS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+    "relu": _rectified,
     "square": lambda x, x0, y, y0: x + x0,
     "pow": lambda x, x0, y, y0: x + x0,
     "reciprocal": lambda x, x0, y, y0: -y * y0,

@@ -208,7 +208,7 @@ def over(z: Tensor, s: Tensor, epsilon: float) -> Tensor:
     if epsilon == 0.0:
         none = s == 0
         return torch.where(none, torch.zeros_like(s), z / torch.where(none, torch.ones_like(s), s))
-    return z / torch.where(s < 0, s - epsilon, s + epsilon)
+    return z / (s + torch.copysign(torch.full((), epsilon, dtype=s.dtype, device=s.device), s))
 
 
 def _shared(epsilon: float) -> Multipliers:

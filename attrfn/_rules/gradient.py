@@ -44,10 +44,8 @@ def gradients_by_rules(
 
     def f(*z: Tensor) -> Tensor:
         run = Replay(rules, calls, at, base, scope)
-        rows = run.add(z)
-        with run:
-            values = p.values(rows, copies)
-        if rules.complete and id(values) in run.marked and not values.requires_grad:
+        values = p.values(run.add(z), copies, run)
+        if rules.complete and run.any_cut and not values.requires_grad:
             refuse_constant(rules.name)
         return values
 
@@ -85,7 +83,5 @@ def _watched(
     """A run on some rows, which keeps copies of what it sees if it has to be safe."""
     seen: list[Seen] = []
     run = Record(rules, [], seen, values, scope, safe)
-    own = run.add(rows)
-    with run:
-        p.values(own, copies)
+    p.values(run.add(rows), copies, run)
     return run, seen

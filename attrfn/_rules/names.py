@@ -73,6 +73,9 @@ def public_name(func: Any) -> str:
     for space, prefix in ((torch, "torch"), (F, "torch.nn.functional"), (Tensor, "torch.Tensor")):
         if getattr(space, name, None) is func:
             return f"{prefix}.{name}"
+    for prefix in ("special", "linalg", "fft"):
+        if name.startswith(f"{prefix}_"):
+            return f"torch.{prefix}.{name.removeprefix(f'{prefix}_')}"
     module = getattr(func, "__module__", None)
     return f"{module}.{name}" if module else str(name)
 

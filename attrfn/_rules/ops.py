@@ -63,6 +63,17 @@ sym_stride _assert_async _assert_tensor_metadata
 """
 """What does not depend on values, or only tells whether they are numbers."""
 
+PATTERNED = frozenset(["to", "type_as", "expand_as", "view_as", "reshape_as"])
+"""Take values from their first argument only."""
+
+SIDE_BY_SIDE = frozenset(
+    ["broadcast_tensors", "meshgrid", "atleast_1d", "atleast_2d", "atleast_3d"]
+)
+"""Return one tensor for each that they get."""
+
+STEPS = frozenset(["floor_divide", "__floordiv__", "__rfloordiv__", "heaviside"])
+"""Piecewise constant, and without a derivative in torch."""
+
 ATTRIBUTES = (
     *("shape", "dtype", "device", "ndim", "layout", "requires_grad", "grad_fn", "is_leaf", "names"),
     *(

@@ -70,17 +70,17 @@ def _linear(run: Record | Replay, call: Call) -> Any:
     if len(call.places) > 1:
         return run.primitive(call, _shared)
     op = weighted(call)
-    if op is None or any(id(t) in run.stopped for _, t in tensors(call.args, call.kwargs)):
+    if op is None or any(run.stopped.get(t) for _, t in tensors(call.args, call.kwargs)):
         return plain(run, call)
     rule = _chosen(run, call)
     out = run.primitive(call, functools.partial(_by_rule, op, rule))
-    run.made[id(out)] = (out, op, rule, None if transforming() else out._version)
+    run.made.put(out, (op, rule, None if transforming() else out._version))
     return out
 
 
 def _chosen(run: Run, call: Call) -> LinearRule:
     rules: LinearRules = run.table.linear
-    if rules.first is not None and id(call.values[0]) in run.raw:
+    if rules.first is not None and run.raw.get(call.values[0]):
         return rules.first
     if run.scope:
         innermost: LinearRule = run.scope[-1]
@@ -201,11 +201,11 @@ def _by_numerator(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> 
 def _batch_norm(run: Record | Replay, call: Call) -> Any:
     """Behind a linear operation it is one with it: their weights are folded, then the rule runs."""
     out = COMMON["batch_norm"].apply(run, call)
-    made = run.made.get(id(call.values[0]))
+    made = run.made.get(call.values[0])
     if made is None or len(call.places) > 1:
         return out
-    out_before, op, rule, version = made
-    if not transforming() and out_before._version != version:  # written since, maybe by a view
+    op, rule, version = made
+    if not transforming() and call.values[0]._version != version:  # written since, maybe by a view
         return out
     if op.call.name not in ("linear", *CONVOLUTIONS.split()) or (
         "transpose" in op.call.name and op.call.argument(6, "groups", 1) != 1
@@ -247,18 +247,20 @@ def _reading(name: str, op: Op) -> Op:
     """
 
     def apply(run: Record | Replay, call: Call) -> Any:
-        raw = [id(v) in run.raw for v in call.values]
+        raw = [bool(run.raw.get(v)) for v in call.values]
         if not any(raw) or (op.kind == _WITH_WEIGHTS and weighted(call) is not None):
             return op.apply(run, call)
         if call.in_place:
             refuse_unknown(call, run.table.name)
         if name in _MOVES and all(raw):
             out = op.apply(run, call)
-            run.raw.update(id(t) for t in pytree.tree_leaves(out) if isinstance(t, Tensor))
+            for t in pytree.tree_leaves(out):
+                if isinstance(t, Tensor):
+                    run.raw.put(t)
             return out
         if name in _SHIFTS and call.places == ((0, None),) and _keeps_shape(call):
             out = run.primitive(call, _passed)
-            run.raw.add(id(out))
+            run.raw.put(out)
             return out
         values = [_cooked(run, v) if r else v for v, r in zip(call.values, raw, strict=True)]
         args, kwargs = call.filled(values)

@@ -45,10 +45,29 @@ def evaluating(position: int, *names: str) -> Callable[[Any, Call], Any]:
 
 
 def _division(run: Record | Replay, call: Call) -> Any:
-    numerator = call.places == ((0, None),) and not call.name.startswith(("__r", "floor"))
-    if numerator and call.kwargs.get("rounding_mode") is None and "floor" not in call.name:
+    if call.kwargs.get("rounding_mode") is not None:
+        return run.primitive(call, difference.elementwise)
+    if len(call.places) == 2:
+        return run.primitive(call, difference.ratio)
+    numerator = ((1 if call.name.startswith("__r") else 0, None),)
+    return plain(run, call) if call.places == numerator else _inverse(run, call)
+
+
+def _inverse(run: Record | Replay, call: Call) -> Any:
+    """1 / s: a product with it is a quotient, see :func:`attrfn._rules.difference.ratio`."""
+    out = run.primitive(call, difference.elementwise)
+    if call.name in ("rsqrt", "reciprocal"):
+        run.inverse.put(out)
+    return out
+
+
+def _multiplication(run: Record | Replay, call: Call) -> Any:
+    if len(call.places) == 1:
         return plain(run, call)
-    return run.primitive(call, difference.elementwise)
+    inverse = [bool(run.inverse.get(v)) for v in call.values]
+    if len(inverse) == 2 and any(inverse) and not all(inverse):
+        return run.primitive(call, difference.times_inverse(inverse.index(True)))
+    return run.primitive(call, difference.product)
 
 
 def _only_input(run: Run, call: Call) -> Any:
@@ -145,7 +164,9 @@ DIFFERENCE: dict[str, Op] = {
     **{name: Op("written out", written(f)) for name, f in WRITTEN.items()},
     **each(ops.PRODUCTS, Op("product", of_one(difference.product))),
     **each(ops.ELEMENTWISE, Op("elementwise", ruled(difference.elementwise))),
-    **each("div divide true_divide", Op("elementwise", _division)),
+    **each("mul multiply __rmul__", Op("product", _multiplication)),
+    **each("div divide true_divide __rdiv__ __rtruediv__", Op("quotient", _division)),
+    **each("rsqrt reciprocal", Op("elementwise", _inverse)),
     **each("softmax special_softmax", Op("softmax", ruled(difference.softmax))),
     **each("log_softmax special_log_softmax", Op("softmax", ruled(difference.log_softmax))),
     **each("logsumexp special_logsumexp", Op("softmax", ruled(difference.logsumexp))),

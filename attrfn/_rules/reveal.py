@@ -77,7 +77,7 @@ def _linear(run: Record | Replay, call: Call) -> Any:
             )
 
         out: Tensor = call(z[0])
-        run.made[id(out)] = (out, _parted(run, make, z, x))
+        run.made.put(out, _parted(run, make, z, x))
         return out
 
     return run.primitive(call, rule)
@@ -98,7 +98,7 @@ def _sum(run: Record | Replay, call: Call) -> Any:
             return a_up + b_up, a_down + b_down
 
         out: Tensor = call(*z)
-        run.made[id(out)] = (out, _parted(run, make, z, x))
+        run.made.put(out, _parted(run, make, z, x))
         return out
 
     return run.primitive(call, rule)
@@ -107,17 +107,17 @@ def _sum(run: Record | Replay, call: Call) -> Any:
 def _moved(run: Record | Replay, call: Call) -> Any:
     """What brings values to other places does so to their parts."""
     out = plain(run, call)
-    known = run.made.get(id(call.values[0]))
+    known = run.made.get(call.values[0])
     if known is None or len(call.places) > 1 or call.in_place:
         return out
     if call.name in ("add", "sub"):
-        parts = known[1] if call.places[0] == (0, None) and _same(out, known[0]) else None
+        parts = known if call.places[0] == (0, None) and _same(out, known.up) else None
         if parts is not None:
-            run.made[id(out)] = (out, parts)
+            run.made.put(out, parts)
         return out
-    moved = [pytree.tree_leaves(call(part)) for part in known[1]]
+    moved = [pytree.tree_leaves(call(part)) for part in known]
     for leaf, *parts in zip(pytree.tree_leaves(out), *moved, strict=True):
-        run.made[id(leaf)] = (leaf, Parts(*parts))
+        run.made.put(leaf, Parts(*parts))
     return out
 
 
@@ -127,15 +127,15 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 def _batch_norm(run: Record | Replay, call: Call) -> Any:
     out = DIFFERENCE["batch_norm"].apply(run, call)
-    known = run.made.get(id(call.values[0]))
+    known = run.made.get(call.values[0])
     if known is None or len(call.places) > 1:
         return out
     _, var, gain, _, eps = statistics(call)
     scale = torch.rsqrt(var + eps) if gain is None else gain * torch.rsqrt(var + eps)
     scale = scale.reshape([1, -1] + [1] * (out.ndim - 2))
     s_up, s_down = scale.clamp(min=0), scale.clamp(max=0)
-    up, down, up_at, down_at = known[1]
-    run.made[id(out)] = (
+    up, down, up_at, down_at = known
+    run.made.put(
         out,
         Parts(
             up * s_up + down * s_down,
@@ -148,8 +148,7 @@ def _batch_norm(run: Record | Replay, call: Call) -> Any:
 
 
 def _activation(run: Record | Replay, call: Call) -> Any:
-    known = run.made.get(id(call.values[0])) if len(call.places) == 1 else None
-    parts = None if known is None else known[1]
+    parts = run.made.get(call.values[0]) if len(call.places) == 1 else None
     return run.primitive(call, functools.partial(_cancelling, parts))
 
 
@@ -186,7 +185,7 @@ REVEAL_CANCEL = Rules(
         **{
             name: DIFFERENCE[name]._replace(apply=_activation)
             for name in ops.ELEMENTWISE.split()
-            if DIFFERENCE[name].kind == "elementwise" and "div" not in name
+            if DIFFERENCE[name].kind == "elementwise" and name not in ("rsqrt", "reciprocal")
         },
         "batch_norm": Op("linear (evaluation mode)", _batch_norm),
     },

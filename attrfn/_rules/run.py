@@ -23,7 +23,9 @@ from attrfn._rules.call import Call, Place, tensors
 from attrfn._rules.errors import refuse_mixed, refuse_path, refuse_unknown, refuse_unseen
 from attrfn._rules.graft import grafted, scaled
 from attrfn._rules.names import PASSIVE, Spelling
+from attrfn._rules.ops import PATTERNED, SIDE_BY_SIDE
 from attrfn._rules.table import Op, Rules, Stopped
+from attrfn._rules.tags import Tags
 
 Values = Sequence[Tensor]
 Rule = Callable[["Replay", Call, Values, Values, Values], Any]
@@ -47,10 +49,13 @@ class Run(TorchFunctionMode):
         self.table = table
         self.calls = calls
         self.scope = scope
-        self.marked: dict[int, Tensor] = {}
-        self.stopped: dict[int, Tensor] = {}
-        self.made: dict[int, Any] = {}  # what a linear operation is made of, by its output
-        self.raw: set[int] = set()  # inputs that have only been moved
+        self.compiling = is_compiling()
+        self.marked = Tags("depends")  # on the inputs
+        self.stopped = Tags("constant")  # though it depends on them
+        self.made = Tags("made")  # what a value is made of, for rules that look back
+        self.inverse = Tags("inverse")  # one over something
+        self.raw = Tags("raw")  # inputs that have only been moved
+        self.first = False
 
     def __torch_function__(
         self,
@@ -60,7 +65,7 @@ class Run(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if not is_compiling() and func in PASSIVE:
+        if not self.compiling and func in PASSIVE:
             return func(*args, **kwargs)
         places = self.places(args, kwargs, func)
         if not places:
@@ -69,26 +74,33 @@ class Run(TorchFunctionMode):
         if found is None:
             return self.unknown(Call(func, args, kwargs, places, getattr(func, "__name__", "")))
         spelling, op = found
-        if not op.follows:
+        if spelling.name in PATTERNED:  # the other arguments give no values
+            places = tuple([p for p in places if p == (0, None)])
+        if not op.follows or not places:
             return func(*args, **kwargs)
+        if spelling.name in SIDE_BY_SIDE:
+            return self.side_by_side(func, args, kwargs)
+        func = torch.unflatten if func is Tensor.unflatten else func  # which dynamo can enter
         call = Call(func, args, kwargs, places, spelling.name, spelling.pure is not None)
         if not any(t.is_floating_point() or t.is_complex() for t in call.values):
             return self.unknown(call)  # indices and masks
         if op.checked:
             self.check(call)
-        natively = op.plain and not (call.in_place and self.raw)
+        natively = op.plain and not (call.in_place and self.first)
         out = op.apply(self, call) if natively else self.pure(call, spelling, op)
         if call.in_place:
-            self.made.pop(id(call.args[0]), None)
+            self.made.drop(call.args[0])
         return out.value if isinstance(out, Stopped) else self.mark(out, call)
 
     def places(self, args: tuple[Any, ...], kwargs: dict[str, Any], func: Any) -> tuple[Place, ...]:
         """Where the marked tensors are among the arguments."""
         found: list[Place] = []
         for place, t in tensors(args, kwargs):
-            if id(t) in self.marked:
+            if self.marked.get(t):
                 found.append(place)
-            elif t.requires_grad and self.table.strict and id(t) not in self.stopped:
+            elif self.compiling or not t.requires_grad:
+                continue
+            elif self.table.strict and not self.stopped.get(t):
                 self.look(t, func)
         return tuple(found)
 
@@ -105,25 +117,39 @@ class Run(TorchFunctionMode):
         if not writes:
             return op.apply(self, call)
         first, own = call.args[0], call.args[0].clone()
-        if id(first) in self.raw:
-            self.raw.add(id(own))
+        if self.raw.get(first):
+            self.raw.put(own)
         call = call._replace(
             func=spelling.pure or call.func, args=(own, *call.args[1:]), in_place=False
         )
         out = op.apply(self, call)
-        self.made.pop(id(first), None)
+        self.made.drop(first)
         if isinstance(out, Stopped):
-            self.marked.pop(id(first), None)
+            self.marked.drop(first)
             return self.stop(first.copy_(out.value))
-        (self.raw.add if id(out) in self.raw else self.raw.discard)(id(first))
+        (self.raw.put if self.raw.get(out) else self.raw.drop)(first)
         return first.copy_(out)
+
+    def side_by_side(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A function that returns one tensor for each that it gets."""
+        out = func(*args, **kwargs)
+        given = args[0] if isinstance(args[0], (tuple, list)) else args
+        for before, after in zip(
+            given, out if isinstance(out, (tuple, list)) else [out], strict=True
+        ):
+            if self.marked.get(before):
+                self.follow(after)
+                (self.raw.put if self.raw.get(before) else self.raw.drop)(after)
+        return out
 
     def add(self, leaves: Iterable[Tensor]) -> tuple[Tensor, ...]:
         """Mark the inputs, as objects of this run's own."""
         own = tuple([t.view_as(t) for t in leaves])
-        self.marked.update({id(t): t for t in own})
-        if self.table.linear is not None and self.table.linear.first is not None:
-            self.raw.update(map(id, own))
+        self.first = self.table.linear is not None and self.table.linear.first is not None
+        for t in own:
+            self.marked.put(t)
+            if self.first:
+                self.raw.put(t)
         return own
 
     def mark(self, out: Any, call: Call) -> Any:
@@ -141,11 +167,13 @@ class Run(TorchFunctionMode):
 
     def follow(self, t: Tensor) -> None:
         """Mark a tensor."""
-        self.marked[id(t)] = t
+        self.marked.put(t)
 
     def stop(self, value: Any) -> Stopped:
         """A value as a constant, also for rules of what is computed from it."""
-        self.stopped.update({id(t): t for t in pytree.tree_leaves(value) if isinstance(t, Tensor)})
+        for t in pytree.tree_leaves(value):
+            if isinstance(t, Tensor):
+                self.stopped.put(t)
         return Stopped(value)
 
     def within(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -251,15 +279,17 @@ class Replay(Run):
         self.base = base
         self.once = at is None and not transforming()
         self.before: Any = None
-        self.cut: set[int] = set()
+        self.cut = Tags("cut")  # depends on the inputs without a derivative
+        self.any_cut = False
 
     def follow(self, t: Tensor) -> None:
         """Mark a tensor, and note whether it has a derivative."""
-        self.marked[id(t)] = t
+        self.marked.put(t)
         if not t.requires_grad:
-            self.cut.add(id(t))
-        elif self.cut:
-            self.cut.discard(id(t))
+            self.cut.put(t)
+            self.any_cut = True
+        elif self.any_cut:
+            self.cut.drop(t)
 
     def primitive(self, call: Call, rule: Rule) -> Any:
         """An operation with a rule."""
@@ -333,24 +363,23 @@ class Replay(Run):
 
     def check(self, call: Call) -> None:
         """Refuse a call where values with and without derivative meet."""
-        if not self.cut:
+        if not self.any_cut:
             return
         values = call.values
         live = [v.requires_grad for v in values]
         for v in values if self.table.strict else ():
-            if v.requires_grad and id(v) in self.cut:  # made inside a custom autograd.Function
+            if v.requires_grad and self.cut.get(v):  # made inside a custom autograd.Function
                 refuse_unseen(v, call.func, self.table.name)
         if self.table.complete and any(live) and not all(live):
             refuse_mixed(call, self.table.name)
 
     def look(self, t: Tensor, func: Any) -> None:
         """Refuse a tensor that was made of the inputs by something that no mode sees."""
-        if is_compiling():
-            return
         if in_functorch():
             unseen = _of_this_level(t)
         else:
-            roots = {m.grad_fn for m in self.marked.values() if m.grad_fn is not None}
+            marked = [m for m, _ in self.marked.known.values()]
+            roots = {m.grad_fn for m in marked if m.grad_fn is not None}
             unseen = t.grad_fn is not None and _reaches(t.grad_fn, roots)
         if unseen:
             refuse_unseen(t, func, self.table.name)

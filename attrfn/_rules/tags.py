@@ -1,0 +1,46 @@
+"""What a run knows of tensors, by object and not by value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from attrfn._core.compiling import is_compiling
+
+
+class Tags:
+    """Values attached to tensors for one run.
+
+    Tensors are told apart by identity. While torch.compile traces, the values are attributes of the
+    tensors, because there ``id`` of an argument is a condition for the compiled code to run again.
+
+    Args:
+        name: What the tags say.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.attribute = f"_attrfn_{name}"
+        self.compiling = is_compiling()
+        self.known: dict[int, tuple[Tensor, Any]] = {}
+
+    def put(self, t: Tensor, value: Any = True) -> None:
+        """Attach a value."""
+        if self.compiling:
+            setattr(t, self.attribute, value)
+        else:
+            self.known[id(t)] = (t, value)
+
+    def get(self, t: Tensor) -> Any:
+        """The value of a tensor, or None."""
+        if self.compiling:
+            return getattr(t, self.attribute, None)
+        found = self.known.get(id(t))
+        return None if found is None else found[1]
+
+    def drop(self, t: Tensor) -> None:
+        """Forget a tensor."""
+        if not self.compiling:
+            self.known.pop(id(t), None)
+        elif getattr(t, self.attribute, None) is not None:
+            setattr(t, self.attribute, None)

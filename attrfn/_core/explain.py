@@ -42,11 +42,11 @@ class Explained(NamedTuple):
         self,
         rows: Leaves,
         copies: int = 1,
-        mode: contextlib.AbstractContextManager[Any] | None = None,
+        mode: Any = None,
     ) -> Tensor:
         """The explained scalar of each row of ``copies`` copies of the batch, (copies * B,).
 
-        The model, and a target that is a function, run under the mode.
+        The model, and a target that is a function, run under the mode, which sees the outputs.
         """
         if self.batch == 0:
             return torch.cat([r.flatten() for r in rows])[:0]
@@ -54,6 +54,8 @@ class Explained(NamedTuple):
         chosen = repeat_chosen(self.chosen, self.batch, copies)
         with contextlib.nullcontext() if mode is None else mode:
             outputs = call_model(model, self.rebuild(rows))
+            if mode is not None:
+                mode.returned(outputs)
             if callable(chosen):
                 return select(outputs, chosen, copies * self.batch, self.name)
         return select(outputs, chosen, copies * self.batch, self.name)

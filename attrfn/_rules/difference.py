@@ -107,16 +107,18 @@ def times_inverse(inverse: int) -> Callable[..., Tensor]:
 
 
 def softmax(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
-    """``e / sum(e)``, e = exp(x - c): rescale for exp and 1 / s, the product rule between them."""
+    """The change in closed form, with the logarithmic mean L = (y - y0) / (log y - log y0).
+
+    y - y0 = L (x - x0 - D),   D = sum(L (x - x0)) / sum(L),  because sum(y - y0) = 0.
+    """
     y: Tensor = call(*x)
     dim = _softmax_dim(call, y.ndim)
-    e, e0, m = _exponentials(x[0], x0[0], dim)
-    s, s0 = e.sum(dim, keepdim=True), e0.sum(dim, keepdim=True)
-    over_s, mean = (1 / s + 1 / s0) / 2, (e + e0) / (2 * s * s0)
+    mean = _logarithmic_mean(x[0], x0[0], dim)
+    total = mean.sum(dim, keepdim=True)
 
     def parts(t: Values) -> list[Tensor]:
-        grown = m * _difference(t[0], x[0])
-        return [grown * over_s - mean * grown.sum(dim, keepdim=True)]
+        grown = mean * _difference(t[0], x[0])
+        return [grown - mean * (grown.sum(dim, keepdim=True) / total)]
 
     return run.graft(y, parts, z, x)
 
@@ -167,16 +169,15 @@ def statistics_of(
 
 
 def logsumexp(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
-    """``c + log(sum(exp(x - c)))``: rescale for exp and for log."""
+    """``y - y0 = D`` of :func:`softmax`."""
     y: Tensor = call(*x)
     dim = call.argument(1, "dim")
     keepdim = bool(call.argument(2, "keepdim", False))
-    e, e0, m = _exponentials(x[0], x0[0], dim)
-    s, s0 = e.sum(dim, keepdim=keepdim), e0.sum(dim, keepdim=keepdim)
-    along = _log_slope(s, s0)
+    mean = _logarithmic_mean(x[0], x0[0], dim)
+    share = mean / mean.sum(dim, keepdim=True)
 
     def parts(t: Values) -> list[Tensor]:
-        return [along * (m * _difference(t[0], x[0])).sum(dim, keepdim=keepdim)]
+        return [(share * _difference(t[0], x[0])).sum(dim, keepdim=keepdim)]
 
     return run.graft(y, parts, z, x)
 
@@ -185,12 +186,12 @@ def log_softmax(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Te
     """``x - logsumexp(x)``."""
     y: Tensor = call(*x)
     dim = _softmax_dim(call, y.ndim)
-    e, e0, m = _exponentials(x[0], x0[0], dim)
-    along = _log_slope(e.sum(dim, keepdim=True), e0.sum(dim, keepdim=True))
+    mean = _logarithmic_mean(x[0], x0[0], dim)
+    share = mean / mean.sum(dim, keepdim=True)
 
     def parts(t: Values) -> list[Tensor]:
-        dz = _difference(t[0], x[0])
-        return [dz - along * (m * dz).sum(dim, keepdim=True)]
+        d = _difference(t[0], x[0])
+        return [d - (share * d).sum(dim, keepdim=True)]
 
     return run.graft(y, parts, z, x)
 
@@ -278,20 +279,20 @@ _SECANTS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
 """Slopes in closed form, from x, x0, f(x) and f(x0); of ``pow`` for squares."""
 
 
-def _log_slope(s: Tensor, s0: Tensor) -> Tensor:
-    return quotient(s.log() - s0.log(), s - s0, 1 / s)
+def _logarithmic_mean(x: Tensor, x0: Tensor, dim: Any) -> Tensor:
+    """(p - p0) / (log p - log p0) of the softmax p of x and p0 of x0; p where they agree."""
+    logs, logs0 = (_log_probabilities(t.to(wide(t.dtype)), dim) for t in (x, x0))
+    u = (logs - logs0).abs()
+    small = u <= torch.finfo(u.dtype).eps
+    shrunk = torch.where(small, 1.0, -torch.expm1(-u) / torch.where(small, 1.0, u))
+    return torch.maximum(logs, logs0).exp() * shrunk
 
 
-def _exponentials(x: Tensor, x0: Tensor, dim: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """exp(x - c), exp(x0 - c) and the slope between them; c is the greatest of all."""
-    exact = wide(x.dtype)
-    x, x0 = x.to(exact), x0.to(exact)
-    c = torch.maximum(x, x0).amax(dim, keepdim=True)
-    c = torch.where(c == -torch.inf, 0.0, c)
-    low = torch.finfo(exact).min / 4  # masked positions: exp is 0, and no difference is NaN
-    x, x0 = (x - c).clamp(min=low), (x0 - c).clamp(min=low)
-    e, e0 = x.exp(), x0.exp()
-    return e, e0, quotient(e - e0, x - x0, e)
+def _log_probabilities(x: Tensor, dim: Any) -> Tensor:
+    """``log softmax``, finite at masked positions, so that no difference is NaN."""
+    low = torch.finfo(x.dtype).min / 4
+    logs = x - x.logsumexp(dim, keepdim=True)
+    return torch.where(x == -torch.inf, low, logs)
 
 
 def _difference(z: Tensor, x: Tensor) -> Tensor:

@@ -48,8 +48,9 @@ def refuse_mixed(call: Call, rules: str) -> NoReturn:
 def refuse_unseen(t: Tensor, func: Any, rules: str) -> NoReturn:
     """Raise for a tensor that something else than a torch function made of the inputs."""
     maker = t.grad_fn.name() if t.grad_fn is not None else "an unknown operation"
+    what = "the output" if func is None else f"an argument of {public_name(func)}"
     raise UnsupportedOpError(
-        f"{rules} did not see how an argument of {public_name(func)} was made{where()}: {maker} "
+        f"{rules} did not see how {what} was made{where()}: {maker} "
         "(a custom autograd.Function, a scripted module or a function of torch.func inside the "
         "model) is no call of a torch function; write it in torch operations"
     )
@@ -77,6 +78,14 @@ def refuse_path(call: Call, other: str | None) -> NoReturn:
     raise ValueError(
         f"the model calls {call.name}{where()} for the inputs where it calls "
         f"{other or 'nothing'} for the baselines: its operations may not depend on values"
+    )
+
+
+def refuse_lengths() -> NoReturn:
+    """Raise where a run of the model has fewer operations than another."""
+    raise ValueError(
+        "the model calls fewer operations for the inputs than for the baselines: its operations "
+        "may not depend on values"
     )
 
 

@@ -188,6 +188,13 @@ class Run(TorchFunctionMode):
     def check(self, call: Call) -> None:
         """Refuse a call that the rules cannot be right for."""
 
+    def returned(self, outputs: Any) -> None:
+        """Look at what the model returned."""
+        if not self.compiling and self.table.strict:
+            for t in pytree.tree_leaves(outputs):
+                if isinstance(t, Tensor) and t.requires_grad and not self.marked.get(t):
+                    self.look(t, None)
+
     def look(self, t: Tensor, func: Any) -> None:
         """Look where a tensor with a graph comes from that no operation returned."""
 
@@ -372,6 +379,13 @@ class Replay(Run):
                 refuse_unseen(v, call.func, self.table.name)
         if self.table.complete and any(live) and not all(live):
             refuse_mixed(call, self.table.name)
+
+    def returned(self, outputs: Any) -> None:
+        """Look at what the model returned."""
+        super().returned(outputs)
+        for t in pytree.tree_leaves(outputs) if self.table.strict and self.any_cut else ():
+            if isinstance(t, Tensor) and t.requires_grad and self.cut.get(t):
+                refuse_unseen(t, None, self.table.name)
 
     def look(self, t: Tensor, func: Any) -> None:
         """Refuse a tensor that was made of the inputs by something that no mode sees."""

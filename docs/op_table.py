@@ -35,9 +35,10 @@ OF_DEEP_LIFT = {
     "constant": CONSTANT,
     "elementwise": "The rescale rule. Of two arguments: the mean over both orders of change.",
     "product": "Linear where one factor depends on the inputs, else the product rule.",
-    "normalisation": "The product rule for the square and for what 1 / sqrt multiplies, rescale "
-    "for 1 / sqrt.",
-    "softmax": "Rescale for the exponential, and the product rule with 1 / sum.",
+    "quotient": "Linear in the numerator alone, the rescale rule for the divisor alone; for both, "
+    "the product rule of a = y b.",
+    "normalisation": "A quotient by the root of a mean of squares, with the product rule for them.",
+    "softmax": "Its change in closed form, by the logarithmic mean.",
     "maximum": "The rule of maxima.",
     "written out": WRITTEN,
     "linear (evaluation mode)": EVALUATED,

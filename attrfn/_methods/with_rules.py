@@ -11,8 +11,8 @@ from attrfn._core.bind import bind
 from attrfn._core.derive import transforming
 from attrfn._core.tree import call_model, flatten
 from attrfn._core.typing import ModelFn, Tree
-from attrfn._methods.lrp import scoped
 from attrfn._rules.run import Record, Replay, Seen
+from attrfn._rules.scope import scoped
 from attrfn._rules.table import Rules
 
 

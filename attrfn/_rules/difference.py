@@ -49,9 +49,10 @@ def elementwise(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Te
     if len(z) > 2:
         refuse_unknown(call, run.table.name)
     (a, b), (a0, b0) = x, x0
-    along_a = 0.5 * (slope(lambda t: call(t, b), a, a0) + slope(lambda t: call(t, b0), a, a0))
-    along_b = 0.5 * (slope(lambda t: call(a, t), b, b0) + slope(lambda t: call(a0, t), b, b0))
-    return run.graft(y, lambda t: [along_a * (t[0] - a), along_b * (t[1] - b)], z, x)
+    step = call.name in STEPS
+    along_a = slope(lambda t: call(t, b), a, a0, step) + slope(lambda t: call(t, b0), a, a0, step)
+    along_b = slope(lambda t: call(a, t), b, b0, step) + slope(lambda t: call(a0, t), b, b0, step)
+    return run.graft(y, lambda t: [0.5 * along_a * (t[0] - a), 0.5 * along_b * (t[1] - b)], z, x)
 
 
 def product(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
@@ -218,8 +219,12 @@ def picked(
     return run.graft(value, parts, (z,), (x,))
 
 
-def slope(f: Function, x: Tensor, x0: Tensor) -> Tensor:
-    """``(f(x) - f(x0)) / (x - x0)``, and f'(x) where x = x0."""
+def slope(f: Function, x: Tensor, x0: Tensor, step: bool = False) -> Tensor:
+    """``(f(x) - f(x0)) / (x - x0)``, and f'(x) where x = x0 (0 for a step function)."""
+    if step:
+        y, y0 = f(x), f(x0)
+        dx = x.expand(y.shape) - x0
+        return quotient(y - y0, dx, torch.zeros_like(dx))
     return _slope(f, x, x0, f(x), f(x0), False)
 
 
@@ -231,7 +236,8 @@ def _slope(f: Function, x: Tensor, x0: Tensor, y: Tensor, y0: Tensor, branch: bo
     dx, dy = x.to(exact) - x0, y.to(exact) - y0
     if branch and x.device.type == "cpu" and not bool(_nothing(dx).any()):
         return dy / dx
-    return quotient(dy, dx, derivative(f, x).to(exact))
+    there = derivative(f, x).to(exact)
+    return quotient(dy, dx, torch.where(there.isfinite(), there, 0.0))
 
 
 def quotient(change: Tensor, dx: Tensor, otherwise: Tensor) -> Tensor:

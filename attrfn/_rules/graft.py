@@ -40,6 +40,24 @@ class _Scaled(torch.autograd.Function):
         return None, (g * m).sum_to_size(ctx.shape).to(ctx.dtype), None
 
 
+class _Positive(torch.autograd.Function):
+    """``value``, which passes back to z what is positive."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, z: Tensor) -> Tensor:
+        return value.detach()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[None, Tensor]:
+        return None, g.clamp(min=0)
+
+
+def positive(value: Tensor, z: Tensor) -> Tensor:
+    """``value``, which passes back to z what is positive."""
+    found: Tensor = _Positive.apply(value, z)  # type: ignore[no-untyped-call]
+    return found
+
+
 def grafted(value: Tensor, *parts: Tensor) -> Tensor:
     """``value``, with the derivative of the sum of the parts."""
     found: Tensor = _Grafted.apply(value, *parts)  # type: ignore[no-untyped-call]

@@ -58,9 +58,14 @@ def getter(name: str) -> Any:
     return getattr(Tensor, name).__get__
 
 
-def operator_name(func: Any) -> str:
-    """The bare name of an operation of an exported graph: ``relu`` of ``aten.relu.default``."""
-    return str(func.overloadpacket.__name__) if isinstance(func, torch._ops.OpOverload) else ""
+def exported(func: Any) -> Spelling:
+    """The operation of a function of an exported graph, such as ``aten.relu_.default``."""
+    if not isinstance(func, torch._ops.OpOverload):
+        return Spelling("", None, None)
+    name = str(func.overloadpacket.__name__)
+    short = name.removesuffix("_")
+    pure = getattr(torch.ops.aten, short, None) if short != name else None
+    return Spelling(short, getattr(pure, func._overloadname, None), None)
 
 
 def public_name(func: Any) -> str:

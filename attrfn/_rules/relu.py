@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attrfn._core.compiling import whole_in_graph
 from attrfn._rules.call import Call
-from attrfn._rules.graft import grafted
+from attrfn._rules.graft import positive
 from attrfn._rules.run import Record, Replay, Values
 from attrfn._rules.table import Op, Rules, plain
 
@@ -104,22 +104,13 @@ def _rules(name: str, op: Op) -> Rules:
     return Rules(name, dict.fromkeys(("relu", "clamp", "clip", "clamp_min"), op), strict=False)
 
 
-def _positive(g: Tensor) -> Tensor:
-    return g.clamp(min=0)
-
-
 def _guided_once(z: Tensor, x: Tensor) -> Tensor:
     y = torch.relu(z)
-    if y.requires_grad:
-        y.register_hook(_positive)  # type: ignore[no-untyped-call]
-    return y
+    return positive(y, y)
 
 
 def _deconvolved_once(z: Tensor, x: Tensor) -> Tensor:
-    y = grafted(torch.relu(x), z)
-    if y.requires_grad:
-        y.register_hook(_positive)  # type: ignore[no-untyped-call]
-    return y
+    return positive(torch.relu(x), z)
 
 
 GUIDED = _rules("guided_backprop", _through(guided, _guided_once))

@@ -65,8 +65,12 @@ class Run(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if func is Tensor.unflatten:  # has super(), which torch.compile cannot enter
+            func = torch.unflatten
         if not self.compiling and func in PASSIVE:
             return func(*args, **kwargs)
+        if not self.table.strict:
+            return self.untracked(func, args, kwargs)
         places = self.places(args, kwargs, func)
         if not places:
             return func(*args, **kwargs)
@@ -80,7 +84,6 @@ class Run(TorchFunctionMode):
             return func(*args, **kwargs)
         if spelling.name in SIDE_BY_SIDE:
             return self.side_by_side(func, args, kwargs)
-        func = torch.unflatten if func is Tensor.unflatten else func  # which dynamo can enter
         call = Call(func, args, kwargs, places, spelling.name, spelling.pure is not None)
         if not any(t.is_floating_point() or t.is_complex() for t in call.values):
             return self.unknown(call)  # indices and masks
@@ -91,6 +94,15 @@ class Run(TorchFunctionMode):
         if call.in_place:
             self.made.drop(call.args[0])
         return out.value if isinstance(out, Stopped) else self.mark(out, call)
+
+    def untracked(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Rules for some operations only, wherever they get their arguments from."""
+        found = self.table.find(func)
+        if found is None:
+            return func(*args, **kwargs)
+        places: tuple[Place, ...] = ((0, None),) if args else (("input", None),)
+        call = Call(func, args, kwargs, places, found[0].name, found[0].pure is not None)
+        return self.pure(call, *found)
 
     def places(self, args: tuple[Any, ...], kwargs: dict[str, Any], func: Any) -> tuple[Place, ...]:
         """Where the marked tensors are among the arguments."""

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from attrfn._rules.call import Call
 from attrfn._rules.errors import refuse_unknown
-from attrfn._rules.names import FUNCTIONS, Spelling, operator_name, public_name, spellings
+from attrfn._rules.names import FUNCTIONS, Spelling, exported, public_name, spellings
 
 Apply = Callable[[Any, Call], Any]
 """From a run and a call to the call's output."""
@@ -63,7 +63,7 @@ class Rules(NamedTuple):
         """The op of a torch function, or None."""
         spelling = FUNCTIONS.get(func)
         if spelling is None:
-            spelling = Spelling(operator_name(func).removesuffix("_"), None, None)
+            spelling = exported(func)
         op = self.own.get(func) or self.ops.get(spelling.name)
         return None if op is None else (spelling, op)
 

@@ -53,6 +53,12 @@ def finite_difference(f: Callable[[Any], Any], at: Any, direction: Any, size: fl
     return optree.tree_map(lambda a, b: ((a - b) / (2 * size)).detach(), above, below)
 
 
+def fine_difference(f: Callable[[Any], Any], at: Any, direction: Any, size: float = 1e-6) -> Any:
+    """Richardson's extrapolation of two central differences, off by order h^4."""
+    one, two = (finite_difference(f, at, direction, n * size) for n in (1, 2))
+    return optree.tree_map(lambda a, b: (4 * a - b) / 3, one, two)
+
+
 def take(tree: Any, index: Any, dim: int = 0) -> Any:
     """Rows of every leaf."""
     return optree.tree_map(lambda t: t[(slice(None),) * dim + (index,)], tree)

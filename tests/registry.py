@@ -50,6 +50,10 @@ class Row(NamedTuple):
         warns: How a warning begins that is right on some of the nets.
         images: Needs inputs of the form (B, C, *spatial).
         relu: Has a rule for ReLU, and so needs a net that has one.
+        rules: Has rules for all operations, so that equal functions written in different ones can
+            get different attributions.
+        frozen: The rules' coefficients count as constants, so that the derivative of the result is
+            not that of the attributions.
     """
 
     name: str
@@ -74,6 +78,8 @@ class Row(NamedTuple):
     warns: str
     images: bool
     relu: bool
+    rules: bool
+    frozen: bool
 
     @property
     def spatial(self) -> bool:
@@ -109,6 +115,8 @@ def row(
     warns: str = "",
     images: bool = False,
     relu: bool = False,
+    rules: bool = False,
+    frozen: bool = False,
     **options: Any,
 ) -> Row:
     """A row; the method is by default the public function of the row's name."""
@@ -139,6 +147,8 @@ def row(
         ".*met no ReLU" if relu else warns,  # on the nets without one
         images,
         relu,
+        rules,
+        frozen,
     )
 
 
@@ -220,6 +230,17 @@ def _cubes(*inputs: Any) -> Tensor:
     return torch.stack(cubes).sum(0)
 
 
+def gradient_by(rules: Callable[..., Any]) -> Callable[..., Any]:
+    """The gradient of the model function with rules; baselines go to the rules."""
+
+    def ruled(model_fn: Any, inputs: Any, **options: Any) -> Any:
+        to_rules = {k: options.pop(k) for k in ("baselines",) if k in options}
+        f = attrfn.with_rules(model_fn, rules(**to_rules))
+        return attrfn.gradient(f, inputs, **options)
+
+    return ruled
+
+
 def there_and_back(model_fn: Any, inputs: Any, *, layer: Any) -> Tensor:
     """The tail of the head, which is the model."""
     head, tail = attrfn.split(model_fn, layer)
@@ -233,8 +254,19 @@ _path = {"copies": "n_steps", "batching": True, "baselines": "point"}
 _shap = {"copies": "n_samples", "batching": True, "baselines": "pool", "keyed": True, "noisy": True}
 _noisy = {"copies": "n_samples", "keyed": True, "noisy": True}
 
+_complete = {"rules": True, "baselines": "point", "complete": True}
+_over_pool = {"rules": True, "baselines": "pool", "chunked": True}
+
 _perturbing = functools.partial(row, chunked=True, batching=True, gradient=False)
 _sampling = {"copies": "n_samples", "keyed": True}
+
+LRP_RULES = {
+    "gamma": attrfn.rules.gamma(),
+    "epsilon_plus_flat": attrfn.rules.epsilon_plus_flat(),
+    "epsilon_gamma_box": attrfn.rules.epsilon_gamma_box(-4.0, 4.0),
+    "attn_lrp": attrfn.rules.attn_lrp(),
+    "cp_lrp": attrfn.rules.cp_lrp(),
+}
 
 REGISTRY = [
     # inputs
@@ -275,6 +307,45 @@ REGISTRY = [
     # rules
     row("guided_backprop", relu=True),
     row("deconvolution", relu=True),
+    row("deep_lift", **_complete),
+    row(
+        "reveal_cancel",
+        functools.partial(attrfn.deep_lift, rule="reveal_cancel"),
+        ["deep_lift"],
+        **_complete,
+    ),
+    row(
+        "multipliers",
+        functools.partial(attrfn.deep_lift, multiply_by_inputs=False),
+        ["deep_lift"],
+        **{**_complete, "complete": False},
+    ),
+    row("deep_lift_shap", **_over_pool),
+    row("lrp", rules=True),
+    *[
+        row(
+            f"lrp_{name}",
+            functools.partial(attrfn.lrp, rules=rules),
+            ["lrp"],
+            rules=True,
+        )
+        for name, rules in LRP_RULES.items()
+    ],
+    row(
+        "with_rescale",
+        gradient_by(attrfn.rules.rescale),
+        ["with_rules"],
+        baselines="point",
+        rules=True,
+        frozen=True,
+    ),
+    row(
+        "with_attn_lrp",
+        gradient_by(attrfn.rules.attn_lrp),
+        ["with_rules"],
+        rules=True,
+        frozen=True,
+    ),
     # perturbation
     _perturbing("feature_ablation", baselines="point"),
     _perturbing("occlusion", baselines="point", window=2, stride=1),
@@ -357,6 +428,9 @@ REGISTRY = [
     _layer("layer_integrated_gradients", complete=True, **_path),
     _layer("layer_gradient_shap", stdevs=0.2, **_shap),
     _layer("layer_conductance", complete=True, **_path),
+    _layer("layer_deep_lift", **_complete),
+    _layer("layer_deep_lift_shap", **_over_pool),
+    _layer("layer_lrp", rules=True),
     _layer("layer_feature_ablation", chunked=True, batching=True, gradient=False),
     _layer("layer_feature_permutation", mixes=True, batching=True, gradient=False, **_sampling),
     _layer("internal_influence", **_path),
@@ -368,6 +442,8 @@ REGISTRY = [
     _neuron("neuron_integrated_gradients", complete=True, **_path),
     _neuron("neuron_gradient_shap", stdevs=0.2, **_shap),
     _neuron("neuron_conductance", **{**_path, "target": True}),
+    _neuron("neuron_deep_lift", **_complete),
+    _neuron("neuron_deep_lift_shap", **_over_pool),
     _neuron(
         "neuron_feature_ablation", baselines="point", chunked=True, batching=True, gradient=False
     ),

@@ -45,23 +45,48 @@ def total(a: Tensor) -> Tensor:
 # --- completeness --------------------------------------------------------------------------------
 
 
-@rows_and_nets(lambda r, net: r.complete and net.smooth)
+@rows_and_nets(lambda r, net: r.complete and (net.smooth or r.rules))
 @given(seed=seeds)
 @few
 def test_complete_methods_sum_to_the_change(r: Row, net: Net, seed: int) -> None:
     """Of the output; of the neuron for neuron methods."""
     model, (x, x0), t = net.build(), drawn(net, seed), targets(2)
     steps = EXACT_ATTENTION if net is NETS["attention"] else EXACT
-    a = explain(r, net, model, x, target=t, baselines=x0, **steps)
+    options = {} if r.rules else steps
+    a = explain(r, net, model, x, target=t, baselines=x0, **options)
     if r.neuron:
         head = attrfn.split(model, "mid").head
         index = net.neuron if isinstance(net.neuron, tuple) else (net.neuron,)
         values = [head(z)[(slice(None), *index)].reshape(2, -1).sum(1) for z in (x, x0)]
     else:
-        values = [model(z).gather(1, t[:, None])[:, 0] for z in (x, x0)]
+        values = [model(z.clone()).gather(1, t[:, None])[:, 0] for z in (x, x0)]
         delta = attrfn.completeness_delta(model, x, a, target=t, baselines=x0)
         assert_close(delta, torch.zeros_like(delta), **CLOSE)
     assert_close(total(a), (values[0] - values[1]).detach(), **CLOSE)
+
+
+@rows(lambda r: r.rules and r.baselines == "pool" and r.name != "layer_deep_lift_shap")
+@given(seed=seeds)
+@few
+def test_deep_shap_sums_to_the_change_from_the_mean(r: Row, seed: int) -> None:
+    """f(x) - 1/K sum_k f(b_k), of the neuron for neuron methods."""
+    for net in NETS.values():
+        model, x, t = net.build(), randn(2, *net.shape, seed=seed), targets(2)
+        a = explain(r, net, model, x, target=t)
+        if r.neuron:
+            head = attrfn.split(model, "mid").head
+            index = net.neuron if isinstance(net.neuron, tuple) else (net.neuron,)
+            value, base = (
+                head(z)[(slice(None), *index)].flatten(1).sum(1)
+                if any(isinstance(i, slice) for i in index)
+                else head(z)[(slice(None), *index)]
+                for z in (x, net.pool)
+            )
+            mean = base.mean().expand(2)
+        else:
+            value = model(x.clone()).gather(1, t[:, None])[:, 0]
+            mean = model(net.pool.clone()).mean(0)[t]
+        assert_close(total(a), (value - mean).detach(), **CLOSE)
 
 
 @given(seed=seeds)
@@ -145,7 +170,7 @@ def _gap(model: Any, x: Tensor, method: Any, n: int, options: dict[str, Any]) ->
     return attrfn.completeness_delta(model, x, a, **options).abs().max()
 
 
-@rows(lambda r: r.complete and r.name != "layer_conductance")
+@rows(lambda r: r.complete and not r.rules and r.name != "layer_conductance")
 def test_tolerance_of_every_method_that_has_it(r: Row) -> None:
     """More steps than asked for, where these are not enough."""
     net = r.net
@@ -237,8 +262,15 @@ def test_symmetric_features_get_the_same(r: Row, seed: int) -> None:
     x, x0 = drawn(net, seed)
     x[:, 1], x0[:, 1] = x[:, 0], x0[:, 0]
     options = {"baselines": x0} if r.baselines == "point" else {}
+    if r.baselines == "pool":
+        options["baselines"] = alike(net.pool)
     a = explain(r, net, make(Interaction), x, target=targets(2), **options)
     assert_close(a[:, 1], a[:, 0])
+
+
+def alike(pool: Tensor) -> Tensor:
+    """Baselines with the same values in features 0 and 1."""
+    return torch.cat([pool[:, :1], pool[:, :1], pool[:, 2:]], 1)
 
 
 @rows(lambda r: input_rows(r) and r.keyed)
@@ -251,9 +283,7 @@ def test_exchanged_features_exchange_their_attributions(r: Row, seed: int) -> No
     x[:, 1] = x[:, 0]
     options: dict[str, Any] = {"stdevs": 0.0}
     if r.baselines == "pool":
-        pool = net.pool.clone()
-        pool[:, 1] = pool[:, 0]
-        options["baselines"] = pool
+        options["baselines"] = alike(net.pool)
     a = explain(r, net, make(Interaction), x, target=targets(2), **options)
     assert_close(a[..., 1], a[..., 0])
 
@@ -278,7 +308,7 @@ class Written(nn.Module):
         return torch.einsum("bi,oi->bo", h.reshape(h.shape[0], -1), w["out_weight"]) + w["out_bias"]
 
 
-@rows()
+@rows(lambda r: not r.rules)
 @given(seed=seeds)
 @few
 def test_implementation_does_not_matter(r: Row, seed: int) -> None:
@@ -391,9 +421,12 @@ def test_internal_influence_is_the_mean_gradient_at_the_layer(seed: int) -> None
 # --- what else the formulas say ------------------------------------------------------------------
 
 
+NO_DIFFERENCE = {"internal_influence", "score_cam", "multipliers", "with_rescale"}
+
+
 def with_difference_to_baseline(r: Row) -> bool:
     """Methods with the factor x - x0 (of an input without noise), or the layer's change."""
-    without = r.keyed or r.explains == "example" or r.name in ("internal_influence", "score_cam")
+    without = r.keyed or r.explains == "example" or r.name in NO_DIFFERENCE
     return r.baselines == "point" and not without
 
 

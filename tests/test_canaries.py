@@ -151,6 +151,28 @@ PROCESSES = {
         torch.compile(lambda x: rnn(x)[0], backend="eager", fullgraph=True)(torch.randn(3, 2, 4))
         print("COMPILED")
         """,
+    "custom function": """
+        from torch.func import grad
+
+        class Triples(torch.autograd.Function):
+            generate_vmap_rule = True
+
+            @staticmethod
+            def forward(x):
+                return x.clone()
+
+            @staticmethod
+            def setup_context(ctx, inputs, output):
+                pass
+
+            @staticmethod
+            def backward(ctx, g):
+                return 3 * g
+
+        f, x = lambda x: Triples.apply(x).sum(), torch.ones(2)
+        print(grad(f)(x).tolist())
+        print(torch.compile(grad(f), backend="aot_eager", fullgraph=True)(x).tolist())
+        """,
     "compiled model": """
         model = torch.compile(torch.nn.Linear(4, 1), backend="aot_eager", fullgraph=True)
         torch.func.grad(lambda x: model(x).sum())(torch.randn(3, 4))
@@ -190,6 +212,14 @@ def test_transforms_of_a_compiled_model_fail(processes):
     """Why shells look through torch.compile()d models (_orig_mod)."""
     assert processes["compiled model"].startswith("FAILED")
     assert "Unsupported functorch tracing attempt" in processes["compiled model"]
+
+
+@pytest.mark.slow
+def test_custom_functions_lose_their_backward_when_compiled(processes):
+    """Why no custom autograd.Function carries a rule (_rules/run.py): silently another gradient."""
+    eager, _, compiled = processes["custom function"].partition("\n")
+    assert eager == "[3.0, 3.0]"
+    assert compiled == "[1.0, 1.0]\n" or compiled.startswith("FAILED")
 
 
 @pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU])

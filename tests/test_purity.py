@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -170,7 +171,12 @@ def _clone(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else value
 
 
-@rows(lambda r: r.net is NETS["mlp"])
+def refuses_training(r: Row) -> bool:
+    """Rules refuse statistics of the batch, unless the layer lies behind them."""
+    return r.rules and (r.neuron or not r.layer)
+
+
+@rows(lambda r: r.net is NETS["mlp"] and not refuses_training(r))
 def test_batch_norm_in_training_mode_warns_and_stays(r: Row) -> None:
     """Rows that depend on each other are said to, and running statistics do not move."""
     model = make(TrainedBatchNorm).train()
@@ -180,6 +186,16 @@ def test_batch_norm_in_training_mode_warns_and_stays(r: Row) -> None:
         found = r.method(model, x, **given)
     assert model.mid.num_batches_tracked == 0
     assert_informative(found)
+
+
+@rows(refuses_training)
+def test_batch_norm_in_training_mode_is_refused_by_rules(r: Row) -> None:
+    model = make(TrainedBatchNorm).train()
+    x, given = r.net.inputs(), options(r, r.net)
+    refused = pytest.raises(attrfn.UnsupportedOpError, match=r"in training mode.*model\.eval\(\)")
+    with untouched(model, x, given), warnings.catch_warnings(), refused:
+        warnings.filterwarnings("ignore", "the model is in training mode")
+        r.method(model, x, **given)
 
 
 @rows(lambda r: r.net is NETS["cnn"])
@@ -231,7 +247,12 @@ class Remembers(nn.Module):
         return y
 
 
-@rows(lambda r: r.net is NETS["mlp"])
+def survives_overwriting(r: Row) -> bool:
+    """Not the gradient of a model with its own parameters, and not rules that need x again."""
+    return not r.frozen and r.name != "lrp_gamma"
+
+
+@rows(lambda r: r.net is NETS["mlp"] and survives_overwriting(r))
 def test_model_that_writes_into_itself_and_its_argument_stays(r: Row) -> None:
     model, x, given = make(Remembers), r.net.inputs(), options(r, r.net)
     with untouched(model, x, given):

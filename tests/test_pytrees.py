@@ -196,7 +196,7 @@ def test_the_same_tensor_given_twice_is_two_inputs(r: Row) -> None:
     assert_close(r.method(model, (X, X), **options), r.method(model, (X, X.clone()), **options))
 
 
-@rows()
+@rows(lambda r: not r.frozen)
 def test_the_same_tensor_given_twice_collects_both_derivatives(r: Row) -> None:
     model, options = make(Twice), given(r, **two_pools(r))
     if r.create_graph:
@@ -239,6 +239,9 @@ def test_layers_whose_value_is_a_tree(kind: str) -> None:
         functools.partial(attrfn.layer_conductance, target=1, n_steps=3, baselines=0.2),
         functools.partial(attrfn.internal_influence, target=1, n_steps=3),
         functools.partial(attrfn.layer_gradient_shap, target=1, baselines=x[:2]),
+        functools.partial(attrfn.layer_deep_lift, target=1, baselines=0.2),
+        functools.partial(attrfn.layer_deep_lift_shap, target=1, baselines=x[:2]),
+        functools.partial(attrfn.layer_lrp, target=1),
     ]
     for form in forms:
         expected = build(*halves(form(whole, x, layer="mid")))

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from zoo import make, randn
 
 import attrfn
-from attrfn._rules.relu import deconvolved, guided
-from attrfn._rules.replay import Record, Replay
+from attrfn._rules.relu import DECONV, GUIDED
+from attrfn._rules.run import Record, Replay, Seen
+from attrfn._rules.table import Rules
 
 RULES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "guided_backprop": lambda g, x: g.clamp(min=0) * (x > 0),
@@ -161,18 +162,27 @@ def test_residual_sums_and_other_activations() -> None:
     assert_close(attrfn.guided_backprop(f, x), attrfn.gradient(f, x))
 
 
-@pytest.mark.parametrize("rule", [guided, deconvolved])
-def test_values_are_bitwise_those_of_the_model(rule: Callable[[Tensor, Tensor], Tensor]) -> None:
+@pytest.mark.parametrize("table", [GUIDED, DECONV], ids=["guided", "deconv"])
+def test_values_are_bitwise_those_of_the_model(table: Rules) -> None:
+    """In the run on what a first run saw, in the single run, and as a model function."""
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         model = conv(nn.ReLU(), nn.ReLU(True), nn.ReLU()).to(dtype)
         x = randn(3, 2, 6, 6).to(dtype)
-        seen: list[Tensor] = []
-        with Record(seen):
-            expected = model(x)
-        assert len(seen) == 3
-        for xs in (None, seen):
-            with Replay(rule, xs, []):
-                assert torch.equal(model(x), expected)
+        seen: list[Seen] = []
+        record = Record(table, [], seen, True)
+        (row,) = record.add([x])
+        with record:
+            expected = model(row)
+        assert torch.equal(expected, model(x))
+        assert [name for name, _, _ in seen] == ["relu"] * 3
+        for at in (None, seen):
+            calls: list[str] = []
+            replay = Replay(table, calls, at, None)
+            (row,) = replay.add([x])
+            with replay:
+                assert torch.equal(model(row), expected)
+            assert calls == ["relu"] * 3
+        assert torch.equal(attrfn.with_rules(model, table)(x), expected)
 
 
 @by_name

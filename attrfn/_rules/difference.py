@@ -23,7 +23,7 @@ from attrfn._core.batch import wide
 from attrfn._core.derive import transforming
 from attrfn._rules.call import Call
 from attrfn._rules.errors import refuse_unknown
-from attrfn._rules.ops import STEPS
+from attrfn._rules.ops import HOLOMORPHIC, STEPS
 from attrfn._rules.run import Replay, Values
 
 Function = Callable[[Tensor], Tensor]
@@ -36,6 +36,8 @@ def elementwise(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Te
     f(a, b) - f(a0, b0) = [f(a, .) - f(a0, .)] + [f(., b) - f(., b0)].
     """
     y: Tensor = call(*x)
+    if any(t.is_complex() for t in z) and call.name not in HOLOMORPHIC:
+        refuse_unknown(call, run.table.name, "of complex numbers")
     if len(z) == 1:
         y0: Tensor = call(*x0) if run.before is None else run.before
         secant = _SECANTS.get(call.name)
@@ -209,7 +211,7 @@ def picked(
     """The rule of maxima, with ``pick`` for those at x and ``pick0`` for those at x0."""
     y, y0 = pick(x), pick0(x0)
     top = torch.maximum(y, y0)
-    gain = quotient(top - y0, y - pick(x0), torch.ones_like(y))
+    gain = quotient(top - y0, y - pick(x0), (y == y0).to(y.dtype))
     loss = quotient(y - top, pick0(x) - y0, torch.zeros_like(y))
 
     def parts(t: Values) -> list[Tensor]:

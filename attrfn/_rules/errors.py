@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -79,6 +81,22 @@ def refuse_path(call: Call, other: str | None) -> NoReturn:
         f"the model calls {call.name}{where()} for the inputs where it calls "
         f"{other or 'nothing'} for the baselines: its operations may not depend on values"
     )
+
+
+@contextlib.contextmanager
+def unwatched(rules: str) -> Iterator[None]:
+    """Refuse checkpointing: it runs parts of the model again where no rule applies."""
+    why = (
+        f"{rules} cannot follow torch.utils.checkpoint or other hooks on saved tensors: switch "
+        "checkpointing off"
+    )
+    try:
+        with torch.autograd.graph.disable_saved_tensors_hooks(why):
+            yield
+    except RuntimeError as error:
+        if why not in str(error):
+            raise
+        raise UnsupportedOpError(f"{why}{where()}") from error
 
 
 def refuse_lengths() -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from attrfn._core.derive import normal, transforming, values_and_gradients
 from attrfn._core.explain import Explained
 from attrfn._core.typing import Leaves
-from attrfn._rules.errors import refuse_constant, refuse_lengths
+from attrfn._rules.errors import refuse_constant, refuse_lengths, unwatched
 from attrfn._rules.run import Record, Replay, Seen
 from attrfn._rules.table import Rules
 
@@ -44,7 +45,8 @@ def gradients_by_rules(
 
     def f(*z: Tensor) -> Tensor:
         run = Replay(rules, calls, at, base, scope)
-        values = p.values(run.add(z), copies, run)
+        with contextlib.nullcontext() if transforming() else unwatched(rules.name):
+            values = p.values(run.add(z), copies, run)
         if base is not None and len(calls) < len(base):
             refuse_lengths()
         if rules.complete and run.any_cut and not values.requires_grad:

@@ -47,7 +47,7 @@ def spellings(name: str) -> dict[Any, Spelling]:
         writing = (f"{short}_", f"__i{short}__")
         for spelled in (short, f"_{short}", f"{prefix}{short}", f"__{short}__", *writing):
             func = getattr(space, spelled, None)
-            if callable(func) and not isinstance(func, type):
+            if callable(func) and not isinstance(func, type) and spelled not in ops.READS:
                 pure = getattr(space, short, None) if spelled in writing else None
                 found[func] = Spelling(name, pure, _flag(func))
     return found

@@ -71,6 +71,42 @@ SIDE_BY_SIDE = frozenset(
 )
 """Return one tensor for each that they get."""
 
+READS = frozenset(
+    ["item", "tolist", "numpy", "__float__", "__int__", "__complex__", "__array__", "__index__"]
+)
+"""Take values out of torch, where they lose their derivative."""
+
+HOLOMORPHIC = frozenset(
+    [
+        "exp",
+        "exp2",
+        "expm1",
+        "log",
+        "log2",
+        "log10",
+        "log1p",
+        "sqrt",
+        "rsqrt",
+        "square",
+        "pow",
+        "sin",
+        "cos",
+        "tan",
+        "sinh",
+        "cosh",
+        "tanh",
+        "reciprocal",
+        "sigmoid",
+        "__rpow__",
+        "div",
+        "divide",
+        "true_divide",
+        "__rdiv__",
+        "__rtruediv__",
+    ]
+)
+"""Have a slope for complex numbers, too."""
+
 STEPS = frozenset(["floor_divide", "__floordiv__", "__rfloordiv__", "heaviside"])
 """Piecewise constant, and without a derivative in torch."""
 

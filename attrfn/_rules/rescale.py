@@ -70,6 +70,12 @@ def _multiplication(run: Record | Replay, call: Call) -> Any:
     return run.primitive(call, difference.product)
 
 
+def _absolute(run: Record | Replay, call: Call) -> Any:
+    if call.values[0].is_complex():
+        return run.composite(call, written_out.modulus)
+    return run.primitive(call, difference.elementwise)
+
+
 def _only_input(run: Run, call: Call) -> Any:
     if call.places != ((0, None),):
         refuse_unknown(call, run.table.name)
@@ -167,6 +173,7 @@ DIFFERENCE: dict[str, Op] = {
     **each("mul multiply __rmul__", Op("product", _multiplication)),
     **each("div divide true_divide __rdiv__ __rtruediv__", Op("quotient", _division)),
     **each("rsqrt reciprocal", Op("elementwise", _inverse)),
+    **each("abs absolute", Op("elementwise", _absolute)),
     **each("softmax special_softmax", Op("softmax", ruled(difference.softmax))),
     **each("log_softmax special_log_softmax", Op("softmax", ruled(difference.log_softmax))),
     **each("logsumexp special_logsumexp", Op("softmax", ruled(difference.logsumexp))),

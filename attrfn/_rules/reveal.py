@@ -186,7 +186,7 @@ REVEAL_CANCEL = Rules(
             name: DIFFERENCE[name]._replace(apply=_activation)
             for name in ops.ELEMENTWISE.split()
             if DIFFERENCE[name].kind == "elementwise"
-            and name not in ("rsqrt", "reciprocal", *ops.STEPS)
+            and name not in ("rsqrt", "reciprocal", "abs", "absolute", *ops.STEPS)
         },
         "batch_norm": Op("linear (evaluation mode)", _batch_norm),
     },

@@ -23,7 +23,7 @@ from attrfn._rules.call import Call, Place, tensors
 from attrfn._rules.errors import refuse_mixed, refuse_path, refuse_unknown, refuse_unseen
 from attrfn._rules.graft import grafted, scaled
 from attrfn._rules.names import PASSIVE, Spelling
-from attrfn._rules.ops import PATTERNED, SIDE_BY_SIDE
+from attrfn._rules.ops import PATTERNED, READS, SIDE_BY_SIDE
 from attrfn._rules.table import Op, Rules, Stopped
 from attrfn._rules.tags import Tags
 
@@ -93,6 +93,8 @@ class Run(TorchFunctionMode):
         out = op.apply(self, call) if natively else self.pure(call, spelling, op)
         if call.in_place:
             self.made.drop(call.args[0])
+            if not transforming() and call.args[0]._base is not None:  # a view of something
+                self.follow(call.args[0]._base)
         return out.value if isinstance(out, Stopped) else self.mark(out, call)
 
     def untracked(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -375,6 +377,8 @@ class Replay(Run):
 
     def unknown(self, call: Call) -> Any:
         """Refuse an operation without a rule if a derivative passes through it."""
+        if self.table.complete and call.name in READS and call.values[0].is_floating_point():
+            refuse_mixed(call, self.table.name)
         out = call.func(*call.args, **call.kwargs)
         if self.table.strict and any(v.requires_grad for v in call.values) and _has_graph(out):
             refuse_unknown(call, self.table.name)

@@ -1,0 +1,519 @@
+"""What the rules refuse: the message, the repair, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import re
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from oracles import close, randn, seeded
+from torch import nn
+from torch.func import vmap
+from torch.utils.checkpoint import checkpoint
+
+import attrfn
+from attrfn import UnsupportedOpError, rules
+
+X, X0 = randn(0, 3, 4).abs() + 0.1, randn(1, 3, 4).abs() + 0.1
+METHODS = {
+    "deep_lift": lambda f, x, **o: attrfn.deep_lift(f, x, baselines=X0, **o),
+    "reveal_cancel": lambda f, x, **o: attrfn.deep_lift(
+        f, x, baselines=X0, rule="reveal_cancel", **o
+    ),
+    "lrp": attrfn.lrp,
+}
+by_method = pytest.mark.parametrize("method", METHODS)
+complete = pytest.mark.parametrize("method", ["deep_lift", "reveal_cancel"])
+graph = pytest.mark.parametrize("create_graph", [False, True])
+
+
+def sums(f):
+    return lambda x: f(x).flatten(1).sum(1)
+
+
+# ---------------------------------------------------------------------------------------------
+# operations without a rule
+
+UNKNOWN = {
+    "torch.cumprod": lambda x: torch.cumprod(x, 1),
+    "torch.Tensor.cumprod": lambda x: x.cumprod(1),
+    "torch.prod": lambda x: torch.prod(x, 1, True),
+    "torch.cdist": lambda x: torch.cdist(x[:, None], x[:, None] + 1),
+    "torch.renorm": lambda x: torch.renorm(x, 2, 0, 1.0),
+    "torch.polygamma": lambda x: torch.polygamma(1, x),
+    "torch.logcumsumexp": lambda x: torch.logcumsumexp(x, 1),
+}
+
+
+@graph
+@by_method
+@pytest.mark.parametrize("op", UNKNOWN)
+def test_unknown_operations(op, method, create_graph):
+    """The message names the operation and the line."""
+    with pytest.raises(UnsupportedOpError) as caught:
+        METHODS[method](sums(UNKNOWN[op]), X, create_graph=create_graph)
+    message = str(caught.value)
+    assert f"has no rule for {op}" in message
+    assert f"({__file__.rpartition('/')[2]}, line " in message
+    line = int(re.search(r"line (\d+)\)", message)[1])
+    with open(__file__, encoding="utf-8") as lines:
+        assert op.rpartition(".")[2] in lines.readlines()[line - 1]
+    assert f"rules.allow({op})" in message
+
+
+def test_the_error_is_a_value_error():
+    assert issubclass(UnsupportedOpError, ValueError)
+
+
+class Scans(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lin, self.act = nn.Linear(4, 4), nn.Sigmoid()
+
+    def forward(self, x):
+        return self.act(self.lin(x)).cumprod(1)
+
+
+@by_method
+def test_the_module_is_named(method):
+    with pytest.raises(UnsupportedOpError, match=r"torch.Tensor.cumprod in Scans \(test_rules_err"):
+        METHODS[method](nn.Sequential(seeded(Scans), nn.Linear(4, 2).double()), X, target=0)
+
+
+def test_unknown_operations_on_constants_are_no_matter():
+    c = torch.ones(4, dtype=torch.float64)
+
+    def f(x):
+        return (x * c.cumprod(0) * torch.sort(c)[0]).sum(1)
+
+    for method in METHODS.values():
+        assert method(f, X).shape == X.shape
+
+
+@graph
+def test_allow_takes_the_derivative(create_graph):
+    """X -> prod has no rule: with its plain derivative, A = (x - x0) times the gradient."""
+
+    def f(x):
+        return torch.prod(x, 1)
+
+    options = {"baselines": X0, "create_graph": create_graph}
+    for base in (rules.rescale(), rules.reveal_cancel()):
+        for allowed in (base.allow(torch.prod), base.allow(torch.Tensor.prod)):
+            got = attrfn.deep_lift(f, X, rule=allowed, **options)
+            close(got, attrfn.input_x_gradient(f, X, baselines=X0))
+            got = attrfn.deep_lift(lambda x: x.prod(1), X, rule=allowed, **options)
+            close(got, attrfn.input_x_gradient(f, X, baselines=X0))
+    got = attrfn.lrp(f, X, rules=rules.epsilon_plus().allow(torch.prod), create_graph=create_graph)
+    close(got, attrfn.input_x_gradient(f, X))
+
+
+def product(x, dim):
+    out = x.select(dim, 0)
+    for i in range(1, x.shape[dim]):
+        out = out * x.select(dim, i)
+    return out
+
+
+@graph
+def test_a_rule_written_out_repairs_it(create_graph):
+    def f(x):
+        return torch.prod(x, 1)
+
+    for base in (rules.rescale(), rules.reveal_cancel()):
+        repaired = base | {torch.prod: product}
+        got = attrfn.deep_lift(f, X, rule=repaired, baselines=X0, create_graph=create_graph)
+        close(got.sum(1), f(X) - f(X0))
+        want = attrfn.deep_lift(lambda x: product(x, 1), X, rule=base, baselines=X0)
+        close(got, want)
+    repaired = rules.epsilon_plus() | {torch.prod: product}
+    got = attrfn.lrp(f, X, rules=repaired, create_graph=create_graph)
+    close(got, attrfn.lrp(lambda x: product(x, 1), X))
+    close(got.sum(1), f(X))
+
+
+@graph
+def test_rules_by_kind(create_graph):
+    """``"elementwise"``, ``"linear"`` and ``"product"``."""
+    options = {"baselines": X0, "create_graph": create_graph}
+
+    def trigamma(x):
+        return torch.polygamma(1, x)
+
+    def f(x):
+        return torch.polygamma(1, x).sum(1)
+
+    got = attrfn.deep_lift(f, X, rule=rules.rescale() | {torch.polygamma: "elementwise"}, **options)
+    close(got, trigamma(X) - trigamma(X0), 1e-9)
+    with pytest.raises(UnsupportedOpError):
+        attrfn.deep_lift(f, X, **options)  # the rules themselves are as they were
+
+    def g(x):
+        return torch.renorm(x, 1, 0, 1e9).sum(1)
+
+    got = attrfn.deep_lift(g, X, rule=rules.rescale() | {torch.renorm: "linear"}, **options)
+    close(got, X - X0)
+
+
+def test_rules_can_be_changed_for_known_operations():
+    """Here relu gets the slope of the identity."""
+    changed = rules.rescale() | {F.relu: lambda x, inplace=False: x * 1.0}
+    x, x0 = randn(5, 3, 4), randn(6, 3, 4)
+    for f in (F.relu, torch.relu, torch.Tensor.relu):
+        got = attrfn.deep_lift(sums(f), x, baselines=x0, rule=changed)
+        close(got, x - x0)
+
+
+# ---------------------------------------------------------------------------------------------
+# values that depend on the inputs without a derivative
+
+
+def no_grad(x):
+    with torch.no_grad():
+        scale = x.exp().sum(1, keepdim=True)
+    return x / scale
+
+
+CUT = {
+    "where": lambda x: torch.where(x > 0.5, x.exp(), x),
+    "masked product": lambda x: x * (x > 0.5),
+    "detach": lambda x: x * x.exp().detach(),
+    "data": lambda x: x * x.exp().data,
+    "no_grad": no_grad,
+    "argmax": lambda x: x.gather(1, x.argmax(1, keepdim=True)) * 2,
+    "one hot": lambda x: x * F.one_hot(x.argmax(1), 4),
+    "sort": lambda x: torch.sort(x, 1)[0] * torch.arange(4),
+    "topk": lambda x: x.topk(2, 1).values,
+    "item": lambda x: x * x.max().item(),
+    "float": lambda x: x * float(x.exp().max().detach()),
+    "tolist": lambda x: x * torch.tensor([row[0] for row in x.tolist()]).double()[:, None],
+    "numpy": lambda x: x * torch.as_tensor(x.detach().numpy())[:, :1],
+}
+
+
+@graph
+@complete
+@pytest.mark.parametrize("name", CUT)
+def test_values_without_a_derivative(name, method, create_graph):
+    """What would break completeness is refused, with the line."""
+    with pytest.raises(UnsupportedOpError, match=rf"\({__file__.rpartition('/')[2]}, line \d+\)"):
+        METHODS[method](sums(CUT[name]), X, create_graph=create_graph)
+
+
+@graph
+def test_allowed_cuts_count_as_constants(create_graph):
+    """LRP does not mind; DeepLIFT with ``allow`` takes what is cut as a constant."""
+
+    def f(x):
+        return (x * x.exp().detach()).sum(1)
+
+    got = attrfn.deep_lift(
+        f, X, baselines=X0, rule=rules.rescale().allow(torch.mul), create_graph=create_graph
+    )
+    close(got, (X - X0) * X.exp())
+    close(attrfn.lrp(f, X, create_graph=create_graph), X * X.exp())
+
+
+def test_cuts_without_effect_are_no_matter():
+    """What is computed without a derivative and not used for the output is nobody's business."""
+
+    def f(x):
+        with torch.no_grad():
+            x.exp().sum().log()
+        assert (x.detach() == x).all()
+        return x.tanh().sum(1)
+
+    for method in METHODS.values():
+        assert method(f, X).shape == X.shape
+
+
+# ---------------------------------------------------------------------------------------------
+# what no mode sees
+
+
+class OldStyle(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return g * x.cos()
+
+
+class NewStyle(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x.sin()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return g * x.cos()
+
+
+@graph
+@by_method
+@pytest.mark.parametrize("function", [OldStyle, NewStyle])
+@pytest.mark.parametrize("last", [False, True], ids=["inside", "at the end"])
+@pytest.mark.parametrize("first", [False, True], ids=["behind a layer", "on the inputs"])
+def test_custom_functions(function, method, first, last, create_graph):
+    layer = seeded(lambda: nn.Linear(4, 4))
+
+    def f(x):
+        y = function.apply(x if first else layer(x))
+        return y if last else y.tanh()
+
+    with pytest.raises(UnsupportedOpError, match=r"custom autograd.Function|without a derivative"):
+        METHODS[method](f, X, target=0, create_graph=create_graph)
+
+
+@by_method
+@pytest.mark.parametrize("last", [False, True])
+def test_custom_functions_under_vmap(method, last):
+    layer = seeded(lambda: nn.Linear(4, 4))
+
+    def f(x):
+        y = NewStyle.apply(layer(x))
+        return (y if last else y.tanh()).sum(1)
+
+    def one(x, x0):
+        if method == "lrp":
+            return attrfn.lrp(f, x[None])[0]
+        rule = "rescale" if method == "deep_lift" else method
+        return attrfn.deep_lift(f, x[None], baselines=x0[None], rule=rule)[0]
+
+    with pytest.raises(UnsupportedOpError):
+        vmap(one)(X, X0)
+
+
+@graph
+@by_method
+def test_checkpointing(method, create_graph):
+    """What is computed again in the backward pass is computed without rules."""
+
+    def f(x):
+        return checkpoint(lambda t: (t.tanh() * t).sum(1), x, use_reentrant=False) * 2
+
+    with pytest.raises(UnsupportedOpError):
+        METHODS[method](f, X, create_graph=create_graph)
+
+
+@by_method
+def test_functions_of_torch_func_inside_the_model(method):
+    def f(x):
+        return vmap(lambda t: t.tanh() * t)(x).sum(1)
+
+    with pytest.raises(UnsupportedOpError, match=r"a function of torch.func inside the model"):
+        METHODS[method](f, X)
+
+
+@by_method
+def test_scripted_modules(method):
+    class Scripted(nn.Module):
+        def forward(self, x):
+            return x.tanh() * x
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated
+        scripted = torch.jit.trace(Scripted(), torch.ones(3, 4).double())
+    for f in (lambda x: scripted(x), lambda x: scripted(x.exp()).sum(1)):
+        with pytest.raises(UnsupportedOpError):
+            METHODS[method](f, X, target=(0,) if f(X).ndim > 1 else None)
+
+
+# ---------------------------------------------------------------------------------------------
+# training mode
+
+TRAINING = {
+    "dropout": nn.Dropout(0.5),
+    "dropout1d": nn.Dropout1d(0.5),
+    "alpha_dropout": nn.AlphaDropout(0.5),
+    "batch_norm": nn.BatchNorm1d(4),
+}
+
+
+@pytest.mark.filterwarnings("ignore:the model is in training mode")
+@graph
+@by_method
+@pytest.mark.parametrize("name", TRAINING)
+def test_training_mode(name, method, create_graph):
+    layers = [nn.Linear(4, 4), TRAINING[name], nn.Tanh()]
+    model = nn.Sequential(*layers).double().train()
+    with pytest.raises(UnsupportedOpError, match=r"in training mode.*call\s+model.eval\(\)"):
+        METHODS[method](model, X, target=0, create_graph=create_graph)
+    assert METHODS[method](model.eval(), X, target=0).shape == X.shape
+
+
+@pytest.mark.filterwarnings("ignore:the model is in training mode")
+@by_method
+def test_dropout_of_nothing_is_no_matter(method):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.0), nn.Tanh()).double().train()
+    assert METHODS[method](model, X, target=0).shape == X.shape
+
+
+# ---------------------------------------------------------------------------------------------
+# nothing is left behind
+
+
+class Fails(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.lin = nn.BatchNorm1d(4), nn.Linear(4, 4)
+        self.calls = []
+
+    def forward(self, x):
+        h = self.lin(self.norm(x))
+        torch.rand(1)
+        return h.cumprod(1)
+
+
+@graph
+@by_method
+def test_model_and_random_numbers_are_as_before(method, create_graph):
+    model = seeded(Fails)
+    model.lin.weight.grad = torch.ones_like(model.lin.weight)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    x, torch_state = X.clone(), torch.get_rng_state()
+    with pytest.raises(UnsupportedOpError):
+        METHODS[method](model, x, target=0, create_graph=create_graph)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert torch.equal(model.lin.weight.grad, torch.ones_like(model.lin.weight))
+    assert not model._forward_hooks
+    assert not model.lin._forward_hooks
+    assert model.lin.weight.requires_grad
+    assert torch.equal(x, X)
+    assert not x.requires_grad
+    assert torch.overrides._get_current_function_mode_stack() == []
+    # the model's own random numbers are the only ones that were drawn
+    after = torch.get_rng_state()
+    torch.set_rng_state(torch_state)
+    for _ in range(3):
+        if torch.equal(torch.get_rng_state(), after):
+            break
+        torch.rand(1)
+    assert torch.equal(torch.get_rng_state(), after)
+    assert torch.is_grad_enabled()
+
+
+# ---------------------------------------------------------------------------------------------
+# paths
+
+PATHS = {
+    "other operation": lambda x: x.exp().sum(1) if x.sum() > 0 else x.tanh().sum(1),
+    "more": lambda x: x.exp().sum(1) if x.sum() > 0 else x.exp().tanh().sum(1),
+    "fewer": lambda x: x.exp().tanh().sum(1) if x.sum() > 0 else x.exp().sum(1),
+}
+
+
+@graph
+@complete
+@pytest.mark.parametrize("name", PATHS)
+def test_paths_that_depend_on_values(name, method, create_graph):
+    rule = "rescale" if method == "deep_lift" else method
+    with pytest.raises(ValueError, match=r"its operations may not depend on values|path"):
+        attrfn.deep_lift(PATHS[name], X, baselines=-X, rule=rule, create_graph=create_graph)
+
+
+# ---------------------------------------------------------------------------------------------
+# arguments
+
+
+@pytest.mark.parametrize("rule", ["rescal", "linear", None, 3, "", rules.guided(), rules.deconv()])
+def test_bad_rules_of_deep_lift(rule):
+    for method in (attrfn.deep_lift, attrfn.deep_lift_shap):
+        with pytest.raises((TypeError, ValueError), match=r"rule is .*expected 'rescale'"):
+            method(lambda x: x.sum(1), X, baselines=X0, rule=rule)
+
+
+def test_rules_of_lrp_are_none_of_deep_lift():
+    with pytest.raises(ValueError, match=r"rule is epsilon_plus, expected 'rescale'"):
+        attrfn.deep_lift(lambda x: x.sum(1), X, rule=rules.epsilon_plus())
+
+
+@pytest.mark.parametrize(
+    "given", ["epsilon", 3, rules.epsilon, rules.rescale(), rules.guided(), {"conv": "gamma"}]
+)
+def test_bad_rules_of_lrp(given):
+    for run in (
+        lambda: attrfn.lrp(lambda x: x.sum(1), X, rules=given),
+        lambda: rules.conservation(lambda x: x.sum(1), X, rules=given),
+        lambda: attrfn.layer_lrp(nn.Linear(4, 2).double(), X, layer="", target=0, rules=given),
+    ):
+        with pytest.raises(TypeError, match=r"rules is .*expected a composite"):
+            run()
+
+
+@pytest.mark.parametrize("given", ["lrp", None, rules.epsilon(), 3])
+def test_bad_rules_of_with_rules(given):
+    with pytest.raises(TypeError, match=r"rules is a .*expected one of attrfn.rules"):
+        attrfn.with_rules(lambda x: x.sum(1), given)
+
+
+FIRST = {"z_box": rules.z_box(-1, 1), "flat": rules.flat(), "w_square": rules.w_square()}
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_rules_for_inputs_stand_nowhere_else(name):
+    rule = FIRST[name]
+    for make in (
+        lambda: rules.composite(rule),
+        lambda: rules.composite(conv=rule),
+        lambda: rules.composite(names={"0": rule}),
+    ):
+        with pytest.raises(ValueError, match=rf"is {name}.*give it as first"):
+            make()
+    with pytest.raises(ValueError, match=rf"{name}.*composite\(first="):
+        attrfn.lrp(lambda x: x.sum(1), X, rules=rule)
+
+
+@pytest.mark.parametrize(
+    "options", [{"dense": "epsilon"}, {"conv": 0.1}, {"first": "flat"}, {"names": {"a": None}}]
+)
+def test_composites_are_made_of_rules(options):
+    with pytest.raises(TypeError, match=r"expected a rule such as attrfn.rules.epsilon\(\)"):
+        rules.composite(**options)
+
+
+def test_unknown_treatment_of_softmax():
+    with pytest.raises(ValueError, match=r"softmax is 'cp', expected 'derivative' or 'constant'"):
+        rules.composite(softmax="cp")
+
+
+def test_names_of_unknown_modules():
+    model = seeded(lambda: nn.Sequential(nn.Linear(4, 4), nn.ReLU()))
+    for pattern in ("2", "head", "features.*"):
+        with pytest.raises(ValueError, match=rf"the module {re.escape(repr(pattern))}"):
+            attrfn.lrp(model, X, target=0, rules=rules.composite(names={pattern: rules.gamma()}))
+    with pytest.raises(ValueError, match=r"no module in sight"):
+        attrfn.lrp(lambda x: x, X, target=0, rules=rules.composite(names={"0": rules.gamma()}))
+
+
+@pytest.mark.parametrize("rule", ["elementwize", 3, None])
+def test_bad_rules_of_operations(rule):
+    with pytest.raises(TypeError, match=r"the rule of torch.prod is"):
+        _ = rules.rescale() | {torch.prod: rule}
+
+
+def test_bad_operations():
+    with pytest.raises(TypeError, match=r"rules name 'prod', expected a torch function"):
+        rules.rescale().allow("prod")
+    with pytest.raises(TypeError, match=r"rules name 'prod', expected a torch function"):
+        _ = rules.rescale() | {"prod": "linear"}
+    with pytest.raises(TypeError, match=r"unsupported operand"):
+        _ = rules.rescale() | 3
+
+
+def test_conservation_reads_values():
+    with pytest.raises(ValueError, match=r"conservation reads values"):
+        vmap(lambda x: rules.conservation(lambda x: x.sum(1), x[None])[0].received)(X)

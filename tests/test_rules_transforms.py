@@ -219,6 +219,21 @@ def test_what_dynamo_rewrites_has_its_rule() -> None:
 
 
 @compiling
+def test_hidden_moves_of_the_inputs_are_refused_by_rules_for_the_first_layer() -> None:
+    """Whether the first layer reads x.mT or something computed cannot be seen there."""
+    x = randn(2, 4, 4, seed=6)
+
+    def f(x: Tensor) -> Tensor:
+        return attrfn.lrp(
+            lambda x: F.linear(x.mT, WEIGHT)[:, 0, 0], x, rules=rules.epsilon_plus_flat()
+        )
+
+    assert_informative(f(x))
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"write \.unbind\(\)"):
+        torch.compile(f, backend="eager", fullgraph=True)(x)
+
+
+@compiling
 def test_parameters_are_inputs_of_the_graph() -> None:
     """New parameter tensors, not only new values, use the same graph."""
     model = make(lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)))

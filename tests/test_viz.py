@@ -1,10 +1,12 @@
 """Pictures: what is in the figures, one colour scale per method, purity, messages, the report."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -350,6 +352,66 @@ def test_bad_input_gets_one_clear_sentence(
     with pytest.raises(error, match=message) as raised:
         call()
     assert ": " in str(raised.value), "what to do stands behind a colon"
+
+
+# --- text ----------------------------------------------------------------------------------------
+
+
+def test_text_has_one_scale_and_colours_by_sign() -> None:
+    page = viz.text([["so", "good"], ["bad"]], [torch.tensor([0.0, 0.5]), torch.tensor([-0.25])])
+    colours = re.findall(r"rgba\((\d+), \d+, \d+, ([\d.]+)\);padding[^>]*>([^<]*)<", page)
+    assert colours == [("52", "0.000", "so"), ("214", "0.650", "good"), ("52", "0.325", "bad")]
+    assert ">good</span></div>\n<div>" in page
+    assert "+0.5" in page and "\N{MINUS SIGN}0.25" in page  # noqa: PT018
+    assert page._repr_html_() == str(page)
+
+
+def test_text_escapes_and_leaves_spaces_uncoloured() -> None:
+    values = torch.tensor([1.0, 2.0, 0.0], requires_grad=True)
+    page = viz.text(["<b>", " & ", " "], values, labels=["<i>"], separator="", title="a<b")
+    assert ">&lt;b&gt;</span> <span" in page
+    assert ">&amp;</span> <span" in page
+    assert "&lt;i&gt;" in page and "a&lt;b" in page  # noqa: PT018
+    assert not set(re.findall(r"<(\w+)", page)) - {"div", "span"}
+
+
+def test_text_of_zeros_is_not_coloured() -> None:
+    assert "0.000" in viz.text(["a"], [0.0])
+
+
+@pytest.mark.parametrize(
+    ("words", "values", "message"),
+    [
+        ("not bad", torch.zeros(2), "expected a list of words"),
+        ([], torch.zeros(0), "expected a list of words"),
+        ([["a"], "b"], [torch.zeros(1)] * 2, "a list of words for each text"),
+        ([["a", 1]], [torch.zeros(2)], "a list of words for each text"),
+    ],
+)
+def test_text_refuses_other_words(words: Any, values: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        viz.text(words, values)
+
+
+@pytest.mark.parametrize(
+    ("words", "values", "labels", "message"),
+    [
+        (["a", "b"], torch.zeros(3), None, "2 words and 3 attributions"),
+        (["a", "b"], torch.zeros(2, 4), None, "shape \\(2, 4\\)"),
+        ([["a"], ["b"]], [torch.zeros(1)], None, "1 rows, expected one for each of 2 texts"),
+        (["a"], torch.zeros(1), ["x", "y"], "labels has 2 texts"),
+        (["a"], torch.tensor([torch.nan]), None, "NaN"),
+    ],
+)
+def test_text_refuses_other_numbers(words: Any, values: Any, labels: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        viz.text(words, values, labels=labels)
+
+
+def test_report_shows_text(tmp_path: Path) -> None:
+    page = viz.text(["a"], torch.ones(1))
+    file = viz.report(tmp_path / "r.html", title="t", figures={"c & d": page})
+    assert f"<figure>\n{page}\n<figcaption>c &amp; d" in file.read_text("utf-8")
 
 
 # --- report

@@ -1,4 +1,4 @@
-"""Pictures of attributions: functions from tensors to matplotlib figures, and one HTML report.
+"""Pictures of attributions: matplotlib figures, coloured text and one HTML report.
 
 No function opens a window, touches ``matplotlib.pyplot`` or changes what it is given; a figure is
 shown by a notebook that has run ``%matplotlib inline``, or written by ``figure.savefig(path)``.
@@ -14,3 +14,5 @@ from attrfn.viz._image import image_overlay as image_overlay
 from attrfn.viz._report import report as report
 from attrfn.viz._series import time_series as time_series
 from attrfn.viz._strip import strip as strip
+from attrfn.viz._text import Html as Html
+from attrfn.viz._text import text as text

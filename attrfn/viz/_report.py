@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from attrfn.viz._style import CSS
+from attrfn.viz._text import Html
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,7 +31,7 @@ def report(
     path: str | os.PathLike[str],
     *,
     title: str,
-    figures: Mapping[str, Figure] | None = None,
+    figures: Mapping[str, Figure | Html] | None = None,
     tables: Mapping[str, Sequence[Mapping[str, object]]] | None = None,
     text: str = "",
 ) -> Path:
@@ -42,8 +43,9 @@ def report(
     Args:
         path: The file to write.
         title: The page's title.
-        figures: Caption -> figure, embedded as PNG. A figure's label (``figure.get_label()``, which
-            the functions of this package set) is its text for screen readers.
+        figures: Caption -> figure, embedded as PNG, or what :func:`text` returned. A figure's
+            label (``figure.get_label()``, which the functions of this package set) is its text for
+            screen readers.
         tables: Caption -> rows, each a mapping from column names to values. Columns come in the
             order in which the rows first name them. Columns of numbers, also with a short unit
             such as "3.1 ms", are set to the right; floats get four digits, None a dash.
@@ -82,11 +84,13 @@ def report(
     return file
 
 
-def _figure(caption: str, figure: Figure) -> str:
+def _figure(caption: str, figure: Figure | Html) -> str:
+    if isinstance(figure, Html):
+        return f"<figure>\n{figure}\n<figcaption>{html.escape(caption)}</figcaption>\n</figure>"
     if not hasattr(figure, "savefig"):
         raise TypeError(
-            f"figures[{caption!r}] is a {type(figure).__name__}, expected a matplotlib figure: "
-            "give what the functions of attrfn.viz return"
+            f"figures[{caption!r}] is a {type(figure).__name__}, expected a matplotlib figure or "
+            "the HTML of viz.text: give what the functions of attrfn.viz return"
         )
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)

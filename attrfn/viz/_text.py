@@ -1,0 +1,131 @@
+"""Words coloured by their attributions, as HTML."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+
+from attrfn.viz._scale import Array, limit, numbers, signed
+
+RED, BLUE = "214, 60, 60", "52, 120, 200"
+STRONGEST = 0.65  # opacity, at which black and white letters can be read
+_WORD = "padding:.15em .1em;border-radius:.2em;white-space:pre-wrap"
+_SOFT = "font-size:.85em;opacity:.75"
+
+
+class Html(str):
+    """A piece of HTML that notebooks show; a plain string elsewhere."""
+
+    def _repr_html_(self) -> str:
+        return str(self)
+
+
+def text(
+    words: Sequence[str] | Sequence[Sequence[str]],
+    attributions: Array | Sequence[Array],
+    *,
+    labels: Sequence[str] | None = None,
+    separator: str = " ",
+    title: str = "",
+) -> Html:
+    """Words (or tokens) over a colour for each: red raises the output, blue lowers it.
+
+    All rows share one scale, which ends at the largest |attribution| and is drawn below them. The
+    number of a word shows when the pointer rests on it. All texts are escaped.
+
+    Args:
+        words: The words of one text, or of several.
+        attributions: One number per word, (T,); for several texts one such tensor for each.
+        labels: What each row is, written before it; for one text a list of one.
+        separator: What stands between two words; "" where the words carry their own spaces.
+        title: Written above the rows.
+
+    Returns:
+        HTML without scripts, links or style sheets: a notebook shows it, :func:`report` takes it as
+        a figure, and ``print(..., file=...)`` writes it.
+
+    Raises:
+        TypeError: The words are no texts, or the attributions no real numbers.
+        ValueError: The numbers of rows, words, attributions or labels differ.
+
+    Example:
+        >>> import torch
+        >>> page = text(["not", "bad"], torch.tensor([-0.5, 0.25]))
+        >>> page.count("<span"), "+0.25" in page  # two words and the scale
+        (3, True)
+    """
+    rows, values = _rows(words, attributions)
+    data = [
+        numbers(v, f"attributions[{i}]" if len(values) > 1 else "attributions", {1: "(T,)"})
+        for i, v in enumerate(values)
+    ]
+    for i, (row, v) in enumerate(zip(rows, data, strict=True)):
+        if len(row) != len(v):
+            raise ValueError(
+                f"row {i} has {len(row)} words and {len(v)} attributions, expected one attribution "
+                "per word: sum over the embedding's dimension, and cut padding off"
+            )
+    names = [""] * len(rows) if labels is None else list(labels)
+    if len(names) != len(rows):
+        raise ValueError(
+            f"labels has {len(names)} texts, expected one for each of {len(rows)} rows"
+        )
+    end = max(limit(v) for v in data)
+    lines = [
+        _line(row, v.tolist(), name, end, separator)
+        for row, v, name in zip(rows, data, names, strict=True)
+    ]
+    head = f'<div style="font-weight:600">{html.escape(title)}</div>\n' if title else ""
+    body = "\n".join(lines)
+    return Html(f'<div style="line-height:1.9">\n{head}{body}\n{_scale(end)}\n</div>')
+
+
+def _rows(words: object, attributions: object) -> tuple[list[list[str]], list[Array]]:
+    """Both as lists of rows."""
+    if isinstance(words, str) or not isinstance(words, Sequence) or not words:
+        raise TypeError(
+            f"words is {words!r}, expected a list of words, or one such list per text: split it"
+        )
+    if all(isinstance(word, str) for word in words):
+        return [list(words)], [attributions]  # type: ignore[list-item]
+    for row in words:
+        if isinstance(row, str) or not all(isinstance(word, str) for word in row):
+            raise TypeError(f"words holds {row!r}, expected a list of words for each text")
+    values = list(attributions)  # type: ignore[call-overload]
+    if len(values) != len(words):
+        raise ValueError(
+            f"attributions has {len(values)} rows, expected one for each of {len(words)} texts"
+        )
+    return [list(row) for row in words], values
+
+
+def _line(row: list[str], values: list[float], name: str, end: float, separator: str) -> str:
+    cells = html.escape(separator).join(
+        [
+            _word(word, f'title="{signed(value)}" style="background:{_colour(value, end)};{_WORD}"')
+            for word, value in zip(row, values, strict=True)
+        ]
+    )
+    label = f'<span style="{_SOFT};margin-right:.8em">{html.escape(name)}</span>' if name else ""
+    return f"<div>{label}{cells}</div>"
+
+
+def _word(word: str, attributes: str) -> str:
+    """A coloured word; its spaces are not."""
+    bare = word.strip(" ") or word
+    before, after = word.split(bare, 1) if bare else ("", "")
+    return f"{before}<span {attributes}>{html.escape(bare)}</span>{after}"
+
+
+def _colour(value: float, end: float) -> str:
+    strength = STRONGEST * abs(value) / end if end else 0.0
+    return f"rgba({RED if value > 0 else BLUE}, {strength:.3f})"
+
+
+def _scale(end: float) -> str:
+    ends = f"rgba({BLUE}, {STRONGEST}), transparent, rgba({RED}, {STRONGEST})"
+    bar = (
+        '<span style="display:inline-block;width:8em;height:.7em;margin:0 .5em;'
+        f'border-radius:.2em;background:linear-gradient(to right, {ends})"></span>'
+    )
+    return f'<div style="{_SOFT}">{signed(-end)}{bar}{signed(end)}</div>'

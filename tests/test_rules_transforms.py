@@ -234,6 +234,36 @@ def test_hidden_moves_of_the_inputs_are_refused_by_rules_for_the_first_layer() -
 
 
 @compiling
+@pytest.mark.parametrize("name", ["rescale", "epsilon_plus", "attn_lrp"])
+def test_compiled_model_with_rules_leaves_parameters_alone(name: str) -> None:
+    """Parameters with gradients, and what is computed from them, are none of the inputs."""
+    model = make(lambda: nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3)))
+    model.requires_grad_()
+    table = rules.rescale(0.1) if name == "rescale" else getattr(rules, name)()
+    f = attrfn.with_rules(lambda x: F.linear(model(x), model[0].weight[:3, :3] * 2), table)
+    compiled = torch.compile(f, backend="aot_eager", fullgraph=True)
+    found = []
+    for g in (f, compiled):
+        x = randn(2, 4, seed=6).requires_grad_()
+        found.append(torch.autograd.grad(g(x)[:, 1].sum(), x)[0])
+    assert_informative(found[0])
+    assert_close(found[1], found[0])
+
+
+@compiling
+def test_hidden_moves_in_a_compiled_model_with_rules_are_refused() -> None:
+    def model(x: Tensor) -> Tensor:
+        a, b = F.linear(x, WEIGHT).unflatten(-1, (2, 2)).permute(2, 0, 1, 3)
+        return a.tanh() * b
+
+    f = attrfn.with_rules(model, rules.attn_lrp())
+    x = randn(2, 4, 4, seed=6).requires_grad_()
+    assert f(x).requires_grad
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"write \.unbind\(\)"):
+        torch.compile(f, backend="aot_eager", fullgraph=True)(x)
+
+
+@compiling
 def test_parameters_are_inputs_of_the_graph() -> None:
     """New parameter tensors, not only new values, use the same graph."""
     model = make(lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)))

@@ -58,12 +58,12 @@ def refuse_unseen(t: Tensor, func: Any, rules: str) -> NoReturn:
     )
 
 
-def refuse_escaped(func: Any, rules: str) -> NoReturn:
-    """Raise where torch.compile hides whether a tensor is one of the inputs, only moved."""
+def refuse_hidden(func: Any, rules: str, what: str) -> NoReturn:
+    """Raise where torch.compile hides what was made of the inputs."""
     raise UnsupportedOpError(
-        f"{rules} with a rule for the first layer cannot follow an argument of {public_name(func)} "
-        "under torch.compile: write .unbind() for unpacking, .transpose() for .T or .mT, and "
-        "torch.cat() for F.pad() or torch.split()"
+        f"{rules} {what} cannot follow an argument of {public_name(func)} under torch.compile: "
+        "write .unbind() for unpacking, .transpose() for .T or .mT, and torch.cat() for F.pad() or "
+        "torch.split()"
     )
 
 

@@ -47,6 +47,7 @@ def gradients_by_rules(
 
     def f(*z: Tensor) -> Tensor:
         run = Replay(rules, calls, at, base, scope)
+        run.surrounded = is_compiling()
         with contextlib.nullcontext() if transforming() else unwatched(rules.name):
             values = p.values(run.add(z), copies, run)
         if base is not None and len(calls) < len(base):
@@ -112,5 +113,6 @@ def _watched(
     """A run on some rows, which keeps copies of what it sees if it has to be safe."""
     seen: list[Seen] = []
     run = Record(rules, [], seen, values, scope, safe)
+    run.surrounded = is_compiling()
     p.values(run.add(rows), copies, run)
     return run, seen

@@ -21,7 +21,7 @@ from attrfn._core.compiling import is_compiling
 from attrfn._core.derive import in_functorch, transforming
 from attrfn._rules.call import Call, Place, tensors
 from attrfn._rules.errors import (
-    refuse_escaped,
+    refuse_hidden,
     refuse_mixed,
     refuse_path,
     refuse_unknown,
@@ -38,6 +38,9 @@ Rule = Callable[["Replay", Call, Values, Values, Values], Any]
 """From the operation's arguments z, x and x0 (empty without baselines) to its output."""
 
 Parts = Callable[[Any], Sequence[Tensor]]
+_FIRST = "with a rule for the first layer"
+_ALONE = "as a model of their own"
+
 Seen = tuple[str, tuple[Tensor, ...], Any]
 
 
@@ -61,7 +64,9 @@ class Run(TorchFunctionMode):
         self.made = Tags("made")  # what a value is made of, for rules that look back
         self.inverse = Tags("inverse")  # one over something
         self.raw = Tags("raw")  # inputs that have only been moved
+        self.free = Tags("free")  # of the inputs
         self.first = False
+        self.surrounded = False  # by a vjp of its own
 
     def __torch_function__(
         self,
@@ -121,8 +126,7 @@ class Run(TorchFunctionMode):
             elif not t.requires_grad or self.stopped.get(t):
                 continue
             elif self.compiling:
-                if t.view_as(t).requires_grad:  # in the vjp around this run, not of a parameter
-                    self.escaped(func)
+                if self.hidden(t, func):
                     found.append(place)
             elif self.table.strict:
                 self.look(t, func)
@@ -132,14 +136,24 @@ class Run(TorchFunctionMode):
         """A function of what has no rules; of constants alone it is one."""
         out = func(*args, **kwargs)
         some = isinstance(out, Tensor) and (self.compiling or self.stopped.known)
+        if self.compiling and isinstance(out, Tensor) and out.requires_grad:
+            self.free.put(out)
         if some and any(self.stopped.get(t) for _, t in tensors(args, kwargs)):
             self.stopped.put(out)
         return out
 
-    def escaped(self, func: Any) -> None:
-        """A dependent that torch.compile made without asking a mode: unpacked, padded, ``x.mT``."""
-        if self.first:
-            refuse_escaped(func, self.table.name)
+    def hidden(self, t: Tensor, func: Any) -> bool:
+        """Whether torch.compile made a tensor of the inputs by a move that it does not show.
+
+        Such are unpacking, ``x.mT`` and ``F.pad``. A tensor of the inputs has a gradient in the vjp
+        around this run, where one of the parameters has none.
+        """
+        if self.surrounded:
+            found = t.view_as(t).requires_grad
+            return found and (not self.first or refuse_hidden(func, self.table.name, _FIRST))
+        if not t.is_leaf and not self.free.get(t):
+            refuse_hidden(func, self.table.name, _ALONE)
+        return False
 
     def pure(self, call: Call, spelling: Spelling, op: Op) -> Any:
         """Apply a rule; where the function writes in place, the result is copied there."""

@@ -43,9 +43,9 @@ def report(
     Args:
         path: The file to write.
         title: The page's title.
-        figures: Caption -> figure, embedded as PNG, or what :func:`text` returned. A figure's
-            label (``figure.get_label()``, which the functions of this package set) is its text for
-            screen readers.
+        figures: Caption -> figure, embedded as PNG, or what :func:`attrfn.viz.text` returned. A
+            figure's label (``figure.get_label()``, which the functions of this package set) is its
+            text for screen readers.
         tables: Caption -> rows, each a mapping from column names to values. Columns come in the
             order in which the rows first name them. Columns of numbers, also with a short unit
             such as "3.1 ms", are set to the right; floats get four digits, None a dash.

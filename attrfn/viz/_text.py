@@ -41,8 +41,8 @@ def text(
         title: Written above the rows.
 
     Returns:
-        HTML without scripts, links or style sheets: a notebook shows it, :func:`report` takes it as
-        a figure, and ``print(..., file=...)`` writes it.
+        HTML without scripts, links or style sheets: a notebook shows it,
+        :func:`attrfn.viz.report` takes it as a figure, and ``print(..., file=...)`` writes it.
 
     Raises:
         TypeError: The words are no texts, or the attributions no real numbers.

@@ -13,6 +13,8 @@ from attrfn._forms.cam import grad_cam_plus_plus as grad_cam_plus_plus
 from attrfn._forms.cam import hires_cam as hires_cam
 from attrfn._forms.cam import layer_cam as layer_cam
 from attrfn._forms.cam import xgrad_cam as xgrad_cam
+from attrfn._forms.compiled import CompileError as CompileError
+from attrfn._forms.compiled import compile as compile
 from attrfn._forms.conductance import internal_influence as internal_influence
 from attrfn._forms.conductance import layer_conductance as layer_conductance
 from attrfn._forms.conductance import neuron_conductance as neuron_conductance

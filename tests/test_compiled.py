@@ -1,0 +1,148 @@
+"""attrfn.compile: one graph for all batch sizes, parameters and targets; clear refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from helpers import assert_close
+from models import targets
+from registry import ROWS, Row, needs, rows
+from test_compile import small
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
+from zoo import make, randn, same_state, state
+
+import attrfn
+
+# One of each way to make rows: steps, noise, masks, coalitions, layers, maps, two runs by rules.
+SIZED = [
+    "gradient",
+    "integrated_gradients",
+    "gradient_shap",
+    "occlusion",
+    "kernel_shap",
+    "layer_conductance",
+    "grad_cam",
+    "deep_lift",
+    "layer_lrp",
+]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> Iterator[None]:
+    """No graph or guard of another test."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@rows(lambda r: r.name in SIZED)
+def test_a_third_batch_size_compiles_nothing(r: Row) -> None:
+    """Sizes that no layer has, because some methods look for the batch in an activation's shape."""
+    net = r.net
+    model, options = net.build(), {**needs(r, net), **small(r)}
+    counter = CompileCounter()
+    explain = attrfn.compile(r.method, model, backend=counter, **options)
+    for batch in (7, 8, 11, 9):
+        x, changing = net.inputs(batch), {"target": targets(batch)} if r.target else {}
+        assert_close(explain(x, **changing), r.method(model, x, **options, **changing))
+        assert counter.frame_count <= 2
+
+
+def test_all_sized_methods_exist() -> None:
+    assert set(SIZED) <= set(ROWS)
+
+
+def _linear() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+
+
+def test_targets_and_training_compile_nothing() -> None:
+    model, x = make(_linear), randn(3, 4)
+    model.requires_grad_()
+    counter = CompileCounter()
+    explain = attrfn.compile(attrfn.integrated_gradients, model, backend=counter, n_steps=4)
+    for target in (0, 2, 1):
+        assert_close(
+            explain(x, target=target),
+            attrfn.integrated_gradients(model, x, target=target, n_steps=4),
+        )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = explain(x, target=1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(x).square().sum().backward()
+        optimizer.step()
+        after = explain(x, target=1)
+        assert_close(after, attrfn.integrated_gradients(model, x, target=1, n_steps=4))
+    assert not torch.allclose(before, after)
+    assert counter.frame_count == 1
+
+
+def test_changing_options_win_over_fixed_ones() -> None:
+    model, x = make(_linear), randn(3, 4)
+    explain = attrfn.compile(attrfn.deep_lift, model, backend="eager", target=0, baselines=0.1)
+    b = randn(4, seed=2)
+    expected = attrfn.deep_lift(model, x, target=1, baselines=b)
+    assert_close(explain(x, target=1, baselines=b), expected)
+
+
+def test_trees_and_keys() -> None:
+    def model(inputs: dict[str, Tensor]) -> Tensor:
+        return (inputs["a"] * inputs["b"]).sum(1)
+
+    inputs = {"a": randn(3, 4), "b": randn(3, 4, seed=2)}
+    pool = {"a": randn(5, 4, seed=3), "b": randn(5, 4, seed=4)}
+    options = {"baselines": pool, "n_samples": 2}
+    explain = attrfn.compile(attrfn.gradient_shap, model, backend="eager", **options)
+    for seed in (1, 2):
+        key = attrfn.random.key(seed)
+        expected = attrfn.gradient_shap(model, inputs, key=key, **options)
+        assert_close(explain(inputs, key=key), expected)
+
+
+@pytest.mark.inductor
+def test_modes_of_torch_compile_are_passed_on() -> None:
+    model, x = make(_linear), randn(3, 4)
+    explain = attrfn.compile(attrfn.saliency, model, mode="max-autotune-no-cudagraphs")
+    assert_close(explain(x, target=1), attrfn.saliency(model, x, target=1))
+    with pytest.raises(RuntimeError, match="Unrecognized mode"):
+        attrfn.compile(attrfn.saliency, model, mode="fastest")
+
+
+def test_model_stays_as_it_was() -> None:
+    model = make(_linear)
+    before = state(model)
+    attrfn.compile(attrfn.deep_lift, model, backend="eager")(randn(2, 4), target=0)
+    assert same_state(model, before)
+
+
+def test_model_that_branches_on_values_is_refused_with_its_line() -> None:
+    def model(x: Tensor) -> Tensor:
+        return x.sum(1) if x.sum() > 0 else x.prod(1)
+
+    with pytest.raises(
+        attrfn.CompileError,
+        match=r"gradient of this model.* branching \(test_compiled.py, line \d+\); call gradient",
+    ):
+        attrfn.compile(attrfn.gradient, model, backend="eager")(randn(2, 3))
+
+
+def test_errors_of_the_method_are_told() -> None:
+    explain = attrfn.compile(attrfn.deep_lift, lambda x: torch.igamma(x, x), backend="eager")
+    with pytest.raises(attrfn.CompileError, match=r"deep_lift has no rule for torch\.igamma"):
+        explain(randn(2, 3).exp(), target=0)
+
+
+@pytest.mark.parametrize(
+    ("method", "model", "message"),
+    [
+        ("gradient", nn.Linear(1, 1), "method is a str"),
+        (attrfn.gradient, torch.ones(2), "model_fn is a Tensor"),
+    ],
+)
+def test_what_cannot_be_called_is_refused(method: object, model: object, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        attrfn.compile(method, model)  # type: ignore[arg-type]

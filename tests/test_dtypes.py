@@ -11,6 +11,7 @@ from helpers import assert_close, assert_informative
 from models import NETS, SCALARS, Net, targets
 from registry import REGISTRY, Row, explain, rows, rows_and_nets
 from torch import Tensor
+from zoo import randn
 
 import attrfn
 
@@ -45,6 +46,44 @@ def test_dtype_is_kept_and_agrees_with_float64(r: Row, dtype: torch.dtype) -> No
         worse * TOLERANCE[dtype] * expected.abs().max() + torch.finfo(dtype).smallest_normal * 2e-3
     )
     assert (found.double() - expected).abs().max() <= allowed
+
+
+@rows()
+def test_autocast_keeps_the_dtype_of_what_is_explained(r: Row) -> None:
+    """float32 inputs; a layer's activation, and a value, are what autocast makes of them."""
+    net = NETS["cnn"]
+    model, x = net.build().bfloat16().float(), net.inputs().bfloat16().float()
+    options = {} if r.baselines is None else {"baselines": net.pool.float()}
+    if r.baselines == "point":
+        options = {"baselines": 0.125}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = explain(r, net, model, x, **options)
+    expected = explain(r, net, model, x, **options)
+    of_inputs = r.explains in ("input", "pairs")
+    assert found.dtype == (torch.float32 if of_inputs else torch.bfloat16)
+    assert_informative(found)
+    worse = 4 if r.rules else 1
+    allowed = worse * TOLERANCE[torch.bfloat16] * expected.abs().max()
+    assert (found - expected).abs().max() <= allowed
+
+
+def test_sums_over_steps_stay_in_the_inputs_precision_under_autocast() -> None:
+    """Elementwise models are not touched by autocast, so nothing is rounded to bfloat16."""
+    x = 1 + 1e-3 * randn(3, 4).float()
+
+    def f(x: Tensor) -> Tensor:
+        return (x**3).sum(1)
+
+    methods = [
+        functools.partial(attrfn.integrated_gradients, n_steps=8),
+        functools.partial(attrfn.occlusion, window=2),
+        attrfn.shapley_values,
+        functools.partial(attrfn.kernel_shap, n_samples=14),
+    ]
+    for method in methods:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = method(f, x)
+        assert_close(found, method(f, x), rtol=1e-5, atol=1e-6)
 
 
 @rows(lambda r: r.baselines is not None)

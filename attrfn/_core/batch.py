@@ -10,6 +10,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
+from attrfn._core.precision import full_precision
 from attrfn._core.source import is_functional
 from attrfn._core.typing import Leaves
 
@@ -40,6 +41,7 @@ def row_sums(t: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return t.sum(tuple(range(1, t.ndim))) if t.ndim > 1 else t
 
 
+@full_precision
 def weighted_sum(values: Tensor, weights: Tensor) -> Tensor:
     """``sum_s values_s weights_s``: (S, R, K...) and (S, 1 or R, ...) to (R, K..., elements)."""
     v = values.reshape(*values.shape[:2], values.shape[2:].numel())

@@ -10,6 +10,7 @@ from torch import Tensor
 from attrfn._core.batch import along, flat_rows, split_rows, wide
 from attrfn._core.chunks import Chunks, add, over_chunks
 from attrfn._core.explain import Explained
+from attrfn._core.precision import full_precision
 from attrfn._core.quadrature import Rule, quadrature_rule
 from attrfn._core.typing import Batching, ChunkSize, Leaves
 
@@ -58,6 +59,7 @@ def _point(start: Tensor, s: Tensor, length: Tensor) -> Tensor:
     return (start + s * length).to(start.dtype)
 
 
+@full_precision
 def _weighted(weights: Tensor, values: Tensor) -> Tensor:
     """``sum_k w_k v_k`` without a temporary of the values' size."""
     values = values.to(wide(values.dtype))

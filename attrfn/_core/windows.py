@@ -9,6 +9,7 @@ import optree
 import torch
 from torch import Tensor
 
+from attrfn._core.precision import full_precision
 from attrfn._core.typing import Leaves, Tree
 
 Window: TypeAlias = Any
@@ -44,6 +45,7 @@ class Windows(NamedTuple):
             mask = mask & along.reshape(len(along), *[1] * d, self.sizes[d], *[1] * behind)
         return mask
 
+    @full_precision
     def mean(self, values: Tensor) -> Tensor:
         """Each element's mean over the windows that cover it: (..., n) -> (..., *sizes).
 

@@ -15,6 +15,7 @@ from attrfn._core.features import Features, features
 from attrfn._core.keys import row_keys
 from attrfn._core.masked import Masked, Part, masked
 from attrfn._core.noise import positive
+from attrfn._core.precision import full_precision
 from attrfn._core.typing import Baselines, Batching, ChunkSize, Key, Leaves, ModelFn, Target, Tree
 
 Index = Literal["shapley_taylor", "shapley"]
@@ -120,6 +121,7 @@ def _exact(p: Masked, these: Features, index: Index) -> Tensor:
         z = subsets(i, n, p.device)
         return p.mixed(these.masks(z)), functools.partial(weigh, z[:, 0])
 
+    @full_precision
     def weigh(z: Tensor, values: Tensor) -> Leaves:
         counts = _counts(z, index)
         gain = (values - p.full).to(counts)  # the counts of a pair sum to 0

@@ -12,6 +12,7 @@ from attrfn._core.features import features
 from attrfn._core.kernel import Design, design
 from attrfn._core.keys import row_keys
 from attrfn._core.masked import masked
+from attrfn._core.precision import full_precision
 from attrfn._core.typing import Baselines, Batching, ChunkSize, Key, ModelFn, Target, Tree
 from attrfn._core.warn import warn
 
@@ -104,6 +105,7 @@ def kernel_shap(
     return results if return_stderr else results[0]
 
 
+@full_precision
 def _fit(d: Design, inner: Tensor, empty: Tensor, full: Tensor, stderr: bool) -> tuple[Tensor, ...]:
     """Coefficients (R, K..., n), and their standard errors.
 

@@ -11,6 +11,7 @@ from attrfn._core.chunks import Chunks, add, at_once
 from attrfn._core.keys import row_keys, sample_keys
 from attrfn._core.masked import Part, masked
 from attrfn._core.noise import positive
+from attrfn._core.precision import full_precision
 from attrfn._core.tree import require_floating
 from attrfn._core.typing import Baselines, Batching, ChunkSize, Key, Leaves, ModelFn, Target, Tree
 
@@ -101,6 +102,7 @@ def _check_probability(p: object) -> None:
         raise ValueError(f"p is {p!r}, expected a probability above 0 and at most 1")
 
 
+@full_precision
 def _masks(keys: Tensor, x: Tensor, cells: int, p: float) -> Tensor:
     """Random masks (S, R, 1, *spatial): ``m(u) = sum_k g_k hat(u - k)`` in each dimension."""
     sizes = x.shape[2:]

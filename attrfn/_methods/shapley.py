@@ -13,6 +13,7 @@ from attrfn._core.features import Features, features
 from attrfn._core.keys import row_keys
 from attrfn._core.masked import Masked, Part, masked
 from attrfn._core.noise import positive
+from attrfn._core.precision import full_precision
 from attrfn._core.typing import Baselines, Batching, ChunkSize, Key, Leaves, ModelFn, Target, Tree
 
 _MOST_FEATURES = 20
@@ -80,6 +81,7 @@ def shapley_values(
         return p.result(these.elements(p.full[..., None][..., :0]))
     weights = torch.nn.functional.pad(shapley_weights(n, p.device), (1, 1))  # of -1 to n
 
+    @full_precision
     def contributions(z: Tensor, values: Tensor) -> Leaves:
         size = z.sum(1, keepdim=True)
         weight = torch.where(z, weights[size], -weights[size + 1])

@@ -22,7 +22,7 @@ from torch import Tensor
 from attrfn._core.batch import wide
 from attrfn._core.derive import transforming
 from attrfn._core.lasso import central_path, on_support, shrink, tiny, variances
-from attrfn._core.precision import full_precision
+from attrfn._core.precision import matmul
 from attrfn._core.typing import Tree
 
 __all__ = ["constant", "exponential_kernel", "lasso", "linear", "ridge", "scikit_learn"]
@@ -267,8 +267,7 @@ def _moments(z: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _cosine(inputs: Tree, perturbed: Tree, z: Tensor) -> Tensor:
     x, p = _rows(inputs, 1), _rows(perturbed, 2)
-    product = full_precision(torch.matmul)
-    dots = [product(b.transpose(0, 1), a[..., None])[..., 0].mT for a, b in zip(x, p, strict=True)]
+    dots = [matmul(b.transpose(0, 1), a[..., None])[..., 0].mT for a, b in zip(x, p, strict=True)]
     return 1 - torch.stack([_exact(t) for t in dots]).sum(0) / (_length(x) * _length(p))
 
 

@@ -42,3 +42,7 @@ else:
         if device == "cpu":
             return torch.is_autocast_cpu_enabled()
         return torch.is_autocast_enabled()
+
+
+einsum = full_precision(torch.einsum)
+matmul = full_precision(torch.matmul)

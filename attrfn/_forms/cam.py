@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from attrfn._core.batch import wide
-from attrfn._core.precision import full_precision
+from attrfn._core.precision import matmul
 from attrfn._core.typing import At, Layer, ModelFn, Target, Tree
 from attrfn._forms.at import each_layer, locate
 from attrfn._forms.maps import Reshape, channel_map, channels, finish, flat, mean, total
@@ -371,7 +371,7 @@ def eigen_cam(
         a = channels(here.activation, layer, reshape)
         m = flat(a).mT.to(wide(a.dtype))
         v = torch.linalg.svd(m, full_matrices=False).Vh[:, :1].mT
-        projected = full_precision(torch.matmul)(m, v).to(a.dtype)
+        projected = matmul(m, v).to(a.dtype)
         sign = torch.where(projected.sum(1, keepdim=True) < 0, -1.0, 1.0).to(a.dtype)
         return finish(
             (sign * projected).mT.reshape(a.shape[0], 1, *a.shape[2:]), inputs, relu, upsample

@@ -11,7 +11,7 @@ from attrfn._core.chunks import Chunks, add, over_chunks
 from attrfn._core.derive import gradients_allowed, transforming, values_and_gradients
 from attrfn._core.explain import Explained, explain
 from attrfn._core.features import features
-from attrfn._core.precision import full_precision
+from attrfn._core.precision import einsum
 from attrfn._core.quadrature import quadrature_rule
 from attrfn._core.typing import Baselines, Batching, ChunkSize, Leaves, ModelFn, Target, Tree
 from attrfn._core.warn import warn
@@ -89,7 +89,7 @@ def integrated_hessians(
         rows = these.sums(tuple([e * h for e, h in zip(d, curve, strict=True)]))
         alone = (slope * first[c // n, None])[..., None] * own[:, None]
         rows = rows * second[c // n, None, None] + alone
-        return (full_precision(torch.einsum)("sk,sbl->bkl", own.to(rows), rows),)
+        return (einsum("sk,sbl->bkl", own.to(rows), rows),)
 
     chunks = Chunks(chunk_size, batching, progress, "integrated_hessians")
     with gradients_allowed():

@@ -168,15 +168,13 @@ def _cancelling(
     return y + quotient(y_up, p, near_up) * (up - p) + quotient(y_down, n, near_down) * (down - n)
 
 
+_MOVES = frozenset(ops.MOVES.split())
+
 REVEAL_CANCEL = Rules(
     "deep_lift",
     {
         **DIFFERENCE,
-        **{
-            name: op._replace(apply=_moved)
-            for name, op in DIFFERENCE.items()
-            if name in ops.MOVES.split()
-        },
+        **{name: op._replace(apply=_moved) for name, op in DIFFERENCE.items() if name in _MOVES},
         **{
             name: DIFFERENCE[name]._replace(apply=_linear)
             for name in (DENSE + " " + CONVOLUTIONS).split()

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -179,17 +180,22 @@ def peak_mb(run: Callable[[], object], device: str) -> float:
     return (_status("VmHWM") - before) / 2**10
 
 
-def peak_mb_of(script: str, case: str, flags: Sequence[str]) -> float:
-    """The peak of one case, measured by the script in a fresh process."""
+def subprocess_json(script: str, case: str, flags: Sequence[str]) -> Any:
+    """What a script prints last when it measures the memory of a case in a fresh process."""
     out = subprocess.run(
         [sys.executable, script, "--memory-of", case, *flags],
         check=True,
-        capture_output=True,
+        stdout=subprocess.PIPE,
         text=True,
         # Give freed blocks back to the system at once, so that pages are not counted twice.
         env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"},
     )
-    return float(json.loads(out.stdout.splitlines()[-1]))
+    return json.loads(out.stdout.splitlines()[-1])
+
+
+def peak_mb_of(script: str, case: str, flags: Sequence[str]) -> float:
+    """The peak of one case, measured by the script in a fresh process."""
+    return float(subprocess_json(script, case, flags))
 
 
 def _status(field: str) -> int:

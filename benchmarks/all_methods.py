@@ -1,0 +1,389 @@
+"""Every method on three models: time and peak memory, beside the floor and beside Captum.
+
+The floor is a bare batched pass of the rows that a method has to look at, with frozen parameters
+and the best chunk size. "own" is the method on a model that costs nothing: its own arithmetic and
+its fixed cost. Captum is run with its defaults, and tuned: parameters frozen, and the best of its
+settings for the size of a batch. Prints a table and writes it to benchmarks/results/, as Markdown,
+as CSV and as a picture.
+
+--check times a few methods only, as ratios to the floor, and fails where one is more than 15 % over
+the committed table.
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import ctypes
+import gc
+import json
+import math
+import statistics
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from _cases import CASES, LAYERS, Bench, Case, Run
+from _harness import (
+    MODELS,
+    RESULTS,
+    machine,
+    medians,
+    model_and_batch,
+    parser,
+    peak_mb,
+    ratio,
+    seconds,
+    subprocess_json,
+    table,
+    write,
+)
+from torch import Tensor, nn
+
+import attrfn
+
+NAME = "all_methods"
+BATCH = 16
+WHO = ("floor", "own", "eager", "compiled", "Captum", "tuned")
+CHECKED = (
+    "gradient",
+    "integrated_gradients",
+    "smoothgrad",
+    "deep_lift",
+    "lrp",
+    "feature_ablation",
+    "shapley_value_sampling",
+    "layer_conductance",
+)
+SLACK = 0.15
+FLOOR_ROWS = (16, 64, 256, 1024)
+
+
+class Free(nn.Module):
+    """A model that picks ten of its inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x).flatten(1)[:, :10]
+
+
+def bench(name: str, device: str) -> Bench:
+    model, x, target = model_and_batch(name, BATCH, device)
+    others = torch.randn(8, *x.shape[1:], generator=torch.Generator().manual_seed(1)).to(device)
+    return Bench(name, model, x, target, others, LAYERS[name])
+
+
+def frozen(b: Bench) -> Bench:
+    return b._replace(model=copy.deepcopy(b.model).requires_grad_(False))
+
+
+def eager(case: Case, b: Bench) -> Run:
+    options = {**case.options(b), **({"target": b.target} if case.target else {})}
+    return lambda: case.method(b.model, b.x, **options)
+
+
+def compiled(case: Case, b: Bench) -> Run:
+    changing = {"target": b.target} if case.target else {}
+    run = attrfn.compile(case.method, b.model, dynamic=False, **case.options(b))
+    return lambda: run(b.x, **changing)
+
+
+def floor(case: Case, b: Bench, at_once: int) -> Run:
+    """A bare pass of as many rows, ``at_once`` in a batch."""
+    model, n = frozen(b).model, case.rows * BATCH
+    size = min(at_once, n)
+    x = b.x.repeat(-(-size // BATCH), *(1 for _ in b.x.shape[1:]))[:size]
+    index = b.target.repeat(-(-size // BATCH))[:size, None]
+
+    def chunk(x: Tensor, index: Tensor) -> Tensor:
+        if not case.backward:
+            with torch.no_grad():
+                return model(x)
+        z = x.detach().requires_grad_()
+        return torch.autograd.grad(model(z).gather(1, index).sum(), z)[0]
+
+    def run() -> None:
+        for start in range(0, n, size):
+            chunk(x[: n - start], index[: n - start])
+
+    return run
+
+
+def best(runs: Sequence[Run], device: str) -> Run:
+    """The fastest of some, each run three times."""
+    if len(runs) == 1:
+        return runs[0]
+    times = []
+    for run in runs:
+        run()
+        times.append(min(seconds(run, device) for _ in range(3)))
+    return runs[times.index(min(times))]
+
+
+def runs_of(case: Case, b: Bench, device: str, compiling: bool) -> tuple[dict[str, Run], list[str]]:
+    """What is timed, by who; and notes on what is not."""
+    notes: list[str] = []
+    sizes = [size for size in FLOOR_ROWS if size <= case.rows * BATCH]
+    runs = {"floor": best([floor(case, b, size) for size in sizes], device)}
+    if case.own:
+        runs["own"] = eager(case, b._replace(model=Free().eval(), layer="layer"))
+    runs["eager"] = eager(case, b)
+    want = runs["eager"]()
+    if compiling:
+        runs["compiled"] = compiled(case, b)
+        close(runs["compiled"](), want, 1e-3)
+    if case.captum is not None:
+        cold = frozen(b)
+        try:
+            runs["Captum"] = case.captum(b)
+            found = runs["Captum"]()
+            runs["tuned"] = best([case.captum(cold, **t) for t in case.tunings], device)
+            runs["tuned"]()
+        except Exception as error:  # Captum raises errors of many types
+            runs.pop("Captum", None)
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            notes.append(f"Captum does not run it: {line[:100].replace('|', '/')}")
+        else:
+            if b.name in case.agrees:
+                close(found, want, 1e-2)
+            elif case.agrees and gap(found, want) > 1e-2:
+                notes.append("Captum runs, but computes other numbers")
+    return runs, notes
+
+
+def gap(found: Tensor, want: Tensor) -> float:
+    found = found[0] if isinstance(found, tuple) else found
+    return float((found.detach() - want).abs().max() / want.abs().max())
+
+
+def close(found: Tensor, want: Tensor, tolerance: float) -> None:
+    if (apart := gap(found, want)) > tolerance:
+        raise AssertionError(f"the results differ by {apart:.1e} of the largest attribution")
+
+
+def quartiles(times: Sequence[float]) -> tuple[float, float, float]:
+    low, middle, high = statistics.quantiles(times, n=4, method="inclusive")
+    return 1e3 * low, 1e3 * middle, 1e3 * high
+
+
+def timed(name: str, args) -> tuple[list[dict[str, object]], list[str]]:
+    """The rows of one model."""
+    rows: list[dict[str, object]] = []
+    notes: list[str] = []
+    memory = {} if args.no_memory else subprocess_json(__file__, name, ["--device", args.device])
+    for method, case in CASES.items():
+        if name not in case.models or (args.methods and method not in args.methods):
+            continue
+        torch._dynamo.reset()
+        gc.collect()
+        b = bench(name, args.device)
+        runs, noted = runs_of(case, b, args.device, not args.no_compile)
+        notes += [f"{name}, {method}: {note}" for note in noted]
+        times = medians(runs, args.repeats, args.device)
+        row: dict[str, object] = {"model": name, "method": method, "rows": case.rows * BATCH}
+        for who in WHO:
+            low, middle, high = quartiles(times[who]) if who in times else (math.nan,) * 3
+            row |= {f"{who} ms": middle, f"{who} q1": low, f"{who} q3": high}
+        for who in WHO[2:]:
+            key = f"{who} / floor"
+            row[key] = ratio(times[who], times["floor"]) if who in times else math.nan
+        for who in WHO[2:]:
+            row[f"{who} MB"] = memory.get(f"{method}/{who}", math.nan)
+        rows.append(row)
+        print(table([shown(row)]).splitlines()[-1], flush=True)
+    return rows, notes
+
+
+def memory_of(name: str, device: str) -> dict[str, float]:
+    """Peak extra memory of every run of a model, in this process."""
+    found = {}
+    for method, case in CASES.items():
+        if name not in case.models:
+            continue
+        torch._dynamo.reset()
+        runs, _ = runs_of(case, bench(name, device), device, True)
+        for who, run in runs.items():
+            if who not in ("floor", "own"):
+                run()
+                gc.collect()
+                if device == "cpu":
+                    ctypes.CDLL("libc.so.6").malloc_trim(0)
+                found[f"{method}/{who}"] = peak_mb(run, device)
+    return found
+
+
+def shown(row: Mapping[str, object]) -> dict[str, str]:
+    """A row of the Markdown table."""
+
+    def text(key: str, digits: int) -> str:
+        value = row[key]
+        return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
+    cells = {"model": row["model"], "method": row["method"], "rows": row["rows"]}
+    for who in WHO:
+        spread = f" ({text(f'{who} q1', 2)}-{text(f'{who} q3', 2)})"
+        middle = text(f"{who} ms", 2)
+        cells[f"{who} ms"] = middle if middle == "-" else middle + spread
+    for who in WHO[2:]:
+        cells[f"{who} / floor"] = text(f"{who} / floor", 2)
+    for who in WHO[2:]:
+        cells[f"{who} MB"] = text(f"{who} MB", 1)
+    return cells
+
+
+def summary(rows: Sequence[Mapping[str, float]]) -> str:
+    """The bars, and which rows miss them."""
+
+    def mean(ratios: Sequence[float]) -> float:
+        return math.exp(statistics.fmean(map(math.log, ratios)))
+
+    both = [r for r in rows if not math.isnan(r["tuned ms"])]
+    gains = {who: [r["tuned ms"] / r[f"{who} ms"] for r in both] for who in ("eager", "compiled")}
+    lines = []
+    for who, bar in (("eager", None), ("compiled", 1.3)):
+        slower = [
+            f"{r['model']} {r['method']} {g:.2f}"
+            for r, g in zip(both, gains[who], strict=True)
+            if g < 1
+        ]
+        text = f"- {who}, over Captum tuned: {mean(gains[who]):.2f}x in the geometric mean"
+        text += f" (bar: {bar}x)" if bar else ""
+        text += f" of {len(both)} rows, slower on {len(slower)}"
+        lines.append(text + (f": {', '.join(slower)}." if slower else "."))
+    default = mean([r["Captum ms"] / r["eager ms"] for r in both])
+    lines.append(f"- eager, over Captum's defaults: {default:.2f}x.")
+    owns = [r for r in rows if not math.isnan(r["own ms"])]
+    over = [(r["eager ms"] / (1.05 * r["floor ms"] + r["own ms"]), r) for r in owns]
+    late = [f"{r['model']} {r['method']} {o:.2f}" for o, r in over if o > 1]
+    text = f"- eager within 1.05 x floor + own: {len(owns) - len(late)} of {len(owns)} rows"
+    lines.append(text + (f"; not {', '.join(late)}." if late else "."))
+    far = sorted(rows, key=lambda r: -r["compiled / floor"])[:5]
+    text = ", ".join(f"{r['model']} {r['method']} {r['compiled / floor']:.1f}" for r in far)
+    lines.append(f"- compiled, furthest from the floor: {text}.")
+    return "\n".join(lines)
+
+
+def picture(rows: Sequence[Mapping[str, float]], path: Path, device: str) -> None:
+    """Each method's time over the floor, a panel for each model."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    marks = {
+        "Captum": ("#b8b8b8", "o", "Captum, default"),
+        "tuned": ("#6f6f6f", "o", "Captum, tuned"),
+        "eager": ("#2a78d6", "D", "attrfn"),
+        "compiled": ("#d9480f", "D", "attrfn, compiled"),
+    }
+    methods = list(dict.fromkeys(r["method"] for r in rows))
+    place = {method: -i for i, method in enumerate(methods)}
+    models = list(dict.fromkeys(r["model"] for r in rows))
+    figure, panels = plt.subplots(
+        1, len(models), figsize=(11, 0.2 * len(methods) + 1.4), sharey=True, squeeze=False
+    )
+    for panel, model in zip(panels[0], models, strict=True):
+        panel.axvline(1, color="black", linewidth=0.8)
+        mine = [r for r in rows if r["model"] == model]
+        for who, (colour, mark, label) in marks.items():
+            x = [r[f"{who} / floor"] for r in mine]
+            y = [place[r["method"]] for r in mine]
+            panel.scatter(x, y, 16, colour, mark, label=label, zorder=3, linewidths=0)
+        panel.set_xscale("log")
+        panel.set_title(model, fontsize=10)
+        panel.set_xlabel("time / floor", fontsize=9)
+        panel.set_yticks(list(place.values()), list(place), fontsize=7.5)
+        panel.set_ylim(min(place.values()) - 0.7, 0.7)
+        panel.grid(axis="y", linewidth=0.3, color="#dddddd")
+        panel.grid(axis="x", linewidth=0.3, color="#dddddd")
+        panel.tick_params(axis="both", length=2, labelsize=7.5)
+        for side in ("top", "right", "left"):
+            panel.spines[side].set_visible(False)
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper center", ncols=4, fontsize=9, frameon=False)
+    figure.text(0.5, 0.002, machine(device), ha="center", fontsize=6.5, color="#777777")
+    figure.tight_layout(rect=(0, 0.015, 1, 0.965))
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def check(args) -> None:
+    """Compare some ratios with the committed table."""
+    path = RESULTS / f"{NAME}{'' if args.device == 'cpu' else '_' + args.device}.csv"
+    with path.open() as file:
+        known = {(r["model"], r["method"]): float(r["eager / floor"]) for r in csv.DictReader(file)}
+    rows, failed = [], []
+    for name in MODELS:
+        for method in CHECKED:
+            b = bench(name, args.device)
+            before = known[name, method]
+            for _ in range(3):  # what a noisy moment made slow is timed again
+                runs, _ = runs_of(CASES[method]._replace(captum=None), b, args.device, False)
+                times = medians(runs, args.repeats, args.device)
+                now = ratio(times["eager"], times["floor"])
+                if now <= before * (1 + SLACK):
+                    break
+            else:
+                failed.append(f"{name} {method}: {now:.2f}x the floor, {before:.2f}x committed")
+            cells = {"model": name, "method": method, "committed": f"{before:.2f}"}
+            rows.append(cells | {"now": f"{now:.2f}", "change": f"{now / before - 1:+.0%}"})
+    print(table(rows))
+    if failed:
+        sys.exit(f"more than {SLACK:.0%} slower than the committed table:\n" + "\n".join(failed))
+
+
+def main() -> None:
+    flags = parser(__doc__)
+    flags.add_argument("--models", nargs="*", choices=list(MODELS), default=list(MODELS))
+    flags.add_argument("--methods", nargs="*", choices=list(CASES), help="print these only")
+    flags.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    flags.add_argument("--no-memory", action="store_true", help="leave memory out")
+    flags.add_argument("--check", action="store_true", help="compare with the committed table")
+    args = flags.parse_args()
+    torch.set_num_threads(args.threads)
+    torch._dynamo.config.recompile_limit = 64
+    warnings.simplefilter("ignore")  # Captum's on hooks, in every run
+    if args.memory_of:
+        print(json.dumps(memory_of(args.memory_of, args.device)))
+        return
+    if args.check:
+        check(args)
+        return
+    if args.quick:
+        args.repeats, args.no_compile, args.no_memory = 3, True, True
+    rows: list[dict[str, object]] = []
+    notes: list[str] = []
+    for name in args.models:
+        found, noted = timed(name, args)
+        rows += found
+        notes += noted
+    partial = args.methods or args.no_compile or len(args.models) < len(MODELS)
+    print("\n".join(f"- {note}" for note in notes))
+    if partial:
+        return
+    bars = summary(rows)
+    print(bars)
+    caption = (
+        f"Batches of {BATCH}; medians (and quartiles) of {args.repeats} interleaved rounds, ratios "
+        "taken within a round. rows: what the model sees. Memory is the peak beyond what a run "
+        "finds, of the whole process on a CPU."
+    )
+    parts = [caption, bars, table([shown(row) for row in rows]), "Notes:"]
+    text = "\n\n".join(parts) + "\n\n" + "\n".join(f"- {note}" for note in notes)
+    path = write(NAME, "Every method beside the floor and Captum", args.device, text)
+    with path.with_suffix(".csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(
+            {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows
+        )
+    picture(rows, path.with_suffix(".png"), args.device)
+
+
+if __name__ == "__main__":
+    main()

@@ -444,7 +444,6 @@ CASES: dict[str, Case] = {
         captum=captum(attr.NeuronConductance, both(captums_neuron, STEP), layer=True),
         tunings=inner(64, 128),
         own=False,
-        agrees=EVERYWHERE,
     ),
     "neuron_deep_lift": Case(
         attrfn.neuron_deep_lift,

@@ -40,7 +40,10 @@ class Peak(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if not is_compiling():
+        if isinstance(result, Tensor):
+            if not is_compiling():
+                self._count(result)
+        elif isinstance(result, (tuple, list, dict)) and not is_compiling():
             pytree.tree_map_only(Tensor, self._count, result)
         return result
 

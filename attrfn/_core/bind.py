@@ -25,15 +25,16 @@ def bind(model_fn: ModelFn, *, frozen: bool, forward_only: bool = False) -> Mode
 
     Args:
         model_fn: Any model function; one with no module in sight is returned as it is.
-        frozen: Detach the parameters (nothing will differentiate with respect to them).
-        forward_only: Nothing at all will be differentiated: objects that a run leaves unchanged
-            serve for the next one too.
+        frozen: Detach the parameters (nothing will differentiate with respect to them). Objects
+            that a run leaves unchanged serve for the next one, too.
+        forward_only: Nothing at all will be differentiated.
     """
     src = source(model_fn)
     if src is None:
         return model_fn
-    if forward_only and frozen and not transforming():
-        return _forward_only(src)
+    if frozen and not transforming():
+        again = _Again(src._replace(args=(), kwargs={}), fused=forward_only)
+        return functools.partial(again, *src.args, **src.kwargs)
     return bind_source(src, (), (), frozen=frozen)
 
 
@@ -50,18 +51,37 @@ def uncompiled(model_fn: ModelFn) -> ModelFn:
     return original
 
 
-def _forward_only(src: Source) -> ModelFn:
-    bare = src._replace(args=(), kwargs={})
-    kept: list[tuple[Shells, ModelFn]] = []
+class _Again:
+    """A source whose shells serve for the next run, too, if a run has left them unchanged."""
 
-    def run(*args: Any, **kwargs: Any) -> Any:
-        shells, model = kept.pop() if kept else _shells(bare, (), (), True, True)
+    def __init__(self, src: Source, fused: bool) -> None:
+        self.src = src
+        self.fused = fused
+        self.kept: list[tuple[Shells, ModelFn]] = []
+        self.ready = False
+
+    def prepare(self) -> None:
+        """Have shells ready."""
+        if not self.ready and not (self.kept and self.kept[-1][0].unchanged()):
+            self.kept = [_shells(self.src, (), (), True, self.fused)]
+        self.ready = True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model."""
+        self.prepare()
+        self.ready = False
+        shells, model = self.kept.pop()
         result = model(*args, **kwargs)
-        if shells.unchanged():
-            kept.append((shells, model))
+        self.kept.append((shells, model))
         return result
 
-    return functools.partial(run, *src.args, **src.kwargs)
+
+def prepare(model_fn: ModelFn) -> None:
+    """Build the private objects of a bound function now, before a mode is active."""
+    while isinstance(model_fn, functools.partial):
+        model_fn = model_fn.func
+    if isinstance(model_fn, _Again):
+        model_fn.prepare()
 
 
 def bind_source(

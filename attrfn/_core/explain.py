@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attrfn._core.batch import flat_rows, repeat_bound, split_rows
-from attrfn._core.bind import bind
+from attrfn._core.bind import bind, prepare
 from attrfn._core.derive import transforming, values_and_gradients
 from attrfn._core.target import Chosen, PerExample, choose, select
 from attrfn._core.tree import batch_size, call_model, flatten, require_floating
@@ -52,6 +52,8 @@ class Explained(NamedTuple):
             return torch.cat([r.flatten() for r in rows])[:0]
         model = repeat_bound(self.model, self.batch, copies)
         chosen = repeat_chosen(self.chosen, self.batch, copies)
+        if mode is not None:
+            prepare(model)
         with contextlib.nullcontext() if mode is None else mode:
             outputs = call_model(model, self.rebuild(rows))
             if mode is not None:

@@ -66,14 +66,17 @@ class Shells:
         cls: Any = type(module)
         new = object.__new__((_tapped if key in self.taps else _without_fast_path)(cls))
         self.memo[key] = new
-        state = {
-            name: value
-            if type(value) in _CONSTANT
-            else _fresh(value)
-            if name in _BARE
-            else self.value(value)
-            for name, value in module.__dict__.items()
-        }
+        state = dict(module.__dict__)
+        for name, value in module.__dict__.items():
+            kind = type(value)
+            if kind in _CONSTANT:
+                continue
+            if name not in _BARE:
+                state[name] = self.value(value)
+            elif kind in _DICTS:  # hooks may be registered while the model runs
+                state[name] = value.copy() if value else kind()
+            elif kind is set:
+                state[name] = value.copy()
         state["_parameters"] = {k: self.parameter(p) for k, p in module._parameters.items()}
         state["_buffers"] = {k: self.buffer(b) for k, b in module._buffers.items()}
         state["_modules"] = {
@@ -197,13 +200,6 @@ class Kept(NamedTuple):
 
 def _same(now: dict[str, Any], before: list[Any]) -> bool:
     return len(now) == len(before) and all(map(operator.is_, now.values(), before))
-
-
-def _fresh(value: Any) -> Any:
-    """A copy of one of nn.Module's own dicts: hooks may be registered while the model runs."""
-    if not isinstance(value, (dict, set)):
-        return value
-    return value.copy() if value else type(value)()
 
 
 def _mixes_or_draws(module: nn.Module) -> bool:

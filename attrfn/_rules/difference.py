@@ -23,6 +23,7 @@ from attrfn._core.batch import wide
 from attrfn._core.derive import transforming
 from attrfn._rules.call import Call
 from attrfn._rules.errors import refuse_unknown
+from attrfn._rules.graft import Back
 from attrfn._rules.ops import HOLOMORPHIC, STEPS
 from attrfn._rules.run import Replay, Values
 
@@ -62,7 +63,8 @@ def product(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor
     y: Tensor = call(*x)
     if len(z) == 2:
         a, b = [(v + v0) / 2 for v, v0 in zip(x, x0, strict=True)]
-        return run.graft(y, lambda t: [call(t[0], b), call(a, t[1])], z, x)
+        back = transposed(call, a, b)
+        return run.graft(y, lambda t: [call(t[0], b), call(a, t[1])], z, x, back)
 
     def parts(t: Values) -> list[Tensor]:
         return [
@@ -72,6 +74,17 @@ def product(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor
         ]
 
     return run.graft(y, parts, z, x)
+
+
+def transposed(call: Call, a: Tensor, b: Tensor) -> Back | None:
+    """The pullback of ``t, s -> op(t, b) + op(a, s)`` for a product op, or None."""
+    if a.is_complex() or b.is_complex():
+        return None
+    if call.name in _PLAIN_PRODUCTS:
+        return lambda g: (g * b, a * g)
+    if call.name in _MATRIX_PRODUCTS and a.ndim > 1 and b.ndim > 1 and len(call.args) == 2:
+        return lambda g: (g @ b.mT, a.mT @ g)
+    return None
 
 
 def ratio(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
@@ -123,7 +136,10 @@ def softmax(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor
         grown = mean * _difference(t[0], x[0])
         return [grown - mean * (grown.sum(dim, keepdim=True) / total)]
 
-    return run.graft(y, parts, z, x)
+    def back(g: Tensor) -> list[Tensor]:
+        return [mean * (g - (mean * g).sum(dim, keepdim=True) / total)]
+
+    return run.graft(y, parts, z, x, back)
 
 
 def normalised(centred: bool) -> Callable[..., Tensor]:
@@ -138,8 +154,8 @@ def normalised(centred: bool) -> Callable[..., Tensor]:
             refuse_unknown(call, run.table.name, "its weights depend on the inputs")
         y: Tensor = call(*x)
         dims, weight, eps = norm_arguments(call, centred)
-        c, r = statistics_of(x[0], dims, eps, centred)
-        c0, r0 = statistics_of(x0[0], dims, eps, centred)
+        c, r = statistics_of(x[0], dims, eps, centred, run.once)
+        c0, r0 = statistics_of(x0[0], dims, eps, centred, run.once)
         mean_c, mean_n, over_s = (c + c0) / 2, (c * r + c0 * r0) / 2, 2 * r * r0 / (r + r0)
 
         def parts(t: Values) -> list[Tensor]:
@@ -148,7 +164,12 @@ def normalised(centred: bool) -> Callable[..., Tensor]:
             out = (d - mean_n * over_s * (mean_c * d).mean(dims, keepdim=True)) * over_s
             return [out if weight is None else out * weight]
 
-        return run.graft(y, parts, z, x)
+        def back(g: Tensor) -> list[Tensor]:
+            u = over_s * (g if weight is None else g * weight)
+            u = u - mean_c * (over_s * (mean_n * u).mean(dims, keepdim=True))
+            return [u - u.mean(dims, keepdim=True) if centred else u]
+
+        return run.graft(y, parts, z, x, back)
 
     return rule
 
@@ -163,10 +184,13 @@ def norm_arguments(call: Call, centred: bool) -> tuple[tuple[int, ...], Tensor |
 
 
 def statistics_of(
-    x: Tensor, dims: tuple[int, ...], eps: float, centred: bool
+    x: Tensor, dims: tuple[int, ...], eps: float, centred: bool, once: bool
 ) -> tuple[Tensor, Tensor]:
-    """C and r of :func:`normalised`."""
+    """C and r of :func:`normalised`, in one kernel where nobody differentiates them."""
     x = x.to(wide(x.dtype))
+    if once and centred:
+        _, mean, r = torch.native_layer_norm(x, x.shape[dims[0] :], None, None, eps)
+        return x - mean, r
     c = x - x.mean(dims, keepdim=True) if centred else x
     return c, torch.rsqrt(c.square().mean(dims, keepdim=True) + eps)
 
@@ -277,6 +301,9 @@ def _rectified(x: Tensor, x0: Tensor, y: Tensor, y0: Tensor) -> Tensor:
     return p / (p + q).clamp(min=torch.finfo(x.dtype).tiny)
 
 
+_PLAIN_PRODUCTS = frozenset(["mul", "multiply", "__mul__", "__rmul__"])
+_MATRIX_PRODUCTS = frozenset(["matmul", "__matmul__", "linalg_matmul", "mm", "bmm"])
+
 _SECANTS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "relu": _rectified,
     "square": lambda x, x0, y, y0: x + x0,
@@ -290,16 +317,17 @@ _SECANTS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
 def _logarithmic_mean(x: Tensor, x0: Tensor, dim: Any) -> Tensor:
     """(p - p0) / (log p - log p0) of the softmax p of x and p0 of x0; p where they agree."""
     logs, logs0 = (_log_probabilities(t.to(wide(t.dtype)), dim) for t in (x, x0))
-    u = (logs - logs0).abs()
-    small = u <= torch.finfo(u.dtype).eps
-    shrunk = torch.where(small, 1.0, -torch.expm1(-u) / torch.where(small, 1.0, u))
-    return torch.maximum(logs, logs0).exp() * shrunk
+    higher = torch.maximum(logs, logs0)
+    u = torch.minimum(logs, logs0) - higher
+    small = u >= -torch.finfo(u.dtype).eps
+    shrunk = torch.where(small, 1.0, torch.expm1(u) / torch.where(small, 1.0, u))
+    return higher.exp() * shrunk
 
 
 def _log_probabilities(x: Tensor, dim: Any) -> Tensor:
     """``log softmax``, finite at masked positions, so that no difference is NaN."""
     low = torch.finfo(x.dtype).min / 4
-    logs = x - x.logsumexp(dim, keepdim=True)
+    logs = x.log_softmax(dim) if isinstance(dim, int) else x - x.logsumexp(dim, keepdim=True)
     return torch.where(x == -torch.inf, low, logs)
 
 

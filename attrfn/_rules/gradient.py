@@ -47,6 +47,7 @@ def gradients_by_rules(
 
     def f(*z: Tensor) -> Tensor:
         run = Replay(rules, calls, at, base, scope)
+        run.unseen = True
         run.surrounded = is_compiling()
         with contextlib.nullcontext() if transforming() else unwatched(rules.name):
             values = p.values(run.add(z), copies, run)

@@ -6,10 +6,14 @@ else (elsewhere :mod:`attrfn._rules.run` says the same with plain operations).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+Back = Callable[[Tensor], Sequence[Tensor]]
+"""From the cotangent of an operation's output to those of its arguments."""
 
 
 class _Grafted(torch.autograd.Function):
@@ -37,7 +41,22 @@ class _Scaled(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[None, Tensor, None]:
         (m,) = ctx.saved_tensors
-        return None, (g * m).sum_to_size(ctx.shape).to(ctx.dtype), None
+        return None, _fitted(g * m, ctx.shape, ctx.dtype), None
+
+
+class _Pulled(torch.autograd.Function):
+    """``value``, which passes back to each z what ``back`` makes of a cotangent."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, back: Back, *z: Tensor) -> Tensor:
+        ctx.back = back
+        ctx.like = [(t.shape, t.dtype) for t in z]
+        return value.detach()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        found = zip(ctx.back(g), ctx.like, strict=True)
+        return None, None, *[_fitted(t, *like) for t, like in found]
 
 
 class _Positive(torch.autograd.Function):
@@ -52,9 +71,36 @@ class _Positive(torch.autograd.Function):
         return None, g.clamp(min=0)
 
 
+class _Rectified(torch.autograd.Function):
+    """``relu(z)``, which passes back what is positive, where it is."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        y = torch.relu(z)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return torch.where(y > 0, g.clamp(min=0), 0)
+
+
+def rectified(z: Tensor) -> Tensor:
+    """``relu(z)``, which passes back what is positive, where it is."""
+    found: Tensor = _Rectified.apply(z)  # type: ignore[no-untyped-call]
+    return found
+
+
 def positive(value: Tensor, z: Tensor) -> Tensor:
     """``value``, which passes back to z what is positive."""
     found: Tensor = _Positive.apply(value, z)  # type: ignore[no-untyped-call]
+    return found
+
+
+def pulled(value: Tensor, back: Back, *z: Tensor) -> Tensor:
+    """``value``, which passes back to each z what ``back`` makes of a cotangent."""
+    found: Tensor = _Pulled.apply(value, back, *z)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -68,3 +114,10 @@ def scaled(value: Tensor, z: Tensor, m: Tensor) -> Tensor:
     """``value``, with the derivative ``m`` by ``z``, element by element."""
     found: Tensor = _Scaled.apply(value, z, m)  # type: ignore[no-untyped-call]
     return found
+
+
+def _fitted(g: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """A gradient in the shape and type of what it is of, which may have been broadcast."""
+    if g.shape != shape:
+        g = g.sum_to_size(shape)
+    return g if g.dtype == dtype else g.to(dtype)

@@ -30,7 +30,7 @@ from torch import Tensor
 from attrfn._core.derive import transforming
 from attrfn._rules import ops, recurrent
 from attrfn._rules.call import Call, tensors
-from attrfn._rules.difference import derivative, norm_arguments, statistics_of
+from attrfn._rules.difference import derivative, norm_arguments, statistics_of, transposed
 from attrfn._rules.errors import refuse_unknown
 from attrfn._rules.formulas import LinearRule, epsilon, over, z_plus
 from attrfn._rules.linear import (
@@ -44,7 +44,7 @@ from attrfn._rules.linear import (
 )
 from attrfn._rules.rescale import COMMON, OPENED, WRITTEN, each, inside, ruled
 from attrfn._rules.run import Record, Replay, Run, Values
-from attrfn._rules.table import Op, Rules, plain, written
+from attrfn._rules.table import OfOne, Op, Rules, plain, written
 
 _STABLE = 1e-6
 
@@ -136,12 +136,8 @@ def _shared(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor
             s if place in addends else s / n for s, place in zip(whole, call.places, strict=True)
         ]
 
-    return run.graft(y, parts, z, x)
-
-
-def _scaled(run: Record | Replay, call: Call) -> Any:
-    """A product: plain with constants, shared otherwise."""
-    return plain(run, call) if len(call.places) == 1 else run.primitive(call, _shared)
+    back = transposed(call, x[0] / n, x[1] / n) if len(z) == 2 else None
+    return run.graft(y, parts, z, x, back)
 
 
 def _activation(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
@@ -167,14 +163,18 @@ def _normalised(centred: bool) -> Callable[..., Tensor]:
             refuse_unknown(call, run.table.name, "its weights depend on the inputs")
         y: Tensor = call(*x)
         dims, weight, eps = norm_arguments(call, centred)
-        r = statistics_of(x[0], dims, eps, centred)[1]
+        r = statistics_of(x[0], dims, eps, centred, run.once)[1]
         scale = r if weight is None else r * weight
 
         def parts(t: Values) -> list[Tensor]:
             c = t[0] - t[0].mean(dims, keepdim=True) if centred else t[0]
             return [c * scale]
 
-        return run.graft(y, parts, z, x)
+        def back(g: Tensor) -> list[Tensor]:
+            u = g * scale
+            return [u - u.mean(dims, keepdim=True) if centred else u]
+
+        return run.graft(y, parts, z, x, back)
 
     return rule
 
@@ -309,7 +309,7 @@ RELEVANCE: dict[str, Op] = {
     **{name: Op("written out", inside(f)) for name, f in OPENED.items()},
     "layer_norm": Op("constant divisor", ruled(_normalised(centred=True))),
     "rms_norm": Op("constant divisor", ruled(_normalised(centred=False))),
-    **each(ops.PRODUCTS, Op("product", _scaled)),
+    **each(ops.PRODUCTS, Op("product", OfOne(ruled(_shared)))),
     **each(DENSE, Op(_WITH_WEIGHTS, _linear)),
     **each(CONVOLUTIONS, Op(_WITH_WEIGHTS, _linear)),
     **each(ops.ELEMENTWISE, Op("elementwise", ruled(_activation))),

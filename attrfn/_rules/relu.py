@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attrfn._core.compiling import whole_in_graph
 from attrfn._rules.call import Call
-from attrfn._rules.graft import positive
+from attrfn._rules.graft import positive, rectified
 from attrfn._rules.run import Record, Replay, Values
 from attrfn._rules.table import Op, Rules, plain
 
@@ -105,8 +105,7 @@ def _rules(name: str, op: Op) -> Rules:
 
 
 def _guided_once(z: Tensor, x: Tensor) -> Tensor:
-    y = torch.relu(z)
-    return positive(y, y)
+    return rectified(z)
 
 
 def _deconvolved_once(z: Tensor, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from attrfn._rules import difference, ops, recurrent, written_out
 from attrfn._rules.call import Call
 from attrfn._rules.errors import refuse_training, refuse_unknown
 from attrfn._rules.run import Record, Replay, Rule, Run
-from attrfn._rules.table import Op, Rules, plain, written
+from attrfn._rules.table import OfOne, Op, Rules, plain, written
 
 
 def ruled(rule: Rule) -> Callable[[Any, Call], Any]:
@@ -23,13 +23,6 @@ def ruled(rule: Rule) -> Callable[[Any, Call], Any]:
 def inside(function: Callable[..., Any]) -> Callable[[Any, Call], Any]:
     """An operation whose own code runs under the rules."""
     return lambda run, call: run.within(function, *call.args, **call.kwargs)
-
-
-def of_one(rule: Rule) -> Callable[[Any, Call], Any]:
-    """Affine in each argument: plain if one depends on the inputs."""
-    return lambda run, call: (
-        plain(run, call) if len(call.places) == 1 else run.primitive(call, rule)
-    )
 
 
 def evaluating(position: int, *names: str) -> Callable[[Any, Call], Any]:
@@ -62,8 +55,6 @@ def _inverse(run: Record | Replay, call: Call) -> Any:
 
 
 def _multiplication(run: Record | Replay, call: Call) -> Any:
-    if len(call.places) == 1:
-        return plain(run, call)
     inverse = [bool(run.inverse.get(v)) for v in call.values]
     if len(inverse) == 2 and any(inverse) and not all(inverse):
         return run.primitive(call, difference.times_inverse(inverse.index(True)))
@@ -168,9 +159,9 @@ DIFFERENCE: dict[str, Op] = {
     "layer_norm": Op("normalisation", ruled(difference.normalised(centred=True))),
     "rms_norm": Op("normalisation", ruled(difference.normalised(centred=False))),
     **{name: Op("written out", written(f)) for name, f in WRITTEN.items()},
-    **each(ops.PRODUCTS, Op("product", of_one(difference.product))),
+    **each(ops.PRODUCTS, Op("product", OfOne(ruled(difference.product)))),
     **each(ops.ELEMENTWISE, Op("elementwise", ruled(difference.elementwise))),
-    **each("mul multiply __rmul__", Op("product", _multiplication)),
+    **each("mul multiply __rmul__", Op("product", OfOne(_multiplication))),
     **each("div divide true_divide __rdiv__ __rtruediv__", Op("quotient", _division)),
     **each("rsqrt reciprocal", Op("elementwise", _inverse)),
     **each("abs absolute", Op("elementwise", _absolute)),

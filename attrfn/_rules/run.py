@@ -27,10 +27,10 @@ from attrfn._rules.errors import (
     refuse_unknown,
     refuse_unseen,
 )
-from attrfn._rules.graft import grafted, scaled
+from attrfn._rules.graft import Back, grafted, pulled, scaled
 from attrfn._rules.names import PASSIVE, Spelling
 from attrfn._rules.ops import PATTERNED, READS, SIDE_BY_SIDE
-from attrfn._rules.table import Op, Rules, Stopped
+from attrfn._rules.table import OfOne, Op, Rules, Stopped, plain
 from attrfn._rules.tags import Tags
 
 Values = Sequence[Tensor]
@@ -39,7 +39,9 @@ Rule = Callable[["Replay", Call, Values, Values, Values], Any]
 
 Parts = Callable[[Any], Sequence[Tensor]]
 _FIRST = "with a rule for the first layer"
-_ALONE = "as a model of their own"
+_OWN = "as a model of their own"
+
+_PASSIVE, _PLAIN, _ALONE, _LOOK = "passive", "plain", "plain alone", "look"
 
 Seen = tuple[str, tuple[Tensor, ...], Any]
 
@@ -59,12 +61,15 @@ class Run(TorchFunctionMode):
         self.calls = calls
         self.scope = scope
         self.compiling = is_compiling()
+        self.ops: dict[Any, tuple[Spelling, Op] | None] = {}
+        self.glances: dict[Any, str] = {}
         self.marked = Tags("depends")  # on the inputs
         self.stopped = Tags("constant")  # though it depends on them
         self.made = Tags("made")  # what a value is made of, for rules that look back
         self.inverse = Tags("inverse")  # one over something
         self.raw = Tags("raw")  # inputs that have only been moved
         self.free = Tags("free")  # of the inputs
+        self.any_cut = False  # something that depends on them has no derivative
         self.first = False
         self.surrounded = False  # by a vjp of its own
 
@@ -78,14 +83,22 @@ class Run(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is Tensor.unflatten:  # has super(), which torch.compile cannot enter
             func = torch.unflatten
-        if not self.compiling and func in PASSIVE:
-            return func(*args, **kwargs)
         if not self.table.strict:
             return self.untracked(func, args, kwargs)
+        if not self.compiling:
+            how = self.glance(func)
+            if how is _PASSIVE:
+                return func(*args, **kwargs)
+            if how is not _LOOK and self.direct(how is _ALONE, args, kwargs):
+                out = func(*args, **kwargs)
+                if isinstance(out, Tensor):
+                    self.follow(out)
+                    return out
+                return self.mark(out, Call(func, args, kwargs, (), ""))
         places = self.places(args, kwargs, func)
         if not places:
             return self.independent(func, args, kwargs)
-        found = self.table.find(func)
+        found = self.find(func)
         if found is None:
             return self.unknown(Call(func, args, kwargs, places, getattr(func, "__name__", "")))
         spelling, op = found
@@ -108,9 +121,43 @@ class Run(TorchFunctionMode):
                 self.follow(call.args[0]._base)
         return out.value if isinstance(out, Stopped) else self.mark(out, call)
 
+    def glance(self, func: Any) -> str:
+        """What can be said of a function without a look at its arguments."""
+        how = self.glances.get(func)
+        if how is None:
+            found = None if func in PASSIVE else self.table.find(func)
+            self.ops[func] = found
+            how = _PASSIVE if func in PASSIVE else _LOOK if found is None else _glance(*found)
+            self.glances[func] = how
+        return how
+
+    def direct(self, alone: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether a function that can have its own derivative has it with these arguments.
+
+        So it is with most calls: :meth:`__torch_function__` finds the same out, more slowly.
+        """
+        known = self.marked.known
+        if self.any_cut or not args or id(args[0]) not in known:
+            return False
+        for value in (*args[1:], *kwargs.values()) if kwargs else args[1:]:
+            if isinstance(value, Tensor):
+                if alone if id(value) in known else value.requires_grad:
+                    return False
+            elif isinstance(value, (tuple, list)):
+                return False
+        return True
+
+    def find(self, func: Any) -> tuple[Spelling, Op] | None:
+        """The op of a torch function, or None."""
+        if self.compiling:
+            return self.table.find(func)
+        if func not in self.ops:
+            self.ops[func] = self.table.find(func)
+        return self.ops[func]
+
     def untracked(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Rules for some operations only, wherever they get their arguments from."""
-        found = self.table.find(func)
+        found = self.find(func)
         if found is None:
             return func(*args, **kwargs)
         places: tuple[Place, ...] = ((0, None),) if args else (("input", None),)
@@ -152,7 +199,7 @@ class Run(TorchFunctionMode):
             found = t.view_as(t).requires_grad
             return found and (not self.first or refuse_hidden(func, self.table.name, _FIRST))
         if not t.is_leaf and not self.free.get(t):
-            refuse_hidden(func, self.table.name, _ALONE)
+            refuse_hidden(func, self.table.name, _OWN)
         return False
 
     def pure(self, call: Call, spelling: Spelling, op: Op) -> Any:
@@ -338,8 +385,8 @@ class Replay(Run):
         self.base = base
         self.once = at is None and not transforming()
         self.before: Any = None
+        self.unseen = False  # what the model returns here: it may be rounded differently
         self.cut = Tags("cut")  # depends on the inputs without a derivative
-        self.any_cut = False
 
     def follow(self, t: Tensor) -> None:
         """Mark a tensor, and note whether it has a derivative."""
@@ -374,6 +421,8 @@ class Replay(Run):
         i = len(self.calls)
         self.calls.append(call.name)
         parts = self.within(function, *call.args, **call.kwargs)
+        if self.once and self.unseen and isinstance(parts, Tensor):
+            return parts
         if self.at is None:
             return self.grafted(call(*[t.detach() for t in call.values]), parts, parts)
         value, first = _entry(self.at, i, call, ())[2]
@@ -391,7 +440,9 @@ class Replay(Run):
         ]
         return pytree.tree_unflatten(leaves, spec)
 
-    def graft(self, value: Tensor, parts: Parts, z: Values, x: Values) -> Tensor:
+    def graft(
+        self, value: Tensor, parts: Parts, z: Values, x: Values, back: Back | None = None
+    ) -> Tensor:
         """``value + sum_k s_k(z) - s_k(x)``: the value, with the derivative of the parts by z.
 
         Args:
@@ -399,7 +450,10 @@ class Replay(Run):
             parts: From the operation's arguments to s_1, s_2 ...
             z: The arguments now.
             x: The arguments as the first run saw them.
+            back: The parts transposed, which saves their values where one derivative is all.
         """
+        if self.once and back is not None:
+            return pulled(value, back, *z)
         now = [s.to(value.dtype) for s in parts(z)]
         if self.once:
             return grafted(value, *now)
@@ -458,6 +512,13 @@ def _entry(seen: list[Seen], i: int, call: Call, z: Sequence[Tensor]) -> Seen:
     if i >= len(seen) or seen[i][0] != call.name or len(seen[i][1]) != len(z):
         refuse_path(call, None if i >= len(seen) else seen[i][0])
     return seen[i]
+
+
+def _glance(spelling: Spelling, op: Op) -> str:
+    writes = spelling.pure is not None or spelling.flag is not None
+    if writes or not op.follows or spelling.name in SIDE_BY_SIDE:
+        return _LOOK
+    return _PLAIN if op.apply is plain else _ALONE if isinstance(op.apply, OfOne) else _LOOK
 
 
 def _has_graph(out: Any) -> bool:

@@ -118,6 +118,21 @@ def plain(run: Any, call: Call) -> Any:
     return call.func(*call.args, **call.kwargs)
 
 
+class OfOne:
+    """Affine in each argument: the function itself runs if one depends on the inputs.
+
+    Args:
+        several: What happens if several do.
+    """
+
+    def __init__(self, several: Apply) -> None:
+        self.several = several
+
+    def __call__(self, run: Any, call: Call) -> Any:
+        """The output."""
+        return plain(run, call) if len(call.places) == 1 else self.several(run, call)
+
+
 def written(function: Callable[..., Any]) -> Apply:
     """An operation written out in others."""
 

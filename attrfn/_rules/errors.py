@@ -42,8 +42,9 @@ def refuse_mixed(call: Call, rules: str) -> NoReturn:
     op = public_name(call.func)
     raise UnsupportedOpError(
         f"{rules} cannot be complete at {op}{where()}: one of its arguments depends on the inputs "
-        "without a derivative (a comparison, an index, .detach() or torch.no_grad() made it); use "
-        f"an operation with a rule instead, or take it as a constant with rules.allow({op})"
+        "without a derivative (a comparison, an index, .detach(), torch.no_grad() or a custom "
+        f"autograd.Function made it); use an operation with a rule instead, or take it as a "
+        f"constant with rules.allow({op})"
     )
 
 

@@ -21,12 +21,12 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo sentences test doctest lint format types docs bench clean
+.PHONY: help demo sentences test doctest capabilities lint format types docs bench clean
 # Keep the stamps of the set-up below.
 .SECONDARY:
 
 help: ## Print this list.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/installed-examples ## Explain real predictions in pictures; writes to demo_output/.
 	$(BIN)/python docs/examples/digits.py --out demo_output
@@ -46,6 +46,9 @@ test: $(VENV)/installed-test ## Run all tests, and the examples of docstrings, R
 doctest: $(VENV)/installed-test ## Run only the examples of docstrings, README and docs.
 	$(TEST_ENV) $(BIN)/python -m pytest --doctest-modules --doctest-glob='*.md' \
 		--ignore-glob='docs/*.py' $(PYTEST_ARGS) attrfn README.md docs
+
+capabilities: $(VENV)/installed-test ## Write docs/capabilities.md anew from what passes.
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) --write-capabilities -m capability tests
 
 lint: $(VENV)/installed-dev ## Check style and format.
 	$(BIN)/ruff check .

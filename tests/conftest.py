@@ -11,6 +11,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
 
+import capabilities
 import hypothesis
 import pytest
 import torch
@@ -32,3 +33,43 @@ hypothesis.settings.load_profile("attrfn")
 def _same_numbers() -> None:
     """A test that draws from torch's global generator draws the same in any order of the tests."""
     torch.manual_seed(0)
+
+
+# --- the page of capabilities: what passed, here or in the worker processes ----------------------
+
+_passed: dict[tuple[str, str], bool] = {}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--write-capabilities", action="store_true", help="write docs/capabilities.md anew"
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        item.user_properties.extend(capabilities.properties(item))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    for kind, value in report.user_properties:
+        if kind == "capability" and (report.when == "call" or not report.passed):
+            name, column = str(value).split("|")
+            _passed[name, column] = _passed.get((name, column), True) and report.passed
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workerinput") or not _passed:
+        return
+    if session.config.getoption("--write-capabilities"):
+        from test_registry import public
+
+        page = capabilities.page(_passed, public())
+        capabilities.PAGE.write_text(page, encoding="utf-8")
+        return
+    page = capabilities.PAGE.read_text(encoding="utf-8")
+    ticked = capabilities.found(page)
+    wrong = sorted(cell for cell, good in _passed.items() if good and not ticked.get(cell))
+    if wrong:
+        print(f"\ndocs/capabilities.md does not tick {wrong}: run make capabilities")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import assert_close
 from models import NETS, Net, targets
-from registry import ROWS, Row, explain, needs, rows
+from registry import ROWS, Row, explain, needs, primary_rows, rows
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import functional_call
@@ -39,6 +39,7 @@ def given(r: Row, net: Net, batch: int = 3) -> dict[str, Any]:
     return {**options, "target": targets(batch)} if r.target else options
 
 
+@pytest.mark.capability("compile")
 @rows()
 def test_closure_over_the_model_compiles_once(r: Row) -> None:
     """Other inputs, targets and parameter values of the same shapes use the same graph."""
@@ -85,6 +86,22 @@ SOME = ["integrated_gradients", "layer_conductance", "neuron_conductance", "hire
 some = pytest.mark.parametrize("name", SOME)
 
 
+@pytest.mark.capability("compile + vmap")
+@primary_rows
+def test_vmap_inside_compiled_code(r: Row) -> None:
+    """Over examples and targets, or targets where the examples reach each other."""
+    net = r.net
+    model, x, t = net.build(), net.inputs(2), targets(2)
+
+    def one(x: Tensor, t: Tensor) -> Tensor:
+        return explain(r, net, model, x if r.mixes else x[None], target=t, **small(r))
+
+    def f(x: Tensor, t: Tensor) -> Tensor:
+        return torch.func.vmap(one, in_dims=(None if r.mixes else 0, 0))(x, t)
+
+    compiled_equals_eager(f, x, t, backend="eager")
+
+
 @some
 @pytest.mark.parametrize("net", ["norm", "attention"])
 def test_other_nets_compile(name: str, net: str) -> None:
@@ -114,21 +131,6 @@ def test_functional_parameters_compile_once(name: str) -> None:
         params = {k: scale * p.detach() for k, p in model.named_parameters()}
         assert_close(compiled(params, x), f(params, x))
     assert counter.frame_count == 1
-
-
-@some
-def test_vmap_inside_compiled_code(name: str) -> None:
-    r = ROWS[name]
-    net = r.net
-    model = net.build()
-
-    def f(x: Tensor, t: Tensor) -> Tensor:
-        def one(x: Tensor, t: Tensor) -> Tensor:
-            return explain(r, net, model, x[None], target=t, **small(r))
-
-        return torch.func.vmap(one)(x, t)
-
-    compiled_equals_eager(f, net.inputs(2), targets(2))
 
 
 @some

@@ -54,6 +54,7 @@ def of_parameters(r: Row, net: Net) -> tuple[Callable[[dict[str, Tensor]], Tenso
     return f, params
 
 
+@pytest.mark.capability("grad")
 @smooth_cells
 def test_grad_with_respect_to_inputs(r: Row, net: Net) -> None:
     f, x = of_inputs(r, net), net.inputs()
@@ -64,6 +65,7 @@ def test_grad_with_respect_to_inputs(r: Row, net: Net) -> None:
     assert_close(inner(found, v), expected, **FD)
 
 
+@pytest.mark.capability("jvp")
 @smooth_cells
 def test_jvp_with_respect_to_inputs(r: Row, net: Net) -> None:
     f, x = of_inputs(r, net), net.inputs()

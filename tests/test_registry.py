@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 
+import capabilities
 import models
+import pytest
 import torch
 from helpers import assert_close, assert_informative
 from registry import REGISTRY, ROWS, Row, explain, needs, rows, rows_and_nets
@@ -12,15 +14,27 @@ from registry import REGISTRY, ROWS, Row, explain, needs, rows, rows_and_nets
 import attrfn
 
 
-def test_every_public_callable_has_a_row() -> None:
-    """Every one but the errors, and `compile`, which takes methods (see test_compiled.py)."""
-    public = {
+def public() -> set[str]:
+    """Every public function and class but `compile`, which takes methods (see test_compiled.py)."""
+    return {
         name
         for name, v in vars(attrfn).items()
-        if callable(v) and not name.startswith("_")
+        if callable(v) and not name.startswith("_") and name != "compile"
         if not (isinstance(v, type) and issubclass(v, Exception))
     }
-    assert public - {"compile"} == {name for r in REGISTRY for name in r.covers}
+
+
+def test_every_public_callable_has_a_row() -> None:
+    assert public() == {name for r in REGISTRY for name in r.covers}
+
+
+def test_page_of_capabilities_is_whole() -> None:
+    """Each public callable times each column: ticked, or with a reason (see conftest.py)."""
+    page = capabilities.PAGE.read_text(encoding="utf-8")
+    ticked = capabilities.found(page)
+    assert {name for name, _ in ticked} == public()
+    assert {cell for cell, good in ticked.items() if not good} <= capabilities.REASONS.keys()
+    assert page == capabilities.page(ticked, public()), "run: make capabilities"
 
 
 def test_names_of_rows_are_unique() -> None:
@@ -53,6 +67,7 @@ def test_options_are_keyword_only(r: Row) -> None:
         assert inspect.Parameter.VAR_POSITIONAL not in kinds
 
 
+@pytest.mark.capability("eager")
 @rows_and_nets()
 def test_row_explains_something(r: Row, net: models.Net) -> None:
     result = explain(r, net)

@@ -15,6 +15,7 @@ from torch.func import functional_call, stack_module_state, vmap
 import attrfn
 
 
+@pytest.mark.capability("vmap")
 @rows_and_nets(lambda r, net: not r.mixes)
 def test_vmap_over_examples_is_the_batch(r: Row, net: Net) -> None:
     model, x, t = net.build(), net.inputs(), targets(3)
@@ -32,6 +33,7 @@ def test_vmap_over_examples_and_their_targets_as_a_batch_of_one(r: Row) -> None:
     assert_close(mapped.squeeze(r.batch_dim + 1).movedim(0, r.batch_dim), batched)
 
 
+@pytest.mark.capability("vmap")
 @rows(lambda r: r.target)
 def test_vmap_over_targets_is_the_loop(r: Row) -> None:
     model, x = r.net.build(), r.net.inputs()

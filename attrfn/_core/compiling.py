@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.abc
 import importlib.util
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -23,6 +25,19 @@ else:
     def is_compiling() -> bool:
         """Whether torch.compile traces this call."""
         return bool(torch._dynamo.is_compiling())
+
+
+def unreadable() -> bool:
+    """Whether values cannot be read: torch.compile, torch.export or make_fx traces this call."""
+    if is_compiling():
+        return True
+    tracer = sys.modules.get("torch.fx.experimental.proxy_tensor")
+    return tracer is not None and tracer.get_proxy_mode() is not None
+
+
+def untraced() -> contextlib.AbstractContextManager[object]:
+    """Real tensors inside, also where fake ones are made or a tracer writes down what happens."""
+    return _disable_current_modes()
 
 
 def constant(function: F) -> F:

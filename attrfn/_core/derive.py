@@ -11,7 +11,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from attrfn._core.compiling import is_compiling
+from attrfn._core.compiling import is_compiling, unreadable
 from attrfn._core.plain_ops import PlainOps
 from attrfn._core.typing import Leaves
 from attrfn._core.warn import warn
@@ -21,8 +21,8 @@ _FORWARD_MODE = threading.RLock()
 
 
 def transforming() -> bool:
-    """Whether this runs under torch.compile or inside a torch.func transform."""
-    return is_compiling() or in_functorch()
+    """Whether values cannot be read: in torch.func transforms, torch.compile, export or make_fx."""
+    return in_functorch() or unreadable()
 
 
 def in_functorch() -> bool:

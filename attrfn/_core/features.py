@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attrfn._core.baseline import broadcasts, spread
-from attrfn._core.compiling import is_compiling
+from attrfn._core.compiling import unreadable
 from attrfn._core.derive import transforming
 from attrfn._core.typing import Leaves, Tree
 
@@ -133,10 +133,10 @@ def _ids(mask: object, t: Tensor, name: str) -> Tensor:
 
 def _counted(ids: list[Tensor], name: str) -> tuple[int, tuple[Tensor, ...]]:
     """The number of different ids, and each id's place among them."""
-    if is_compiling():
+    if unreadable():
         raise ValueError(
-            f"{name} is given without n_features inside torch.compile, where ids cannot be "
-            "counted: number the features from 0 and give n_features"
+            f"{name} is given without n_features inside torch.compile or a tracer, where ids "
+            "cannot be counted: number the features from 0 and give n_features"
         )
     try:
         known = torch.unique(torch.cat([i.flatten() for i in ids]))

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attrfn import random
-from attrfn._core.compiling import constant
+from attrfn._core.compiling import constant, untraced
 from attrfn._core.keys import sample_keys
 
 _MOST_WORK = 1e10  # of choosing coalitions, about a second
@@ -87,7 +87,7 @@ def spread(n: int, pairs: int) -> Tensor:
     Reference:
         Delsarte, Goethals and Seidel, Spherical Codes and Designs, 1977.
     """
-    with torch.inference_mode(False), torch.no_grad():
+    with untraced(), torch.inference_mode(False), torch.no_grad():
         strata = shares(n, pairs)
         whole = [s for s in strata if s.pairs == s.of]
         some = [s for s in strata if s.pairs < s.of]

@@ -1,10 +1,12 @@
 """Every method on three models: time and peak memory, beside the floor and beside Captum.
 
 The floor is a bare batched pass of the rows that a method has to look at, with frozen parameters
-and the best chunk size. "own" is the method on a model that costs nothing: its own arithmetic and
-its fixed cost. Captum is run with its defaults, and tuned: parameters frozen, and the best of its
-settings for the size of a batch. Prints a table and writes it to benchmarks/results/, as Markdown,
-as CSV and as a picture.
+and the best chunk size. attrfn runs as it is called, its chunk size the better of the default and
+8 copies, eager and as one compiled graph. "own" is the method on a model that costs nothing: its
+own arithmetic and its fixed cost. Captum is run with its defaults, and tuned: parameters frozen,
+and the best of its settings for the size of a batch. Prints a table and writes it to
+benchmarks/results/, as Markdown, as CSV and as a picture; with --models the rows of other models
+stay those of the last table.
 
 --check times a few methods only, as ratios to the floor, and fails where one is more than 15 % over
 the committed table.
@@ -16,13 +18,14 @@ import copy
 import csv
 import ctypes
 import gc
-import json
+import inspect
 import math
 import statistics
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from _cases import CASES, LAYERS, Bench, Case, Run
@@ -36,7 +39,6 @@ from _harness import (
     peak_mb,
     ratio,
     seconds,
-    subprocess_json,
     table,
     write,
 )
@@ -82,15 +84,21 @@ def frozen(b: Bench) -> Bench:
     return b._replace(model=copy.deepcopy(b.model).requires_grad_(False))
 
 
-def eager(case: Case, b: Bench) -> Run:
-    options = {**case.options(b), **({"target": b.target} if case.target else {})}
+def eager(case: Case, b: Bench, **tuning: Any) -> Run:
+    options = {**case.options(b), **({"target": b.target} if case.target else {}), **tuning}
     return lambda: case.method(b.model, b.x, **options)
 
 
-def compiled(case: Case, b: Bench) -> Run:
+def compiled(case: Case, b: Bench, **tuning: Any) -> Run:
     changing = {"target": b.target} if case.target else {}
-    run = attrfn.compile(case.method, b.model, dynamic=False, **case.options(b))
+    run = attrfn.compile(case.method, b.model, dynamic=False, **case.options(b), **tuning)
     return lambda: run(b.x, **changing)
+
+
+def tunings(case: Case) -> list[dict[str, Any]]:
+    """What may be chosen for attrfn: all copies at once, or 8 (a longer graph when compiled)."""
+    takes = inspect.signature(case.method).parameters
+    return [{}, {"chunk_size": 8}] if "chunk_size" in takes and case.rows > 8 else [{}]
 
 
 def floor(case: Case, b: Bench, at_once: int) -> Run:
@@ -114,35 +122,41 @@ def floor(case: Case, b: Bench, at_once: int) -> Run:
     return run
 
 
-def best(runs: Sequence[Run], device: str) -> Run:
-    """The fastest of some, each run three times."""
+def best(runs: Sequence[Run], device: str) -> int:
+    """Which is the fastest of some, each run three times."""
     if len(runs) == 1:
-        return runs[0]
-    times = []
+        return 0
     for run in runs:
         run()
-        times.append(min(seconds(run, device) for _ in range(3)))
-    return runs[times.index(min(times))]
+    rounds = [[seconds(run, device) for run in runs] for _ in range(3)]
+    times = [min(of_run) for of_run in zip(*rounds, strict=True)]
+    return times.index(min(times))
+
+
+def fastest(runs: Sequence[Run], device: str) -> Run:
+    return runs[best(runs, device)]
 
 
 def runs_of(case: Case, b: Bench, device: str, compiling: bool) -> tuple[dict[str, Run], list[str]]:
     """What is timed, by who; and notes on what is not."""
     notes: list[str] = []
     sizes = [size for size in FLOOR_ROWS if size <= case.rows * BATCH]
-    runs = {"floor": best([floor(case, b, size) for size in sizes], device)}
+    runs = {"floor": fastest([floor(case, b, size) for size in sizes], device)}
     if case.own:
         runs["own"] = eager(case, b._replace(model=Free().eval(), layer="layer"))
-    runs["eager"] = eager(case, b)
+    ours = tunings(case)
+    tuning = ours[best([eager(case, b, **t) for t in ours], device)]
+    runs["eager"] = eager(case, b, **tuning)
     want = runs["eager"]()
     if compiling:
-        runs["compiled"] = compiled(case, b)
+        runs["compiled"] = compiled(case, b, **tuning)
         close(runs["compiled"](), want, 1e-3)
     if case.captum is not None:
         cold = frozen(b)
         try:
             runs["Captum"] = case.captum(b)
             found = runs["Captum"]()
-            runs["tuned"] = best([case.captum(cold, **t) for t in case.tunings], device)
+            runs["tuned"] = fastest([case.captum(cold, **t) for t in case.tunings], device)
             runs["tuned"]()
         except Exception as error:  # Captum raises errors of many types
             runs.pop("Captum", None)
@@ -171,19 +185,20 @@ def quartiles(times: Sequence[float]) -> tuple[float, float, float]:
     return 1e3 * low, 1e3 * middle, 1e3 * high
 
 
-def timed(name: str, args) -> tuple[list[dict[str, object]], list[str]]:
+def timed(name: str, args: Any) -> list[dict[str, Any]]:
     """The rows of one model."""
-    rows: list[dict[str, object]] = []
-    notes: list[str] = []
-    memory = {} if args.no_memory else subprocess_json(__file__, name, ["--device", args.device])
+    rows: list[dict[str, Any]] = []
     for method, case in CASES.items():
         if name not in case.models or (args.methods and method not in args.methods):
             continue
         torch._dynamo.reset()
         gc.collect()
         b = bench(name, args.device)
-        runs, noted = runs_of(case, b, args.device, not args.no_compile)
-        notes += [f"{name}, {method}: {note}" for note in noted]
+        try:
+            runs, noted = runs_of(case, b, args.device, not args.no_compile)
+        except Exception as error:  # the other rows are still worth their time
+            print(f"{name} {method} failed: {type(error).__name__}: {error}", flush=True)
+            continue
         times = medians(runs, args.repeats, args.device)
         row: dict[str, object] = {"model": name, "method": method, "rows": case.rows * BATCH}
         for who in WHO:
@@ -193,28 +208,19 @@ def timed(name: str, args) -> tuple[list[dict[str, object]], list[str]]:
             key = f"{who} / floor"
             row[key] = ratio(times[who], times["floor"]) if who in times else math.nan
         for who in WHO[2:]:
-            row[f"{who} MB"] = memory.get(f"{method}/{who}", math.nan)
-        rows.append(row)
+            measured = who in runs and not args.no_memory
+            row[f"{who} MB"] = memory(runs[who], args.device) if measured else math.nan
+        rows.append(row | {"note": "; ".join(noted)})
         print(table([shown(row)]).splitlines()[-1], flush=True)
-    return rows, notes
+    return rows
 
 
-def memory_of(name: str, device: str) -> dict[str, float]:
-    """Peak extra memory of every run of a model, in this process."""
-    found = {}
-    for method, case in CASES.items():
-        if name not in case.models:
-            continue
-        torch._dynamo.reset()
-        runs, _ = runs_of(case, bench(name, device), device, True)
-        for who, run in runs.items():
-            if who not in ("floor", "own"):
-                run()
-                gc.collect()
-                if device == "cpu":
-                    ctypes.CDLL("libc.so.6").malloc_trim(0)
-                found[f"{method}/{who}"] = peak_mb(run, device)
-    return found
+def memory(run: Run, device: str) -> float:
+    """Peak extra memory of a run, after what earlier ones left behind is given back."""
+    gc.collect()
+    if device == "cpu":
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return peak_mb(run, device)
 
 
 def shown(row: Mapping[str, object]) -> dict[str, str]:
@@ -224,7 +230,7 @@ def shown(row: Mapping[str, object]) -> dict[str, str]:
         value = row[key]
         return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
-    cells = {"model": row["model"], "method": row["method"], "rows": row["rows"]}
+    cells = {"model": row["model"], "method": row["method"], "rows": int(row["rows"])}
     for who in WHO:
         spread = f" ({text(f'{who} q1', 2)}-{text(f'{who} q3', 2)})"
         middle = text(f"{who} ms", 2)
@@ -312,11 +318,23 @@ def picture(rows: Sequence[Mapping[str, float]], path: Path, device: str) -> Non
     plt.close(figure)
 
 
-def check(args) -> None:
+def last_table(path: Path) -> list[dict[str, Any]]:
+    """The rows of the committed table."""
+
+    def value(text: str) -> Any:
+        try:
+            return float(text)
+        except ValueError:
+            return text
+
+    with path.open(newline="") as file:
+        return [{key: value(text) for key, text in row.items()} for row in csv.DictReader(file)]
+
+
+def check(args: Any) -> None:
     """Compare some ratios with the committed table."""
     path = RESULTS / f"{NAME}{'' if args.device == 'cpu' else '_' + args.device}.csv"
-    with path.open() as file:
-        known = {(r["model"], r["method"]): float(r["eager / floor"]) for r in csv.DictReader(file)}
+    known = {(r["model"], r["method"]): r["eager / floor"] for r in last_table(path)}
     rows, failed = [], []
     for name in MODELS:
         for method in CHECKED:
@@ -348,24 +366,19 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch._dynamo.config.recompile_limit = 64
     warnings.simplefilter("ignore")  # Captum's on hooks, in every run
-    if args.memory_of:
-        print(json.dumps(memory_of(args.memory_of, args.device)))
-        return
     if args.check:
         check(args)
         return
     if args.quick:
         args.repeats, args.no_compile, args.no_memory = 3, True, True
-    rows: list[dict[str, object]] = []
-    notes: list[str] = []
-    for name in args.models:
-        found, noted = timed(name, args)
-        rows += found
-        notes += noted
-    partial = args.methods or args.no_compile or len(args.models) < len(MODELS)
-    print("\n".join(f"- {note}" for note in notes))
-    if partial:
+    rows = [row for name in args.models for row in timed(name, args)]
+    if args.methods or args.no_compile:
         return
+    path = RESULTS / f"{NAME}{'' if args.device == 'cpu' else '_' + args.device}.csv"
+    if path.exists():
+        rows += [row for row in last_table(path) if row["model"] not in args.models]
+    rows.sort(key=lambda row: list(MODELS).index(row["model"]))
+    notes = [f"{r['model']}, {r['method']}: {r['note']}" for r in rows if r["note"]]
     bars = summary(rows)
     print(bars)
     caption = (

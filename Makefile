@@ -12,6 +12,10 @@ JOBS ?= 2
 PYTEST_ARGS ?=
 BENCH ?= $(sort $(filter-out benchmarks/_%, $(wildcard benchmarks/*.py)))
 
+OLDEST := 2.2.2
+COMPILES := 2.6.0
+OLDEST_TOOLS := "numpy<2" "optree>=0.13" "pytest>=8" "pytest-xdist>=3.5" "hypothesis>=6.100" "scipy<1.16" "scikit-learn<1.8"
+
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -21,7 +25,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo sentences test doctest capabilities lint format types docs bench clean
+.PHONY: help demo sentences test doctest capabilities test-oldest bench-check lint format types docs bench clean
 # Keep the stamps of the set-up below.
 .SECONDARY:
 
@@ -66,6 +70,16 @@ docs: $(VENV)/installed-docs ## Build the documentation into site/; warnings are
 
 bench: $(VENV)/installed-bench ## Run the benchmarks; tables go to benchmarks/results/.
 	@set -e; for script in $(BENCH); do echo "== $$script"; $(BIN)/python "$$script"; done
+
+bench-check: $(VENV)/installed-bench ## Compare some ratios with the committed table; fails past 15 %.
+	$(BIN)/python benchmarks/all_methods.py --check
+
+# Old versions of torch want an old numpy, and have no CPU builds on PyPI: some gigabytes each.
+test-oldest: ## Run the eager tests on the oldest torch, those of torch.compile on the oldest that has it.
+	$(PYTHON) -m venv $(VENV)/oldest && $(VENV)/oldest/bin/pip install --quiet $(OLDEST_TOOLS) torch==$(OLDEST)
+	$(TEST_ENV) PYTHONPATH=. $(VENV)/oldest/bin/python -m pytest -n $(JOBS) -m "not compiles" $(PYTEST_ARGS) tests
+	$(PYTHON) -m venv $(VENV)/compiles && $(VENV)/compiles/bin/pip install --quiet $(OLDEST_TOOLS) torch==$(COMPILES)
+	$(TEST_ENV) PYTHONPATH=. $(VENV)/compiles/bin/python -m pytest -n $(JOBS) -m compiles $(PYTEST_ARGS) tests
 
 clean: ## Delete the virtual environment, caches and everything that the other targets write.
 	rm -rf $(VENV) demo_output site build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -46,6 +46,24 @@ column says.
 
 """
 
+ARCHITECTURES = """
+## Architectures
+
+Gradients, integrated gradients, DeepLIFT, AttnLRP, feature ablation and layers by their qualified
+names are tested on tiny random models of these families of Hugging Face's `transformers`:
+
+* encoders: albert, bert, deberta, distilbert, electra, mpnet, roberta
+* decoders: bloom, gemma, gpt2, gpt_neox, llama, mamba, mistral, mixtral, opt, phi, qwen2
+* encoders with decoders: bart, t5
+* images: convnext, resnet, swin, vit
+* sound: spectrogram (AST), wav2vec2
+
+Two of them are refused by DeepLIFT, with the module and the operation in the message. Bloom's GELU is a
+custom `autograd.Function`, which hides its operations: put `torch.nn.GELU("tanh")` in its place.
+Mixtral's router picks experts by `topk`: between two choices of experts there is no difference
+to share out. Integrated gradients of Mixtral are not complete for the same reason.
+"""
+
 EXPORT = """
 ## Export
 
@@ -99,7 +117,7 @@ def page(passed: Cells, names: Iterable[str]) -> str:
     ]
     lines += ["\n", *(f"* **{column}**: {what}.\n" for column, what in COLUMNS.items())]
     lines += ["\n## Notes\n\n", *(f"{i}. {note}.\n" for i, note in enumerate(notes, 1))]
-    return "".join([*lines, EXPORT])
+    return "".join([*lines, ARCHITECTURES, EXPORT])
 
 
 def found(text: str) -> dict[tuple[str, str], bool]:

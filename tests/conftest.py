@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
+from collections.abc import Callable
+from typing import Any
 
 # Before the imports that read them.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -49,6 +53,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         item.user_properties.extend(capabilities.properties(item))
+        if isinstance(item, pytest.Function) and _compiles(item.nodeid, item.function):
+            item.add_marker("compiles")
+
+
+@functools.cache
+def _text(function: Callable[..., Any]) -> str:
+    return inspect.getsource(function)
+
+
+def _compiles(nodeid: str, function: Callable[..., Any]) -> bool:
+    """Whether a test uses torch.compile or torch.export, which old versions of torch cannot."""
+    return "compile" in nodeid or "test_export" in nodeid or "torch.compile(" in _text(function)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import copy
 import functools
+import re
 from typing import Any, NamedTuple
 
+import capabilities
 import optree
 import pytest
 import torch
@@ -280,6 +282,12 @@ def change(model: Any, x: Tensor, x0: Tensor) -> Tensor:
 
 def total(value: Tensor) -> Tensor:
     return value.detach().flatten(1).sum(1)
+
+
+def test_page_names_the_families() -> None:
+    names = re.findall(r"^\* [a-z ]+: (.+)$", capabilities.ARCHITECTURES, re.MULTILINE)
+    listed = [name.removesuffix(" (AST)") for line in names for name in line.split(", ")]
+    assert sorted(listed) == sorted(FAMILIES)
 
 
 @each_family

@@ -58,10 +58,10 @@ names are tested on tiny random models of these families of Hugging Face's `tran
 * images: convnext, resnet, swin, vit
 * sound: spectrogram (AST), wav2vec2
 
-Two of them are refused by DeepLIFT, with the module and the operation in the message. Bloom's GELU is a
-custom `autograd.Function`, which hides its operations: put `torch.nn.GELU("tanh")` in its place.
-Mixtral's router picks experts by `topk`: between two choices of experts there is no difference
-to share out. Integrated gradients of Mixtral are not complete for the same reason.
+Two of them are refused by DeepLIFT, with the module and the operation in the message. Bloom's GELU
+is a custom `autograd.Function`, which hides its operations: put `torch.nn.GELU("tanh")` in its
+place. Mixtral's router picks experts by `topk`: between two choices of experts there is no
+difference to share out. Integrated gradients of Mixtral are not complete for the same reason.
 """
 
 EXPORT = """

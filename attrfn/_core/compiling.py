@@ -32,7 +32,10 @@ def unreadable() -> bool:
     if is_compiling():
         return True
     tracer = sys.modules.get("torch.fx.experimental.proxy_tensor")
-    return tracer is not None and tracer.get_proxy_mode() is not None
+    if tracer is None:
+        return False
+    mode = getattr(tracer, "get_proxy_mode", None) or tracer.get_innermost_proxy_mode  # torch < 2.5
+    return mode() is not None
 
 
 def untraced() -> contextlib.AbstractContextManager[object]:

@@ -5,8 +5,8 @@ and the best chunk size. attrfn runs as it is called, its chunk size the better 
 8 copies, eager and as one compiled graph. "own" is the method on a model that costs nothing: its
 own arithmetic and its fixed cost. Captum is run with its defaults, and tuned: parameters frozen,
 and the best of its settings for the size of a batch. Prints a table and writes it to
-benchmarks/results/, as Markdown, as CSV and as a picture; with --models the rows of other models
-stay those of the last table.
+benchmarks/results/, as Markdown, as CSV and as a picture; with --models and --methods the other
+rows stay those of the last table.
 
 --check times a few methods only, as ratios to the floor, and fails where one is more than 15 % over
 the committed table.
@@ -23,7 +23,7 @@ import math
 import statistics
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -185,9 +185,8 @@ def quartiles(times: Sequence[float]) -> tuple[float, float, float]:
     return 1e3 * low, 1e3 * middle, 1e3 * high
 
 
-def timed(name: str, args: Any) -> list[dict[str, Any]]:
+def timed(name: str, args: Any) -> Iterator[dict[str, Any]]:
     """The rows of one model."""
-    rows: list[dict[str, Any]] = []
     for method, case in CASES.items():
         if name not in case.models or (args.methods and method not in args.methods):
             continue
@@ -210,9 +209,8 @@ def timed(name: str, args: Any) -> list[dict[str, Any]]:
         for who in WHO[2:]:
             measured = who in runs and not args.no_memory
             row[f"{who} MB"] = memory(runs[who], args.device) if measured else math.nan
-        rows.append(row | {"note": "; ".join(noted)})
         print(table([shown(row)]).splitlines()[-1], flush=True)
-    return rows
+        yield row | {"note": "; ".join(noted)}
 
 
 def memory(run: Run, device: str) -> float:
@@ -268,7 +266,8 @@ def summary(rows: Sequence[Mapping[str, float]]) -> str:
     late = [f"{r['model']} {r['method']} {o:.2f}" for o, r in over if o > 1]
     text = f"- eager within 1.05 x floor + own: {len(owns) - len(late)} of {len(owns)} rows"
     lines.append(text + (f"; not {', '.join(late)}." if late else "."))
-    far = sorted(rows, key=lambda r: -r["compiled / floor"])[:5]
+    done = [r for r in rows if not math.isnan(r["compiled / floor"])]
+    far = sorted(done, key=lambda r: -r["compiled / floor"])[:5]
     text = ", ".join(f"{r['model']} {r['method']} {r['compiled / floor']:.1f}" for r in far)
     lines.append(f"- compiled, furthest from the floor: {text}.")
     return "\n".join(lines)
@@ -318,6 +317,21 @@ def picture(rows: Sequence[Mapping[str, float]], path: Path, device: str) -> Non
     plt.close(figure)
 
 
+def save(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Write rows in place of those that the table has for them, and return them all, in order."""
+    known = {(r["model"], r["method"]): r for r in (last_table(path) if path.exists() else [])}
+    known |= {(r["model"], r["method"]): r for r in rows}
+    order = [(model, method) for model in MODELS for method in CASES]
+    merged = [known[key] for key in order if key in known]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(merged[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(
+            {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in r.items()} for r in merged
+        )
+    return merged
+
+
 def last_table(path: Path) -> list[dict[str, Any]]:
     """The rows of the committed table."""
 
@@ -358,7 +372,7 @@ def check(args: Any) -> None:
 def main() -> None:
     flags = parser(__doc__)
     flags.add_argument("--models", nargs="*", choices=list(MODELS), default=list(MODELS))
-    flags.add_argument("--methods", nargs="*", choices=list(CASES), help="print these only")
+    flags.add_argument("--methods", nargs="*", choices=list(CASES), help="these only")
     flags.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     flags.add_argument("--no-memory", action="store_true", help="leave memory out")
     flags.add_argument("--check", action="store_true", help="compare with the committed table")
@@ -371,13 +385,13 @@ def main() -> None:
         return
     if args.quick:
         args.repeats, args.no_compile, args.no_memory = 3, True, True
-    rows = [row for name in args.models for row in timed(name, args)]
-    if args.methods or args.no_compile:
-        return
     path = RESULTS / f"{NAME}{'' if args.device == 'cpu' else '_' + args.device}.csv"
-    if path.exists():
-        rows += [row for row in last_table(path) if row["model"] not in args.models]
-    rows.sort(key=lambda row: list(MODELS).index(row["model"]))
+    rows: list[dict[str, Any]] = []
+    for name in args.models:
+        for row in timed(name, args):
+            rows = [row] if args.no_compile else save(path, [row])
+    if args.no_compile:
+        return
     notes = [f"{r['model']}, {r['method']}: {r['note']}" for r in rows if r["note"]]
     bars = summary(rows)
     print(bars)
@@ -389,12 +403,6 @@ def main() -> None:
     parts = [caption, bars, table([shown(row) for row in rows]), "Notes:"]
     text = "\n\n".join(parts) + "\n\n" + "\n".join(f"- {note}" for note in notes)
     path = write(NAME, "Every method beside the floor and Captum", args.device, text)
-    with path.with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(
-            {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows
-        )
     picture(rows, path.with_suffix(".png"), args.device)
 
 

@@ -11,11 +11,12 @@ https://docs.jax.dev/en/latest/jep/263-prng.html.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from attrfn._core.philox import DRAW, FOLD, LOW, MASK, SPLIT, cells, generate, philox
 
 __all__ = [
     "as_key",
@@ -31,17 +32,6 @@ __all__ = [
 ]
 
 Device = torch.device | str | None
-
-_is_compiling: Callable[[], bool] = getattr(  # torch 2.2 has it elsewhere
-    torch.compiler, "is_compiling", lambda: False
-)
-
-_MASK = 0xFFFFFFFF
-_MULTIPLIERS = (0xD2511F53 - 2**32, 0xCD9E8D57 - 2**32)  # less 2^32: products fit int64
-_WEYL = (0x9E3779B9, 0xBB67AE85)
-_ROUNDS = 10
-_SPLIT, _FOLD, _DRAW, _LOW = 1, 2, 3, 4  # tags; _LOW gives the low words of 64-bit draws
-_CHUNK = 2**17  # blocks made at once on a CPU, so that they stay in its cache
 
 
 def key(seed: int, *, device: Device = None) -> Tensor:
@@ -94,7 +84,7 @@ def as_key(key: Tensor | int, device: Device = None) -> Tensor:
             "key must be an int or an integer tensor of shape (..., 2), got "
             f"{_kind(key)}: make one with attrfn.random.key(seed)."
         )
-    words = (key & _MASK, (key >> 32) & _MASK)
+    words = (key & MASK, (key >> 32) & MASK)
     return torch.stack([torch.full((), w, dtype=torch.int64, device=device) for w in words])
 
 
@@ -116,7 +106,7 @@ def split(key: Tensor | int, n: int = 2) -> Tensor:
         >>> a.shape, torch.equal(a, b)
         (torch.Size([2]), False)
     """
-    return _generate(as_key(key), (n, 2), (_SPLIT,), lambda word: word)
+    return generate(as_key(key), (n, 2), (SPLIT,), lambda word: word)
 
 
 def fold_in(key: Tensor | int, data: Tensor | int) -> Tensor:
@@ -143,7 +133,7 @@ def fold_in(key: Tensor | int, data: Tensor | int) -> Tensor:
         )
     key = as_key(key, data.device if isinstance(data, Tensor) and isinstance(key, int) else None)
     data = data.to(torch.int64) if isinstance(data, Tensor) else data
-    words = _philox((_FOLD, data & _MASK, 0, (data >> 32) & _MASK), key[..., 0], key[..., 1])
+    words = philox((FOLD, data & MASK, 0, (data >> 32) & MASK), key[..., 0], key[..., 1])
     return torch.stack(words[:2], -1)
 
 
@@ -165,7 +155,7 @@ def bits(key: Tensor | int, shape: Sequence[int] = (), *, device: Device = None)
         >>> bits(0, (2,))
         tensor([3381718825, 1782871206])
     """
-    return _generate(as_key(key, device), shape, (_DRAW,), lambda word: word)
+    return generate(as_key(key, device), shape, (DRAW,), lambda word: word)
 
 
 def uniform(
@@ -209,7 +199,7 @@ def uniform(
         x = minval + (maxval - minval) * 2.0**-p * k.to(wide)
         return torch.minimum(x.to(dtype), top)
 
-    return _draw_cells(key, shape, wide, place)
+    return cells(key, shape, wide, place)
 
 
 def normal(
@@ -245,7 +235,7 @@ def normal(
         centre = (2 * k + (1 - 2**p)).to(wide) * 2.0**-p  # 2 u - 1: an odd integer < 2^p, exact
         return (math.sqrt(2) * torch.erfinv(centre)).to(dtype)
 
-    return _draw_cells(as_key(key, device), shape, wide, quantile)
+    return cells(as_key(key, device), shape, wide, quantile)
 
 
 def bernoulli(
@@ -303,10 +293,10 @@ def randint(key: Tensor | int, shape: Sequence[int], high: int, *, device: Devic
     """
     if not 1 <= high <= 2**31:
         raise ValueError(f"high must be from 1 to 2^31, got {high}: draw from bits instead.")
-    return _generate(
+    return generate(
         as_key(key, device),
         shape,
-        (_DRAW, _LOW),
+        (DRAW, LOW),
         lambda hi, lo: (hi * high + ((lo * high) >> 32)) >> 32,
     )
 
@@ -329,62 +319,8 @@ def permutation(key: Tensor | int, n: int, *, device: Device = None) -> Tensor:
         >>> permutation(0, 5)
         tensor([1, 3, 2, 4, 0])
     """
-    words = _generate(
-        as_key(key, device), (n,), (_DRAW, _LOW), lambda hi, lo: (hi << 31) | (lo >> 1)
-    )
+    words = generate(as_key(key, device), (n,), (DRAW, LOW), lambda hi, lo: (hi << 31) | (lo >> 1))
     return torch.argsort(words, dim=-1, stable=True)
-
-
-def _philox(counter: tuple[Any, Any, Any, Any], k0: Tensor, k1: Tensor) -> list[Tensor]:
-    """Rounds of c0, c1, c2, c3 = hi(b c2) ^ c1 ^ k0, lo(b c2), hi(a c0) ^ c3 ^ k1, lo(a c0).
-
-    With p = x (m - 2^32), which fits int64: hi(m x) = (p >> 32) + x and lo(m x) = p mod 2^32.
-    A word of the counter is an int64 tensor, or an int for all elements; tensors come as c1 and
-    c3, which meet the key before a product: compiled, products of an arange have 32 bits
-    (https://github.com/pytorch/pytorch/issues/175966).
-    """
-    (a, b), (w0, w1) = _MULTIPLIERS, _WEYL
-    c0, c1, c2, c3 = counter
-    for i in range(_ROUNDS):
-        p, q = a * c0, b * c2
-        c0, c1, c2, c3 = (
-            ((q >> 32) + c2) ^ c1 ^ ((k0 + i * w0) & _MASK),
-            q & _MASK,
-            ((p >> 32) + c0) ^ c3 ^ ((k1 + i * w1) & _MASK),
-            p & _MASK,
-        )
-    return [c0, c1, c2, c3]
-
-
-def _generate(
-    key: Tensor, shape: Sequence[int], tags: tuple[int, ...], finish: Callable[..., Tensor]
-) -> Tensor:
-    """finish(one word per element from the stream of each tag), of shape (*batch, *shape)."""
-    n = math.prod(_checked(shape))
-    blocks = (n + 3) // 4
-
-    def part(start: int, stop: int) -> Tensor:
-        c = torch.arange(start, stop, device=key.device)
-        words = (_philox((tag, c, 0, 0), key[..., :1], key[..., 1:]) for tag in tags)
-        return finish(*(torch.stack(four, -1).flatten(-2) for four in words))
-
-    step = max(1, 2 * _CHUNK // max(1, key.numel()))
-    if _is_compiling() or key.device.type != "cpu" or blocks <= step:
-        flat = part(0, blocks)
-    else:
-        flat = torch.cat([part(i, min(i + step, blocks)) for i in range(0, blocks, step)], -1)
-    return flat[..., :n].reshape((*key.shape[:-1], *shape))
-
-
-def _draw_cells(
-    key: Tensor, shape: Sequence[int], wide: torch.dtype, finish: Callable[[Tensor, int], Tensor]
-) -> Tensor:
-    """finish(k, p) of uniform integers k in [0, 2^p): p = 53 in float64, 24 in float32."""
-    if wide == torch.float64:
-        return _generate(
-            key, shape, (_DRAW, _LOW), lambda hi, lo: finish((hi << 21) | (lo >> 11), 53)
-        )
-    return _generate(key, shape, (_DRAW,), lambda word: finish(word >> 8, 24))
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -403,17 +339,6 @@ def _largest_below(low: float, high: float, dtype: torch.dtype, device: torch.de
     least, top = (torch.full((), x, dtype=dtype, device=device).to(wide) for x in (low, high))
     step = 0.625 * info.eps * (top.abs() + info.tiny)  # 5/8 to 5/4 of the last place
     return torch.maximum(least, top - step).to(dtype)
-
-
-def _checked(shape: Sequence[int]) -> Sequence[int]:
-    if isinstance(shape, int):
-        raise TypeError(f"shape must be a tuple of ints, got the int {shape}: write ({shape},).")
-    if any(size < 0 for size in shape) or math.prod(shape) > 2**34:
-        raise ValueError(
-            f"shape must have sizes >= 0 and at most 2^34 elements, got {tuple(shape)}: "
-            "for more, draw with several keys of attrfn.random.split."
-        )
-    return shape
 
 
 def _is_integer(x: Tensor) -> bool:

@@ -12,6 +12,7 @@ from scipy import stats
 from torch import Tensor
 
 from attrfn import random
+from attrfn._core import philox
 from attrfn.random import (
     as_key,
     bernoulli,
@@ -76,13 +77,13 @@ def test_philox_gives_the_known_answers(
 ) -> None:
     k0, k1 = torch.tensor(words)
     c: Any = tuple(torch.tensor(counter)) if as_tensor else counter
-    assert torch.stack(random._philox(c, k0, k1)).tolist() == list(expected)
+    assert torch.stack(philox.philox(c, k0, k1)).tolist() == list(expected)
 
 
 def test_element_i_is_word_i_mod_4_of_block_i_div_4() -> None:
     k = key(0x299F31D0A4093822)
     blocks = [
-        torch.stack(random._philox((random._DRAW, torch.tensor(c), 0, 0), k[0], k[1]))
+        torch.stack(philox.philox((philox.DRAW, torch.tensor(c), 0, 0), k[0], k[1]))
         for c in range(3)
     ]
     assert torch.equal(bits(k, (10,)), torch.cat(blocks)[:10])
@@ -131,7 +132,7 @@ def test_a_draw_depends_on_the_flat_index_alone() -> None:
 def test_large_draws_are_made_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = split(3, 4)
     whole = normal(keys, (1003,))
-    monkeypatch.setattr(random, "_CHUNK", 37)
+    monkeypatch.setattr(philox, "CHUNK", 37)
     assert torch.equal(normal(keys, (1003,)), whole)
     assert torch.equal(normal(keys[2], (1003,)), whole[2])
 
@@ -198,9 +199,9 @@ def test_randint_is_uniform(high: int) -> None:
 def test_randint_is_the_leading_part_of_64_bits_times_high(high: int) -> None:
     words = [
         torch.cat(
-            [torch.stack(random._philox((tag, torch.tensor(c), 0, 0), *key(17))) for c in range(3)]
+            [torch.stack(philox.philox((tag, torch.tensor(c), 0, 0), *key(17))) for c in range(3)]
         ).tolist()
-        for tag in (random._DRAW, random._LOW)
+        for tag in (philox.DRAW, philox.LOW)
     ]
     expected = [((hi * 2**32 + lo) * high) >> 64 for hi, lo in zip(*words, strict=True)]
     assert randint(17, (12,), high).tolist() == expected
@@ -399,7 +400,7 @@ def test_the_upper_bound_is_the_number_below_maxval(dtype: torch.dtype, high: fl
 def test_extreme_words_give_finite_draws(
     dtype: torch.dtype, word: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(random, "_philox", lambda c, k0, k1: [k0 * 0 + c[1] * 0 + word] * 4)
+    monkeypatch.setattr(philox, "philox", lambda c, k0, k1: [k0 * 0 + c[1] * 0 + word] * 4)
     bound, p = (5.42, 24) if dtype == torch.float32 else (8.3, 53)
     z = normal(0, (1,), dtype=dtype)
     assert 0.99 * bound < abs(z) < bound

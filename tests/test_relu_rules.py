@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from zoo import make, randn
 
 import attrfn
+from attrfn._rules.record import Record
 from attrfn._rules.relu import DECONV, GUIDED
-from attrfn._rules.run import Record, Replay, Seen
+from attrfn._rules.replay import Replay
+from attrfn._rules.run import Seen
 from attrfn._rules.table import Rules
 
 RULES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

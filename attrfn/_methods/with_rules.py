@@ -11,7 +11,9 @@ from attrfn._core.bind import bind
 from attrfn._core.derive import transforming
 from attrfn._core.tree import call_model, flatten
 from attrfn._core.typing import ModelFn, Tree
-from attrfn._rules.run import Record, Replay, Seen
+from attrfn._rules.record import Record
+from attrfn._rules.replay import Replay
+from attrfn._rules.run import Seen
 from attrfn._rules.scope import scoped
 from attrfn._rules.table import Rules
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from attrfn._rules.call import Call, tensors
 from attrfn._rules.errors import where
 from attrfn._rules.names import PASSIVE, public_name
-from attrfn._rules.run import Replay
+from attrfn._rules.replay import Replay
 from attrfn._rules.table import Rules
 
 

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from attrfn._core.batch import wide
@@ -25,7 +24,8 @@ from attrfn._rules.call import Call
 from attrfn._rules.errors import refuse_unknown
 from attrfn._rules.graft import Back
 from attrfn._rules.ops import HOLOMORPHIC, STEPS
-from attrfn._rules.run import Replay, Values
+from attrfn._rules.replay import Replay
+from attrfn._rules.run import Values
 
 Function = Callable[[Tensor], Tensor]
 
@@ -122,129 +122,6 @@ def times_inverse(inverse: int) -> Callable[..., Tensor]:
     return rule
 
 
-def softmax(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
-    """The change in closed form, with the logarithmic mean L = (y - y0) / (log y - log y0).
-
-    y - y0 = L (x - x0 - D),   D = sum(L (x - x0)) / sum(L),  because sum(y - y0) = 0.
-    """
-    y: Tensor = call(*x)
-    dim = _softmax_dim(call, y.ndim)
-    mean = _logarithmic_mean(x[0], x0[0], dim)
-    total = mean.sum(dim, keepdim=True)
-
-    def parts(t: Values) -> list[Tensor]:
-        grown = mean * _difference(t[0], x[0])
-        return [grown - mean * (grown.sum(dim, keepdim=True) / total)]
-
-    def back(g: Tensor) -> list[Tensor]:
-        return [mean * (g - (mean * g).sum(dim, keepdim=True) / total)]
-
-    return run.graft(y, parts, z, x, back)
-
-
-def normalised(centred: bool) -> Callable[..., Tensor]:
-    """Layer norm (c = x - mean) and RMS norm (c = x): n w + b, n = c / s, s^2 = mean(c^2) + eps.
-
-    The product rule for c = n s and for c^2 (bars are means over x and x0):
-    n - n0 = (c - c0 - n_ (s - s0)) / s_,   s - s0 = mean(c_ (c - c0)) / s_.
-    """
-
-    def rule(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
-        if call.places != ((0, None),):
-            refuse_unknown(call, run.table.name, "its weights depend on the inputs")
-        y: Tensor = call(*x)
-        dims, weight, eps = norm_arguments(call, centred)
-        c, r = statistics_of(x[0], dims, eps, centred, run.once)
-        c0, r0 = statistics_of(x0[0], dims, eps, centred, run.once)
-        mean_c, mean_n, over_s = (c + c0) / 2, (c * r + c0 * r0) / 2, 2 * r * r0 / (r + r0)
-
-        def parts(t: Values) -> list[Tensor]:
-            d = (t[0] - x[0]).to(c.dtype)
-            d = d - d.mean(dims, keepdim=True) if centred else d
-            out = (d - mean_n * over_s * (mean_c * d).mean(dims, keepdim=True)) * over_s
-            return [out if weight is None else out * weight]
-
-        def back(g: Tensor) -> list[Tensor]:
-            u = over_s * (g if weight is None else g * weight)
-            u = u - mean_c * (over_s * (mean_n * u).mean(dims, keepdim=True))
-            return [u - u.mean(dims, keepdim=True) if centred else u]
-
-        return run.graft(y, parts, z, x, back)
-
-    return rule
-
-
-def norm_arguments(call: Call, centred: bool) -> tuple[tuple[int, ...], Tensor | None, float]:
-    """The dimensions, weight and epsilon of a layer norm or RMS norm."""
-    shape = call.argument(1, "normalized_shape")
-    weight = call.argument(2, "weight")
-    eps = call.argument(4 if centred else 3, "eps", 1e-5 if centred else None)
-    eps = torch.finfo(call.values[0].dtype).eps if eps is None else eps
-    return tuple(range(-len(shape), 0)), weight, eps
-
-
-def statistics_of(
-    x: Tensor, dims: tuple[int, ...], eps: float, centred: bool, once: bool
-) -> tuple[Tensor, Tensor]:
-    """C and r of :func:`normalised`, in one kernel where nobody differentiates them."""
-    x = x.to(wide(x.dtype))
-    if once and centred:
-        _, mean, r = torch.native_layer_norm(x, x.shape[dims[0] :], None, None, eps)
-        return x - mean, r
-    c = x - x.mean(dims, keepdim=True) if centred else x
-    return c, torch.rsqrt(c.square().mean(dims, keepdim=True) + eps)
-
-
-def logsumexp(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
-    """``y - y0 = D`` of :func:`softmax`."""
-    y: Tensor = call(*x)
-    dim = call.argument(1, "dim")
-    keepdim = bool(call.argument(2, "keepdim", False))
-    mean = _logarithmic_mean(x[0], x0[0], dim)
-    share = mean / mean.sum(dim, keepdim=True)
-
-    def parts(t: Values) -> list[Tensor]:
-        return [(share * _difference(t[0], x[0])).sum(dim, keepdim=keepdim)]
-
-    return run.graft(y, parts, z, x)
-
-
-def log_softmax(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
-    """``x - logsumexp(x)``."""
-    y: Tensor = call(*x)
-    dim = _softmax_dim(call, y.ndim)
-    mean = _logarithmic_mean(x[0], x0[0], dim)
-    share = mean / mean.sum(dim, keepdim=True)
-
-    def parts(t: Values) -> list[Tensor]:
-        d = _difference(t[0], x[0])
-        return [d - (share * d).sum(dim, keepdim=True)]
-
-    return run.graft(y, parts, z, x)
-
-
-def picked(
-    run: Replay,
-    value: Tensor,
-    z: Tensor,
-    x: Tensor,
-    x0: Tensor,
-    pick: Function,
-    pick0: Function,
-) -> Tensor:
-    """The rule of maxima, with ``pick`` for those at x and ``pick0`` for those at x0."""
-    y, y0 = pick(x), pick0(x0)
-    top = torch.maximum(y, y0)
-    gain = quotient(top - y0, y - pick(x0), (y == y0).to(y.dtype))
-    loss = quotient(y - top, pick0(x) - y0, torch.zeros_like(y))
-
-    def parts(t: Values) -> list[Tensor]:
-        dz = _difference(t[0], x)
-        return [gain * pick(dz) + loss * pick0(dz)]
-
-    return run.graft(value, parts, (z,), (x,))
-
-
 def slope(f: Function, x: Tensor, x0: Tensor, step: bool = False) -> Tensor:
     """``(f(x) - f(x0)) / (x - x0)``, and f'(x) where x = x0 (0 for a step function)."""
     if step:
@@ -274,6 +151,11 @@ def quotient(change: Tensor, dx: Tensor, otherwise: Tensor) -> Tensor:
 
 def _nothing(dx: Tensor) -> Tensor:
     return dx.abs() <= torch.finfo(dx.dtype).eps
+
+
+def change(z: Tensor, x: Tensor) -> Tensor:
+    """Z - x, which is zero; also where both are infinite."""
+    return torch.where(x.isinf(), 0.0, z - x)
 
 
 def derivative(f: Function, x: Tensor) -> Tensor:
@@ -312,72 +194,3 @@ _SECANTS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "rsqrt": lambda x, x0, y, y0: -((y * y0) ** 2) / (y + y0),
 }
 """Slopes in closed form, from x, x0, f(x) and f(x0); of ``pow`` for squares."""
-
-
-def _logarithmic_mean(x: Tensor, x0: Tensor, dim: Any) -> Tensor:
-    """(p - p0) / (log p - log p0) of the softmax p of x and p0 of x0; p where they agree."""
-    logs, logs0 = (_log_probabilities(t.to(wide(t.dtype)), dim) for t in (x, x0))
-    higher = torch.maximum(logs, logs0)
-    u = torch.minimum(logs, logs0) - higher
-    small = u >= -torch.finfo(u.dtype).eps
-    shrunk = torch.where(small, 1.0, torch.expm1(u) / torch.where(small, 1.0, u))
-    return higher.exp() * shrunk
-
-
-def _log_probabilities(x: Tensor, dim: Any) -> Tensor:
-    """``log softmax``, finite at masked positions, so that no difference is NaN."""
-    low = torch.finfo(x.dtype).min / 4
-    logs = x.log_softmax(dim) if isinstance(dim, int) else x - x.logsumexp(dim, keepdim=True)
-    return torch.where(x == -torch.inf, low, logs)
-
-
-def _difference(z: Tensor, x: Tensor) -> Tensor:
-    """Z - x, which is zero; also where both are infinite."""
-    return torch.where(x.isinf(), 0.0, z - x)
-
-
-def _softmax_dim(call: Call, ndim: int) -> int:
-    dim = call.argument(1, "dim")
-    if dim is None:
-        return 0 if ndim in (0, 1, 3) else 1
-    return int(dim)
-
-
-def max_pool(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Any:
-    """Max pooling: the rule of maxima, with the positions that pooling itself returns."""
-    n = 1 if "1d" in call.name else 2 if "2d" in call.name else 3
-    function = getattr(F, f"{'adaptive_' if 'adaptive' in call.name else ''}max_pool{n}d")
-    (y, at), (_, at0) = (_pooled(call, function, t) for t in (x[0], x0[0]))
-
-    def pick(positions: Tensor) -> Function:
-        return lambda t: t.flatten(-n).gather(-1, positions.flatten(-n)).reshape(positions.shape)
-
-    out = picked(run, y, z[0], x[0], x0[0], pick(at), pick(at0))
-    return (out, at) if call.name.endswith("with_indices") or _wants_indices(call) else out
-
-
-def _wants_indices(call: Call) -> bool:
-    last = 2 if "adaptive" in call.name else 6
-    return bool(call.argument(last, "return_indices", False))
-
-
-def _pooled(call: Call, function: Callable[..., Any], x: Tensor) -> Any:
-    args, kwargs = call.filled([x])
-    last = 2 if "adaptive" in call.name else 6
-    kwargs.pop("return_indices", None)
-    return function(*args[:last], **kwargs, return_indices=True)
-
-
-def amax(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
-    """The greatest (or least) along one dimension: the rule of maxima."""
-    sign = -1.0 if call.name == "amin" else 1.0
-    dim = call.argument(1, "dim")
-    axis = int(dim[0] if isinstance(dim, (tuple, list)) else dim)
-    zs, xs, x0s = (sign * t for t in (z[0], x[0], x0[0]))
-    at, at0 = xs.argmax(axis, keepdim=True), x0s.argmax(axis, keepdim=True)
-
-    def pick(positions: Tensor) -> Function:
-        return lambda t: t.gather(axis, positions)
-
-    out = sign * picked(run, pick(at)(xs), zs, xs, x0s, pick(at), pick(at0))
-    return out if call.argument(2, "keepdim", False) else out.squeeze(axis)

@@ -15,7 +15,9 @@ from attrfn._core.derive import normal, transforming, values_and_gradients
 from attrfn._core.explain import Explained
 from attrfn._core.typing import Leaves
 from attrfn._rules.errors import refuse_constant, refuse_lengths, unwatched
-from attrfn._rules.run import Record, Replay, Seen
+from attrfn._rules.record import Record
+from attrfn._rules.replay import Replay
+from attrfn._rules.run import Seen
 from attrfn._rules.table import Rules
 
 

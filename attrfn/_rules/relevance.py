@@ -24,13 +24,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 
 from attrfn._core.derive import transforming
 from attrfn._rules import ops, recurrent
 from attrfn._rules.call import Call, tensors
-from attrfn._rules.difference import derivative, norm_arguments, statistics_of, transposed
+from attrfn._rules.difference import derivative, transposed
 from attrfn._rules.errors import refuse_unknown
 from attrfn._rules.formulas import LinearRule, epsilon, over, z_plus
 from attrfn._rules.linear import (
@@ -42,8 +41,12 @@ from attrfn._rules.linear import (
     statistics,
     weighted,
 )
+from attrfn._rules.norm import norm_arguments, statistics_of
+from attrfn._rules.raw import reading
+from attrfn._rules.record import Record
+from attrfn._rules.replay import Replay
 from attrfn._rules.rescale import COMMON, OPENED, WRITTEN, each, inside, ruled
-from attrfn._rules.run import Record, Replay, Run, Values
+from attrfn._rules.run import Run, Values
 from attrfn._rules.table import OfOne, Op, Rules, plain, written
 
 _STABLE = 1e-6
@@ -239,66 +242,12 @@ def _folded(
     return _routed(op.with_bias(), rule, run, z[0], x[0], w, b, y)
 
 
-def _reading(name: str, op: Op) -> Op:
-    """An op where a rule without regard to x stands where the inputs are read.
-
-    What has only been moved, shifted or scaled since is "raw": its gradient is relevance, and not
-    relevance divided by activation. Every other operation gets x + x (z - x) for a raw z.
-    """
-
-    def apply(run: Record | Replay, call: Call) -> Any:
-        raw = [bool(run.raw.get(v)) for v in call.values]
-        if not any(raw) or (op.kind == _WITH_WEIGHTS and weighted(call) is not None):
-            return op.apply(run, call)
-        if call.in_place:
-            refuse_unknown(call, run.table.name)
-        if name in _MOVES and all(raw):
-            out = op.apply(run, call)
-            for t in pytree.tree_leaves(out):
-                if isinstance(t, Tensor):
-                    run.raw.put(t)
-            return out
-        if name in _SHIFTS and call.places == ((0, None),) and _keeps_shape(call):
-            out = run.primitive(call, _passed)
-            run.raw.put(out)
-            return out
-        values = [_cooked(run, v) if r else v for v, r in zip(call.values, raw, strict=True)]
-        args, kwargs = call.filled(values)
-        return op.apply(run, call._replace(args=tuple(args), kwargs=kwargs))
-
-    return op._replace(apply=apply)
-
-
-def _cooked(run: Record | Replay, value: Tensor) -> Tensor:
-    """The value, whose gradient times itself is the gradient of the raw one."""
-    call = Call(torch.clone, (value,), {}, ((0, None),), "clone")
-    out: Tensor = run.mark(run.primitive(call, _converted), call)
-    return out
-
-
-def _keeps_shape(call: Call) -> bool:
-    (value,) = call.values
-    shapes = [t.shape for _, t in tensors(call.args, call.kwargs)]
-    return bool(torch.broadcast_shapes(*shapes) == value.shape)  # type: ignore[no-untyped-call]
-
-
-def _passed(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
-    y: Tensor = call(x[0])
-    return run.graft(y, lambda t: [t[0]], z, x)
-
-
-def _converted(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
-    return x[0] + x[0] * (z[0] - x[0])
-
-
 def _gate(x: Tensor) -> Tensor:
     """A sigmoid by way of the reciprocal, which counts as a constant."""
     return torch.reciprocal(1 + torch.exp(-x))
 
 
 _WITH_WEIGHTS = "linear, by rule"
-_MOVES = frozenset(ops.MOVES.split())
-_SHIFTS = frozenset(["add", "sub", "subtract", "mul", "multiply", "div", "divide", "true_divide"])
 
 _DERIVATIVE = Op("own derivative", plain)
 _CONSTANT = Op("constant", _constant)
@@ -339,7 +288,7 @@ def composite(
     if softmax_is_constant:
         table.update(each(ops.SOFTMAX, _CONSTANT))
     if first is not None:
-        table = {name: _reading(name, op) for name, op in table.items()}
+        table = {name: reading(name, op, op.kind == _WITH_WEIGHTS) for name, op in table.items()}
     return Rules(name, table, linear=LinearRules(conv, dense, first, names or {}))
 
 

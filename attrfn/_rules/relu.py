@@ -11,7 +11,9 @@ from torch import Tensor
 from attrfn._core.compiling import whole_in_graph
 from attrfn._rules.call import Call
 from attrfn._rules.graft import positive, rectified
-from attrfn._rules.run import Record, Replay, Values
+from attrfn._rules.record import Record
+from attrfn._rules.replay import Replay
+from attrfn._rules.run import Values
 from attrfn._rules.table import Op, Rules, plain
 
 Passing = Callable[[Tensor, Tensor], Tensor]

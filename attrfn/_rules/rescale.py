@@ -8,10 +8,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from attrfn._rules import difference, ops, recurrent, written_out
+from attrfn._rules import difference, maxima, norm, ops, recurrent, softmax, written_out
 from attrfn._rules.call import Call
 from attrfn._rules.errors import refuse_training, refuse_unknown
-from attrfn._rules.run import Record, Replay, Rule, Run
+from attrfn._rules.record import Record
+from attrfn._rules.replay import Replay
+from attrfn._rules.run import Rule, Run
 from attrfn._rules.table import OfOne, Op, Rules, plain, written
 
 
@@ -80,7 +82,7 @@ def _along(function: Callable[..., Any]) -> Callable[[Any, Call], Any]:
     def apply(run: Record | Replay, call: Call) -> Any:
         dim = call.argument(1, "dim", ())
         single = not isinstance(dim, (tuple, list)) or len(dim) == 1
-        return run.primitive(call, difference.amax) if single else many(run, call)
+        return run.primitive(call, maxima.amax) if single else many(run, call)
 
     return apply
 
@@ -156,8 +158,8 @@ OPENED: dict[str, Callable[..., Any]] = {
 DIFFERENCE: dict[str, Op] = {
     **COMMON,
     **{name: Op("written out", inside(f)) for name, f in OPENED.items()},
-    "layer_norm": Op("normalisation", ruled(difference.normalised(centred=True))),
-    "rms_norm": Op("normalisation", ruled(difference.normalised(centred=False))),
+    "layer_norm": Op("normalisation", ruled(norm.normalised(centred=True))),
+    "rms_norm": Op("normalisation", ruled(norm.normalised(centred=False))),
     **{name: Op("written out", written(f)) for name, f in WRITTEN.items()},
     **each(ops.PRODUCTS, Op("product", OfOne(ruled(difference.product)))),
     **each(ops.ELEMENTWISE, Op("elementwise", ruled(difference.elementwise))),
@@ -165,10 +167,10 @@ DIFFERENCE: dict[str, Op] = {
     **each("div divide true_divide __rdiv__ __rtruediv__", Op("quotient", _division)),
     **each("rsqrt reciprocal", Op("elementwise", _inverse)),
     **each("abs absolute", Op("elementwise", _absolute)),
-    **each("softmax special_softmax", Op("softmax", ruled(difference.softmax))),
-    **each("log_softmax special_log_softmax", Op("softmax", ruled(difference.log_softmax))),
-    **each("logsumexp special_logsumexp", Op("softmax", ruled(difference.logsumexp))),
-    **each(MAX_POOLS, Op("maximum", ruled(difference.max_pool))),
+    **each("softmax special_softmax", Op("softmax", ruled(softmax.softmax))),
+    **each("log_softmax special_log_softmax", Op("softmax", ruled(softmax.log_softmax))),
+    **each("logsumexp special_logsumexp", Op("softmax", ruled(softmax.logsumexp))),
+    **each(MAX_POOLS, Op("maximum", ruled(maxima.max_pool))),
     "amax": Op("maximum", _along(torch.amax)),
     "amin": Op("maximum", _along(torch.amin)),
 }

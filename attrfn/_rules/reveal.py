@@ -27,8 +27,10 @@ from attrfn._rules import ops
 from attrfn._rules.call import Call
 from attrfn._rules.difference import derivative, elementwise, quotient
 from attrfn._rules.linear import CONVOLUTIONS, DENSE, statistics, weighted
+from attrfn._rules.record import Record
+from attrfn._rules.replay import Replay
 from attrfn._rules.rescale import DIFFERENCE
-from attrfn._rules.run import Record, Replay, Values
+from attrfn._rules.run import Values
 from attrfn._rules.table import Op, Rules, plain
 
 

@@ -18,26 +18,20 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from attrfn._core.compiling import is_compiling
-from attrfn._core.derive import in_functorch, transforming
+from attrfn._core.derive import transforming
 from attrfn._rules.call import Call, Place, tensors
 from attrfn._rules.errors import (
     refuse_hidden,
-    refuse_mixed,
-    refuse_path,
-    refuse_unknown,
-    refuse_unseen,
 )
-from attrfn._rules.graft import Back, grafted, pulled, scaled
 from attrfn._rules.names import PASSIVE, Spelling
-from attrfn._rules.ops import PATTERNED, READS, SIDE_BY_SIDE
+from attrfn._rules.ops import PATTERNED, SIDE_BY_SIDE
 from attrfn._rules.table import OfOne, Op, Rules, Stopped, plain
 from attrfn._rules.tags import Tags
 
 Values = Sequence[Tensor]
-Rule = Callable[["Replay", Call, Values, Values, Values], Any]
+Rule = Callable[[Any, Call, Values, Values, Values], Any]
 """From the operation's arguments z, x and x0 (empty without baselines) to its output."""
 
-Parts = Callable[[Any], Sequence[Tensor]]
 _FIRST = "with a rule for the first layer"
 _OWN = "as a model of their own"
 
@@ -297,251 +291,8 @@ class Run(TorchFunctionMode):
         """Look where a tensor with a graph comes from that no operation returned."""
 
 
-class Record(Run):
-    """While active, what the rules will need of this run is written down.
-
-    Args:
-        table: The rules.
-        calls: See :class:`Run`.
-        seen: The name, arguments and (of what is written out) values of each call in order.
-        values: Whether what is written out runs as it is, too.
-        copies: Keep copies of the arguments, which no operation in place can overwrite.
-    """
-
-    def __init__(
-        self,
-        table: Rules,
-        calls: list[str],
-        seen: list[Seen],
-        values: bool,
-        scope: Sequence[Any] = (),
-        copies: bool = True,
-    ) -> None:
-        super().__init__(table, calls, scope)
-        self.seen = seen
-        self.values = values
-        self.copies = copies
-        self.versions: list[tuple[Tensor, int]] = []
-
-    def primitive(self, call: Call, rule: Rule) -> Any:
-        """An operation with a rule."""
-        self.calls.append(call.name)
-        out = call.func(*call.args, **call.kwargs)
-        if self.copies:
-            self.seen.append((call.name, tuple([v.clone() for v in call.values]), None))
-            return out
-        self.seen.append((call.name, call.values, out if isinstance(out, Tensor) else None))
-        self.versions.extend([(t, t._version) for t in call.values])
-        if isinstance(out, Tensor):
-            self.versions.append((out, out._version))
-        return out
-
-    def overwritten(self) -> bool:
-        """Whether something that was written down has been changed in place since."""
-        return any(t._version != version for t, version in self.versions)
-
-    def constant(self, call: Call) -> Stopped:
-        """An operation whose value counts as a constant."""
-        value = call.func(*call.args, **call.kwargs)
-        self.calls.append(call.name)
-        self.seen.append((call.name, (), value))
-        return self.stop(value)
-
-    def composite(self, call: Call, function: Callable[..., Any]) -> Any:
-        """An operation written out in others."""
-        place = len(self.seen)
-        self.calls.append(call.name)
-        self.seen.append((call.name, (), None))
-        parts = self.within(function, *call.args, **call.kwargs)
-        single = isinstance(parts, Tensor)
-        if single and not self.values:
-            return parts
-        value = parts if single and self.compiling else call(*call.values)
-        self.seen[place] = (call.name, (), (value, parts))
-        return value
-
-
-class Replay(Run):
-    """While active, operations have their values and the rules' derivatives.
-
-    Args:
-        table: The rules.
-        calls: See :class:`Run`.
-        at: What a run on the inputs saw; None takes x = z, which is right for one derivative.
-        base: What a run on the baselines saw; None for rules without baselines. While a rule runs,
-            ``before`` is what its operation returned there.
-    """
-
-    def __init__(
-        self,
-        table: Rules,
-        calls: list[str],
-        at: list[Seen] | None,
-        base: list[Seen] | None,
-        scope: Sequence[Any] = (),
-    ) -> None:
-        super().__init__(table, calls, scope)
-        self.at = at
-        self.base = base
-        self.once = at is None and not transforming()
-        self.before: Any = None
-        self.unseen = False  # what the model returns here: it may be rounded differently
-        self.cut = Tags("cut")  # depends on the inputs without a derivative
-
-    def follow(self, t: Tensor) -> None:
-        """Mark a tensor, and note whether it has a derivative."""
-        self.marked.put(t)
-        if not t.requires_grad:
-            self.cut.put(t)
-            self.any_cut = True
-        elif self.any_cut:
-            self.cut.drop(t)
-
-    def primitive(self, call: Call, rule: Rule) -> Any:
-        """An operation with a rule."""
-        i = len(self.calls)
-        self.calls.append(call.name)
-        z = call.values
-        x = [t.detach() for t in z] if self.at is None else _entry(self.at, i, call, z)[1]
-        if self.base is None:
-            return rule(self, call, z, x, ())
-        _, x0, self.before = _entry(self.base, i, call, z)
-        return rule(self, call, z, x, x0)
-
-    def constant(self, call: Call) -> Stopped:
-        """An operation whose value counts as a constant."""
-        i = len(self.calls)
-        self.calls.append(call.name)
-        if self.at is not None:
-            return self.stop(_entry(self.at, i, call, ())[2])
-        return self.stop(call(*[t.detach() for t in call.values]))
-
-    def composite(self, call: Call, function: Callable[..., Any]) -> Any:
-        """An operation written out in others: its own value, their derivatives."""
-        i = len(self.calls)
-        self.calls.append(call.name)
-        parts = self.within(function, *call.args, **call.kwargs)
-        if self.once and self.unseen and isinstance(parts, Tensor):
-            return parts
-        if self.at is None:
-            return self.grafted(call(*[t.detach() for t in call.values]), parts, parts)
-        value, first = _entry(self.at, i, call, ())[2]
-        return self.grafted(value, parts, first)
-
-    def grafted(self, value: Any, parts: Any, first: Any) -> Any:
-        """The value with the derivative of the parts, in every floating tensor of an output."""
-        values, spec = pytree.tree_flatten(value)
-        now, before = pytree.tree_leaves(parts), pytree.tree_leaves(first)
-        leaves = [
-            self.graft(v, lambda t: [t], p, b)
-            if isinstance(v, Tensor) and v.is_floating_point()
-            else v
-            for v, p, b in zip(values, now, before, strict=True)
-        ]
-        return pytree.tree_unflatten(leaves, spec)
-
-    def graft(
-        self, value: Tensor, parts: Parts, z: Values, x: Values, back: Back | None = None
-    ) -> Tensor:
-        """``value + sum_k s_k(z) - s_k(x)``: the value, with the derivative of the parts by z.
-
-        Args:
-            value: What the operation returns.
-            parts: From the operation's arguments to s_1, s_2 ...
-            z: The arguments now.
-            x: The arguments as the first run saw them.
-            back: The parts transposed, which saves their values where one derivative is all.
-        """
-        if self.once and back is not None:
-            return pulled(value, back, *z)
-        now = [s.to(value.dtype) for s in parts(z)]
-        if self.once:
-            return grafted(value, *now)
-        before = [s.detach() for s in now] if self.at is None else parts(x)
-        for s, s0 in zip(now, before, strict=True):
-            value = value + (s - s0.to(value.dtype))
-        return value
-
-    def scale(self, value: Tensor, m: Tensor, z: Tensor, x: Tensor) -> Tensor:
-        """``value + m (z - x)``: the value, with the derivative m by z, element by element."""
-        m = m.to(value.dtype)
-        return scaled(value, z, m) if self.once else value + m * (z - x)
-
-    def unknown(self, call: Call) -> Any:
-        """Refuse an operation without a rule if a derivative passes through it."""
-        if self.table.complete and call.name in READS and call.values[0].is_floating_point():
-            refuse_mixed(call, self.table.name)
-        out = call.func(*call.args, **call.kwargs)
-        if self.table.strict and any(v.requires_grad for v in call.values) and _has_graph(out):
-            refuse_unknown(call, self.table.name)
-        return self.mark(out, call)
-
-    def check(self, call: Call) -> None:
-        """Refuse a call where values with and without derivative meet."""
-        if not self.any_cut:
-            return
-        values = call.values
-        live = [v.requires_grad for v in values]
-        for v in values if self.table.strict else ():
-            if v.requires_grad and self.cut.get(v):  # made inside a custom autograd.Function
-                refuse_unseen(v, call.func, self.table.name)
-        if self.table.complete and any(live) and not all(live):
-            refuse_mixed(call, self.table.name)
-
-    def returned(self, outputs: Any) -> None:
-        """Look at what the model returned."""
-        super().returned(outputs)
-        for t in pytree.tree_leaves(outputs) if self.table.strict and self.any_cut else ():
-            if isinstance(t, Tensor) and t.requires_grad and self.cut.get(t):
-                refuse_unseen(t, None, self.table.name)
-
-    def look(self, t: Tensor, func: Any) -> None:
-        """Refuse a tensor that was made of the inputs by something that no mode sees."""
-        if in_functorch():
-            unseen = _of_this_level(t)
-        else:
-            marked = [m for m, _ in self.marked.known.values()]
-            roots = {m.grad_fn for m in marked if m.grad_fn is not None}
-            unseen = t.grad_fn is not None and _reaches(t.grad_fn, roots)
-        if unseen:
-            refuse_unseen(t, func, self.table.name)
-
-
-def _entry(seen: list[Seen], i: int, call: Call, z: Sequence[Tensor]) -> Seen:
-    """What another run saw at this call."""
-    if i >= len(seen) or seen[i][0] != call.name or len(seen[i][1]) != len(z):
-        refuse_path(call, None if i >= len(seen) else seen[i][0])
-    return seen[i]
-
-
 def _glance(spelling: Spelling, op: Op) -> str:
     writes = spelling.pure is not None or spelling.flag is not None
     if writes or not op.follows or spelling.name in SIDE_BY_SIDE:
         return _LOOK
     return _PLAIN if op.apply is plain else _ALONE if isinstance(op.apply, OfOne) else _LOOK
-
-
-def _has_graph(out: Any) -> bool:
-    return any(isinstance(t, Tensor) and t.requires_grad for t in pytree.tree_leaves(out))
-
-
-def _reaches(node: Any, roots: set[Any]) -> bool:
-    """Whether a graph leads back to one of some nodes."""
-    todo, met = [node], set()
-    while todo:
-        node = todo.pop()
-        if node is None or node in met:
-            continue
-        if node in roots:
-            return True
-        met.add(node)
-        todo.extend([parent for parent, _ in node.next_functions])
-    return False
-
-
-def _of_this_level(t: Tensor) -> bool:
-    """Whether a tensor depends on what the innermost torch.func transform differentiates by."""
-    functorch = torch._C._functorch
-    return functorch.maybe_get_level(t) == functorch.maybe_current_level() and (
-        functorch.is_gradtrackingtensor(t)
-    )

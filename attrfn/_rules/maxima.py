@@ -1,0 +1,77 @@
+"""Max pooling and the greatest along a dimension under the rules of DeepLIFT."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attrfn._rules.call import Call
+from attrfn._rules.difference import Function, change, quotient
+from attrfn._rules.replay import Replay
+from attrfn._rules.run import Values
+
+
+def picked(
+    run: Replay,
+    value: Tensor,
+    z: Tensor,
+    x: Tensor,
+    x0: Tensor,
+    pick: Function,
+    pick0: Function,
+) -> Tensor:
+    """The rule of maxima, with ``pick`` for those at x and ``pick0`` for those at x0."""
+    y, y0 = pick(x), pick0(x0)
+    top = torch.maximum(y, y0)
+    gain = quotient(top - y0, y - pick(x0), (y == y0).to(y.dtype))
+    loss = quotient(y - top, pick0(x) - y0, torch.zeros_like(y))
+
+    def parts(t: Values) -> list[Tensor]:
+        dz = change(t[0], x)
+        return [gain * pick(dz) + loss * pick0(dz)]
+
+    return run.graft(value, parts, (z,), (x,))
+
+
+def max_pool(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Any:
+    """Max pooling: the rule of maxima, with the positions that pooling itself returns."""
+    n = 1 if "1d" in call.name else 2 if "2d" in call.name else 3
+    function = getattr(F, f"{'adaptive_' if 'adaptive' in call.name else ''}max_pool{n}d")
+    (y, at), (_, at0) = (_pooled(call, function, t) for t in (x[0], x0[0]))
+
+    def pick(positions: Tensor) -> Function:
+        return lambda t: t.flatten(-n).gather(-1, positions.flatten(-n)).reshape(positions.shape)
+
+    out = picked(run, y, z[0], x[0], x0[0], pick(at), pick(at0))
+    return (out, at) if call.name.endswith("with_indices") or _wants_indices(call) else out
+
+
+def _wants_indices(call: Call) -> bool:
+    last = 2 if "adaptive" in call.name else 6
+    return bool(call.argument(last, "return_indices", False))
+
+
+def _pooled(call: Call, function: Callable[..., Any], x: Tensor) -> Any:
+    args, kwargs = call.filled([x])
+    last = 2 if "adaptive" in call.name else 6
+    kwargs.pop("return_indices", None)
+    return function(*args[:last], **kwargs, return_indices=True)
+
+
+def amax(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
+    """The greatest (or least) along one dimension: the rule of maxima."""
+    sign = -1.0 if call.name == "amin" else 1.0
+    dim = call.argument(1, "dim")
+    axis = int(dim[0] if isinstance(dim, (tuple, list)) else dim)
+    zs, xs, x0s = (sign * t for t in (z[0], x[0], x0[0]))
+    at, at0 = xs.argmax(axis, keepdim=True), x0s.argmax(axis, keepdim=True)
+
+    def pick(positions: Tensor) -> Function:
+        return lambda t: t.gather(axis, positions)
+
+    out = sign * picked(run, pick(at)(xs), zs, xs, x0s, pick(at), pick(at0))
+    return out if call.argument(2, "keepdim", False) else out.squeeze(axis)

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from attrfn._core.philox import DRAW, FOLD, LOW, MASK, SPLIT, cells, generate, philox
+from attrfn._core.erfinv import erfinv
+from attrfn._core.philox import DRAW, FOLD, LOW, MASK, SPLIT, blocks, cells, generate
 
 __all__ = [
     "as_key",
@@ -133,8 +134,7 @@ def fold_in(key: Tensor | int, data: Tensor | int) -> Tensor:
         )
     key = as_key(key, data.device if isinstance(data, Tensor) and isinstance(key, int) else None)
     data = data.to(torch.int64) if isinstance(data, Tensor) else data
-    words = philox((FOLD, data & MASK, 0, (data >> 32) & MASK), key[..., 0], key[..., 1])
-    return torch.stack(words[:2], -1)
+    return blocks(FOLD, data & MASK, (data >> 32) & MASK, key, 2)
 
 
 def bits(key: Tensor | int, shape: Sequence[int] = (), *, device: Device = None) -> Tensor:
@@ -233,7 +233,7 @@ def normal(
 
     def quantile(k: Tensor, p: int) -> Tensor:
         centre = (2 * k + (1 - 2**p)).to(wide) * 2.0**-p  # 2 u - 1: an odd integer < 2^p, exact
-        return (math.sqrt(2) * torch.erfinv(centre)).to(dtype)
+        return (math.sqrt(2) * erfinv(centre)).to(dtype)
 
     return cells(as_key(key, device), shape, wide, quantile)
 

@@ -12,7 +12,7 @@ from scipy import stats
 from torch import Tensor
 
 from attrfn import random
-from attrfn._core import philox
+from attrfn._core import erfinv, philox
 from attrfn.random import (
     as_key,
     bernoulli,
@@ -459,3 +459,30 @@ def test_errors_say_what_to_do(
 ) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+def test_compiled_normals_are_those_of_eager_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every value that a draw in float32 can have, of the formula that compiled code uses."""
+    k = torch.arange(0, 2**24, 7)
+    x = (2 * k + 1 - 2**24).float() * 2.0**-24
+    monkeypatch.setattr(erfinv, "is_compiling", lambda: True)
+    torch.testing.assert_close(
+        erfinv.erfinv(x).double(), torch.erfinv(x.double()), rtol=4e-7, atol=0.0
+    )
+    monkeypatch.undo()
+    compiled = torch.compile(lambda k: normal(k, (1001,)), fullgraph=True)
+    torch.testing.assert_close(compiled(key(3)), normal(3, (1001,)), rtol=1e-6, atol=0.0)
+
+
+@pytest.mark.parametrize("n", [1, 8, 32, 33])
+def test_few_numbers_are_made_by_ints_and_are_the_same(
+    n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = split(5, n)
+    draws = [lambda: bits(keys, (3,)), lambda: fold_in(keys, torch.arange(-2, n - 2))]
+    draws += [lambda: fold_in(keys[:1], torch.arange(n)[:, None]), lambda: fold_in(keys, -7)]
+    found = [draw() for draw in draws]
+    monkeypatch.setattr(philox, "_FEW", 0)
+    for draw, few in zip(draws, found, strict=True):
+        assert torch.equal(draw(), few)
+        assert few.dtype == torch.int64

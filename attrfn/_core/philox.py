@@ -4,40 +4,69 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import repeat
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from attrfn._core.compiling import is_compiling
+from attrfn._core.derive import transforming
+
+Word = Any
+"""An int64 tensor or an int, in [0, 2^32)."""
 
 MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53 - 2**32, 0xCD9E8D57 - 2**32)  # less 2^32: products fit int64
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 SPLIT, FOLD, DRAW, LOW = 1, 2, 3, 4  # tags; LOW gives the low words of 64-bit draws
+_FEW = 32  # blocks that are sooner made of Python ints than by kernels
 CHUNK = 2**17  # blocks made at once on a CPU, so that they stay in its cache
 
 
-def philox(counter: tuple[Any, Any, Any, Any], k0: Tensor, k1: Tensor) -> list[Tensor]:
+def philox(counter: tuple[Word, Word, Word, Word], k0: Word, k1: Word) -> list[Word]:
     """Rounds of c0, c1, c2, c3 = hi(b c2) ^ c1 ^ k0, lo(b c2), hi(a c0) ^ c3 ^ k1, lo(a c0).
 
     With p = x (m - 2^32), which fits int64: hi(m x) = (p >> 32) + x and lo(m x) = p mod 2^32.
-    A word of the counter is an int64 tensor, or an int for all elements; tensors come as c1 and
-    c3, which meet the key before a product: compiled, products of an arange have 32 bits
+    A word is an int64 tensor, or an int for all elements; tensors come as c1 and c3, which meet
+    the key before a product: compiled, products of an arange have 32 bits
     (https://github.com/pytorch/pytorch/issues/175966).
     """
-    (a, b), (w0, w1) = _MULTIPLIERS, _WEYL
+    a, b = _MULTIPLIERS
     c0, c1, c2, c3 = counter
-    for i in range(_ROUNDS):
+    for u, v in zip(*map(_schedule, (k0, k1), _WEYL), strict=True):
         p, q = a * c0, b * c2
-        c0, c1, c2, c3 = (
-            ((q >> 32) + c2) ^ c1 ^ ((k0 + i * w0) & MASK),
-            q & MASK,
-            ((p >> 32) + c0) ^ c3 ^ ((k1 + i * w1) & MASK),
-            p & MASK,
-        )
+        c0, c1, c2, c3 = (((q >> 32) + c2) ^ u ^ c1, q & MASK, ((p >> 32) + c0) ^ v ^ c3, p & MASK)
     return [c0, c1, c2, c3]
+
+
+def _schedule(k: Word, step: int) -> Sequence[Word]:
+    """A word of the key for each round."""
+    if isinstance(k, int) or is_compiling():
+        return [(k + i * step) & MASK for i in range(_ROUNDS)]
+    steps = torch.arange(0, _ROUNDS * step, step, device=k.device)
+    return list(((k[..., None] + steps) & MASK).unbind(-1))
+
+
+def blocks(tag: int, low: Word, high: Word, key: Tensor, n: int = 4) -> Tensor:
+    """The first n words of the blocks (tag, low, 0, high), in a last dimension."""
+    k0, k1 = key.unbind(-1)
+    tensors = [w for w in (low, high, k0, k1) if isinstance(w, Tensor)]
+    readable = not transforming() and all(map(_is_plain, tensors))
+    tensors = list(torch.broadcast_tensors(*tensors))  # type: ignore[no-untyped-call]
+    shape = tensors[0].shape
+    if not readable or shape.numel() > _FEW:
+        return torch.stack([w.expand(shape) for w in philox((tag, low, 0, high), k0, k1)[:n]], -1)
+    lists = iter([t.flatten().tolist() for t in tensors])
+    c, d = (next(lists) if isinstance(w, Tensor) else repeat(w) for w in (low, high))
+    found = [philox((tag, i, 0, j), u, v)[:n] for i, j, u, v in zip(c, d, *lists, strict=False)]
+    return torch.tensor(found, dtype=torch.int64).reshape(*shape, n)
+
+
+def _is_plain(t: Tensor) -> bool:
+    """Whether the values of a tensor can be had without waiting."""
+    return type(t) is Tensor and t.device.type == "cpu"
 
 
 def generate(
@@ -45,18 +74,17 @@ def generate(
 ) -> Tensor:
     """finish(one word per element from the stream of each tag), of shape (*batch, *shape)."""
     n = math.prod(_checked(shape))
-    blocks = (n + 3) // 4
+    count = (n + 3) // 4
 
     def part(start: int, stop: int) -> Tensor:
         c = torch.arange(start, stop, device=key.device)
-        words = (philox((tag, c, 0, 0), key[..., :1], key[..., 1:]) for tag in tags)
-        return finish(*(torch.stack(four, -1).flatten(-2) for four in words))
+        return finish(*(blocks(tag, c, 0, key[..., None, :]).flatten(-2) for tag in tags))
 
     step = max(1, 2 * CHUNK // max(1, key.numel()))
-    if is_compiling() or key.device.type != "cpu" or blocks <= step:
-        flat = part(0, blocks)
+    if is_compiling() or key.device.type != "cpu" or count <= step:
+        flat = part(0, count)
     else:
-        flat = torch.cat([part(i, min(i + step, blocks)) for i in range(0, blocks, step)], -1)
+        flat = torch.cat([part(i, min(i + step, count)) for i in range(0, count, step)], -1)
     return flat[..., :n].reshape((*key.shape[:-1], *shape))
 
 

@@ -173,3 +173,8 @@ where to type type_as float double half bfloat16 cpu cuda _to_copy pixel_shuffle
 channel_shuffle
 """
 """What brings values to other places as they are."""
+
+DROPOUTS = (
+    "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout feature_dropout "
+    "native_dropout"
+)

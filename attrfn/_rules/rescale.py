@@ -10,11 +10,11 @@ import torch.nn.functional as F
 
 from attrfn._rules import difference, maxima, norm, ops, recurrent, softmax, written_out
 from attrfn._rules.call import Call
-from attrfn._rules.errors import refuse_training, refuse_unknown
+from attrfn._rules.errors import refuse_unknown
 from attrfn._rules.record import Record
 from attrfn._rules.replay import Replay
 from attrfn._rules.run import Rule, Run
-from attrfn._rules.table import OfOne, Op, Rules, plain, written
+from attrfn._rules.table import Evaluating, OfOne, Op, Rules, plain, written
 
 
 def ruled(rule: Rule) -> Callable[[Any, Call], Any]:
@@ -25,18 +25,6 @@ def ruled(rule: Rule) -> Callable[[Any, Call], Any]:
 def inside(function: Callable[..., Any]) -> Callable[[Any, Call], Any]:
     """An operation whose own code runs under the rules."""
     return lambda run, call: run.within(function, *call.args, **call.kwargs)
-
-
-def evaluating(position: int, *names: str) -> Callable[[Any, Call], Any]:
-    """Linear unless the argument at a position says that the model is being trained."""
-
-    def apply(run: Run, call: Call) -> Any:
-        training = any(call.argument(position, name, False) for name in names)
-        if training and not (call.name.endswith("dropout") and call.argument(1, "p", 0.5) == 0.0):
-            refuse_training(call, run.table.name)
-        return plain(run, call)
-
-    return apply
 
 
 def _division(run: Record | Replay, call: Call) -> Any:
@@ -92,10 +80,6 @@ def each(text: str, op: Op) -> dict[str, Op]:
     return dict.fromkeys(text.split(), op)
 
 
-DROPOUTS = (
-    "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout feature_dropout "
-    "native_dropout"
-)
 MAX_POOLS = (
     "max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices "
     "max_pool3d_with_indices adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d "
@@ -107,8 +91,8 @@ COMMON: dict[str, Op] = {
     "T": Op("linear", plain, plain=True),
     **each(ops.CONSTANT, Op("constant", plain, follows=False)),
     **each(ops.STRUCTURE, Op("linear", plain, plain=True)),
-    **each(DROPOUTS, Op("linear (evaluation mode)", evaluating(2, "training", "train"))),
-    "batch_norm": Op("linear (evaluation mode)", evaluating(5, "training")),
+    **each(ops.DROPOUTS, Op("linear (evaluation mode)", Evaluating(2, "training", "train"))),
+    "batch_norm": Op("linear (evaluation mode)", Evaluating(5, "training")),
     "grid_sample": Op("linear in the input", _only_input),
 }
 """What is linear or constant for every rule."""
@@ -146,12 +130,12 @@ WRITTEN: dict[str, Callable[..., Any]] = {
 """What is made of simpler operations."""
 
 OPENED: dict[str, Callable[..., Any]] = {
-    name: written_out.opened(getattr(F, name))
-    for name in (
-        *("multi_head_attention_forward", "normalize", "local_response_norm"),
-        *("lp_pool1d", "lp_pool2d", "lp_pool3d"),
-    )
-    if hasattr(F, name)
+    "multi_head_attention_forward": written_out.multi_head_attention_forward,
+    **{
+        name: written_out.opened(getattr(F, name))
+        for name in "normalize local_response_norm lp_pool1d lp_pool2d lp_pool3d".split()
+        if hasattr(F, name)
+    },
 }
 """What torch itself makes of simpler operations."""
 

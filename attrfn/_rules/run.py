@@ -9,6 +9,7 @@ and correctly. Where nobody will, the first run is left out and x is z, detached
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -23,9 +24,9 @@ from attrfn._rules.call import Call, Place, tensors
 from attrfn._rules.errors import (
     refuse_hidden,
 )
-from attrfn._rules.names import PASSIVE, Spelling
+from attrfn._rules.names import FUNCTIONS, PASSIVE, Spelling
 from attrfn._rules.ops import PATTERNED, SIDE_BY_SIDE
-from attrfn._rules.table import OfOne, Op, Rules, Stopped, plain
+from attrfn._rules.table import Evaluating, OfOne, Op, Rules, Stopped, plain
 from attrfn._rules.tags import Tags
 
 Values = Sequence[Tensor]
@@ -35,7 +36,7 @@ Rule = Callable[[Any, Call, Values, Values, Values], Any]
 _FIRST = "with a rule for the first layer"
 _OWN = "as a model of their own"
 
-_PASSIVE, _PLAIN, _ALONE, _LOOK = "passive", "plain", "plain alone", "look"
+_PASSIVE, _PLAIN, _ALONE, _OFF, _LOOK = "passive", "plain", "plain alone", "switched off", "look"
 
 Seen = tuple[str, tuple[Tensor, ...], Any]
 
@@ -56,7 +57,7 @@ class Run(TorchFunctionMode):
         self.scope = scope
         self.compiling = is_compiling()
         self.ops: dict[Any, tuple[Spelling, Op] | None] = {}
-        self.glances: dict[Any, str] = {}
+        self.glances = None if self.compiling or not table.strict else _glances(table)
         self.marked = Tags("depends")  # on the inputs
         self.stopped = Tags("constant")  # though it depends on them
         self.made = Tags("made")  # what a value is made of, for rules that look back
@@ -75,20 +76,20 @@ class Run(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func is Tensor.unflatten:  # has super(), which torch.compile cannot enter
-            func = torch.unflatten
-        if not self.table.strict:
-            return self.untracked(func, args, kwargs)
-        if not self.compiling:
-            how = self.glance(func)
+        if self.glances is not None:
+            how = self.glances.get(func) or self.glance(func)
             if how is _PASSIVE:
                 return func(*args, **kwargs)
-            if how is not _LOOK and self.direct(how is _ALONE, args, kwargs):
+            if how is not _LOOK and self.direct(how, args, kwargs):
                 out = func(*args, **kwargs)
                 if isinstance(out, Tensor):
                     self.follow(out)
                     return out
                 return self.mark(out, Call(func, args, kwargs, (), ""))
+        if func is Tensor.unflatten:  # has super(), which torch.compile cannot enter
+            func = torch.unflatten
+        if not self.table.strict:
+            return self.untracked(func, args, kwargs)
         places = self.places(args, kwargs, func)
         if not places:
             return self.independent(func, args, kwargs)
@@ -117,15 +118,13 @@ class Run(TorchFunctionMode):
 
     def glance(self, func: Any) -> str:
         """What can be said of a function without a look at its arguments."""
-        how = self.glances.get(func)
-        if how is None:
-            found = None if func in PASSIVE else self.table.find(func)
-            self.ops[func] = found
-            how = _PASSIVE if func in PASSIVE else _LOOK if found is None else _glance(*found)
+        found = None if func in PASSIVE else self.table.find(func)
+        how = _PASSIVE if func in PASSIVE else _LOOK if found is None else _glance(*found)
+        if self.glances is not None and (func in PASSIVE or func in FUNCTIONS):
             self.glances[func] = how
         return how
 
-    def direct(self, alone: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    def direct(self, how: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether a function that can have its own derivative has it with these arguments.
 
         So it is with most calls: :meth:`__torch_function__` finds the same out, more slowly.
@@ -133,6 +132,9 @@ class Run(TorchFunctionMode):
         known = self.marked.known
         if self.any_cut or not args or id(args[0]) not in known:
             return False
+        if how is _OFF:
+            return len(args) > 3 and args[2] is False and args[3] is False
+        alone = how is _ALONE
         for value in (*args[1:], *kwargs.values()) if kwargs else args[1:]:
             if isinstance(value, Tensor):
                 if alone if id(value) in known else value.requires_grad:
@@ -292,7 +294,21 @@ class Run(TorchFunctionMode):
 
 
 def _glance(spelling: Spelling, op: Op) -> str:
+    if isinstance(op.apply, Evaluating) and spelling.flag == 3:
+        return _OFF
     writes = spelling.pure is not None or spelling.flag is not None
     if writes or not op.follows or spelling.name in SIDE_BY_SIDE:
         return _LOOK
     return _PLAIN if op.apply is plain else _ALONE if isinstance(op.apply, OfOne) else _LOOK
+
+
+def _glances(table: Rules) -> dict[Any, str]:
+    """What runs with a table found out about functions of torch, for the next one."""
+    for known, found in _KNOWN:
+        if known.ops is table.ops and known.own is table.own:
+            return found
+    _KNOWN.append((table, {}))
+    return _KNOWN[-1][1]
+
+
+_KNOWN: deque[tuple[Rules, dict[Any, str]]] = deque(maxlen=16)

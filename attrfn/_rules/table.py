@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from attrfn._core.compiling import is_compiling
 from attrfn._rules.call import Call
-from attrfn._rules.errors import refuse_unknown
+from attrfn._rules.errors import refuse_training, refuse_unknown
 from attrfn._rules.names import FUNCTIONS, METHODS, Spelling, exported, public_name, spellings
 
 Apply = Callable[[Any, Call], Any]
@@ -131,6 +131,26 @@ class OfOne:
     def __call__(self, run: Any, call: Call) -> Any:
         """The output."""
         return plain(run, call) if len(call.places) == 1 else self.several(run, call)
+
+
+class Evaluating:
+    """Linear unless an argument says that the model is being trained.
+
+    Args:
+        position: Where that argument is.
+        names: What it is called.
+    """
+
+    def __init__(self, position: int, *names: str) -> None:
+        self.position = position
+        self.names = names
+
+    def __call__(self, run: Any, call: Call) -> Any:
+        """The output."""
+        training = any(call.argument(self.position, name, False) for name in self.names)
+        if training and not (call.name.endswith("dropout") and call.argument(1, "p", 0.5) == 0.0):
+            refuse_training(call, run.table.name)
+        return plain(run, call)
 
 
 def written(function: Callable[..., Any]) -> Apply:

@@ -14,6 +14,56 @@ from attrfn._core.plain_ops import glu as glu
 from attrfn._core.plain_ops import opened as opened
 
 
+def multi_head_attention_forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    embed_dim_to_check: int,
+    num_heads: int,
+    in_proj_weight: Tensor | None,
+    in_proj_bias: Tensor | None,
+    bias_k: Tensor | None,
+    bias_v: Tensor | None,
+    add_zero_attn: bool,
+    dropout_p: float,
+    out_proj_weight: Tensor,
+    out_proj_bias: Tensor | None,
+    training: bool = True,
+    key_padding_mask: Tensor | None = None,
+    need_weights: bool = True,
+    attn_mask: Tensor | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Self-attention without masks in few calls, because each is looked at; else torch's own code.
+
+    Reference:
+        Vaswani et al., Attention Is All You Need, 2017.
+    """
+    masks = (key_padding_mask, attn_mask, bias_k, bias_v, options.get("static_k"))
+    if (
+        not (query is key is value and query.dim() == 3)
+        or any(t is not None for t in (*masks, options.get("static_v")))
+        or (add_zero_attn or need_weights or (training and dropout_p > 0.0))
+        or (options.get("use_separate_proj_weight") or options.get("is_causal"))
+        or in_proj_weight is None
+    ):
+        return _open_attention(  # type: ignore[no-any-return]
+            *(query, key, value, embed_dim_to_check, num_heads, in_proj_weight, in_proj_bias),
+            *(bias_k, bias_v, add_zero_attn, dropout_p, out_proj_weight, out_proj_bias),
+            *(training, key_padding_mask, need_weights, attn_mask),
+            **options,
+        )
+    length, batch, width = query.shape
+    rows = F.linear(query, in_proj_weight, in_proj_bias)
+    heads = rows.view(length, batch, 3, num_heads, width // num_heads).permute(2, 1, 3, 0, 4)
+    out = F.scaled_dot_product_attention(*heads.unbind(0))
+    out = out.permute(2, 0, 1, 3).reshape(length, batch, width)
+    return F.linear(out, out_proj_weight, out_proj_bias), None
+
+
+_open_attention = opened(F.multi_head_attention_forward)
+
+
 def group_norm(
     input: Tensor,
     num_groups: int,

@@ -418,6 +418,12 @@ def test_permute_that_returns_something_else():
         lambda keys, batch: torch.zeros(len(keys), dtype=torch.long),
     ):
         refused(ValueError, "permute", "shape", what, permute=wrong)
+    refused(ValueError, "permute", "list", what, permute=lambda keys, batch: [2, 1, 0])
+    floats = lambda keys, batch: torch.rand(len(keys), batch)  # noqa: E731
+    refused(TypeError, "permute", "float32", what, permute=floats)
+    beyond = lambda keys, batch: torch.full((len(keys), batch), 3)  # noqa: E731
+    refused(ValueError, "permute", "3 to 3", what, permute=beyond)
+    refused(TypeError, "permute", "'swap'", what, permute="swap")
 
 
 # --- inputs, baselines, target --------------------------------------------------------------------
@@ -445,6 +451,22 @@ def test_baselines_of_integers(name):
     refused(TypeError, "baselines", 0.5, method, lambda x: f(x.double()), ids, baselines=0.5)
     start = torch.zeros(4)
     refused(TypeError, "baselines", "Tensor", method, lambda x: f(x.double()), ids, baselines=start)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "wrong", "got"),
+    [
+        (torch.uint8, 300, 300),
+        (torch.uint8, torch.tensor([0, 1, -1, 2]), -1),
+        (torch.bool, 2, 2),
+        (torch.int8, torch.tensor(128), 128),
+    ],
+    ids=str,
+)
+def test_baselines_that_a_type_cannot_hold(dtype, wrong, got):
+    x = torch.ones(3, 2, 4, dtype=dtype)
+    what = functools.partial(attrfn.feature_ablation, lambda x: f(x.double()), x)
+    refused(ValueError, "baselines", got, what, baselines=wrong)
 
 
 def test_rise_needs_places():
@@ -480,6 +502,13 @@ def test_maps_of_several_outputs(method):
 
 
 @cams
+def test_maps_of_one_value_for_the_batch(method):
+    model, x = zoo.cnn(), randn(2, 2, 8, 8)
+    with pytest.raises(ValueError, match=r"one value for the whole batch, expected one .* example"):
+        method(model, x, layer="4", target=torch.sum)
+
+
+@cams
 def test_maps_of_layers_without_channels(method):
     model, x = zoo.structured("tuple"), randn(2, 4)
     with pytest.raises(TypeError, match=r"^layer 'parts'.*tuple.*expected"):
@@ -498,6 +527,18 @@ def test_score_cam_needs_an_input_with_places():
 PLAIN = [m for name, m in FAMILY.items() if name not in ("integrated_hessians",)]
 PLAIN.remove(MASKED["neuron_feature_ablation"])
 plain = pytest.mark.parametrize("method", PLAIN)
+
+
+def test_one_number_for_a_batch_is_no_choice():
+    what = functools.partial(attrfn.feature_ablation, target=0)
+    for model in (torch.sum, lambda x: float(x.sum())):
+        with pytest.raises(ValueError, match=r"one value for 3 row.*target is .*expected None"):
+            what(model, X, chunk_size=1)
+
+
+def test_models_that_vmap_cannot_run():
+    what = functools.partial(attrfn.feature_ablation, lambda x: float(x.sum()), X)
+    refused(ValueError, "batching", "'vmap'", what, batching="vmap")
 
 
 @plain
@@ -561,8 +602,27 @@ def test_lime_with_a_transform_needs_the_number_of_features_alone():
     assert what(n_features=2).shape == (3, 2)
 
 
+@pytest.mark.parametrize("name", ["surrogate", "similarity", "perturb"])
+def test_callables_of_lime_that_are_none(name):
+    refused(TypeError, name, "'cosine'", attrfn.lime, f, X, **{name: "cosine"})
+
+
+def test_features_of_lime_that_are_present_in_part():
+    """Integers and booleans are there or not."""
+    half = lambda keys, n: torch.full((len(keys), 1, n), 0.5)  # noqa: E731
+    for dtype in (torch.bool, torch.int64):
+        x = torch.ones(3, 4, dtype=dtype)
+        refused(TypeError, "inputs", dtype, attrfn.lime, lambda x: x.sum(1), x, perturb=half)
+
+
 def test_callables_of_lime_that_return_another_shape():
     what = functools.partial(attrfn.lime, f, X, n_samples=5)
+    refused(ValueError, "perturb", "list", what, perturb=lambda keys, n: [[[1] * n]] * 5)
+    refused(ValueError, "perturb", "(5, 2, 8)", what, perturb=lambda k, n: torch.ones(5, 2, n))
+    refused(ValueError, "similarity", "(5,)", what, similarity=lambda x, p, z: torch.ones(5))
+    less = lambda x, p, z: -torch.ones(5, 1)  # noqa: E731
+    refused(ValueError, "similarity", "negative", what, similarity=less)
+    refused(ValueError, "surrogate", "(8,)", what, surrogate=lambda z, y, w: torch.ones(8))
     refused(ValueError, "perturb", "(5, 8)", what, perturb=lambda keys, n: torch.ones(5, n))
     refused(ValueError, "perturb", "(5, 1, 9)", what, perturb=lambda k, n: torch.ones(5, 1, n + 1))
     refused(

@@ -14,7 +14,6 @@ from zoo import randn
 
 import attrfn
 from attrfn._core import chunks as chunks_module
-from attrfn._core import memory as memory_module
 from attrfn._core.chunks import Chunks, over_chunks
 from attrfn._core.memory import Peak, budget, out_of_memory
 
@@ -151,16 +150,14 @@ def test_chunks_follow_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
         return torch.tanh(x @ wide).sum(1)
 
     x = randn(2, 8)
-    # two hidden results of 2 * 100 doubles live at once, and under 200 bytes of masks and points
-    one = 2 * 2 * 100 * 8 + 200
+    # two hidden results of 2 * 100 doubles live at once; points of 2 * 8, twice; under 200 bytes
+    one = 2 * 2 * 100 * 8 + 2 * 2 * 8 * 8 + 200
     monkeypatch.setattr(chunks_module, "budget", lambda device: 3 * one)
-    monkeypatch.setattr(memory_module, "budget", lambda device: 3 * one)
     attrfn.feature_ablation(f, x)
-    assert seen == [2, 2, 6, 6, 2]
+    assert seen == [2, 6, 6, 4]
 
 
-def test_small_inputs_are_not_measured() -> None:
-    """All 8 features of two rows at once: 8 kB, and 64 times that is less than any budget."""
+def test_what_fits_is_evaluated_at_once() -> None:
     seen = []
 
     def f(x: Tensor) -> Tensor:
@@ -171,16 +168,47 @@ def test_small_inputs_are_not_measured() -> None:
     assert seen == [2, 16]
 
 
-def test_integer_inputs_are_measured() -> None:
-    """A token is a few bytes and its embedding may be many: one copy first."""
-    seen = []
+def test_what_the_model_holds_counts_and_not_its_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token is a few bytes, and its embedding is 8 kB: two tokens' copies fit 40 kB."""
+    seen, table = [], torch.ones(16, 1024, dtype=torch.float64)
 
     def f(ids: Tensor) -> Tensor:
         seen.append(ids.shape[0])
-        return ids.sum(1)
+        return table[ids].sum((1, 2))
 
-    attrfn.feature_ablation(f, torch.arange(16).reshape(2, 8))
-    assert seen == [2, 2, 14]
+    monkeypatch.setattr(chunks_module, "budget", lambda device: 40_000)
+    attrfn.feature_ablation(f, torch.arange(2).reshape(1, 2))
+    assert seen == [1, 2]
+    attrfn.feature_ablation(f, torch.arange(4).reshape(1, 4))
+    assert seen[2:] == [1, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        attrfn.feature_ablation,
+        attrfn.shapley_values,
+        attrfn.shapley_value_sampling,
+        attrfn.kernel_shap,
+        attrfn.lime,
+        attrfn.interactions,
+    ],
+    ids=lambda method: method.__name__,
+)
+def test_methods_go_on_where_memory_ran_out(method: Any) -> None:
+    """Of 5 rows and more there is too little memory, for small inputs, too."""
+    most = 0
+
+    def f(x: Tensor) -> Tensor:
+        nonlocal most
+        if len(x) > 4:
+            raise torch.cuda.OutOfMemoryError("out of memory")
+        most = max(most, len(x))
+        return torch.tanh(x).sum(1)
+
+    x = randn(2, 5)
+    assert_close(method(f, x), method(lambda x: torch.tanh(x).sum(1), x))
+    assert most == 4
 
 
 @pytest.mark.parametrize("name", ["integrated_gradients", "gradient_shap", "layer_conductance"])

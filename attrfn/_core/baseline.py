@@ -9,6 +9,7 @@ import optree
 import torch
 from torch import Tensor
 
+from attrfn._core.derive import transforming
 from attrfn._core.typing import Baselines, Leaves, Tree
 
 
@@ -67,10 +68,10 @@ def spread(baselines: Baselines, inputs: Tree, x: Leaves, name: str) -> list[Any
         return [baselines] * len(x)
     try:
         spread = optree.broadcast_prefix(baselines, inputs, none_is_leaf=True)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError):
         raise ValueError(
-            f"{name} is a tree of another form than the inputs, expected the same one or a "
-            f"prefix of it: {str(error).splitlines()[0]}"
+            f"{name} is a tree of another form than the inputs, expected {_form(inputs)} or a "
+            f"prefix of it and not {_form(baselines)}"
         ) from None
     present = [leaf is not None for leaf in optree.tree_leaves(inputs, none_is_leaf=True)]
     return [b for b, there in zip(spread, present, strict=True) if there]
@@ -90,6 +91,8 @@ def _fill(b: Any, t: Tensor, name: str) -> Tensor:
             f"{name} has {_say(b)} of floating point for an input of {t.dtype}, expected integers, "
             "such as the id of a padding token"
         )
+    if not t.is_floating_point() and isinstance(b, (int, float, Tensor)):
+        _check_range(b, t, name)
     if isinstance(b, Tensor):
         if not broadcasts(b, t.shape):
             raise ValueError(
@@ -112,12 +115,35 @@ def _is_fraction(b: Any) -> bool:
     return isinstance(b, float) and not b.is_integer()
 
 
+def _check_range(b: float | Tensor, t: Tensor, name: str) -> None:
+    """Refuse a baseline that the inputs' type of integers cannot hold."""
+    if t.is_complex() or (
+        isinstance(b, Tensor) and (b.is_complex() or not b.numel() or transforming())
+    ):
+        return
+    info = None if t.dtype == torch.bool else torch.iinfo(t.dtype)
+    low, high = (0, 1) if info is None else (info.min, info.max)
+    least, most = (int(b.min()), int(b.max())) if isinstance(b, Tensor) else (b, b)
+    if least < low or most > high:
+        raise ValueError(
+            f"{name} has {least if least < low else most} for an input of {t.dtype}, expected "
+            f"{low} to {high}, which that type can hold"
+        )
+
+
 def broadcasts(b: Tensor, shape: tuple[int, ...]) -> bool:
     """Whether a tensor broadcasts to exactly this shape."""
     short = tuple(b.shape)
     return len(short) <= len(shape) and all(
         a in (1, s) for a, s in zip(reversed(short), reversed(shape), strict=False)
     )
+
+
+def _form(tree: Tree) -> str:
+    """The form of a tree, with a * for each leaf, shortened."""
+    text = str(optree.tree_structure(tree, none_is_leaf=True))
+    text = text.removeprefix("PyTreeSpec(").removesuffix(")").split(", NoneIsLeaf")[0]
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _say(value: Any) -> str:

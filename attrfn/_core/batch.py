@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from numbers import Integral
 from typing import Any
 
 import optree
@@ -16,8 +17,13 @@ from attrfn._core.typing import Leaves
 
 
 def is_count(value: object) -> bool:
-    """Whether this is an int of at least 1 (and no bool)."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    """Whether this is an integer of at least 1."""
+    return is_integer(value) and value >= 1  # type: ignore[operator]
+
+
+def is_integer(value: object) -> bool:
+    """Whether this is an int, or an integer of numpy, and no bool."""
+    return isinstance(value, (int, Integral)) and not isinstance(value, bool)
 
 
 def flat_rows(copies: Leaves) -> Leaves:

@@ -24,7 +24,7 @@ class Chunks(NamedTuple):
 
     Attributes:
         size: ``None`` (all), a number, or ``"auto"``: what memory holds, measured on the first
-            copy; where memory runs out it halves. Inside a transform ``"auto"`` means all.
+            copy or known; where memory runs out it halves. Inside a transform ``"auto"`` means all.
         batching: ``"fold"`` into the batch, ``"vmap"`` or ``"loop"`` (one by one).
         progress: Show a bar.
         label: What the bar says.
@@ -42,6 +42,7 @@ def over_chunks(
     n: int,
     chunks: Chunks,
     device: torch.device,
+    one_copy: int = 0,
 ) -> T:
     """``part(0..a) + part(a..b) + ... + part(y..n)`` with ``merge`` for the plus.
 
@@ -52,6 +53,7 @@ def over_chunks(
         n: The number of copies, at least 1.
         chunks: How many at once.
         device: Where the memory is.
+        one_copy: The bytes that a copy takes, if they are known: the first one is not measured.
 
     Raises:
         ValueError: The size is no count, or the batching none of the three.
@@ -65,9 +67,9 @@ def over_chunks(
             "least 1"
         )
     if not chunks.progress or is_compiling():
-        return _run(part, merge, n, chunks, device, lambda count: None)
+        return _run(part, merge, n, chunks, device, one_copy, lambda count: None)
     with bar(n, chunks.label) as advance:
-        return _run(part, merge, n, chunks, device, advance)
+        return _run(part, merge, n, chunks, device, one_copy, advance)
 
 
 def at_once(make: Callable[[slice], Leaves], n: int, elements: int) -> Callable[[slice], Leaves]:
@@ -95,14 +97,16 @@ def _run(
     n: int,
     chunks: Chunks,
     device: torch.device,
+    one_copy: int,
     advance: Callable[[int], object],
 ) -> T:
     adapts = chunks.size == "auto" and chunks.batching != "loop" and not transforming()
     size = n if chunks.size in (None, "auto") else int(chunks.size)
     size = 1 if chunks.batching == "loop" else size
-    size = 1 if adapts else size
+    if adapts:
+        size = max(1, budget(device) // one_copy) if one_copy else 1
     done: list[T] = []
-    start = one_copy = 0
+    start = 0
     while start < n:
         i = slice(start, min(start + size, n))
         if adapts:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from attrfn._core.baseline import broadcasts, spread
+from attrfn._core.batch import is_integer
 from attrfn._core.compiling import unreadable
 from attrfn._core.derive import transforming
 from attrfn._core.typing import Leaves, Tree
@@ -172,7 +173,7 @@ def _pick(z: Tensor, ids: Tensor | int, x: Tensor) -> Tensor:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return is_integer(value) and value >= 0  # type: ignore[operator]
 
 
 def _rows(ids: Tensor) -> Tensor:

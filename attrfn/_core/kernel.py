@@ -14,7 +14,7 @@ from attrfn import random
 from attrfn._core.compiling import constant, untraced
 from attrfn._core.keys import sample_keys
 
-_MOST_WORK = 1e10  # of choosing coalitions, about a second
+_MOST_WORK = 1e9  # of choosing coalitions, about a second
 _MOST_NUMBERED = 2**31  # coalitions of a size; of more than that random ones are distinct
 
 Weighted = tuple[Tensor, Tensor]

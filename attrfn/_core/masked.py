@@ -15,7 +15,7 @@ from attrfn._core.bind import bind
 from attrfn._core.chunks import Chunks, at_once, over_chunks
 from attrfn._core.derive import transforming, twice_differentiable
 from attrfn._core.explain import repeat_chosen
-from attrfn._core.memory import surely_fits
+from attrfn._core.memory import Peak
 from attrfn._core.outcome import Outcome, outcome
 from attrfn._core.target import Chosen, choose
 from attrfn._core.tree import batch_size, call_model, flatten
@@ -40,6 +40,8 @@ class Masked(NamedTuple):
         full: f(x), (R, K...): one row per example, or a single one for the whole batch.
         whole: Whether the model gives one value for the whole batch.
         dtype: That of the attributions of inputs that have no floating one.
+        one_copy: The bytes that a copy of the batch takes where the size of a chunk follows from
+            them, else 0.
     """
 
     model: ModelFn
@@ -53,6 +55,7 @@ class Masked(NamedTuple):
     full: Tensor
     whole: bool
     dtype: torch.dtype
+    one_copy: int
 
     @property
     def device(self) -> torch.device:
@@ -98,9 +101,7 @@ class Masked(NamedTuple):
 
         alone = self.whole and self.chunks.batching != "vmap"  # copies cannot share a batch
         chunks = self.chunks._replace(size=1) if alone else self.chunks
-        if chunks.size == "auto" and not transforming() and surely_fits(self.x, n):
-            chunks = chunks._replace(size=None)
-        return over_chunks(run, merge, n, chunks, self.device)
+        return over_chunks(run, merge, n, chunks, self.device, self.one_copy)
 
     def mixed(self, masks: Leaves) -> Leaves:
         """The points ``x0 + z (x - x0)``, (S, B, ...)."""
@@ -126,8 +127,7 @@ class Masked(NamedTuple):
 
         with _graph(self.create_graph), twice_differentiable(self.create_graph):
             if self.chunks.batching == "vmap":
-                vmapped = torch.func.vmap(lambda *z: rows(z, 1), randomness="different")
-                values = vmapped(*points)
+                values = _vmapped(lambda *z: rows(z, 1), points)
             else:
                 values = rows(flat_rows(points), copies)
                 values = values.reshape(copies, len(values) // copies, *values.shape[1:])
@@ -188,10 +188,27 @@ def masked(
     chosen = choose(target, batch)
     nothing = torch.zeros(0, device=x[0].device, dtype=_floating(x[0].dtype))
     p = Masked(
-        model, x, x0, rebuild, batch, chosen, create_graph, chunks, nothing, False, nothing.dtype
+        model, x, x0, rebuild, batch, chosen, create_graph, chunks, nothing, False, nothing.dtype, 0
     )
-    full, whole, dtype = p._evaluate(tuple([t.clone()[None] for t in x]))
-    return p._replace(full=full[0], whole=whole, dtype=dtype)
+    own = tuple([t.clone()[None] for t in x])
+    measured = chunks.size == "auto" and not transforming()
+    with Peak() if measured else contextlib.nullcontext() as peak:
+        full, whole, dtype = p._evaluate(own)
+    one_copy = 0 if peak is None else max(1, peak.bytes + 2 * sum(t.nbytes for t in x))
+    return p._replace(full=full[0], whole=whole, dtype=dtype, one_copy=one_copy)
+
+
+def _vmapped(rows: Callable[..., Tensor], points: Leaves) -> Tensor:
+    try:
+        found: Tensor = torch.func.vmap(rows, randomness="different")(*points)
+    except RuntimeError as error:
+        if "vmap: It looks like you're" not in str(error):
+            raise
+        raise ValueError(
+            "batching is 'vmap', but the model reads values (as float(), .item() or if do), "
+            "expected tensor operations: use chunk_size=1, which serves any Python model"
+        ) from error
+    return found
 
 
 def _floating(dtype: torch.dtype) -> torch.dtype:
@@ -202,6 +219,11 @@ def mix(z: Tensor, x: Tensor, x0: Tensor) -> Tensor:
     """``x0 + z (x - x0)``, (S, B, ...)."""
     if z.dtype == torch.bool:
         return torch.where(z, x, x0)
+    if not x.is_floating_point():
+        raise TypeError(
+            f"inputs has a tensor of {x.dtype} and features that are present in part ({z.dtype}), "
+            "expected floating point, or features that are there or not (booleans)"
+        )
     return (x0 + z.to(wide(x.dtype)) * (x - x0)).to(x.dtype)
 
 

@@ -12,10 +12,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from attrfn._core.compiling import is_compiling
-from attrfn._core.typing import Leaves
 
 _MOST_ON_CPU = 2**25  # more rows at once are slower there: caches and page faults
-_BLOW_UP = 64  # how much larger than its inputs a usual model becomes inside
 
 
 class Peak(TorchFunctionMode):
@@ -79,13 +77,6 @@ def budget(device: torch.device) -> int:
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return (free + cached) // 2
     return min(_MOST_ON_CPU, _free_on_cpu() // 4)
-
-
-def surely_fits(x: Leaves, copies: int) -> bool:
-    """Whether copies of floating inputs are so small that nothing has to be measured."""
-    bytes_ = sum(t.numel() * t.element_size() for t in x)
-    floating = all(t.is_floating_point() for t in x)
-    return floating and copies * bytes_ * _BLOW_UP <= budget(x[0].device)
 
 
 def out_of_memory(error: BaseException) -> bool:

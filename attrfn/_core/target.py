@@ -81,6 +81,11 @@ def select(outputs: Any, chosen: Chosen, rows: int, name: str = "target") -> Ten
         )
     if outputs.ndim == 0 and rows == 1:
         outputs = outputs[None]
+    if outputs.ndim == 0 and chosen is not None:
+        raise ValueError(
+            f"the explained function returned one value for {rows} row(s), but {name} is "
+            f"{_show(chosen)}, expected None, because there is nothing to choose from"
+        )
     if outputs.ndim == 0 or outputs.shape[0] != rows:
         raise ValueError(
             f"the explained function returned shape {tuple(outputs.shape)} for {rows} row(s), "

@@ -9,6 +9,7 @@ import optree
 import torch
 from torch import Tensor
 
+from attrfn._core.batch import is_integer
 from attrfn._core.precision import full_precision
 from attrfn._core.typing import Leaves, Tree
 
@@ -103,8 +104,8 @@ def _intervals(size: int, window: int, stride: int, device: torch.device) -> Ten
 
 def _sizes(value: Any, x: Tensor, name: str) -> tuple[int, ...]:
     dims = x.ndim - 1
-    value = (value,) * dims if _is_int(value) else value
-    if not isinstance(value, (tuple, list)) or not all(map(_is_int, value)):
+    value = (value,) * dims if is_integer(value) else value
+    if not isinstance(value, (tuple, list)) or not all(map(is_integer, value)):
         raise TypeError(f"{name} is {value!r}, expected an int or a tuple of {dims} ints")
     if len(value) != dims:
         raise ValueError(
@@ -113,7 +114,7 @@ def _sizes(value: Any, x: Tensor, name: str) -> tuple[int, ...]:
         )
     if any(v < 1 for v in value):
         raise ValueError(f"{name} is {tuple(value)}, expected ints of at least 1")
-    return tuple(value)
+    return tuple(map(int, value))
 
 
 def _per_leaf(value: Any, inputs: Tree, x: Leaves, name: str) -> list[Any]:
@@ -122,20 +123,16 @@ def _per_leaf(value: Any, inputs: Tree, x: Leaves, name: str) -> list[Any]:
         return [value] * len(x)
     try:
         spread = optree.broadcast_prefix(value, inputs, is_leaf=_is_sizes, none_is_leaf=True)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError):
         raise ValueError(
             f"{name} is a tree of another form than the inputs, expected an int, a tuple of ints, "
-            f"or a prefix of the inputs' tree with those: {str(error).splitlines()[0]}"
+            "or a prefix of the inputs' tree with those"
         ) from None
     present = [leaf is not None for leaf in optree.tree_leaves(inputs, none_is_leaf=True)]
     return [v for v, there in zip(spread, present, strict=True) if there]
 
 
 def _is_sizes(value: Any) -> bool:
-    return _is_int(value) or (
-        isinstance(value, (tuple, list)) and len(value) > 0 and all(map(_is_int, value))
+    return is_integer(value) or (
+        isinstance(value, (tuple, list)) and len(value) > 0 and all(map(is_integer, value))
     )
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

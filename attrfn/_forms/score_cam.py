@@ -197,6 +197,11 @@ def score_cam(
 
 
 def _one_value(p: Masked) -> None:
+    if p.whole:
+        raise ValueError(
+            "the explained function returns one value for the whole batch, expected one value per "
+            "example, because each example has its own map"
+        )
     if p.full.ndim > 1:
         raise ValueError(
             f"target is None, but the explained function returns shape {tuple(p.full.shape)}, "

@@ -41,7 +41,8 @@ def feature_ablation(
             pytree prefix of those. Equal ids are one feature, in different tensors too; gaps do not
             matter. ``None``: each element is a feature.
         n_features: The ids are 0 to ``n_features - 1``. Needed inside torch.compile, where the ids
-            of a ``feature_mask`` cannot be counted.
+            of a ``feature_mask`` cannot be counted; and where a mask that differs from example to
+            example shall give an example alone the draws that it gets in a batch.
         chunk_size: How many copies of the batch are evaluated at once: ``"auto"`` (what memory
             holds), ``None`` (all) or a number; see :func:`integrated_gradients`.
         batching: See :func:`integrated_gradients`.

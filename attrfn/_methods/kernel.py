@@ -55,8 +55,9 @@ def kernel_shap(
             all of them and give exact Shapley values, 2 n - 2 determine the fit.
         key: An int or a key of :mod:`attrfn.random`, (2,) or (B, 2).
         return_stderr: Return standard errors of the sampling too, of the sandwich form. They are
-            those of random coalitions, mostly too large for these, which are spread out; infinite
-            for less than 3 n samples, and zero where all coalitions are enumerated.
+            those of random coalitions: too large for these, which are spread out, the more so the
+            more there are, and with few to judge by, a little above 3 n, now and then far too
+            small. Infinite for less than 3 n samples, zero where all coalitions are enumerated.
         return_input_shape: ``False`` returns one score per feature, in the order of their ids.
         chunk_size: See :func:`feature_ablation`.
         batching: See :func:`integrated_gradients`.

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from attrfn import random, surrogates
 from attrfn._core.chunks import Chunks, at_once
+from attrfn._core.derive import transforming
 from attrfn._core.features import features
 from attrfn._core.keys import row_keys, sample_keys
 from attrfn._core.masked import Part, add_lists, masked
@@ -92,6 +93,7 @@ def lime(
         Ribeiro, Singh and Guestrin, "Why Should I Trust You?": Explaining the Predictions of Any
         Classifier, 2016.
     """
+    _check_callables(surrogate=surrogate, similarity=similarity, perturb=perturb)
     fit = surrogate or surrogates.lasso(0.01)
     weigh = similarity or surrogates.exponential_kernel()
     chunks = Chunks(chunk_size, batching, progress, "lime")
@@ -107,7 +109,9 @@ def lime(
 
     samples = positive("n_samples", n_samples)
     draw = at_once(
-        lambda i: (_draw(perturb, sample_keys(keys, i, 0), n),), samples, samples * len(keys) * n
+        lambda i: (_draw(perturb, sample_keys(keys, i, 0), n, p.batch),),
+        samples,
+        samples * len(keys) * n,
     )
 
     def part(i: slice) -> Part[tuple[list[Tensor], ...]]:
@@ -117,29 +121,64 @@ def lime(
         else:
             points = flatten(transform(z, x, x0), "transform's result")[0]
             _check_points(points, p.x, len(z))
-        w = weigh(x, p.rebuild(points), z).expand(len(z), p.batch)
+        w = _weights(weigh(x, p.rebuild(points), z), len(z), p.batch)
         w = w.mean(1, keepdim=True) if p.whole else w
         return points, lambda values: ([z], [values], [w])
 
     found = p.collect(samples, part, add_lists)
     z, values, w = (torch.cat(t) for t in found)
     y = values.reshape(*values.shape[:2], values.shape[2:].numel())
-    a = fit(z, y, w.to(y)).reshape(*values.shape[1:], n)
+    a = _coefficients(fit(z, y, w.to(y)), (*y.shape[1:], n)).reshape(*values.shape[1:], n)
     if return_input_shape and transform is None:
         return p.result(these.elements(a))
     return p.number(a)
 
 
-def _draw(perturb: Perturb | None, keys: Tensor, n: int) -> Tensor:
+def _check_callables(**given: object) -> None:
+    for name, value in given.items():
+        if value is not None and not callable(value):
+            raise TypeError(
+                f"{name} is {value!r}, expected a callable, such as those that "
+                "attrfn.surrogates makes"
+            )
+
+
+def _draw(perturb: Perturb | None, keys: Tensor, n: int, batch: int) -> Tensor:
     if perturb is None:
         return random.bernoulli(keys, 0.5, (n,))
-    z = perturb(keys, n)
-    if z.ndim != 3 or z.shape[0] != keys.shape[0] or z.shape[2] != n:
+    z: object = perturb(keys, n)
+    shapes = [(len(keys), rows, n) for rows in (1, batch)]
+    if not isinstance(z, Tensor) or z.shape not in shapes:
         raise ValueError(
-            f"perturb returned shape {tuple(z.shape)}, expected ({keys.shape[0]}, 1 or B, {n}): "
-            "the features of each sample"
+            f"perturb returned {_say(z)}, expected a tensor ({len(keys)}, 1 or {batch}, {n}): the "
+            "features of each sample"
         )
     return z
+
+
+def _weights(w: object, samples: int, batch: int) -> Tensor:
+    shapes = [(samples, rows) for rows in (1, batch)]
+    if not isinstance(w, Tensor) or w.shape not in shapes:
+        raise ValueError(
+            f"similarity returned {_say(w)}, expected a tensor ({samples}, 1 or {batch}): the "
+            "weight of each sample"
+        )
+    if not transforming() and not bool((w >= 0).all()):
+        raise ValueError("similarity returned weights that are negative or nan, expected >= 0")
+    return w.expand(samples, batch)
+
+
+def _coefficients(a: object, shape: tuple[int, ...]) -> Tensor:
+    if not isinstance(a, Tensor) or a.shape != shape:
+        raise ValueError(
+            f"surrogate returned {_say(a)}, expected a tensor {shape}: the coefficients of each "
+            "example's outputs"
+        )
+    return a
+
+
+def _say(value: object) -> str:
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _count(n_features: int | None, feature_mask: Tree) -> int:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from attrfn import random
 from attrfn._core.chunks import Chunks
+from attrfn._core.derive import transforming
 from attrfn._core.features import features
 from attrfn._core.keys import row_keys, sample_keys
 from attrfn._core.masked import masked
@@ -81,16 +83,15 @@ def feature_permutation(
     n, draw = these.n, permute or random.permutation
     copies = positive("n_samples", n_samples) * n
     _check(p.batch, key, these.ids)
+    if not callable(draw):
+        raise TypeError(f"permute is {permute!r}, expected a callable (keys, batch) -> (S, B)")
     words = row_keys(key, p.batch, p.device)
     ids = torch.arange(n, device=p.device)
 
     def points(i: slice) -> Leaves:
         order = draw(sample_keys(words, i, 0)[:, 0], p.batch)
-        if order.shape != (i.stop - i.start, p.batch):
-            raise ValueError(
-                f"permute returned shape {tuple(order.shape)}, expected "
-                f"{(i.stop - i.start, p.batch)}: one permutation of the examples for each key"
-            )
+        if permute is not None:
+            _check_order(order, (i.stop - i.start, p.batch))
         moved = torch.arange(i.start, i.stop, device=p.device) % n
         masks = these.masks((moved[:, None] == ids)[:, None])
         return tuple([torch.where(z, x[order], x) for z, x in zip(masks, p.x, strict=True)])
@@ -98,6 +99,24 @@ def feature_permutation(
     shuffled = p.at(copies, points)
     mean = shuffled.reshape(n_samples, n, *shuffled.shape[1:]).mean(0)
     return p.result(these.elements((p.full - mean).movedim(0, -1)))
+
+
+def _check_order(order: Any, shape: tuple[int, int]) -> None:
+    if not isinstance(order, Tensor) or order.shape != shape:
+        what = f"shape {tuple(order.shape)}" if isinstance(order, Tensor) else type(order).__name__
+        raise ValueError(
+            f"permute returned {what}, expected a tensor {shape}: one permutation of the examples "
+            "for each key"
+        )
+    if order.is_floating_point() or order.dtype == torch.bool:
+        raise TypeError(
+            f"permute returned {order.dtype}, expected integers, the examples in another order"
+        )
+    if not transforming() and not 0 <= int(order.min()) <= int(order.max()) < shape[1]:
+        raise ValueError(
+            f"permute returned numbers from {int(order.min())} to {int(order.max())}, expected "
+            f"those of the examples, 0 to {shape[1] - 1}"
+        )
 
 
 def _check(batch: int, key: Key, ids: tuple[Tensor | int, ...]) -> None:

@@ -12,7 +12,6 @@ from attrfn._core.keys import row_keys, sample_keys
 from attrfn._core.masked import Part, masked
 from attrfn._core.noise import positive
 from attrfn._core.precision import full_precision
-from attrfn._core.tree import require_floating
 from attrfn._core.typing import Baselines, Batching, ChunkSize, Key, Leaves, ModelFn, Target, Tree
 
 
@@ -74,7 +73,12 @@ def rise(
     _check_probability(p)
     chunks = Chunks(chunk_size, batching, progress, "rise")
     f = masked(model_fn, inputs, target, baselines, chunks, create_graph=create_graph)
-    require_floating(f.x)
+    for x in f.x:
+        if not x.is_floating_point():
+            raise TypeError(
+                f"inputs has a tensor of {x.dtype}, expected floating point, because masks of rise "
+                "are smooth: use feature_ablation or shapley_value_sampling for others"
+            )
     n, cells = positive("n_samples", n_samples), positive("grid", grid)
     keys = row_keys(key, f.batch, f.device)
     f.check_rows(len(keys))

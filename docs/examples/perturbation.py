@@ -156,7 +156,7 @@ def of_patients() -> dict[str, Figure]:
     figures["shapley_values"] = viz.strip(exact, raw[332:], NAMES, title=title, xlabel=label)
 
     label = "one patient: estimate \N{PLUS-MINUS SIGN} its standard error; circle: exact"
-    for method, n in ((attrfn.shapley_value_sampling, 10), (attrfn.kernel_shap, 40)):
+    for method, n in ((attrfn.shapley_value_sampling, 10), (attrfn.kernel_shap, 100)):
         found, error = method(model, x[332:333], n_samples=n, return_stderr=True)
         title = f"{method.__name__}, n_samples={n}"
         figure = viz.bar(found, NAMES, error=error[0], title=title, xlabel=label)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from attrfn._core.batch import flat_rows, repeat_bound, split_rows
 from attrfn._core.bind import bind, prepare
+from attrfn._core.compiling import is_compiling
 from attrfn._core.derive import transforming, values_and_gradients
 from attrfn._core.target import Chosen, PerExample, choose, select
 from attrfn._core.tree import batch_size, call_model, flatten, require_floating
@@ -27,6 +28,7 @@ class Explained(NamedTuple):
         batch: B.
         chosen: The checked target.
         create_graph: Whether ``.backward()`` shall reach through the result.
+        undifferentiated: Whether nobody will differentiate the result of compiled code.
         name: How messages call the target.
     """
 
@@ -36,6 +38,7 @@ class Explained(NamedTuple):
     batch: int
     chosen: Chosen
     create_graph: bool
+    undifferentiated: bool
     name: str
 
     def values(
@@ -90,10 +93,13 @@ def explain(
     inputs: Tree,
     target: Target,
     *,
-    create_graph: bool = False,
+    create_graph: bool | None = False,
     name: str = "target",
 ) -> Explained:
     """Check the arguments that every gradient method has in common.
+
+    With ``create_graph=None`` the caller promises that the result of compiled code, which could be
+    differentiated otherwise, will not be.
 
     Raises:
         TypeError: The inputs have a leaf that is no floating tensor, or the target no known kind.
@@ -105,8 +111,9 @@ def explain(
     if not (create_graph or transforming()):
         x = tuple([t.detach() for t in x])
     model = bind(model_fn, frozen=not create_graph)
+    alone = create_graph is None and is_compiling()
     chosen = choose(target, batch, name)
-    return Explained(model, x, rebuild, batch, chosen, create_graph, name)
+    return Explained(model, x, rebuild, batch, chosen, bool(create_graph), alone, name)
 
 
 def repeat_chosen(chosen: Chosen, batch: int, copies: int) -> Chosen:

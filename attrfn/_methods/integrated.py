@@ -273,6 +273,7 @@ def completeness_delta(
         batch,
         choose(target, batch),
         create_graph,
+        False,
         "target",
     )
     keep = create_graph or transforming()

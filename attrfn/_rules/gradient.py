@@ -38,7 +38,8 @@ def gradients_by_rules(
     Returns:
         One gradient per leaf, and the names of the operations that had a rule.
     """
-    keep = p.create_graph or transforming()
+    once = p.undifferentiated and x0 is None  # with baselines it saves nothing
+    keep = p.create_graph or (transforming() and not once)
     at: list[Seen] | None = None
     base: list[Seen] | None = None
     if x0 is not None:

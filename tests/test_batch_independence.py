@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from helpers import assert_close, take
 from models import Net, targets
 from registry import Row, explain, rows, rows_and_nets
+from torch import Tensor
+from zoo import randn
 
 import attrfn
 
@@ -36,6 +39,21 @@ def test_baselines_of_each_example_stay_with_it(r: Row) -> None:
         one = slice(i, i + 1)
         alone = explain(r, r.net, model, x[one], target=t[one], baselines=x0[one])
         assert_close(alone, take(together, one, r.batch_dim))
+
+
+@pytest.mark.parametrize("name", ["shapley_value_sampling", "kernel_shap", "lime"])
+def test_masks_of_each_example_stay_with_it(name: str) -> None:
+    """Draws depend on the number of features: unless it is given, that of the whole batch."""
+    method, x, mask = getattr(attrfn, name), randn(2, 4), torch.tensor([[0, 0, 1, 1], [0, 1, 2, 3]])
+
+    def f(x: Tensor) -> Tensor:
+        return x[:, 0].tanh() * x[:, 1] + x[:, 1] * x[:, 2] * x[:, 3]
+
+    together = method(f, x, feature_mask=mask, n_features=4, n_samples=8)
+    for i in range(2):
+        one = slice(i, i + 1)
+        alone = method(f, x[one], feature_mask=mask[one], n_features=4, n_samples=8)
+        assert_close(alone, together[one])
 
 
 @rows(lambda r: r.keyed and not r.mixes)

@@ -55,9 +55,8 @@ def kernel_shap(
             all of them and give exact Shapley values, 2 n - 2 determine the fit.
         key: An int or a key of :mod:`attrfn.random`, (2,) or (B, 2).
         return_stderr: Return standard errors of the sampling too, of the sandwich form. They are
-            those of random coalitions: too large for these, which are spread out, the more so the
-            more there are, and with few to judge by, a little above 3 n, now and then far too
-            small. Infinite for less than 3 n samples, zero where all coalitions are enumerated.
+            those of random coalitions: mostly too large for these, which are spread out. Infinite
+            for less than 3 n samples, zero where all coalitions are enumerated.
         return_input_shape: ``False`` returns one score per feature, in the order of their ids.
         chunk_size: See :func:`feature_ablation`.
         batching: See :func:`integrated_gradients`.
@@ -131,20 +130,26 @@ def _fit(d: Design, inner: Tensor, empty: Tensor, full: Tensor, stderr: bool) ->
     if not stderr:
         return (a,)
     rest = y - torch.einsum("srn,rkn->srk", z.expand(len(z), y.shape[1], n), u)
-    return a, _standard_error(d, rest, wz).reshape(a.shape)
+    leverage = (z * wz).sum(-1)
+    return a, _standard_error(d, rest, wz, leverage).reshape(a.shape)
 
 
-def _standard_error(d: Design, rest: Tensor, wz: Tensor) -> Tensor:
+def _standard_error(d: Design, rest: Tensor, wz: Tensor, leverage: Tensor) -> Tensor:
     """The root of the diagonal of the sandwich ``(Z'WZ)^-1 V (Z'WZ)^-1``, V the strata's variance.
 
+    What a pair leaves over is divided by 1 - its leverage, because it pulls the fit to itself.
     Infinite where the pairs only just determine the fit and little is left over to judge it by.
 
     Reference:
         Cochran, Sampling Techniques, 1977.
+        MacKinnon and White, Some Heteroskedasticity-Consistent Covariance Matrix Estimators with
+        Improved Finite Sample Properties, 1985.
     """
     each = rest[..., None] * wz[:, :, None]  # (S, R, K, n)
     pairs = each.reshape(-1, 2, *each.shape[1:]).sum(1)
-    total, start, spare = each.new_zeros(each.shape[1:]), 0, len(pairs) - wz.shape[-1] + 1
+    left = 1 - leverage.reshape(-1, 2, *leverage.shape[1:]).sum(1)
+    pairs = pairs / left.clamp_min(1e-9)[..., None, None]
+    total, start = each.new_zeros(each.shape[1:]), 0
     if len(pairs) == 2 ** (wz.shape[-1] - 1) - 1:
         return total
     if 2 * len(pairs) < 3 * wz.shape[-1]:
@@ -154,4 +159,4 @@ def _standard_error(d: Design, rest: Tensor, wz: Tensor) -> Tensor:
         start += m
         spread = ((g - g.mean(0)) ** 2).sum(0) * m / (m - 1) if m > 1 else g[0] ** 2
         total = total + spread * (1 - m / of)
-    return (total * (len(pairs) / spare)).sqrt()
+    return total.sqrt()

@@ -221,11 +221,24 @@ def test_gradient_methods_measure_their_first_copy(
     model, seen = net.build(), []
     model.mid.register_forward_pre_hook(lambda m, args: seen.append(args[0].shape[0]))
     monkeypatch.setattr(chunks_module, "budget", lambda device: 2**40)
+    monkeypatch.setattr(chunks_module, "at_most", lambda x: 2**40)
     r = ROWS[name]
     found = explain(r, net, model, **{r.copies: 7}, chunk_size="auto")
     assert 3 in seen
     assert max(seen) == 18  # one copy of three rows to measure, then the six others at once
     assert_close(found, explain(r, net, **{r.copies: 7}))
+
+
+def test_gradient_methods_take_at_once_what_surely_fits() -> None:
+    """Two rows of 8 doubles and 50 steps: 1.6 MB, if the model is 256 times as large inside."""
+    seen = []
+
+    def f(x: Tensor) -> Tensor:
+        seen.append(x.shape[0])
+        return torch.tanh(x).sum(1)
+
+    attrfn.integrated_gradients(f, randn(2, 8))
+    assert seen == [100]
 
 
 def test_budget_is_a_part_of_what_is_free() -> None:

@@ -11,7 +11,7 @@ import torch
 from attrfn._core.batch import is_count
 from attrfn._core.compiling import is_compiling
 from attrfn._core.derive import transforming
-from attrfn._core.memory import Peak, budget, out_of_memory
+from attrfn._core.memory import Peak, at_most, budget, out_of_memory
 from attrfn._core.progress import bar
 from attrfn._core.typing import Batching, ChunkSize, Leaves
 
@@ -23,8 +23,8 @@ class Chunks(NamedTuple):
     """How many copies of a batch are evaluated at once, and in which way.
 
     Attributes:
-        size: ``None`` (all), a number, or ``"auto"``: what memory holds, measured on the first
-            copy or known; where memory runs out it halves. Inside a transform ``"auto"`` means all.
+        size: ``None`` (all), a number, or ``"auto"``: what memory holds, known or measured on the
+            first chunk; where memory runs out it halves. Inside a transform ``"auto"`` means all.
         batching: ``"fold"`` into the batch, ``"vmap"`` or ``"loop"`` (one by one).
         progress: Show a bar.
         label: What the bar says.
@@ -43,6 +43,7 @@ def over_chunks(
     chunks: Chunks,
     device: torch.device,
     one_copy: int = 0,
+    x: Leaves = (),
 ) -> T:
     """``part(0..a) + part(a..b) + ... + part(y..n)`` with ``merge`` for the plus.
 
@@ -53,7 +54,9 @@ def over_chunks(
         n: The number of copies, at least 1.
         chunks: How many at once.
         device: Where the memory is.
-        one_copy: The bytes that a copy takes, if they are known: the first one is not measured.
+        one_copy: The bytes that a copy takes, if they are known and not to be measured.
+        x: What is copied, floating tensors: the first chunk is measured, and has as many copies as
+            surely fit.
 
     Raises:
         ValueError: The size is no count, or the batching none of the three.
@@ -67,9 +70,9 @@ def over_chunks(
             "least 1"
         )
     if not chunks.progress or is_compiling():
-        return _run(part, merge, n, chunks, device, one_copy, lambda count: None)
+        return _run(part, merge, n, chunks, device, one_copy, x, lambda count: None)
     with bar(n, chunks.label) as advance:
-        return _run(part, merge, n, chunks, device, one_copy, advance)
+        return _run(part, merge, n, chunks, device, one_copy, x, advance)
 
 
 def at_once(make: Callable[[slice], Leaves], n: int, elements: int) -> Callable[[slice], Leaves]:
@@ -98,20 +101,22 @@ def _run(
     chunks: Chunks,
     device: torch.device,
     one_copy: int,
+    x: Leaves,
     advance: Callable[[int], object],
 ) -> T:
     adapts = chunks.size == "auto" and chunks.batching != "loop" and not transforming()
     size = n if chunks.size in (None, "auto") else int(chunks.size)
     size = 1 if chunks.batching == "loop" else size
     if adapts:
-        size = max(1, budget(device) // one_copy) if one_copy else 1
+        size = max(1, budget(device) // (one_copy or at_most(x))) if one_copy or x else 1
     done: list[T] = []
     start = 0
     while start < n:
         i = slice(start, min(start + size, n))
         if adapts:
             try:
-                with Peak() if not one_copy else contextlib.nullcontext() as peak:
+                measured = not one_copy and i.stop < n
+                with Peak() if measured else contextlib.nullcontext() as peak:
                     new = part(i)
             except Exception as error:
                 if size == 1 or not out_of_memory(error):
@@ -119,7 +124,7 @@ def _run(
                 size = (i.stop - i.start + 1) // 2
                 continue
             if peak is not None:
-                one_copy = max(peak.bytes, 1)
+                one_copy = max(peak.bytes // (i.stop - i.start), 1)
                 size = max(1, budget(device) // one_copy)
         else:
             new = part(i)

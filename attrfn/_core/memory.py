@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from attrfn._core.compiling import is_compiling
+from attrfn._core.typing import Leaves
 
+_BLOW_UP = 256  # how much larger than its inputs a usual model becomes inside
 _MOST_ON_CPU = 2**25  # more rows at once are slower there: caches and page faults
 
 
@@ -77,6 +79,11 @@ def budget(device: torch.device) -> int:
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return (free + cached) // 2
     return min(_MOST_ON_CPU, _free_on_cpu() // 4)
+
+
+def at_most(x: Leaves) -> int:
+    """The bytes that a run on floating inputs and its backward pass take in a usual model."""
+    return max(1, _BLOW_UP * sum(t.numel() * t.element_size() for t in x))
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -49,7 +49,7 @@ def over_path(
         return tuple([_weighted(weights[i], v) for v in integrand(tuple(points))])
 
     chunks = Chunks(chunk_size, batching, progress, label)
-    return over_chunks(part, add, len(nodes), chunks, p.x[0].device)
+    return over_chunks(part, add, len(nodes), chunks, p.x[0].device, x=p.x)
 
 
 def _point(start: Tensor, s: Tensor, length: Tensor) -> Tensor:

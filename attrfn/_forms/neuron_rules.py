@@ -79,7 +79,7 @@ def neuron_deep_lift_shap(
     call: int | None = 0,
     rule: DeepLiftRule = "rescale",
     multiply_by_inputs: bool = True,
-    chunk_size: ChunkSize = None,
+    chunk_size: ChunkSize = "auto",
     create_graph: bool = False,
     progress: bool = False,
 ) -> Tree:

@@ -87,7 +87,7 @@ def deep_lift_shap(
     baselines: Baselines,
     rule: DeepLiftRule = "rescale",
     multiply_by_inputs: bool = True,
-    chunk_size: ChunkSize = None,
+    chunk_size: ChunkSize = "auto",
     create_graph: bool = False,
     progress: bool = False,
 ) -> Tree:
@@ -142,7 +142,7 @@ def deep_lift_shap(
 
     n = pairs[0].shape[0]
     chunks = Chunks(chunk_size, "fold", progress, "deep_lift_shap")
-    total: tuple[Tensor, ...] = over_chunks(part, add, n, chunks, p.x[0].device)
+    total: tuple[Tensor, ...] = over_chunks(part, add, n, chunks, p.x[0].device, x=p.x)
     return p.result([t / n for t in total])
 
 

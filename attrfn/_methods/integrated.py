@@ -36,7 +36,7 @@ def integrated_gradients(
     quadrature: str | Rule = "gauss_legendre",
     multiply_by_inputs: bool = True,
     tolerance: float | None = None,
-    chunk_size: ChunkSize = None,
+    chunk_size: ChunkSize = "auto",
     batching: Batching = "fold",
     create_graph: bool = False,
     progress: bool = False,
@@ -56,10 +56,10 @@ def integrated_gradients(
             ``"riemann_middle"``, ``"riemann_trapezoid"`` or a callable ``n -> (nodes, weights)``.
         multiply_by_inputs: ``False`` returns the integral without the factor (x - x0).
         tolerance: Double the steps until every example's completeness gap is below this (in units
-            of the output), ``n_steps`` at once unless ``chunk_size`` says otherwise; not inside
-            transforms or torch.compile.
-        chunk_size: How many steps are evaluated at once, which bounds the memory: a number,
-            ``None`` (all), or ``"auto"``: what memory holds (inside a transform all).
+            of the output), with no more than ``n_steps`` at once for ``chunk_size=None``; not
+            inside transforms or torch.compile.
+        chunk_size: How many steps are evaluated at once, which bounds the memory: ``"auto"`` (what
+            memory holds; inside a transform all), ``None`` (all) or a number.
         batching: ``"fold"`` puts the steps into the batch axis; ``"vmap"`` serves models without a
             usable one; ``"loop"`` takes one step at a time.
         create_graph: See :func:`gradient`.
@@ -150,7 +150,7 @@ def gradient_shap(
     stdevs: Tree = 0.0,
     key: Key = 0,
     multiply_by_inputs: bool = True,
-    chunk_size: ChunkSize = None,
+    chunk_size: ChunkSize = "auto",
     batching: Batching = "fold",
     create_graph: bool = False,
     progress: bool = False,
@@ -216,7 +216,7 @@ def gradient_shap(
         positive("n_samples", n_samples),
         Chunks(chunk_size, batching, progress, "gradient_shap"),
     )
-    total = over_chunks(part, add, n, chunks, p.x[0].device)
+    total = over_chunks(part, add, n, chunks, p.x[0].device, x=p.x)
     return p.result([t / n_samples for t in total])
 
 

@@ -29,7 +29,7 @@ def noise_tunnel(
     n_samples: int = 5,
     stdevs: Tree = 1.0,
     key: Key = 0,
-    chunk_size: ChunkSize = None,
+    chunk_size: ChunkSize = "auto",
     draw_baselines: bool = False,
     progress: bool = False,
 ) -> Method:
@@ -107,7 +107,7 @@ def noise_tunnel(
             return [merge(s, t) for s, t in zip(a[0], b[0], strict=True)], *a[1:]
 
         chunks = Chunks(chunk_size, "fold", progress, "noise_tunnel")
-        states, dtypes, spec = over_chunks(part, both, n_samples, chunks, x[0].device)
+        states, dtypes, spec = over_chunks(part, both, n_samples, chunks, x[0].device, x=x)
         return optree.tree_unflatten(
             spec, [finish(m, n_samples).to(d) for m, d in zip(states, dtypes, strict=True)]
         )

@@ -53,7 +53,7 @@ def floor(model: nn.Module, x: Tensor, target: Tensor, chunk: int):
     return run
 
 
-def eager(model: nn.Module, x: Tensor, target: Tensor, chunk: int):
+def eager(model: nn.Module, x: Tensor, target: Tensor, chunk: int | str):
     return lambda: attrfn.integrated_gradients(
         model, x, target=target, n_steps=STEPS, chunk_size=chunk
     )
@@ -101,7 +101,7 @@ def best_captum(model: nn.Module, x: Tensor, target: Tensor, device: str):
     return best, runs[best]
 
 
-def case(kind: str, name: str, batch: int, chunk: int, device: str):
+def case(kind: str, name: str, batch: int, chunk: int | str, device: str):
     model, x, target = model_and_batch(name, batch, device)
     make = {"floor": floor, "eager": eager, "compiled": compiled}
     if kind == "captum":
@@ -114,7 +114,7 @@ def rows_of(name: str, batch: int, args, flags: list[str]) -> list[dict[str, obj
     frozen = model_and_batch(name, batch, args.device)[0]
     size, captum_run = best_captum(model, x, target, args.device)
     runs = {("floor", c): floor(frozen, x, target, c) for c in CHUNKS[batch]}
-    runs |= {("eager", c): eager(model, x, target, c) for c in CHUNKS[batch]}
+    runs |= {("eager", c): eager(model, x, target, c) for c in (*CHUNKS[batch], "auto")}
     runs |= {("compiled", c): compiled(model, x, target, c) for c in CHUNKS[batch][1:]}
     runs[("captum", size or 0)] = captum_run
     want = captum_run()
@@ -131,6 +131,7 @@ def rows_of(name: str, batch: int, args, flags: list[str]) -> list[dict[str, obj
             peak = peak_mb_of(__file__, f"{kind} {name} {batch} {chunk}", flags)
             memory = f"{peak:.0f}"
         shown = f"{chunk or 'all'} rows" if kind == "captum" else f"{chunk} copies"
+        shown = "auto" if chunk == "auto" else shown
         t = times[(kind, chunk)]
         rows.append(
             {
@@ -153,7 +154,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     if args.memory_of:
         kind, name, batch, chunk = args.memory_of.split()
-        run = case(kind, name, int(batch), int(chunk), args.device)
+        at_once = chunk if chunk == "auto" else int(chunk)
+        run = case(kind, name, int(batch), at_once, args.device)
         if kind == "compiled":
             run()  # what the compiler itself takes is no part of a run
         print(json.dumps(peak_mb(run, args.device)))

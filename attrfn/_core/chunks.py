@@ -11,7 +11,7 @@ import torch
 from attrfn._core.batch import is_count
 from attrfn._core.compiling import is_compiling
 from attrfn._core.derive import transforming
-from attrfn._core.memory import Peak, at_most, budget, out_of_memory
+from attrfn._core.memory import Peak, budget, first_copies, out_of_memory
 from attrfn._core.progress import bar
 from attrfn._core.typing import Batching, ChunkSize, Leaves
 
@@ -56,7 +56,7 @@ def over_chunks(
         device: Where the memory is.
         one_copy: The bytes that a copy takes, if they are known and not to be measured.
         x: What is copied, floating tensors: the first chunk is measured, and has as many copies as
-            surely fit.
+            usually fit.
 
     Raises:
         ValueError: The size is no count, or the batching none of the three.
@@ -108,7 +108,8 @@ def _run(
     size = n if chunks.size in (None, "auto") else int(chunks.size)
     size = 1 if chunks.batching == "loop" else size
     if adapts:
-        size = max(1, budget(device) // (one_copy or at_most(x))) if one_copy or x else 1
+        size = budget(device) // one_copy if one_copy else first_copies(x, budget(device))
+        size = max(1, size)
     done: list[T] = []
     start = 0
     while start < n:

@@ -14,7 +14,8 @@ from torch.overrides import TorchFunctionMode
 from attrfn._core.compiling import is_compiling
 from attrfn._core.typing import Leaves
 
-_BLOW_UP = 256  # how much larger than its inputs a usual model becomes inside
+_BLOW_UP = 64  # how much larger than its inputs a usual model becomes inside
+_UNMEASURED = 2**27  # what an unusual one may turn into several times that
 _MOST_ON_CPU = 2**25  # more rows at once are slower there: caches and page faults
 
 
@@ -81,9 +82,10 @@ def budget(device: torch.device) -> int:
     return min(_MOST_ON_CPU, _free_on_cpu() // 4)
 
 
-def at_most(x: Leaves) -> int:
-    """The bytes that a run on floating inputs and its backward pass take in a usual model."""
-    return max(1, _BLOW_UP * sum(t.numel() * t.element_size() for t in x))
+def first_copies(x: Leaves, budget: int) -> int:
+    """How many copies of floating inputs may be tried before anything was measured, perhaps 0."""
+    bytes_ = sum(t.numel() * t.element_size() for t in x)
+    return min(budget, _UNMEASURED) // (_BLOW_UP * bytes_) if bytes_ else 0
 
 
 def out_of_memory(error: BaseException) -> bool:

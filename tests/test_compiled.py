@@ -10,23 +10,38 @@ from helpers import assert_close
 from models import targets
 from registry import ROWS, Row, needs, rows
 from test_compile import small
-from torch import Tensor, nn
-from torch._dynamo.testing import CompileCounter
+from torch import SymInt, Tensor, nn
+from torch._dynamo.testing import CompileCounter, EagerAndRecordGraphs
 from zoo import make, randn, same_state, state
 
 import attrfn
 
-# One of each way to make rows: steps, noise, masks, coalitions, layers, maps, two runs by rules.
+# Each way to make rows: steps, noise, masks, coalitions, shuffles, layers, maps, runs by rules.
 SIZED = [
     "gradient",
     "integrated_gradients",
     "gradient_shap",
-    "occlusion",
-    "kernel_shap",
-    "layer_conductance",
-    "grad_cam",
+    "smoothgrad",
+    "guided_backprop",
     "deep_lift",
+    "deep_lift_shap",
+    "lrp",
+    "occlusion",
+    "feature_permutation",
+    "shapley_values",
+    "kernel_shap",
+    "lime",
+    "integrated_hessians",
+    "layer_integrated_gradients",
+    "layer_conductance",
     "layer_lrp",
+    "layer_feature_ablation",
+    "layer_feature_permutation",
+    "neuron_gradient",
+    "neuron_conductance",
+    "grad_cam",
+    "hires_cam",
+    "score_cam",
 ]
 
 
@@ -101,6 +116,38 @@ def test_trees_and_keys() -> None:
         key = attrfn.random.key(seed)
         expected = attrfn.gradient_shap(model, inputs, key=key, **options)
         assert_close(explain(inputs, key=key), expected)
+
+
+def test_any_number_of_functions_is_compiled() -> None:
+    """Each has its own count of compilations, of which torch.compile allows eight."""
+    x = randn(3, 4)
+    for i in range(20):
+        method = (attrfn.gradient, attrfn.input_x_gradient)[i % 2]
+        model = make(_linear)
+        explain = attrfn.compile(method, model, backend="eager")
+        for z in (x, x[:2]):
+            assert_close(explain(z, target=i % 3), method(model, z, target=i % 3))
+
+
+def test_functions_do_not_learn_sizes_from_each_other() -> None:
+    """What another compiled function has seen makes no size of this one unknown to the graph."""
+    model = make(_linear)
+    for batch in (2, 3, 4):
+        backend = EagerAndRecordGraphs()
+        attrfn.compile(attrfn.gradient, model, backend=backend)(randn(batch, 4), target=1)
+        values = [n.meta.get("example_value") for n in backend.graphs[0].graph.nodes]
+        assert not any(isinstance(value, SymInt) for value in values)
+
+
+def test_too_many_compilations_are_told_with_what_changes() -> None:
+    explain = attrfn.compile(attrfn.gradient, lambda x: x.sum(1), backend="eager", dynamic=False)
+    for batch in range(1, 9):
+        explain(torch.ones(batch, 2))
+    with pytest.raises(
+        attrfn.CompileError,
+        match=r"gradient of this model was compiled 8 times, .*'inputs' size mismatch",
+    ):
+        explain(torch.ones(9, 2))
 
 
 @pytest.mark.inductor

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import re
+import types
 from collections.abc import Callable, Mapping
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from attrfn._core.typing import ModelFn, Tree
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 _RAISED = "debug context: raised exception "
 _FRAME = re.compile(r'File "(.+)", line (\d+)')
 _INNER = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
+_numbers = count()
 
 
 class CompileError(RuntimeError):
@@ -70,6 +75,7 @@ def compile(
     def attribute(inputs: Tree, changing: Mapping[str, Any]) -> Any:
         return method(model_fn, inputs, **{**options, **changing})
 
+    attribute = own_code(attribute)
     graph = torch.compile(attribute, fullgraph=True, dynamic=dynamic, backend=backend, mode=mode)
 
     def compiled(inputs: Tree, **changing: Any) -> Any:
@@ -78,10 +84,36 @@ def compile(
             changing["target"] = torch.tensor(target)
         try:
             return graph(inputs, changing)
+        except torch._dynamo.exc.FailOnRecompileLimitHit as error:
+            raise CompileError(_too_often(method, attribute.__code__)) from error
         except torch._dynamo.exc.TorchDynamoException as error:
             raise CompileError(_message(method, error)) from error
 
     return compiled
+
+
+def own_code(function: F) -> F:
+    """The same function with a code object of its own, because torch.compile counts by those."""
+    code = function.__code__.replace(co_name=f"{function.__name__}_{next(_numbers)}")
+    new = types.FunctionType(
+        code, function.__globals__, code.co_name, function.__defaults__, function.__closure__
+    )
+    return new  # type: ignore[return-value]
+
+
+def _too_often(method: Callable[..., Any], code: types.CodeType) -> str:
+    """One sentence: what was another at each call."""
+    reasons = torch._dynamo.utils.guard_failures.get(code) or ["unknown"]
+    changed = str(reasons[-1]).strip().splitlines()[0]
+    return (
+        f"{_name(method)} of this model was compiled {torch._dynamo.config.recompile_limit} times, "
+        f"because something changes from call to call (last: {changed}): keep it the same, give it "
+        "as a tensor, or raise torch._dynamo.config.recompile_limit"
+    )
+
+
+def _name(method: Callable[..., Any]) -> str:
+    return getattr(method, "__name__", type(method).__name__)
 
 
 def _message(method: Callable[..., Any], error: Exception) -> str:
@@ -92,7 +124,7 @@ def _message(method: Callable[..., Any], error: Exception) -> str:
     places = [found for line in lines if (found := _FRAME.match(line))]
     users = [found for found in places if not found[1].startswith(_INNER)]
     place = f" ({Path(users[-1][1]).name}, line {users[-1][2]})" if users else ""
-    name = getattr(method, "__name__", type(method).__name__)
+    name = _name(method)
     return (
         f"torch.compile cannot capture {name} of this model in one graph: {why}{place}; call "
         f"{name} itself to see whether it runs, or set TORCH_LOGS=graph_breaks to see more"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -193,3 +194,38 @@ def test_errors_of_the_method_are_told() -> None:
 def test_what_cannot_be_called_is_refused(method: object, model: object, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         attrfn.compile(method, model)  # type: ignore[arg-type]
+
+
+OLD = r"torch \S+ cannot compile attributions correctly: use torch >= 2\.6"
+
+
+@pytest.fixture
+def _old(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attrfn._core.compiling._COMPILES", False)
+
+
+@pytest.mark.usefixtures("_old")
+@pytest.mark.parametrize("model", [nn.Linear(2, 1), torch.sin])
+def test_old_torch_is_refused_at_once(model: Any) -> None:
+    with pytest.raises(RuntimeError, match=f"^{OLD}"):
+        attrfn.compile(attrfn.gradient, model, backend="eager")
+
+
+@pytest.mark.usefixtures("_old")
+@pytest.mark.parametrize("method", [attrfn.gradient, attrfn.feature_ablation, "with_rules"])
+@pytest.mark.parametrize("module", [True, False])
+def test_old_torch_is_refused_inside_compiled_code(method: Any, module: bool) -> None:
+    model = nn.Linear(2, 1) if module else _squares
+    run = _ruled if method == "with_rules" else method
+    with pytest.raises(torch._dynamo.exc.TorchDynamoException, match=OLD):
+        torch.compile(run, backend="eager", fullgraph=True)(model, randn(3, 2).float())
+    run(model, randn(3, 2).float())
+
+
+def _squares(x: Tensor) -> Tensor:
+    return (x**2).sum(1)
+
+
+def _ruled(model: Any, x: Tensor) -> Tensor:
+    f: Tensor = attrfn.with_rules(model, attrfn.rules.rescale())(x)
+    return f

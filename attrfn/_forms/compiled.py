@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from attrfn._core.compiling import require_compiler
 from attrfn._core.typing import ModelFn, Tree
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -56,6 +57,7 @@ def compile(
 
     Raises:
         TypeError: ``method`` or ``model_fn`` cannot be called.
+        RuntimeError: This torch is older than 2.6.
         CompileError: (When called) torch cannot capture the method on this model in one graph.
 
     Example:
@@ -65,6 +67,7 @@ def compile(
         >>> explain(torch.ones(4, 3), target=1).shape
         torch.Size([4, 3])
     """
+    require_compiler()
     for name, value in (("method", method), ("model_fn", model_fn)):
         if not callable(value):
             raise TypeError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import re
 import types
 from collections.abc import Callable, Mapping
@@ -12,8 +14,11 @@ from typing import Any, TypeVar
 import torch
 
 from attrfn._core.compiling import require_compiler
-from attrfn._core.typing import ModelFn, Tree
+from attrfn._core.derive import transforming
+from attrfn._core.static_chunks import shapes, static_size
+from attrfn._core.typing import ChunkSize, ModelFn, Tree
 
+Graph = Callable[[Tree, Mapping[str, Any]], Any]
 F = TypeVar("F", bound=Callable[..., Any])
 
 _RAISED = "debug context: raised exception "
@@ -40,6 +45,12 @@ def compile(
     All steps, samples, masks and their sum are one graph. Parameters are inputs of the graph, so
     that training the model compiles nothing anew; and after a second batch size nor does a third.
     The first call compiles, in seconds to minutes.
+
+    Where a method's ``chunk_size`` is "auto", its loop over chunks is written out in the graph. So
+    the size is chosen before, once for each new shape of the inputs, by a plain call of the model:
+    all copies where memory holds them, else a power of two, with at most 32 chunks. Another size
+    is another graph, and a size that is up to four times too small is kept: few graphs arise while
+    batches grow. Give ``chunk_size`` to have a certain one (a :func:`noise_tunnel` needs its own).
 
     Args:
         method: A method of attrfn, or a function with the same arguments.
@@ -75,24 +86,84 @@ def compile(
                 "attrfn.compile(attrfn.integrated_gradients, model)"
             )
 
-    def attribute(inputs: Tree, changing: Mapping[str, Any]) -> Any:
-        return method(model_fn, inputs, **{**options, **changing})
+    _check_options(method, options)
+    settings = {"dynamic": dynamic, "backend": backend, "mode": mode}
+    compiled = _Compiled(method, model_fn, options, settings)
+    return lambda inputs, **changing: compiled(inputs, changing)
 
-    attribute = own_code(attribute)
-    graph = torch.compile(attribute, fullgraph=True, dynamic=dynamic, backend=backend, mode=mode)
 
-    def compiled(inputs: Tree, **changing: Any) -> Any:
-        target = changing.get("target")
+class _Compiled:
+    """A method and a model, with a graph for each size of chunks."""
+
+    def __init__(
+        self,
+        method: Callable[..., Any],
+        model_fn: ModelFn,
+        options: dict[str, Any],
+        settings: dict[str, Any],
+    ) -> None:
+        self.method = method
+        self.model_fn = model_fn
+        self.options = options
+        self.settings = settings
+        takes = _parameters(method)
+        self.chunk_size = takes["chunk_size"].default if "chunk_size" in takes else None
+        self.counts = "chunk_size" in takes and "progress" in takes
+        self.sizes: dict[object, ChunkSize] = {}
+        self.graphs: dict[ChunkSize, tuple[Graph, types.CodeType]] = {}
+
+    def __call__(self, inputs: Tree, changing: dict[str, Any]) -> Any:
+        """The attributions."""
+        _check_options(self.method, changing)
+        size, given = self.size(inputs, changing), changing
+        if size != "given":
+            given = {k: v for k, v in given.items() if k != "chunk_size"}
+        target = given.get("target")
         if isinstance(target, int) and not isinstance(target, bool):
-            changing["target"] = torch.tensor(target)
+            given = {**given, "target": torch.tensor(target)}
+        graph, code = self.graph(size)
         try:
-            return graph(inputs, changing)
+            return graph(inputs, given)
         except torch._dynamo.exc.FailOnRecompileLimitHit as error:
-            raise CompileError(_too_often(method, attribute.__code__)) from error
+            raise CompileError(_too_often(self.method, code)) from error
         except torch._dynamo.exc.TorchDynamoException as error:
-            raise CompileError(_message(method, error)) from error
+            raise CompileError(_message(self.method, error)) from error
 
-    return compiled
+    def run(self, inputs: Tree, changing: Mapping[str, Any]) -> Any:
+        """The method itself."""
+        return self.method(self.model_fn, inputs, **{**self.options, **changing})
+
+    def size(self, inputs: Tree, changing: dict[str, Any]) -> Any:
+        """The size of chunks in the graph, or "given" where the options say it."""
+        every = {**self.options, **changing}
+        size = every.get("chunk_size", self.chunk_size)
+        if size != "auto":
+            return changing.get("chunk_size", "given")
+        if not self.counts or every.get("batching") == "loop" or transforming():
+            return "given"
+        others = {k: v for k, v in changing.items() if k not in ("target", "key")}
+        place = shapes((inputs, others))
+        if place not in self.sizes:
+            self.sizes[place] = static_size(
+                lambda: self.run(inputs, {**changing, "progress": True}),
+                self.model_fn,
+                inputs,
+                {size for size in self.graphs if isinstance(size, int)},
+            )
+        return self.sizes[place]
+
+    def graph(self, size: Any) -> tuple[Graph, types.CodeType]:
+        """The compiled function for a size of chunks."""
+        if size not in self.graphs:
+            chunks = {} if size == "given" else {"chunk_size": size}
+
+            def attribute(inputs: Tree, changing: Mapping[str, Any]) -> Any:
+                return self.run(inputs, {**changing, **chunks})
+
+            attribute = own_code(attribute)
+            graph = torch.compile(attribute, fullgraph=True, **self.settings)
+            self.graphs[size] = graph, attribute.__code__
+        return self.graphs[size]
 
 
 def own_code(function: F) -> F:
@@ -102,6 +173,34 @@ def own_code(function: F) -> F:
         code, function.__globals__, code.co_name, function.__defaults__, function.__closure__
     )
     return new  # type: ignore[return-value]
+
+
+def _parameters(method: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The options of a method; none where they cannot be known."""
+    try:
+        takes = inspect.signature(method).parameters
+    except (TypeError, ValueError):
+        return {}
+    return dict(list(takes.items())[2:])
+
+
+def _check_options(method: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Refuse what the compiler would not name.
+
+    Raises:
+        TypeError: The method has no option of this name.
+    """
+    takes = _parameters(method)
+    if not takes or any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+        return
+    for option in options:
+        if option not in takes:
+            near = difflib.get_close_matches(option, takes, n=1)
+            hint = f": did you mean {near[0]!r}?" if near else ""
+            raise TypeError(
+                f"{option} is no option of {_name(method)}, expected some of "
+                f"{', '.join(takes)}{hint}"
+            )
 
 
 def _too_often(method: Callable[..., Any], code: types.CodeType) -> str:

@@ -178,8 +178,59 @@ def test_model_that_branches_on_values_is_refused_with_its_line() -> None:
 
 def test_errors_of_the_method_are_told() -> None:
     explain = attrfn.compile(attrfn.deep_lift, lambda x: torch.igamma(x, x), backend="eager")
-    with pytest.raises(attrfn.CompileError, match=r"deep_lift has no rule for torch\.igamma"):
+    with pytest.raises(attrfn.UnsupportedOpError, match=r"deep_lift has no rule for torch\.igamma"):
         explain(randn(2, 3).exp(), target=0)
+
+
+@pytest.mark.parametrize(
+    ("method", "fixed"),
+    [(attrfn.gradient, {}), (attrfn.gradient, {"target": None}), (attrfn.saliency, {"target": 3})],
+)
+def test_errors_of_the_method_have_numbers(method: Any, fixed: dict[str, Any]) -> None:
+    model, x = make(_linear), randn(4, 4)
+    with pytest.raises(ValueError, match=r"\(4, 3\)|\(3,\)") as expected:
+        method(model, x, **fixed)
+    with pytest.raises(ValueError, match="target") as found:
+        attrfn.compile(method, model, backend="eager", dynamic=True, **fixed)(x)
+    assert str(found.value) == str(expected.value)
+
+
+@pytest.mark.parametrize("target", [3, -4])
+@pytest.mark.parametrize("method", [attrfn.gradient, attrfn.feature_ablation])
+def test_an_int_target_keeps_its_range(method: Any, target: int) -> None:
+    model = make(_linear)
+    explain = attrfn.compile(method, model, backend="eager")
+    assert_close(explain(randn(2, 4), target=-1), method(model, randn(2, 4), target=2))
+    with pytest.raises(ValueError, match=f"target {target} is out of range for outputs of sizes"):
+        explain(randn(3, 4), target=target)
+
+
+def test_an_unknown_option_is_named_at_once() -> None:
+    message = r"n_step is no option of integrated_gradients, expected .* did you mean 'n_steps'"
+    with pytest.raises(TypeError, match=message):
+        attrfn.compile(attrfn.integrated_gradients, torch.sin, n_step=3)
+    with pytest.raises(TypeError, match=message):
+        attrfn.compile(attrfn.integrated_gradients, torch.sin)(randn(3), n_step=3)
+
+
+@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
+def test_a_call_does_not_overwrite_the_last_result(mode: str) -> None:
+    """As CUDA graphs do, whose outputs lie at the same place each time."""
+
+    def graphs(module: Any, example: Any, mode: str) -> Any:
+        places: list[Tensor] = []
+
+        def run(*args: Any) -> Any:
+            found = module(*args)
+            places[:] = places or [t.clone() for t in found]
+            return tuple([place.detach().copy_(t) for place, t in zip(places, found, strict=True)])
+
+        return run
+
+    explain = attrfn.compile(attrfn.gradient, lambda x: x**2, backend=graphs, mode=mode)
+    first = explain(torch.ones(3))
+    explain(torch.zeros(3))
+    assert_close(first, torch.full((3,), 2.0))
 
 
 @pytest.mark.parametrize(

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
-import re
 import types
 from collections.abc import Callable, Mapping
-from itertools import count
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from attrfn._core.bind import bind, uncompiled
+from attrfn._core.capture import check_options, limit_errors, own_code, parameters, too_often, why
 from attrfn._core.compiling import require_compiler
 from attrfn._core.derive import transforming
 from attrfn._core.static_chunks import shapes, static_size
+from attrfn._core.target import select
+from attrfn._core.tree import clone_tensors, flatten, output_width
 from attrfn._core.typing import ChunkSize, ModelFn, Tree
 
 Graph = Callable[[Tree, Mapping[str, Any]], Any]
-F = TypeVar("F", bound=Callable[..., Any])
-
-_RAISED = "debug context: raised exception "
-_FRAME = re.compile(r'File "(.+)", line (\d+)')
-_INNER = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
-_numbers = count()
+_OVERWRITE = ("reduce-overhead", "max-autotune")  # CUDA graphs: outputs last until the next call
 
 
 class CompileError(RuntimeError):
@@ -57,19 +52,22 @@ def compile(
         model_fn: See :func:`gradient`.
         backend: What ``torch.compile`` takes.
         mode: What ``torch.compile`` takes, such as ``"max-autotune"`` or ``"reduce-overhead"``
-            (CUDA graphs).
+            (CUDA graphs; the attributions are copied, so that the next call does not overwrite
+            them).
         dynamic: What ``torch.compile`` takes: None compiles for one batch size first and for all
             when a second one comes, True for all at once, False for each.
         **options: Options of the method that do not change, such as ``n_steps``.
 
     Returns:
         A function of the inputs. Its keyword arguments are further options of the method, tensors
-        above all: targets, baselines, keys. A target that is an int does not compile anew.
+        above all: targets, baselines, keys. A target that is an int does not compile anew; its
+        range is checked where the model returns (B, K), that of a tensor is not.
 
     Raises:
-        TypeError: ``method`` or ``model_fn`` cannot be called.
+        TypeError: ``method`` or ``model_fn`` cannot be called, or the method has no such option.
         RuntimeError: This torch is older than 2.6.
         CompileError: (When called) torch cannot capture the method on this model in one graph.
+            What the method itself raises is raised as it is.
 
     Example:
         >>> import torch, attrfn
@@ -86,9 +84,10 @@ def compile(
                 "attrfn.compile(attrfn.integrated_gradients, model)"
             )
 
-    _check_options(method, options)
+    check_options(method, options)
     settings = {"dynamic": dynamic, "backend": backend, "mode": mode}
     compiled = _Compiled(method, model_fn, options, settings)
+    compiled.graph("given")  # refuses unknown settings
     return lambda inputs, **changing: compiled(inputs, changing)
 
 
@@ -106,32 +105,47 @@ class _Compiled:
         self.model_fn = model_fn
         self.options = options
         self.settings = settings
-        takes = _parameters(method)
+        takes = parameters(method)
         self.chunk_size = takes["chunk_size"].default if "chunk_size" in takes else None
         self.counts = "chunk_size" in takes and "progress" in takes
         self.sizes: dict[object, ChunkSize] = {}
+        self.widths: dict[object, int | None] = {}
         self.graphs: dict[ChunkSize, tuple[Graph, types.CodeType]] = {}
 
     def __call__(self, inputs: Tree, changing: dict[str, Any]) -> Any:
         """The attributions."""
-        _check_options(self.method, changing)
+        check_options(self.method, changing)
         size, given = self.size(inputs, changing), changing
         if size != "given":
             given = {k: v for k, v in given.items() if k != "chunk_size"}
         target = given.get("target")
         if isinstance(target, int) and not isinstance(target, bool):
-            given = {**given, "target": torch.tensor(target)}
+            given = {**given, "target": self.index(inputs, target)}
         graph, code = self.graph(size)
         try:
-            return graph(inputs, given)
-        except torch._dynamo.exc.FailOnRecompileLimitHit as error:
-            raise CompileError(_too_often(self.method, code)) from error
+            found = graph(inputs, given)
+            return clone_tensors(found) if self.settings["mode"] in _OVERWRITE else found
+        except limit_errors() as error:
+            raise CompileError(too_often(self.method, code)) from error
         except torch._dynamo.exc.TorchDynamoException as error:
-            raise CompileError(_message(self.method, error)) from error
+            failure = error
+        self.run(inputs, changing)  # its own error has numbers where the compiler has symbols
+        raise CompileError(why(self.method, failure)) from failure
 
     def run(self, inputs: Tree, changing: Mapping[str, Any]) -> Any:
         """The method itself."""
         return self.method(self.model_fn, inputs, **{**self.options, **changing})
+
+    def index(self, inputs: Tree, target: int) -> Tensor:
+        """An int target as a tensor, after a look at the outputs, whose size no graph checks."""
+        leaves = flatten(inputs)[0]
+        place = tuple([t.shape[1:] for t in leaves])
+        if place not in self.widths and not transforming() and all(t.numel() for t in leaves):
+            self.widths[place] = output_width(bind(uncompiled(self.model_fn), frozen=True), inputs)
+        width = self.widths.get(place)
+        if width is not None and not -width <= target < width:
+            select(torch.zeros(1, width), (target,), 1)  # raises
+        return torch.full((), target, device=leaves[0].device)
 
     def size(self, inputs: Tree, changing: dict[str, Any]) -> Any:
         """The size of chunks in the graph, or "given" where the options say it."""
@@ -164,70 +178,3 @@ class _Compiled:
             graph = torch.compile(attribute, fullgraph=True, **self.settings)
             self.graphs[size] = graph, attribute.__code__
         return self.graphs[size]
-
-
-def own_code(function: F) -> F:
-    """The same function with a code object of its own, because torch.compile counts by those."""
-    code = function.__code__.replace(co_name=f"{function.__name__}_{next(_numbers)}")
-    new = types.FunctionType(
-        code, function.__globals__, code.co_name, function.__defaults__, function.__closure__
-    )
-    return new  # type: ignore[return-value]
-
-
-def _parameters(method: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The options of a method; none where they cannot be known."""
-    try:
-        takes = inspect.signature(method).parameters
-    except (TypeError, ValueError):
-        return {}
-    return dict(list(takes.items())[2:])
-
-
-def _check_options(method: Callable[..., Any], options: Mapping[str, Any]) -> None:
-    """Refuse what the compiler would not name.
-
-    Raises:
-        TypeError: The method has no option of this name.
-    """
-    takes = _parameters(method)
-    if not takes or any(p.kind is p.VAR_KEYWORD for p in takes.values()):
-        return
-    for option in options:
-        if option not in takes:
-            near = difflib.get_close_matches(option, takes, n=1)
-            hint = f": did you mean {near[0]!r}?" if near else ""
-            raise TypeError(
-                f"{option} is no option of {_name(method)}, expected some of "
-                f"{', '.join(takes)}{hint}"
-            )
-
-
-def _too_often(method: Callable[..., Any], code: types.CodeType) -> str:
-    """One sentence: what was another at each call."""
-    reasons = torch._dynamo.utils.guard_failures.get(code) or ["unknown"]
-    changed = str(reasons[-1]).strip().splitlines()[0]
-    return (
-        f"{_name(method)} of this model was compiled {torch._dynamo.config.recompile_limit} times, "
-        f"because something changes from call to call (last: {changed}): keep it the same, give it "
-        "as a tensor, or raise torch._dynamo.config.recompile_limit"
-    )
-
-
-def _name(method: Callable[..., Any]) -> str:
-    return getattr(method, "__name__", type(method).__name__)
-
-
-def _message(method: Callable[..., Any], error: Exception) -> str:
-    """One sentence: what could not be captured, and where in the user's code."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    raised = [line.split(_RAISED, 1)[1] for line in lines if _RAISED in line]
-    why = (raised or lines or [type(error).__name__])[0]
-    places = [found for line in lines if (found := _FRAME.match(line))]
-    users = [found for found in places if not found[1].startswith(_INNER)]
-    place = f" ({Path(users[-1][1]).name}, line {users[-1][2]})" if users else ""
-    name = _name(method)
-    return (
-        f"torch.compile cannot capture {name} of this model in one graph: {why}{place}; call "
-        f"{name} itself to see whether it runs, or set TORCH_LOGS=graph_breaks to see more"
-    )

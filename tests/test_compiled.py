@@ -278,3 +278,19 @@ def _squares(x: Tensor) -> Tensor:
 def _ruled(model: Any, x: Tensor) -> Tensor:
     f: Tensor = attrfn.with_rules(model, attrfn.rules.rescale())(x)
     return f
+
+
+def test_an_int_target_goes_where_the_inputs_are() -> None:
+    """Elsewhere it would keep inductor from CUDA graphs."""
+    devices: list[torch.device] = []
+
+    def backend(module: Any, example: list[Any]) -> Any:
+        devices.extend(t.device for t in example if isinstance(t, Tensor))
+        return module
+
+    model = nn.Linear(4, 3, device="meta")
+    found = attrfn.compile(attrfn.gradient, model, backend=backend)(
+        torch.ones(2, 4, device="meta"), target=1
+    )
+    assert found.shape == (2, 4)
+    assert {d.type for d in devices} == {"meta"}

@@ -378,7 +378,6 @@ def main() -> None:
     flags.add_argument("--check", action="store_true", help="compare with the committed table")
     args = flags.parse_args()
     torch.set_num_threads(args.threads)
-    torch._dynamo.config.recompile_limit = 64
     warnings.simplefilter("ignore")  # Captum's on hooks, in every run
     if args.check:
         check(args)

@@ -157,12 +157,8 @@ def eager(case: Case, model: nn.Module, x: Tensor, target: Tensor) -> Run:
 
 def compiled(case: Case, model: nn.Module, x: Tensor, target: Tensor) -> Run:
     """The whole method in one graph."""
-
-    def whole(x: Tensor, target: Tensor) -> Tensor:
-        return case.method(model, x, target=target, **case.options)
-
-    graph = torch.compile(whole, fullgraph=True, dynamic=False)
-    return lambda: graph(x, target)
+    graph = attrfn.compile(case.method, model, dynamic=False, **case.options)
+    return lambda: graph(x, target=target)
 
 
 def zennit_run(case: Case, model: nn.Module, x: Tensor, target: Tensor) -> Run:
@@ -283,7 +279,6 @@ def main() -> None:
     flags.add_argument("--compile-at", type=int, nargs="*", default=[1], help=text)
     args = flags.parse_args()
     torch.set_num_threads(args.threads)
-    torch._dynamo.config.recompile_limit = 64  # the methods share the code that is compiled
     if args.quick:
         args.repeats, args.compile_at = 3, []
     rows: list[dict[str, object]] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -10,23 +11,38 @@ from helpers import assert_close
 from models import targets
 from registry import ROWS, Row, needs, rows
 from test_compile import small
-from torch import Tensor, nn
-from torch._dynamo.testing import CompileCounter
+from torch import SymInt, Tensor, nn
+from torch._dynamo.testing import CompileCounter, EagerAndRecordGraphs
 from zoo import make, randn, same_state, state
 
 import attrfn
 
-# One of each way to make rows: steps, noise, masks, coalitions, layers, maps, two runs by rules.
+# Each way to make rows: steps, noise, masks, coalitions, shuffles, layers, maps, runs by rules.
 SIZED = [
     "gradient",
     "integrated_gradients",
     "gradient_shap",
-    "occlusion",
-    "kernel_shap",
-    "layer_conductance",
-    "grad_cam",
+    "smoothgrad",
+    "guided_backprop",
     "deep_lift",
+    "deep_lift_shap",
+    "lrp",
+    "occlusion",
+    "feature_permutation",
+    "shapley_values",
+    "kernel_shap",
+    "lime",
+    "integrated_hessians",
+    "layer_integrated_gradients",
+    "layer_conductance",
     "layer_lrp",
+    "layer_feature_ablation",
+    "layer_feature_permutation",
+    "neuron_gradient",
+    "neuron_conductance",
+    "grad_cam",
+    "hires_cam",
+    "score_cam",
 ]
 
 
@@ -103,6 +119,36 @@ def test_trees_and_keys() -> None:
         assert_close(explain(inputs, key=key), expected)
 
 
+def test_any_number_of_functions_is_compiled() -> None:
+    """Each has its own count of compilations, of which torch.compile allows eight."""
+    x = randn(3, 4)
+    for i in range(20):
+        method = (attrfn.gradient, attrfn.saliency)[i % 2]
+        explain = attrfn.compile(method, torch.sin, backend="eager")
+        assert_close(explain(x[:, 0]), method(torch.sin, x[:, 0]))
+
+
+def test_functions_do_not_learn_sizes_from_each_other() -> None:
+    """What another compiled function has seen makes no size of this one unknown to the graph."""
+    model = make(_linear)
+    for batch in (2, 3, 4):
+        backend = EagerAndRecordGraphs()
+        attrfn.compile(attrfn.gradient, model, backend=backend)(randn(batch, 4), target=1)
+        values = [n.meta.get("example_value") for n in backend.graphs[0].graph.nodes]
+        assert not any(isinstance(value, SymInt) for value in values)
+
+
+def test_too_many_compilations_are_told_with_what_changes() -> None:
+    explain = attrfn.compile(attrfn.gradient, lambda x: x.sum(1), backend="eager", dynamic=False)
+    for batch in range(1, 9):
+        explain(torch.ones(batch, 2))
+    with pytest.raises(
+        attrfn.CompileError,
+        match=r"gradient of this model was compiled 8 times, .*'inputs' size mismatch",
+    ):
+        explain(torch.ones(9, 2))
+
+
 @pytest.mark.inductor
 def test_modes_of_torch_compile_are_passed_on() -> None:
     model, x = make(_linear), randn(3, 4)
@@ -132,8 +178,59 @@ def test_model_that_branches_on_values_is_refused_with_its_line() -> None:
 
 def test_errors_of_the_method_are_told() -> None:
     explain = attrfn.compile(attrfn.deep_lift, lambda x: torch.igamma(x, x), backend="eager")
-    with pytest.raises(attrfn.CompileError, match=r"deep_lift has no rule for torch\.igamma"):
+    with pytest.raises(attrfn.UnsupportedOpError, match=r"deep_lift has no rule for torch\.igamma"):
         explain(randn(2, 3).exp(), target=0)
+
+
+@pytest.mark.parametrize(
+    ("method", "fixed"),
+    [(attrfn.gradient, {}), (attrfn.gradient, {"target": None}), (attrfn.saliency, {"target": 3})],
+)
+def test_errors_of_the_method_have_numbers(method: Any, fixed: dict[str, Any]) -> None:
+    model, x = make(_linear), randn(4, 4)
+    with pytest.raises(ValueError, match=r"\(4, 3\)|\(3,\)") as expected:
+        method(model, x, **fixed)
+    with pytest.raises(ValueError, match="target") as found:
+        attrfn.compile(method, model, backend="eager", dynamic=True, **fixed)(x)
+    assert str(found.value) == str(expected.value)
+
+
+@pytest.mark.parametrize("target", [3, -4])
+@pytest.mark.parametrize("method", [attrfn.gradient, attrfn.feature_ablation])
+def test_an_int_target_keeps_its_range(method: Any, target: int) -> None:
+    model = make(_linear)
+    explain = attrfn.compile(method, model, backend="eager")
+    assert_close(explain(randn(2, 4), target=-1), method(model, randn(2, 4), target=2))
+    with pytest.raises(ValueError, match=f"target {target} is out of range for outputs of sizes"):
+        explain(randn(3, 4), target=target)
+
+
+def test_an_unknown_option_is_named_at_once() -> None:
+    message = r"n_step is no option of integrated_gradients, expected .* did you mean 'n_steps'"
+    with pytest.raises(TypeError, match=message):
+        attrfn.compile(attrfn.integrated_gradients, torch.sin, n_step=3)
+    with pytest.raises(TypeError, match=message):
+        attrfn.compile(attrfn.integrated_gradients, torch.sin)(randn(3), n_step=3)
+
+
+@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
+def test_a_call_does_not_overwrite_the_last_result(mode: str) -> None:
+    """As CUDA graphs do, whose outputs lie at the same place each time."""
+
+    def graphs(module: Any, example: Any, mode: str) -> Any:
+        places: list[Tensor] = []
+
+        def run(*args: Any) -> Any:
+            found = module(*args)
+            places[:] = places or [t.clone() for t in found]
+            return tuple([place.detach().copy_(t) for place, t in zip(places, found, strict=True)])
+
+        return run
+
+    explain = attrfn.compile(attrfn.gradient, lambda x: x**2, backend=graphs, mode=mode)
+    first = explain(torch.ones(3))
+    explain(torch.zeros(3))
+    assert_close(first, torch.full((3,), 2.0))
 
 
 @pytest.mark.parametrize(
@@ -146,3 +243,54 @@ def test_errors_of_the_method_are_told() -> None:
 def test_what_cannot_be_called_is_refused(method: object, model: object, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         attrfn.compile(method, model)  # type: ignore[arg-type]
+
+
+OLD = r"torch \S+ cannot compile attributions correctly: use torch >= 2\.6"
+
+
+@pytest.fixture
+def _old(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attrfn._core.compiling._COMPILES", False)
+
+
+@pytest.mark.usefixtures("_old")
+@pytest.mark.parametrize("model", [nn.Linear(2, 1), torch.sin])
+def test_old_torch_is_refused_at_once(model: Any) -> None:
+    with pytest.raises(RuntimeError, match=f"^{OLD}"):
+        attrfn.compile(attrfn.gradient, model, backend="eager")
+
+
+@pytest.mark.usefixtures("_old")
+@pytest.mark.parametrize("method", [attrfn.gradient, attrfn.feature_ablation, "with_rules"])
+@pytest.mark.parametrize("module", [True, False])
+def test_old_torch_is_refused_inside_compiled_code(method: Any, module: bool) -> None:
+    model = nn.Linear(2, 1) if module else _squares
+    run = _ruled if method == "with_rules" else method
+    with pytest.raises(torch._dynamo.exc.TorchDynamoException, match=OLD):
+        torch.compile(run, backend="eager", fullgraph=True)(model, randn(3, 2).float())
+    run(model, randn(3, 2).float())
+
+
+def _squares(x: Tensor) -> Tensor:
+    return (x**2).sum(1)
+
+
+def _ruled(model: Any, x: Tensor) -> Tensor:
+    f: Tensor = attrfn.with_rules(model, attrfn.rules.rescale())(x)
+    return f
+
+
+def test_an_int_target_goes_where_the_inputs_are() -> None:
+    """Elsewhere it would keep inductor from CUDA graphs."""
+    devices: list[torch.device] = []
+
+    def backend(module: Any, example: list[Any]) -> Any:
+        devices.extend(t.device for t in example if isinstance(t, Tensor))
+        return module
+
+    model = nn.Linear(4, 3, device="meta")
+    found = attrfn.compile(attrfn.gradient, model, backend=backend)(
+        torch.ones(2, 4, device="meta"), target=1
+    )
+    assert found.shape == (2, 4)
+    assert {d.type for d in devices} == {"meta"}

@@ -7,17 +7,14 @@ import types
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from attrfn._core.clone import run_clone
-from attrfn._core.compiling import is_compiling
+from attrfn._core.compiling import is_compiling, require_compiler
 from attrfn._core.derive import transforming
 from attrfn._core.shell import Shells, Tap
 from attrfn._core.source import Source, find, foreign, source
 from attrfn._core.typing import ModelFn
-
-_COMPILES = tuple(map(int, torch.__version__.split("+")[0].split(".")[:2])) >= (2, 6)
 
 
 def bind(model_fn: ModelFn, *, frozen: bool, forward_only: bool = False) -> ModelFn:
@@ -28,7 +25,12 @@ def bind(model_fn: ModelFn, *, frozen: bool, forward_only: bool = False) -> Mode
         frozen: Detach the parameters (nothing will differentiate with respect to them). Objects
             that a run leaves unchanged serve for the next one, too.
         forward_only: Nothing at all will be differentiated.
+
+    Raises:
+        RuntimeError: torch.compile traces this call, and this torch cannot compile it correctly.
     """
+    if is_compiling():
+        require_compiler()
     src = source(model_fn)
     if src is None:
         return model_fn
@@ -92,6 +94,7 @@ def bind_source(
     Its bound arguments stay visible as those of a ``functools.partial``.
     """
     if is_compiling():
+        require_compiler()
         return _compiled(src, layers, taps, frozen)
     bare = src._replace(args=(), kwargs={})
 
@@ -125,11 +128,6 @@ def _shells(
 def _compiled(
     src: Source, layers: Sequence[nn.Module | str], taps: Sequence[Tap], frozen: bool
 ) -> ModelFn:
-    if not _COMPILES:
-        raise RuntimeError(
-            f"torch {torch.__version__} cannot compile attributions correctly: use torch >= 2.6 "
-            "with torch.compile, or call the method without it"
-        )
     bare = src._replace(args=(), kwargs={})
 
     def run(*args: Any, **kwargs: Any) -> Any:

@@ -13,6 +13,7 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 F = TypeVar("F", bound=Callable[..., Any])
+_COMPILES = tuple(map(int, torch.__version__.split("+")[0].split(".")[:2])) >= (2, 6)
 
 if hasattr(torch.compiler, "is_compiling"):  # torch >= 2.3
 
@@ -25,6 +26,19 @@ else:
     def is_compiling() -> bool:
         """Whether torch.compile traces this call."""
         return bool(torch._dynamo.is_compiling())
+
+
+def require_compiler() -> None:
+    """Refuse a torch whose compiler ignores parts of what the library relies on.
+
+    Raises:
+        RuntimeError: It is older than 2.6.
+    """
+    if not _COMPILES:
+        raise RuntimeError(
+            f"torch {torch.__version__} cannot compile attributions correctly: use torch >= 2.6 "
+            "with torch.compile, or call the method without it"
+        )
 
 
 def unreadable() -> bool:

@@ -99,6 +99,13 @@ def call_model(model_fn: ModelFn, inputs: Tree, *, fresh: bool = False) -> Any:
         return normal_bound(model_fn)(*(inputs if fresh else clone_tensors(inputs)))
 
 
+def output_width(model_fn: ModelFn, inputs: Tree) -> int | None:
+    """The number of outputs of each example, if they are a tensor (B, K)."""
+    leaves, rebuild = flatten(inputs)
+    outputs = call_model(model_fn, rebuild([t.detach() for t in leaves]))
+    return outputs.shape[1] if isinstance(outputs, Tensor) and outputs.ndim == 2 else None
+
+
 def spreads(inputs: Tree) -> bool:
     """Whether the model takes each entry as an argument of its own: a plain tuple."""
     return isinstance(inputs, tuple) and not hasattr(inputs, "_fields")

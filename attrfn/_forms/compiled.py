@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import re
+import types
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from attrfn._core.typing import ModelFn, Tree
+from attrfn._core.bind import bind, uncompiled
+from attrfn._core.capture import check_options, limit_errors, own_code, parameters, too_often, why
+from attrfn._core.compiling import require_compiler
+from attrfn._core.derive import transforming
+from attrfn._core.static_chunks import shapes, static_size
+from attrfn._core.target import select
+from attrfn._core.tree import clone_tensors, flatten, output_width
+from attrfn._core.typing import ChunkSize, ModelFn, Tree
 
-_RAISED = "debug context: raised exception "
-_FRAME = re.compile(r'File "(.+)", line (\d+)')
-_INNER = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
+Graph = Callable[[Tree, Mapping[str, Any]], Any]
+_OVERWRITE = ("reduce-overhead", "max-autotune")  # CUDA graphs: outputs last until the next call
 
 
 class CompileError(RuntimeError):
@@ -35,23 +41,33 @@ def compile(
     that training the model compiles nothing anew; and after a second batch size nor does a third.
     The first call compiles, in seconds to minutes.
 
+    Where a method's ``chunk_size`` is "auto", its loop over chunks is written out in the graph. So
+    the size is chosen before, once for each new shape of the inputs, by a plain call of the model:
+    all copies where memory holds them, else a power of two, with at most 32 chunks. Another size
+    is another graph, and a size that is up to four times too small is kept: few graphs arise while
+    batches grow. Give ``chunk_size`` to have a certain one (a :func:`noise_tunnel` needs its own).
+
     Args:
         method: A method of attrfn, or a function with the same arguments.
         model_fn: See :func:`gradient`.
         backend: What ``torch.compile`` takes.
         mode: What ``torch.compile`` takes, such as ``"max-autotune"`` or ``"reduce-overhead"``
-            (CUDA graphs).
+            (CUDA graphs; the attributions are copied, so that the next call does not overwrite
+            them).
         dynamic: What ``torch.compile`` takes: None compiles for one batch size first and for all
             when a second one comes, True for all at once, False for each.
         **options: Options of the method that do not change, such as ``n_steps``.
 
     Returns:
         A function of the inputs. Its keyword arguments are further options of the method, tensors
-        above all: targets, baselines, keys. A target that is an int does not compile anew.
+        above all: targets, baselines, keys. A target that is an int does not compile anew; its
+        range is checked where the model returns (B, K), that of a tensor is not.
 
     Raises:
-        TypeError: ``method`` or ``model_fn`` cannot be called.
+        TypeError: ``method`` or ``model_fn`` cannot be called, or the method has no such option.
+        RuntimeError: This torch is older than 2.6.
         CompileError: (When called) torch cannot capture the method on this model in one graph.
+            What the method itself raises is raised as it is.
 
     Example:
         >>> import torch, attrfn
@@ -60,6 +76,7 @@ def compile(
         >>> explain(torch.ones(4, 3), target=1).shape
         torch.Size([4, 3])
     """
+    require_compiler()
     for name, value in (("method", method), ("model_fn", model_fn)):
         if not callable(value):
             raise TypeError(
@@ -67,33 +84,97 @@ def compile(
                 "attrfn.compile(attrfn.integrated_gradients, model)"
             )
 
-    def attribute(inputs: Tree, changing: Mapping[str, Any]) -> Any:
-        return method(model_fn, inputs, **{**options, **changing})
+    check_options(method, options)
+    settings = {"dynamic": dynamic, "backend": backend, "mode": mode}
+    compiled = _Compiled(method, model_fn, options, settings)
+    compiled.graph("given")  # refuses unknown settings
+    return lambda inputs, **changing: compiled(inputs, changing)
 
-    graph = torch.compile(attribute, fullgraph=True, dynamic=dynamic, backend=backend, mode=mode)
 
-    def compiled(inputs: Tree, **changing: Any) -> Any:
-        target = changing.get("target")
+class _Compiled:
+    """A method and a model, with a graph for each size of chunks."""
+
+    def __init__(
+        self,
+        method: Callable[..., Any],
+        model_fn: ModelFn,
+        options: dict[str, Any],
+        settings: dict[str, Any],
+    ) -> None:
+        self.method = method
+        self.model_fn = model_fn
+        self.options = options
+        self.settings = settings
+        takes = parameters(method)
+        self.chunk_size = takes["chunk_size"].default if "chunk_size" in takes else None
+        self.counts = "chunk_size" in takes and "progress" in takes
+        self.sizes: dict[object, ChunkSize] = {}
+        self.widths: dict[object, int | None] = {}
+        self.graphs: dict[ChunkSize, tuple[Graph, types.CodeType]] = {}
+
+    def __call__(self, inputs: Tree, changing: dict[str, Any]) -> Any:
+        """The attributions."""
+        check_options(self.method, changing)
+        size, given = self.size(inputs, changing), changing
+        if size != "given":
+            given = {k: v for k, v in given.items() if k != "chunk_size"}
+        target = given.get("target")
         if isinstance(target, int) and not isinstance(target, bool):
-            changing["target"] = torch.tensor(target)
+            given = {**given, "target": self.index(inputs, target)}
+        graph, code = self.graph(size)
         try:
-            return graph(inputs, changing)
+            found = graph(inputs, given)
+            return clone_tensors(found) if self.settings["mode"] in _OVERWRITE else found
+        except limit_errors() as error:
+            raise CompileError(too_often(self.method, code)) from error
         except torch._dynamo.exc.TorchDynamoException as error:
-            raise CompileError(_message(method, error)) from error
+            failure = error
+        self.run(inputs, changing)  # its own error has numbers where the compiler has symbols
+        raise CompileError(why(self.method, failure)) from failure
 
-    return compiled
+    def run(self, inputs: Tree, changing: Mapping[str, Any]) -> Any:
+        """The method itself."""
+        return self.method(self.model_fn, inputs, **{**self.options, **changing})
 
+    def index(self, inputs: Tree, target: int) -> Tensor:
+        """An int target as a tensor, after a look at the outputs, whose size no graph checks."""
+        leaves = flatten(inputs)[0]
+        place = tuple([t.shape[1:] for t in leaves])
+        if place not in self.widths and not transforming() and all(t.numel() for t in leaves):
+            self.widths[place] = output_width(bind(uncompiled(self.model_fn), frozen=True), inputs)
+        width = self.widths.get(place)
+        if width is not None and not -width <= target < width:
+            select(torch.zeros(1, width), (target,), 1)  # raises
+        return torch.full((), target, device=leaves[0].device)
 
-def _message(method: Callable[..., Any], error: Exception) -> str:
-    """One sentence: what could not be captured, and where in the user's code."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    raised = [line.split(_RAISED, 1)[1] for line in lines if _RAISED in line]
-    why = (raised or lines or [type(error).__name__])[0]
-    places = [found for line in lines if (found := _FRAME.match(line))]
-    users = [found for found in places if not found[1].startswith(_INNER)]
-    place = f" ({Path(users[-1][1]).name}, line {users[-1][2]})" if users else ""
-    name = getattr(method, "__name__", type(method).__name__)
-    return (
-        f"torch.compile cannot capture {name} of this model in one graph: {why}{place}; call "
-        f"{name} itself to see whether it runs, or set TORCH_LOGS=graph_breaks to see more"
-    )
+    def size(self, inputs: Tree, changing: dict[str, Any]) -> Any:
+        """The size of chunks in the graph, or "given" where the options say it."""
+        every = {**self.options, **changing}
+        size = every.get("chunk_size", self.chunk_size)
+        if size != "auto":
+            return changing.get("chunk_size", "given")
+        if not self.counts or every.get("batching") == "loop" or transforming():
+            return "given"
+        others = {k: v for k, v in changing.items() if k not in ("target", "key")}
+        place = shapes((inputs, others))
+        if place not in self.sizes:
+            self.sizes[place] = static_size(
+                lambda: self.run(inputs, {**changing, "progress": True}),
+                self.model_fn,
+                inputs,
+                {size for size in self.graphs if isinstance(size, int)},
+            )
+        return self.sizes[place]
+
+    def graph(self, size: Any) -> tuple[Graph, types.CodeType]:
+        """The compiled function for a size of chunks."""
+        if size not in self.graphs:
+            chunks = {} if size == "given" else {"chunk_size": size}
+
+            def attribute(inputs: Tree, changing: Mapping[str, Any]) -> Any:
+                return self.run(inputs, {**changing, **chunks})
+
+            attribute = own_code(attribute)
+            graph = torch.compile(attribute, fullgraph=True, **self.settings)
+            self.graphs[size] = graph, attribute.__code__
+        return self.graphs[size]

@@ -1,0 +1,108 @@
+"""The size of chunks inside compiled code: memory stays bounded, and graphs are few."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from helpers import assert_close
+from models import targets
+from registry import Row, needs, rows
+from torch import Tensor
+from torch._dynamo.testing import CompileCounter
+from zoo import randn
+
+import attrfn
+from attrfn._core import static_chunks
+from attrfn._core.progress import task
+
+OPTIONS: dict[Callable[..., Any], dict[str, Any]] = {
+    attrfn.occlusion: {"window": 3},
+    attrfn.feature_ablation: {},
+    attrfn.integrated_hessians: {"n_steps": 2},
+    attrfn.integrated_gradients: {"n_steps": 30, "chunk_size": "auto"},
+}
+METHODS = pytest.mark.parametrize("method", OPTIONS, ids=lambda m: m.__name__)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def _little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("memory", "chunks", "static_chunks"):
+        monkeypatch.setattr(f"attrfn._core.{module}.budget", lambda device: 40_000)
+
+
+class Wide:
+    """A model that is wider inside than its inputs, and notes the rows that it sees."""
+
+    def __init__(self) -> None:
+        self.weight = randn(20, 60, seed=3)
+        self.rows: list[int] = []
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.rows.append(int(x.shape[0]))
+        return torch.tanh(x @ self.weight).sum(1) ** 2
+
+
+@pytest.mark.filterwarnings("ignore:integrated_hessians sum")  # of two steps
+@METHODS
+@pytest.mark.usefixtures("_little_memory")
+def test_memory_is_bounded_inside_compiled_code(method: Callable[..., Any]) -> None:
+    model, x = Wide(), randn(4, 20)
+    expected = method(model, x, **OPTIONS[method])
+    eager = max(model.rows)
+    model.rows.clear()
+    explain = attrfn.compile(method, model, backend="eager", dynamic=False, **OPTIONS[method])
+    assert_close(explain(x), expected)
+    assert 4 <= max(model.rows) <= 2 * eager
+    assert len(model.rows) <= static_chunks.MOST + 3
+
+
+@pytest.mark.usefixtures("_little_memory")
+def test_few_graphs_while_batches_grow() -> None:
+    counter = CompileCounter()
+    explain = attrfn.compile(attrfn.feature_ablation, torch.cos, backend=counter)
+    for batch in range(2, 60, 3):
+        x = randn(batch, 20)
+        assert_close(explain(x), attrfn.feature_ablation(torch.cos, x))
+    assert 2 < counter.frame_count <= 8  # of 20 sizes of batches
+
+
+def test_a_given_size_wins() -> None:
+    model, x = Wide(), randn(4, 20)
+    explain = attrfn.compile(attrfn.feature_ablation, model, backend="eager", chunk_size=5)
+    explain(x)
+    assert max(model.rows) == 20
+    model.rows.clear()
+    explain(x, chunk_size=10)
+    assert max(model.rows) == 40
+    model.rows.clear()
+    explain(x, chunk_size="auto")
+    assert max(model.rows) == 80
+
+
+@pytest.mark.parametrize(
+    ("copies", "fit", "size"),
+    [(10, 10, None), (10, 9, 8), (10, 1, 1), (10, 0, 1), (1000, 1, 32), (33, 1, 2), (960, 40, 32)],
+)
+def test_sizes_are_few(copies: int, fit: int, size: int | None) -> None:
+    assert static_chunks.rounded(copies, fit) == size
+
+
+@rows(lambda r: r.chunked and not r.noisy)
+def test_what_a_method_keeps_is_known(r: Row) -> None:
+    """By its label: gradients keep the graph, perturbation nothing."""
+    net = r.net
+    options = {**needs(r, net), "progress": True, **({"target": targets(3)} if r.target else {})}
+    found = task(lambda: r.method(net.build(), net.inputs(), **options))
+    assert found is not None
+    assert found.copies >= 1
+    assert (found.label in static_chunks._FORWARD) == (not r.gradient)

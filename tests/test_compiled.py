@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -294,3 +295,62 @@ def test_an_int_target_goes_where_the_inputs_are() -> None:
     )
     assert found.shape == (2, 4)
     assert {d.type for d in devices} == {"meta"}
+
+
+RULES = {
+    "guided_backprop": attrfn.guided_backprop,
+    "deconvolution": attrfn.deconvolution,
+    "lrp": functools.partial(attrfn.lrp, rules=attrfn.rules.epsilon(0.1)),
+    "layer_lrp": functools.partial(attrfn.layer_lrp, layer="0"),
+    "deep_lift": attrfn.deep_lift,
+}
+by_rules = pytest.mark.parametrize("method", RULES.values(), ids=RULES)
+
+
+def _rectified() -> nn.Module:
+    return make(
+        lambda: nn.Sequential(
+            nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)
+        )
+    )
+
+
+@by_rules
+def test_what_nobody_differentiates_is_computed_in_one_pass(method: Any) -> None:
+    """At least one run of the model less, but for DeepLIFT; and no graph."""
+    x, model, runs = randn(2, 4), _rectified(), []
+    for needed in (True, False):
+        seen = EagerAndRecordGraphs()
+        explain = attrfn.compile(method, model, backend=seen)
+        found = explain(x.clone().requires_grad_(needed), target=1)
+        assert found.requires_grad == needed
+        assert_close(found.detach(), method(model, x, target=1))
+        text = seen.graphs[0].print_readable(print_output=False)
+        runs.append(text.count("torch._C._nn.linear("))
+    least = 0 if method is attrfn.deep_lift else 2 if method is RULES["layer_lrp"] else 3
+    assert runs[0] - runs[1] >= least
+
+
+@by_rules
+def test_derivatives_of_compiled_rules_are_right(method: Any) -> None:
+    """By an input that requires a gradient, of a function of one's own, of an attribution."""
+    model, x = _rectified(), randn(2, 4)
+
+    def size(x: Tensor) -> Tensor:
+        return method(model, x, target=1).square().sum()
+
+    want = torch.func.grad(size)(x)
+    z = x.clone().requires_grad_()
+    explain = attrfn.compile(method, model, backend="eager")
+    assert_close(torch.autograd.grad(explain(z, target=1).square().sum(), z)[0], want)
+
+    def own(model_fn: Any, x: Tensor) -> Tensor:
+        return torch.func.grad(size)(x)
+
+    assert_close(attrfn.compile(own, model, backend="eager")(x), want)
+    rows = attrfn.compile(
+        attrfn.gradient,
+        lambda x: method(model, x, target=1).square().flatten(1).sum(1),
+        backend="eager",
+    )
+    assert_close(rows(x), want)

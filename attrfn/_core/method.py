@@ -26,6 +26,14 @@ def is_over_distribution(method: Method) -> bool:
     return inner is not None and is_over_distribution(inner)
 
 
+def is_ours(method: Method) -> bool:
+    """Whether a method, or the one that it wraps or binds, is one of this library."""
+    inner = method.func if isinstance(method, functools.partial) else _wrapped(method)
+    if inner is not None:
+        return is_ours(inner)
+    return str(getattr(method, "__module__", "")).startswith("attrfn.")
+
+
 def takes_baselines(method: Method) -> bool:
     """Whether a method has the option ``baselines``."""
     return "baselines" in inspect.signature(method).parameters

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attrfn._core.bind import bind, uncompiled
-from attrfn._core.memory import Peak, budget, surely_fits
+from attrfn._core.memory import Peak, budget, first_copies
 from attrfn._core.progress import Task, task
 from attrfn._core.tree import call_model, flatten
 from attrfn._core.typing import ModelFn, Tree
@@ -47,9 +47,12 @@ def static_size(
     """
     found = task(run)
     leaves = flatten(inputs)[0]
-    if found is None or leaves[0].shape[0] == 0 or surely_fits(leaves, found.copies):
+    if found is None or leaves[0].shape[0] == 0:
         return None
-    size = rounded(found.copies, budget(leaves[0].device) // one_copy(model_fn, inputs, found))
+    most = budget(leaves[0].device)
+    if all(t.is_floating_point() for t in leaves) and first_copies(leaves, most) >= found.copies:
+        return None
+    size = rounded(found.copies, most // one_copy(model_fn, inputs, found))
     if size is None:
         return None
     return max([k for k in known if size // _ALIKE <= k <= size], default=size)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor
 
 from attrfn._core.bind import bind, uncompiled
 from attrfn._core.capture import check_options, limit_errors, own_code, parameters, too_often, why
 from attrfn._core.compiling import require_compiler
 from attrfn._core.derive import transforming
+from attrfn._core.method import is_ours
 from attrfn._core.static_chunks import shapes, static_size
 from attrfn._core.target import select
 from attrfn._core.tree import clone_tensors, flatten, output_width
@@ -40,6 +43,9 @@ def compile(
     All steps, samples, masks and their sum are one graph. Parameters are inputs of the graph, so
     that training the model compiles nothing anew; and after a second batch size nor does a third.
     The first call compiles, in seconds to minutes.
+
+    The attributions have a graph where one of the tensors given to the call requires a gradient, or
+    with ``create_graph=True``, and inside transforms; they are computed with less work where not.
 
     Where a method's ``chunk_size`` is "auto", its loop over chunks is written out in the graph. So
     the size is chosen before, once for each new shape of the inputs, by a plain call of the model:
@@ -106,24 +112,29 @@ class _Compiled:
         self.options = options
         self.settings = settings
         takes = parameters(method)
+        self.known = frozenset(takes)
         self.chunk_size = takes["chunk_size"].default if "chunk_size" in takes else None
         self.counts = "chunk_size" in takes and "progress" in takes
+        self.promises = "create_graph" in takes and is_ours(method)
         self.sizes: dict[object, ChunkSize] = {}
         self.widths: dict[object, int | None] = {}
-        self.graphs: dict[ChunkSize, tuple[Graph, types.CodeType]] = {}
+        self.graphs: dict[tuple[ChunkSize, bool], tuple[Graph, types.CodeType]] = {}
 
     def __call__(self, inputs: Tree, changing: dict[str, Any]) -> Any:
         """The attributions."""
-        check_options(self.method, changing)
+        if not self.known.issuperset(changing):
+            check_options(self.method, changing)
         size, given = self.size(inputs, changing), changing
         if size != "given":
             given = {k: v for k, v in given.items() if k != "chunk_size"}
         target = given.get("target")
         if isinstance(target, int) and not isinstance(target, bool):
             given = {**given, "target": self.index(inputs, target)}
-        graph, code = self.graph(size)
+        alone = self.alone(inputs, changing)
+        graph, code = self.graph(size, alone)
         try:
-            found = graph(inputs, given)
+            with torch.no_grad() if alone else contextlib.nullcontext():
+                found = graph(inputs, given)
             return clone_tensors(found) if self.settings["mode"] in _OVERWRITE else found
         except limit_errors() as error:
             raise CompileError(too_often(self.method, code)) from error
@@ -162,19 +173,29 @@ class _Compiled:
                 lambda: self.run(inputs, {**changing, "progress": True}),
                 self.model_fn,
                 inputs,
-                {size for size in self.graphs if isinstance(size, int)},
+                {size for size, _ in self.graphs if isinstance(size, int)},
             )
         return self.sizes[place]
 
-    def graph(self, size: Any) -> tuple[Graph, types.CodeType]:
+    def alone(self, inputs: Tree, changing: dict[str, Any]) -> bool:
+        """Whether nobody can differentiate the attributions."""
+        if not self.promises or "create_graph" in {**self.options, **changing} or transforming():
+            return False
+        if not torch.is_grad_enabled():
+            return True
+        leaves = pytree.tree_leaves((inputs, changing, self.options))
+        return not any(isinstance(t, Tensor) and t.requires_grad for t in leaves)
+
+    def graph(self, size: Any, alone: bool = False) -> tuple[Graph, types.CodeType]:
         """The compiled function for a size of chunks."""
-        if size not in self.graphs:
-            chunks = {} if size == "given" else {"chunk_size": size}
+        if (size, alone) not in self.graphs:
+            fixed = {} if size == "given" else {"chunk_size": size}
+            fixed |= {"create_graph": None} if alone else {}
 
             def attribute(inputs: Tree, changing: Mapping[str, Any]) -> Any:
-                return self.run(inputs, {**changing, **chunks})
+                return self.run(inputs, {**changing, **fixed})
 
             attribute = own_code(attribute)
             graph = torch.compile(attribute, fullgraph=True, **self.settings)
-            self.graphs[size] = graph, attribute.__code__
-        return self.graphs[size]
+            self.graphs[size, alone] = graph, attribute.__code__
+        return self.graphs[size, alone]

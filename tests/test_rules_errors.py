@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -404,6 +406,39 @@ def test_model_and_random_numbers_are_as_before(method, create_graph):
         torch.rand(1)
     assert torch.equal(torch.get_rng_state(), after)
     assert torch.is_grad_enabled()
+
+
+class Held:
+    """Something that a rule of the user's refers to."""
+
+
+def test_tables_are_not_kept():
+    """What runs remember lives as long as the table."""
+    held = Held()
+    repaired = rules.rescale() | {torch.prod: lambda x, dim, held=held: product(x, dim)}
+    box = torch.full((4,), -9.0, dtype=torch.float64)
+    first = rules.composite(first=rules.z_box(box, 9.0))
+    attrfn.deep_lift(lambda x: torch.prod(x, 1), X, rule=repaired, baselines=X0)
+    attrfn.lrp(lambda x: F.linear(x, torch.ones(1, 4).double()), X, rules=first)
+    alive = weakref.ref(held), weakref.ref(box)
+    del held, box, repaired, first
+    gc.collect()
+    assert [ref() for ref in alive] == [None, None]
+
+
+@pytest.mark.parametrize("exported", [False, True])
+def test_functions_are_looked_up_once(exported):
+    """The next run with a table, or a copy of it, knows the functions that this one has met."""
+    model = seeded(lambda: nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)))
+    if exported:
+        model = torch.export.export(model, (X,)).module()
+    table = rules.rescale().allow(torch.prod)
+    attrfn.deep_lift(model, X, target=0, baselines=X0, rule=table)
+    met = dict(table.memory.glances)
+    assert len(met) >= 2
+    attrfn.deep_lift(model, X, target=0, rule=table._replace(baselines=X0))
+    assert table.memory.glances == met
+    assert table.allow(torch.cumprod).memory.glances == {}
 
 
 # ---------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ from attrfn._rules.record import Record
 from attrfn._rules.replay import Replay
 from attrfn._rules.rescale import COMMON, OPENED, WRITTEN, each, inside, ruled
 from attrfn._rules.run import Run, Values
-from attrfn._rules.table import OfOne, Op, Rules, plain, written
+from attrfn._rules.table import Memory, OfOne, Op, Rules, plain, written
 
 _STABLE = 1e-6
 
@@ -289,7 +289,8 @@ def composite(
         table.update(each(ops.SOFTMAX, _CONSTANT))
     if first is not None:
         table = {name: reading(name, op, op.kind == _WITH_WEIGHTS) for name, op in table.items()}
-    return Rules(name, table, linear=LinearRules(conv, dense, first, names or {}))
+    linear = LinearRules(conv, dense, first, names or {})
+    return Rules(name, table, linear=linear, memory=Memory())
 
 
 EPSILON_PLUS = composite("epsilon_plus", z_plus(), epsilon())

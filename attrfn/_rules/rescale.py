@@ -14,7 +14,7 @@ from attrfn._rules.errors import refuse_unknown
 from attrfn._rules.record import Record
 from attrfn._rules.replay import Replay
 from attrfn._rules.run import Rule, Run
-from attrfn._rules.table import Evaluating, OfOne, Op, Rules, plain, written
+from attrfn._rules.table import Evaluating, Memory, OfOne, Op, Rules, plain, written
 
 
 def ruled(rule: Rule) -> Callable[[Any, Call], Any]:
@@ -133,7 +133,7 @@ OPENED: dict[str, Callable[..., Any]] = {
     "multi_head_attention_forward": written_out.multi_head_attention_forward,
     **{
         name: written_out.opened(getattr(F, name))
-        for name in "normalize local_response_norm lp_pool1d lp_pool2d lp_pool3d".split()
+        for name in ("normalize", "local_response_norm", "lp_pool1d", "lp_pool2d", "lp_pool3d")
         if hasattr(F, name)
     },
 }
@@ -159,4 +159,4 @@ DIFFERENCE: dict[str, Op] = {
     "amin": Op("maximum", _along(torch.amin)),
 }
 
-RESCALE = Rules("deep_lift", DIFFERENCE, complete=True)
+RESCALE = Rules("deep_lift", DIFFERENCE, complete=True, memory=Memory())

@@ -38,6 +38,17 @@ class Stopped(NamedTuple):
     value: Any
 
 
+class Memory:
+    """What runs found out about functions of torch; it lives as long as the table that it is of.
+
+    Attributes:
+        glances: What can be said of a function without a look at its arguments.
+    """
+
+    def __init__(self) -> None:
+        self.glances: dict[Any, str] = {}
+
+
 class Rules(NamedTuple):
     """Rules for operations, to be extended with ``rules | {...}`` and ``rules.allow(...)``.
 
@@ -50,6 +61,8 @@ class Rules(NamedTuple):
         strict: Refuse operations that are not in the table.
         linear: The rules of linear operations with weights (of LRP).
         baselines: The baselines of rules that compare with some, for :func:`with_rules`.
+        memory: What runs found out, for the next one; None remembers nothing. Copies with the same
+            ``ops`` and ``own`` share it.
     """
 
     name: str
@@ -59,6 +72,7 @@ class Rules(NamedTuple):
     strict: bool = True
     linear: Any = None
     baselines: Any = None
+    memory: Memory | None = None
 
     def find(self, func: Any) -> tuple[Spelling, Op] | None:
         """The op of a torch function, or None."""
@@ -99,7 +113,7 @@ class Rules(NamedTuple):
             else:
                 others = spellings(getattr(func, "__name__", ""))
                 own.update({f: op for f, spelled in others.items() if spelled.pure is None})
-        return self._replace(ops=ops, own=own)
+        return self._replace(ops=ops, own=own, memory=Memory())
 
     def _op(self, func: Any, rule: str | Callable[..., Any]) -> Op:
         examples = {"linear": "view", "elementwise": "tanh", "product": "mul"}

@@ -795,6 +795,13 @@ IN_EXPORTED = {
     "max": lambda h, x: h.max(1, keepdim=True).values * x,
     "pooling": lambda h, x: F.max_pool1d(h[:, None], 2)[:, 0].repeat(1, 2),
     "pooling 2d": lambda h, x: F.max_pool2d(h[:, None, None].tanh(), (1, 2))[:, 0, 0].repeat(1, 2),
+    "adaptive pooling": lambda h, x: F.adaptive_max_pool1d(h[:, None], 3)[:, 0].repeat(1, 2),
+    "adaptive pooling 2d": lambda h, x: F.adaptive_max_pool2d(
+        h.tanh().reshape(-1, 1, 2, 3), (2, 2), return_indices=True
+    )[0].flatten(1)[:, [0, 1, 2, 3, 0, 1]],
+    "adaptive pooling 3d": lambda h, x: (
+        F.adaptive_max_pool3d(h.reshape(-1, 1, 1, 2, 3), (1, 1, 3)).flatten(1).repeat(1, 2)
+    ),
     "cat": lambda h, x: torch.stack([h, x], 1).amax(1),
 }
 

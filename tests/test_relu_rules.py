@@ -142,6 +142,51 @@ def test_other_clamps_keep_their_derivative(other: Callable[[Tensor], Tensor]) -
         assert_close(attrfn.guided_backprop(f, x), attrfn.gradient(f, x))
 
 
+INNER: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "whole": lambda model, x: torch.vmap(model)(x),
+    "in chunks": lambda model, x: torch.vmap(model, chunk_size=2)(x),
+    "twice": lambda model, x: torch.vmap(torch.vmap(model))(x[None])[0],
+    "in part": lambda model, x: model[3:](torch.vmap(model[:3])(x)),
+    "in place": lambda model, x: model[4](
+        torch.vmap(lambda t: model[2](model[0](t).relu_()).relu_())(x)
+    ),
+}
+
+
+@by_name
+@pytest.mark.parametrize("inner", INNER)
+def test_models_that_call_vmap(name: str, inner: str) -> None:
+    """A ReLU on a batched tensor is a ReLU; inside another transform it is refused."""
+    model, x, method = dense(), randn(5, 4), getattr(attrfn, name)
+
+    def f(x: Tensor) -> Tensor:
+        return INNER[inner](model, x)
+
+    expected = method(model, x, target=1)
+    for create_graph in (False, True):
+        assert_close(method(f, x, target=1, create_graph=create_graph).detach(), expected)
+    ruled = attrfn.with_rules(f, {"guided_backprop": GUIDED, "deconvolution": DECONV}[name])
+    assert_close(attrfn.gradient(ruled, x, target=1), expected)
+    with pytest.raises(attrfn.UnsupportedOpError, match=r"relu.* a function of torch.func inside"):
+        torch.vmap(lambda t: method(f, t[None], target=1)[0])(x)
+
+
+@by_name
+def test_derivatives_through_a_model_that_calls_vmap(name: str) -> None:
+    layers = [nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3), nn.Tanh()]
+    model, x, method = make(lambda: nn.Sequential(*layers)), randn(5, 4), getattr(attrfn, name)
+
+    def derivative(f: Callable[[Tensor], Tensor]) -> Tensor:
+        leaf = x.clone().requires_grad_()
+        method(f, leaf, target=1, create_graph=True).square().sum().backward()
+        assert leaf.grad is not None
+        return leaf.grad
+
+    expected = derivative(model)
+    assert (expected != 0).any()
+    assert_close(derivative(lambda x: torch.vmap(model)(x)), expected)
+
+
 @by_name
 def test_reused_and_in_place_modules(name: str) -> None:
     """One ReLU for all places, in place or not, gives what three modules give."""

@@ -59,6 +59,15 @@ def refuse_unseen(t: Tensor, func: Any, rules: str) -> NoReturn:
     )
 
 
+def refuse_nested(call: Call, rules: str) -> NoReturn:
+    """Raise for a function of torch.func inside a model that is inside another."""
+    raise UnsupportedOpError(
+        f"{rules} cannot follow {public_name(call.func)}{where()}, which a function of torch.func "
+        "inside the model calls while another is around the method: give the method the whole "
+        "batch, or write the model without torch.func"
+    )
+
+
 def refuse_hidden(func: Any, rules: str, what: str) -> NoReturn:
     """Raise where torch.compile hides what was made of the inputs."""
     raise UnsupportedOpError(

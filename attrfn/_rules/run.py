@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from attrfn._core.compiling import is_compiling
-from attrfn._core.derive import transforming
+from attrfn._core.derive import transforming, transforms
 from attrfn._rules.call import Call, Place, tensors
 from attrfn._rules.errors import (
     refuse_hidden,
@@ -55,6 +55,7 @@ class Run(TorchFunctionMode):
         self.calls = calls
         self.scope = scope
         self.compiling = is_compiling()
+        self.transforms = transforms()
         self.ops: dict[Any, tuple[Spelling, Op] | None] = {}
         self.glances: dict[Any, str] | None = None
         if table.strict and not self.compiling:

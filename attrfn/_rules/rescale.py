@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from attrfn._rules import difference, maxima, norm, ops, recurrent, softmax, written_out
+from attrfn._rules import difference, losses, maxima, norm, ops, recurrent, softmax, written_out
 from attrfn._rules.call import Call
 from attrfn._rules.errors import refuse_unknown
 from attrfn._rules.record import Record
@@ -122,9 +122,9 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     "linalg_vector_norm": written_out.vector_norm,
     "cosine_similarity": written_out.cosine_similarity,
     "pairwise_distance": written_out.pairwise_distance,
-    "mse_loss": written_out.mse_loss,
-    "l1_loss": written_out.l1_loss,
-    "cross_entropy": written_out.cross_entropy,
+    "mse_loss": losses.mse_loss,
+    "l1_loss": losses.l1_loss,
+    "cross_entropy": losses.cross_entropy,
     "addcdiv": written_out.addcdiv,
 }
 """What is made of simpler operations."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import re
 import warnings
@@ -532,6 +533,85 @@ def test_names_of_unknown_modules():
             attrfn.lrp(model, X, target=0, rules=rules.composite(names={pattern: rules.gamma()}))
     with pytest.raises(ValueError, match=r"no module in sight"):
         attrfn.lrp(lambda x: x, X, target=0, rules=rules.composite(names={"0": rules.gamma()}))
+
+
+class Parts(nn.Module):
+    """A list that is no module of its own, attention that reads parameters, a head for training."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+        self.attend = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.head, self.aux = nn.Linear(4, 2), nn.Linear(4, 2)
+
+    def forward(self, x):
+        h = self.layers[1](self.layers[0](x).relu())[:, None]
+        return self.head(self.attend(h, h, h)[0][:, 0])
+
+
+def named(*patterns):
+    return rules.composite(names=dict.fromkeys(patterns, rules.gamma()))
+
+
+@graph
+@pytest.mark.parametrize("transformed", [False, True])
+@pytest.mark.parametrize("pattern", ["layers", "aux", "attend.out_proj", "*proj", "l*s"])
+def test_names_of_modules_that_do_not_run(pattern, transformed, create_graph):
+    """A rule by name is not dropped: what it would say is not what the result is."""
+    model = seeded(Parts)
+    name = {"*proj": "attend.out_proj", "l*s": "layers"}.get(pattern, pattern)
+
+    def explain(x):
+        return attrfn.lrp(
+            model, x, target=0, rules=named(pattern, "head"), create_graph=create_graph
+        )
+
+    with pytest.raises(ValueError, match=rf"module '{re.escape(name)}', whose forward does not"):
+        vmap(lambda x: explain(x[None]))(X) if transformed else explain(X)
+    for run in (rules.conservation, lambda f, x, rules, **_: attrfn.with_rules(f, rules)(x)):
+        with pytest.raises(ValueError, match=rf"module '{re.escape(name)}'"):
+            run(model, X, target=0, rules=named(pattern))
+
+
+def test_patterns_may_match_modules_that_do_not_run():
+    """As long as others of the pattern run, or the one around them has the same rule."""
+    model = seeded(Parts)
+    for patterns in (
+        ["*"],
+        ["layers*"],
+        ["attend*"],
+        ["head", "*"],
+        ["attend.out_proj", "attend*"],
+    ):
+        assert attrfn.lrp(model, X, target=0, rules=named(*patterns)).shape == X.shape
+    exact = rules.composite(names={"*": rules.gamma(), "attend.out_proj": rules.z_plus()})
+    with pytest.raises(ValueError, match=r"module 'attend.out_proj', whose forward does not run"):
+        attrfn.lrp(model, X, target=0, rules=exact)
+
+
+def test_names_of_modules_of_exported_models():
+    model = seeded(lambda: nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)))
+    exported = torch.export.export(model, (X,)).module()
+    for patterns in (["0"], ["*", "0"], ["[02]"]):
+        composite = rules.composite(names={p: rules.gamma(i + 1) for i, p in enumerate(patterns)})
+        assert attrfn.lrp(model, X, target=0, rules=composite).shape == X.shape
+        with pytest.raises(ValueError, match=r"module '0', whose forward does not run"):
+            attrfn.lrp(exported, X, target=0, rules=composite)
+
+
+def test_names_of_modules_under_compile():
+    model = seeded(Parts)
+    torch._dynamo.reset()
+    for patterns in (["layers.*", "head"], ["*"]):
+        explain = functools.partial(attrfn.lrp, model, target=0, rules=named(*patterns))
+        close(torch.compile(explain, backend="aot_eager", fullgraph=True)(X), explain(X))
+    with pytest.raises(Exception, match=r"whose forward does not run|Observed exception"):
+        torch.compile(
+            lambda x: attrfn.lrp(model, x, target=0, rules=named("attend.out_proj")),
+            backend="aot_eager",
+            fullgraph=True,
+        )(X)
+    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("rule", ["elementwize", 3, None])

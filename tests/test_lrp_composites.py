@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import math
@@ -745,3 +746,46 @@ def test_the_rule_of_the_first_layer(first):
     want = by_steps(model, x, alone, G, E)
     composite = rules.composite(E, G, first=first, names={"features.0": Z})
     close(attrfn.lrp(model, x, target=1, rules=composite), want, 1e-9)
+
+
+IN_FRONT = {
+    "dropout": nn.Dropout(0.3),
+    "alpha dropout": nn.AlphaDropout(0.3),
+    "dropout in place": nn.Sequential(nn.Identity(), nn.Dropout(0.3, inplace=True)),
+    "batch norm": nn.BatchNorm1d(5),
+    "batch norm without weights": nn.BatchNorm1d(5, affine=False),
+    "both": nn.Sequential(nn.BatchNorm1d(5), nn.Dropout(0.3), nn.BatchNorm1d(5)),
+}
+
+
+@pytest.mark.parametrize("exported", [False, True])
+@pytest.mark.parametrize("name", IN_FRONT)
+def test_the_first_layer_behind_what_scales_the_inputs(name, exported):
+    """What shifts and scales the inputs passes relevance on as it is; the rule stands behind it."""
+    front = copy.deepcopy(IN_FRONT[name]).double().eval()
+    for i, m in enumerate(front.modules()):
+        if isinstance(m, nn.BatchNorm1d):
+            m.running_mean.copy_(randn(i, 5))
+            m.running_var.copy_(randn(10 + i, 5).abs() + 0.3)
+            if m.affine:
+                nn.init.normal_(m.weight, generator=torch.Generator().manual_seed(i))
+    rest, x = seeded(Nested), randn(0, 4, 5)
+    model = nn.Sequential(front, rest)
+    if exported:
+        model = torch.export.export(model, (x,), strict=False).module()
+    for rule in (rules.flat(), rules.w_square(), rules.z_box(-9, 9)):
+        composite = rules.composite(E, G, first=rule)
+        want = attrfn.lrp(rest, front(x).detach(), target=1, rules=composite)
+        for create_graph in (False, True):
+            got = attrfn.lrp(model, x, target=1, rules=composite, create_graph=create_graph)
+            close(got.detach(), want, 1e-9)
+    assert not torch.equal(want, attrfn.lrp(rest, front(x).detach(), target=1))
+
+
+def test_no_layer_that_reads_the_inputs():
+    """A rule for the first layer that has no place to stand is not dropped without a word."""
+    layers = [nn.Tanh(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)]
+    model, x = seeded(lambda: nn.Sequential(*layers)), randn(0, 4, 5)
+    with pytest.warns(UserWarning, match=r"composite met no linear .* rule first= has no effect"):
+        got = attrfn.lrp(model, x, target=1, rules=rules.composite(E, first=rules.flat()))
+    close(got, attrfn.lrp(model, x, target=1, rules=E))

@@ -36,7 +36,7 @@ def transforms() -> int:
     """How many torch.func transforms surround this call in eager mode."""
     if is_compiling():
         return 0
-    innermost = torch._C._functorch.peek_interpreter_stack()
+    innermost: Any = torch._C._functorch.peek_interpreter_stack()
     return 0 if innermost is None else int(innermost.level())
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from attrfn._core.compiling import is_compiling
+from attrfn._core.warn import warn
 from attrfn._rules.call import Call
 from attrfn._rules.names import public_name
 
@@ -83,6 +84,14 @@ def refuse_constant(rules: str) -> NoReturn:
         f"{rules} cannot be complete: the explained output depends on the inputs without a "
         "derivative; look for .detach(), torch.no_grad(), argmax, a comparison or an operation "
         "that torch cannot differentiate"
+    )
+
+
+def warn_unread(rules: str) -> None:
+    """Say that a rule for where the inputs are read had no place to stand."""
+    warn(
+        f"{rules} met no linear operation with weights that reads the inputs (as they are, or only "
+        "moved, shifted or scaled), so its rule first= has no effect"
     )
 
 

@@ -84,6 +84,7 @@ def _linear(run: Record | Replay, call: Call) -> Any:
 def _chosen(run: Run, call: Call) -> LinearRule:
     rules: LinearRules = run.table.linear
     if rules.first is not None and run.raw.get(call.values[0]):
+        run.read = True
         return rules.first
     if run.scope:
         innermost: LinearRule = run.scope[-1]

@@ -67,7 +67,8 @@ class Run(TorchFunctionMode):
         self.raw = Tags("raw")  # inputs that have only been moved
         self.free = Tags("free")  # of the inputs
         self.any_cut = False  # something that depends on them has no derivative
-        self.first = False
+        self.first = False  # a rule for where the inputs are read
+        self.read = False  # it has been applied
         self.surrounded = False  # by a vjp of its own
 
     def __torch_function__(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from captum.attr import Deconvolution, GuidedBackprop, GuidedGradCam
 from helpers import assert_close
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from zoo import make, randn
 
 import attrfn
@@ -185,6 +187,90 @@ def test_derivatives_through_a_model_that_calls_vmap(name: str) -> None:
     expected = derivative(model)
     assert (expected != 0).any()
     assert_close(derivative(lambda x: torch.vmap(model)(x)), expected)
+
+
+class Rectify(torch.autograd.Function):
+    """ReLU with a backward pass of its own."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.clamp(min=0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g * (ctx.saved_tensors[0] > 0)
+
+
+UNSEEN: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
+    "scripted module": lambda: torch.jit.script(nn.ReLU()),
+    "traced module": lambda: torch.jit.trace(nn.ReLU(), randn(3, 6)),
+    "traced function": lambda: torch.jit.trace(lambda x: x.relu() * 2, randn(3, 6)),
+    "autograd.Function": lambda: Rectify.apply,
+    "autograd.Function in vmap": lambda: torch.vmap(Rectify.apply),
+    "checkpoint": lambda: functools.partial(checkpoint, F.relu, use_reentrant=True),
+    "fused": lambda: lambda x: make(lambda: nn.RNN(6, 6, nonlinearity="relu"))(x)[0],
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@by_name
+@pytest.mark.parametrize("kind", UNSEEN)
+def test_relus_that_cannot_be_seen_are_refused(name: str, kind: str) -> None:
+    """Beside one that can be seen; before, they kept their plain derivative without a word."""
+    model, x, unseen = dense(), randn(5, 4), UNSEEN[kind]()
+
+    def f(x: Tensor) -> Tensor:
+        return model[2:](unseen(model[0](x)))
+
+    table = {"guided_backprop": GUIDED, "deconvolution": DECONV}[name]
+    for _ in range(3):  # scripted code is compiled in its second run
+        with pytest.raises(attrfn.UnsupportedOpError, match=f"{name} cannot see whether there are"):
+            getattr(attrfn, name)(f, x, target=1)
+        with pytest.raises(attrfn.UnsupportedOpError, match=f"{name} cannot see whether there are"):
+            attrfn.gradient(attrfn.with_rules(f, table), x, target=1)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@by_name
+def test_scripted_modules_of_a_model_are_refused_by_name(name: str) -> None:
+    model, x = dense(), randn(5, 4)
+    model[1] = torch.jit.script(nn.ReLU())
+    method = functools.partial(getattr(attrfn, name), target=1)
+    for run in (
+        lambda x: method(model, x),
+        lambda x: method(functools.partial(model), x, create_graph=True),
+        torch.vmap(lambda t: method(model, t[None])[0]),
+    ):
+        with pytest.raises(attrfn.UnsupportedOpError, match=r"inside the scripted module '1'"):
+            run(x)
+
+
+@by_name
+def test_what_lies_before_the_inputs_does_not_count(name: str) -> None:
+    """The graph of the inputs and of the parameters is the user's own."""
+    model, w = dense(), randn(4, 4).requires_grad_()
+    x = Rectify.apply(randn(5, 4) @ w).relu()
+    params = {k: Rectify.apply(p.relu()) for k, p in model.named_parameters()}
+    f = functools.partial(torch.func.functional_call, model, params)
+    expected = getattr(attrfn, name)(f, x.detach(), target=1)
+    assert_close(getattr(attrfn, name)(f, x, target=1, create_graph=True), expected)
+    ruled = attrfn.with_rules(f, {"guided_backprop": GUIDED, "deconvolution": DECONV}[name])
+    assert_close(torch.autograd.grad(ruled(x)[:, 1].sum(), x)[0], expected)
+
+
+@by_name
+def test_custom_functions_are_refused_with_a_graph(name: str) -> None:
+    model, x = dense(), randn(5, 4)
+    with pytest.raises(attrfn.UnsupportedOpError, match=r"custom autograd.Function of Rectify"):
+        getattr(attrfn, name)(
+            lambda x: model[2:](Rectify.apply(model[0](x))), x, target=1, create_graph=True
+        )
 
 
 @by_name

@@ -69,6 +69,15 @@ def refuse_nested(call: Call, rules: str) -> NoReturn:
     )
 
 
+def refuse_inside(what: str, rules: str) -> NoReturn:
+    """Raise for what may contain a ReLU that is no call of a torch function."""
+    raise UnsupportedOpError(
+        f"{rules} cannot see whether there are ReLUs inside {what}{where()}: it has a rule for max("
+        "x, 0) called as a torch function only (not in a custom autograd.Function, code of "
+        "torch.jit, checkpointing or nn.RNN with relu); write it in torch operations"
+    )
+
+
 def refuse_hidden(func: Any, rules: str, what: str) -> NoReturn:
     """Raise where torch.compile hides what was made of the inputs."""
     raise UnsupportedOpError(

@@ -92,10 +92,10 @@ def deconvolved(u: Tensor, x: Tensor) -> Tensor:
     return passed
 
 
-def _through(passing: Passing, direct: Callable[[Tensor, Tensor], Tensor]) -> Op:
+def _through(passing: Passing, direct: Callable[[Replay, Tensor, Tensor], Tensor]) -> Op:
     def rule(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
         if run.once and not torch._C._functorch.is_functorch_wrapped_tensor(z[0]):
-            return direct(z[0], x[0])
+            return direct(run, z[0], x[0])
         return torch.relu(x[0]) + passing(z[0] - x[0], x[0])
 
     def apply(run: Record | Replay, call: Call) -> Any:
@@ -112,11 +112,13 @@ def _rules(name: str, op: Op) -> Rules:
     return Rules(name, dict.fromkeys(("relu", "clamp", "clip", "clamp_min"), op), strict=False)
 
 
-def _guided_once(z: Tensor, x: Tensor) -> Tensor:
-    return rectified(z)
+def _guided_once(run: Replay, z: Tensor, x: Tensor) -> Tensor:
+    y = rectified(z)
+    run.relus.add(y.grad_fn)
+    return y
 
 
-def _deconvolved_once(z: Tensor, x: Tensor) -> Tensor:
+def _deconvolved_once(run: Replay, z: Tensor, x: Tensor) -> Tensor:
     return positive(torch.relu(x), z)
 
 

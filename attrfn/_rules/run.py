@@ -60,6 +60,7 @@ class Run(TorchFunctionMode):
         self.glances: dict[Any, str] | None = None
         if table.strict and not self.compiling:
             self.glances = {} if table.memory is None else table.memory.glances
+        self.inputs: tuple[Tensor, ...] = ()
         self.marked = Tags("depends")  # on the inputs
         self.stopped = Tags("constant")  # though it depends on them
         self.made = Tags("made")  # what a value is made of, for rules that look back
@@ -242,7 +243,7 @@ class Run(TorchFunctionMode):
 
     def add(self, leaves: Iterable[Tensor]) -> tuple[Tensor, ...]:
         """Mark the inputs, as objects of this run's own."""
-        own = tuple([t.view_as(t) for t in leaves])
+        own = self.inputs = tuple([t.view_as(t) for t in leaves])
         self.first = self.table.linear is not None and self.table.linear.first is not None
         for t in own:
             self.marked.put(t)

@@ -973,10 +973,12 @@ def test_transformers(make, attention):
         model = Logits(make(transformers, attention), make.__name__).eval().double()
     shape = (2, 12, 12) if make is vit else (5, 16)
     x, x0 = randn(1, 2, *shape), randn(2, 2, *shape)
+    # Llama's RMS norm and the softmax of ViT in eager mode run in float32 in a float64 model too
+    within_32 = make is llama or (make is vit and attention == "eager")
+    tolerance = 1e-5 if within_32 else TOLERANCE[torch.float64]
     for rule in RULES:
-        # in float64 too, softmax and RMS norm run in float32
-        assert gap(model, x, x0, 1, rule=rule) < 1e-5
-    assert gap(model, x, x0, 1, create_graph=True) < 1e-5
+        assert gap(model, x, x0, 1, rule=rule) < tolerance
+    assert gap(model, x, x0, 1, create_graph=True) < tolerance
     x, x0, model = x.float(), x0.float(), model.float()
     for rule in RULES:
         assert gap(model, x, x0, 1, rule=rule) < 1e-4

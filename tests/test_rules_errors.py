@@ -120,6 +120,10 @@ def product(x, dim):
     return out
 
 
+def distance(x, y, *_, **__):
+    return (x - y).square().sum(-1, keepdim=True).sqrt()
+
+
 @graph
 def test_a_rule_written_out_repairs_it(create_graph):
     def f(x):
@@ -158,6 +162,55 @@ def test_rules_by_kind(create_graph):
 
     got = attrfn.deep_lift(g, X, rule=rules.rescale() | {torch.renorm: "linear"}, **options)
     close(got, X - X0)
+
+
+EXTENDED = {
+    "prod": (torch.prod, lambda x: torch.prod(x, 1), product),
+    "method": (torch.Tensor.prod, lambda x: x.prod(1), product),
+    "of a space": (
+        torch.special.polygamma,
+        lambda x: torch.special.polygamma(1, x).sum(1),
+        "elementwise",
+    ),
+    "cdist": (torch.cdist, lambda x: torch.cdist(x[:, None], X0[:1, None])[:, 0, 0], distance),
+    "of a loss": (
+        F.smooth_l1_loss,
+        lambda x: F.smooth_l1_loss(x, X0, reduction="none").sum(1),
+        lambda x, t, *_, **__: torch.where(X > 9, x, (x - t).square() / 2),
+    ),
+}
+
+
+class Calls(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize("name", EXTENDED)
+def test_rules_for_operations_of_exported_models(name):
+    """What is said of a torch function holds for the aten overloads of the same one."""
+    func, f, rule = EXTENDED[name]
+    exported = torch.export.export(Calls(f), (X,), strict=False).module()
+    for base in (rules.rescale(), rules.reveal_cancel()):
+        for table in (base | {func: rule}, base.allow(func)):
+            want = attrfn.deep_lift(f, X, rule=table, baselines=X0)
+            close(attrfn.deep_lift(exported, X, rule=table, baselines=X0), want)
+    for table in (rules.attn_lrp() | {func: rule}, rules.attn_lrp().allow(func)):
+        close(attrfn.lrp(exported, X, rules=table), attrfn.lrp(f, X, rules=table))
+
+
+def test_functions_that_share_a_name_share_no_rule():
+    """A function of the user's is not the one of torch that is called like it."""
+
+    def prod(x, dim):
+        return torch.prod(x, dim)
+
+    with pytest.raises(UnsupportedOpError, match=r"no rule for torch.prod"):
+        attrfn.deep_lift(lambda x: prod(x, 1), X, rule=rules.rescale() | {prod: product})
 
 
 def test_rules_can_be_changed_for_known_operations():

@@ -88,7 +88,8 @@ class Rules(NamedTuple):
 
         Args:
             rules: From torch functions to ``"linear"``, ``"elementwise"``, ``"product"`` or a
-                function with the same arguments that is made of operations with rules.
+                function with the same arguments that is made of operations with rules. They hold
+                for all spellings of the operation, also for those of exported graphs.
         """
         if not isinstance(rules, Mapping):
             return NotImplemented
@@ -98,7 +99,8 @@ class Rules(NamedTuple):
         """These rules, but take the plain derivative of some torch functions.
 
         Args:
-            functions: torch functions; all spellings of the same operation are allowed, too.
+            functions: torch functions; all spellings of the same operation are allowed, too, and
+                those of exported graphs.
         """
         return self._with(dict.fromkeys(functions, Op("allowed", plain, plain=True, checked=False)))
 
@@ -110,9 +112,12 @@ class Rules(NamedTuple):
             own[func] = op
             if func in FUNCTIONS:
                 ops[FUNCTIONS[func].name] = op
-            else:
-                others = spellings(getattr(func, "__name__", ""))
+                continue
+            name = getattr(func, "__name__", "")
+            others = spellings(name)
+            if func in others:
                 own.update({f: op for f, spelled in others.items() if spelled.pure is None})
+                ops[name] = op  # by which the functions of exported graphs are known
         return self._replace(ops=ops, own=own, memory=Memory())
 
     def _op(self, func: Any, rule: str | Callable[..., Any]) -> Op:

@@ -416,6 +416,10 @@ ATTENTION = {
         q, k, v, attn_mask=torch.zeros(5, 5, dtype=q.dtype).masked_fill(~LOWER, -math.inf)
     ),
     "float mask": lambda q, k, v: fused(q, k, v, attn_mask=randn(0, 5, 5).to(q.dtype)),
+    "mask of the inputs": lambda q, k, v: fused(q, k, v, attn_mask=(q @ k.mT).tanh()),
+    "causal mask of the inputs": lambda q, k, v: fused(
+        *(q, k, v), attn_mask=(v.mean(-1)[..., None, :] * 2).masked_fill(~LOWER, -math.inf)
+    ),
     "written out": written_out,
     "written out, finite": functools.partial(written_out, low=-1e9),
     "added mask": lambda q, k, v: (

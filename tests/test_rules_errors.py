@@ -113,6 +113,24 @@ def test_allow_takes_the_derivative(create_graph):
     close(got, attrfn.input_x_gradient(f, X))
 
 
+@graph
+def test_rules_for_operations_that_read_the_inputs(create_graph):
+    """What is added to a composite with a rule for the first layer gets the inputs as others do."""
+    first = rules.composite(first=rules.flat())
+    options = {"create_graph": create_graph}
+    for f, added in (
+        (lambda x: torch.prod(x, 1), lambda r: r.allow(torch.prod)),
+        (lambda x: torch.prod(x, 1), lambda r: r | {torch.prod: product}),
+        (lambda x: torch.cumprod(x, 1).sum(1), lambda r: r | {torch.cumprod: "elementwise"}),
+        (lambda x: torch.renorm(x, 1, 0, 1e9)[:, 0], lambda r: r | {torch.renorm: "linear"}),
+        (lambda x: torch.relu(x).sum(1), lambda r: r | {F.relu: "elementwise"}),
+    ):
+        want = attrfn.lrp(f, X, rules=added(rules.composite()))
+        with pytest.warns(UserWarning, match=r"first= has no effect"):
+            got = attrfn.lrp(f, X, rules=added(first), **options)
+        close(got.detach(), want, 1e-9)
+
+
 def product(x, dim):
     out = x.select(dim, 0)
     for i in range(1, x.shape[dim]):

@@ -45,7 +45,7 @@ from attrfn._rules.norm import norm_arguments, statistics_of
 from attrfn._rules.raw import reading
 from attrfn._rules.record import Record
 from attrfn._rules.replay import Replay
-from attrfn._rules.rescale import COMMON, OPENED, WRITTEN, each, inside, ruled
+from attrfn._rules.rescale import ATTENTION, COMMON, OPENED, WRITTEN, each, inside, ruled
 from attrfn._rules.run import Run, Values
 from attrfn._rules.table import Memory, OfOne, Op, Rules, plain, written
 
@@ -257,6 +257,7 @@ RELEVANCE: dict[str, Op] = {
     **COMMON,
     **{name: Op("written out", written(f)) for name, f in WRITTEN.items()},
     **{name: Op("written out", inside(f)) for name, f in OPENED.items()},
+    "scaled_dot_product_attention": ATTENTION,
     "layer_norm": Op("constant divisor", ruled(_normalised(centred=True))),
     "rms_norm": Op("constant divisor", ruled(_normalised(centred=False))),
     **each(ops.PRODUCTS, Op("product", OfOne(ruled(_shared)))),
@@ -289,9 +290,14 @@ def composite(
     if softmax_is_constant:
         table.update(each(ops.SOFTMAX, _CONSTANT))
     if first is not None:
-        table = {name: reading(name, op, op.kind == _WITH_WEIGHTS) for name, op in table.items()}
+        table = {name: _reading(name, op) for name, op in table.items()}
     linear = LinearRules(conv, dense, first, names or {})
-    return Rules(name, table, linear=linear, memory=Memory())
+    adapt = None if first is None else _reading
+    return Rules(name, table, linear=linear, adapt=adapt, memory=Memory())
+
+
+def _reading(name: str, op: Op) -> Op:
+    return reading(name, op, op.kind == _WITH_WEIGHTS)
 
 
 EPSILON_PLUS = composite("epsilon_plus", z_plus(), epsilon())

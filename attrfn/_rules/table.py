@@ -61,6 +61,7 @@ class Rules(NamedTuple):
         strict: Refuse operations that are not in the table.
         linear: The rules of linear operations with weights (of LRP).
         baselines: The baselines of rules that compare with some, for :func:`with_rules`.
+        adapt: What becomes of an op that is added, from its name and itself; None leaves it.
         memory: What runs found out, for the next one; None remembers nothing. Copies with the same
             ``ops`` and ``own`` share it.
     """
@@ -72,6 +73,7 @@ class Rules(NamedTuple):
     strict: bool = True
     linear: Any = None
     baselines: Any = None
+    adapt: Callable[[str, Op], Op] | None = None
     memory: Memory | None = None
 
     def find(self, func: Any) -> tuple[Spelling, Op] | None:
@@ -109,11 +111,13 @@ class Rules(NamedTuple):
         for func, op in found.items():
             if not callable(func):
                 raise TypeError(f"rules name {func!r}, expected a torch function such as torch.erf")
+            known = FUNCTIONS.get(func)
+            name = getattr(func, "__name__", "") if known is None else known.name
+            op = op if self.adapt is None else self.adapt(name, op)
             own[func] = op
-            if func in FUNCTIONS:
-                ops[FUNCTIONS[func].name] = op
+            if known is not None:
+                ops[name] = op
                 continue
-            name = getattr(func, "__name__", "")
             others = spellings(name)
             if func in others:
                 own.update({f: op for f, spelled in others.items() if spelled.pure is None})
@@ -121,7 +125,7 @@ class Rules(NamedTuple):
         return self._replace(ops=ops, own=own, memory=Memory())
 
     def _op(self, func: Any, rule: str | Callable[..., Any]) -> Op:
-        examples = {"linear": "view", "elementwise": "tanh", "product": "mul"}
+        examples = {"linear": "sum", "elementwise": "tanh", "product": "mul"}
         if isinstance(rule, str) and rule in examples:
             return self.ops[examples[rule]]
         if not callable(rule):

@@ -420,6 +420,9 @@ ATTENTION = {
     "causal mask of the inputs": lambda q, k, v: fused(
         *(q, k, v), attn_mask=(v.mean(-1)[..., None, :] * 2).masked_fill(~LOWER, -math.inf)
     ),
+    "mask of the inputs that closes a row": lambda q, k, v: fused(
+        *(q, k, v), attn_mask=(q @ k.mT).masked_fill(torch.arange(5)[:, None] == 2, -math.inf)
+    ),
     "written out": written_out,
     "written out, finite": functools.partial(written_out, low=-1e9),
     "added mask": lambda q, k, v: (

@@ -52,12 +52,8 @@ def attention(
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
-    *,
-    bias: bool = False,
 ) -> Tensor:
     """``softmax(Q K^T * scale + mask) V``; a row whose keys are all masked gives zero.
-
-    With ``bias`` the mask holds numbers to be added, and no row is looked for that it closes.
 
     Reference:
         Vaswani et al., Attention Is All You Need, 2017.
@@ -70,10 +66,10 @@ def attention(
     if is_causal:
         causal = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
         attn_mask = causal if attn_mask is None else attn_mask
-    if attn_mask is None or bias:
-        weights = (scores if attn_mask is None else scores + attn_mask).softmax(-1)
+    if attn_mask is None:
+        weights = scores.softmax(-1)
     else:
-        closed = ~attn_mask if attn_mask.dtype == torch.bool else attn_mask == -torch.inf
+        closed = ~attn_mask if attn_mask.dtype == torch.bool else torch.isneginf(attn_mask)
         if attn_mask.dtype == torch.bool:
             scores = scores.masked_fill(closed, -torch.inf)
         else:

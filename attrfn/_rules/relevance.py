@@ -45,7 +45,7 @@ from attrfn._rules.norm import norm_arguments, statistics_of
 from attrfn._rules.raw import reading
 from attrfn._rules.record import Record
 from attrfn._rules.replay import Replay
-from attrfn._rules.rescale import ATTENTION, COMMON, OPENED, WRITTEN, each, inside, ruled
+from attrfn._rules.rescale import COMMON, OPENED, WRITTEN, each, inside, ruled
 from attrfn._rules.run import Run, Values
 from attrfn._rules.table import Memory, OfOne, Op, Rules, plain, written
 
@@ -257,7 +257,6 @@ RELEVANCE: dict[str, Op] = {
     **COMMON,
     **{name: Op("written out", written(f)) for name, f in WRITTEN.items()},
     **{name: Op("written out", inside(f)) for name, f in OPENED.items()},
-    "scaled_dot_product_attention": ATTENTION,
     "layer_norm": Op("constant divisor", ruled(_normalised(centred=True))),
     "rms_norm": Op("constant divisor", ruled(_normalised(centred=False))),
     **each(ops.PRODUCTS, Op("product", OfOne(ruled(_shared)))),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -64,17 +63,6 @@ def _only_input(run: Run, call: Call) -> Any:
     return plain(run, call)
 
 
-def _attention(run: Record | Replay, call: Call) -> Any:
-    """Attention; a mask that depends on the inputs is added, like any other value."""
-    mask = call.argument(3, "attn_mask")
-    live = not {(3, None), ("attn_mask", None)}.isdisjoint(call.places)
-    return (_BIASED if live and mask.is_floating_point() else _MASKED)(run, call)
-
-
-_MASKED = written(written_out.attention)
-_BIASED = written(functools.partial(written_out.attention, bias=True))
-
-
 def _along(function: Callable[..., Any]) -> Callable[[Any, Call], Any]:
     """Amax or amin: the rule along one dimension, one dimension after the other along many."""
     many = written(written_out.one_by_one(function))
@@ -112,6 +100,7 @@ COMMON: dict[str, Op] = {
 WRITTEN: dict[str, Callable[..., Any]] = {
     "group_norm": written_out.group_norm,
     "instance_norm": written_out.instance_norm,
+    "scaled_dot_product_attention": written_out.attention,
     "glu": written_out.glu,
     "softmin": written_out.softmin,
     "lstm": recurrent.layers(recurrent.lstm_step(), 2),
@@ -140,8 +129,6 @@ WRITTEN: dict[str, Callable[..., Any]] = {
 }
 """What is made of simpler operations."""
 
-ATTENTION = Op("written out", _attention)
-
 OPENED: dict[str, Callable[..., Any]] = {
     "multi_head_attention_forward": written_out.multi_head_attention_forward,
     **{
@@ -160,7 +147,6 @@ DIFFERENCE: dict[str, Op] = {
     **{name: Op("written out", written(f)) for name, f in WRITTEN.items()},
     **each(ops.PRODUCTS, Op("product", OfOne(ruled(difference.product)))),
     **each(ops.ELEMENTWISE, Op("elementwise", ruled(difference.elementwise))),
-    "scaled_dot_product_attention": ATTENTION,
     **each("mul multiply __rmul__", Op("product", OfOne(_multiplication))),
     **each("div divide true_divide __rdiv__ __rtruediv__", Op("quotient", _division)),
     **each("rsqrt reciprocal", Op("elementwise", _inverse)),

@@ -673,6 +673,53 @@ def test_pairs_by_name():
         rules.fold_batch_norm(model, [("inp", "norms.1")])
 
 
+class Ordered(nn.Module):
+    """Modules in the order in which they are registered."""
+
+    def __init__(self, **modules):
+        super().__init__()
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+
+def ordered(layers, norms, *, between):
+    """Layers and norms by width, one behind the other, or first all layers and then all norms."""
+    pairs = [(f"fc{i}", nn.Linear(4, n)) for i, n in enumerate(layers)]
+    others = [(f"bn{i}", nn.BatchNorm1d(n)) for i, n in enumerate(norms)]
+    mixed = [m for pair in zip(pairs, others, strict=True) for m in pair]
+    return Ordered(**dict(mixed if between else pairs + others)).eval()
+
+
+@pytest.mark.parametrize("widths", [(4, 4), (4, 5), (5, 4, 4)])
+def test_registration_that_is_not_the_order_of_the_calls_is_refused(widths):
+    model = ordered(widths, widths, between=False)
+    with pytest.raises(ValueError, match=r"'bn0' is registered directly behind.*give pairs="):
+        rules.fold_batch_norm(model)
+    named = [(f"fc{i}", f"bn{i}") for i in range(len(widths))]
+    got = rules.fold_batch_norm(model, named)
+    want = rules.fold_batch_norm(Ordered(**dict(ordered_by(model, named))))
+    assert got.keys() == want.keys()
+    assert all(torch.equal(got[k], want[k]) for k in got)
+
+
+def ordered_by(model, pairs):
+    return [(name, getattr(model, name)) for pair in pairs for name in pair]
+
+
+def test_what_is_used_twice_is_not_folded():
+    tied = ordered((4, 4), (4, 4), between=True)
+    tied.fc1.weight = tied.fc0.weight
+    reused = ordered((4, 4), (4, 4), between=True)
+    reused.again = reused.bn1
+    for model, name in ((tied, "fc0"), (reused, "bn1")):
+        with pytest.raises(ValueError, match=rf"'{name}' is in several pairs, or shares"):
+            rules.fold_batch_norm(model)
+    model = ordered((4, 4), (4, 4), between=True)
+    with pytest.raises(ValueError, match=r"'fc0' is in several pairs"):
+        rules.fold_batch_norm(model, [("fc0", "bn0"), ("fc0", "bn1")])
+    rules.fold_batch_norm(tied, [])
+
+
 def test_a_batch_norm_behind_no_layer_scales():
     """R_in = x * slope * R / y: its shift takes a share."""
     norm, x, c = statistics_of(nn.BatchNorm1d(4).double().eval()), randn(0, 3, 4), randn(1, 3, 4)

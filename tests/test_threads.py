@@ -61,7 +61,7 @@ def test_eight_threads_transform_one_model(r: Row, net: Net) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:integrated_hessians sum")
-@pytest.mark.filterwarnings("ignore:.*met no ReLU")
+@pytest.mark.filterwarnings("ignore:.*met no (ReLU|linear operation)")
 @pytest.mark.parametrize("name", ["reuse", "norm"])
 def test_eight_threads_use_different_methods_on_one_model(name: str) -> None:
     net = NETS[name]

@@ -328,6 +328,7 @@ REGISTRY = [
             functools.partial(attrfn.lrp, rules=rules),
             ["lrp"],
             rules=True,
+            warns=".*rule first= has no effect",  # on nets that begin with a ReLU
         )
         for name, rules in LRP_RULES.items()
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import math
@@ -672,6 +673,53 @@ def test_pairs_by_name():
         rules.fold_batch_norm(model, [("inp", "norms.1")])
 
 
+class Ordered(nn.Module):
+    """Modules in the order in which they are registered."""
+
+    def __init__(self, **modules):
+        super().__init__()
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+
+def ordered(layers, norms, *, between):
+    """Layers and norms by width, one behind the other, or first all layers and then all norms."""
+    pairs = [(f"fc{i}", nn.Linear(4, n)) for i, n in enumerate(layers)]
+    others = [(f"bn{i}", nn.BatchNorm1d(n)) for i, n in enumerate(norms)]
+    mixed = [m for pair in zip(pairs, others, strict=True) for m in pair]
+    return Ordered(**dict(mixed if between else pairs + others)).eval()
+
+
+@pytest.mark.parametrize("widths", [(4, 4), (4, 5), (5, 4, 4)])
+def test_registration_that_is_not_the_order_of_the_calls_is_refused(widths):
+    model = ordered(widths, widths, between=False)
+    with pytest.raises(ValueError, match=r"'bn0' is registered directly behind.*give pairs="):
+        rules.fold_batch_norm(model)
+    named = [(f"fc{i}", f"bn{i}") for i in range(len(widths))]
+    got = rules.fold_batch_norm(model, named)
+    want = rules.fold_batch_norm(Ordered(**dict(ordered_by(model, named))))
+    assert got.keys() == want.keys()
+    assert all(torch.equal(got[k], want[k]) for k in got)
+
+
+def ordered_by(model, pairs):
+    return [(name, getattr(model, name)) for pair in pairs for name in pair]
+
+
+def test_what_is_used_twice_is_not_folded():
+    tied = ordered((4, 4), (4, 4), between=True)
+    tied.fc1.weight = tied.fc0.weight
+    reused = ordered((4, 4), (4, 4), between=True)
+    reused.again = reused.bn1
+    for model, name in ((tied, "fc0"), (reused, "bn1")):
+        with pytest.raises(ValueError, match=rf"'{name}' is in several pairs, or shares"):
+            rules.fold_batch_norm(model)
+    model = ordered((4, 4), (4, 4), between=True)
+    with pytest.raises(ValueError, match=r"'fc0' is in several pairs"):
+        rules.fold_batch_norm(model, [("fc0", "bn0"), ("fc0", "bn1")])
+    rules.fold_batch_norm(tied, [])
+
+
 def test_a_batch_norm_behind_no_layer_scales():
     """R_in = x * slope * R / y: its shift takes a share."""
     norm, x, c = statistics_of(nn.BatchNorm1d(4).double().eval()), randn(0, 3, 4), randn(1, 3, 4)
@@ -745,3 +793,46 @@ def test_the_rule_of_the_first_layer(first):
     want = by_steps(model, x, alone, G, E)
     composite = rules.composite(E, G, first=first, names={"features.0": Z})
     close(attrfn.lrp(model, x, target=1, rules=composite), want, 1e-9)
+
+
+IN_FRONT = {
+    "dropout": nn.Dropout(0.3),
+    "alpha dropout": nn.AlphaDropout(0.3),
+    "dropout in place": nn.Sequential(nn.Identity(), nn.Dropout(0.3, inplace=True)),
+    "batch norm": nn.BatchNorm1d(5),
+    "batch norm without weights": nn.BatchNorm1d(5, affine=False),
+    "both": nn.Sequential(nn.BatchNorm1d(5), nn.Dropout(0.3), nn.BatchNorm1d(5)),
+}
+
+
+@pytest.mark.parametrize("exported", [False, True])
+@pytest.mark.parametrize("name", IN_FRONT)
+def test_the_first_layer_behind_what_scales_the_inputs(name, exported):
+    """What shifts and scales the inputs passes relevance on as it is; the rule stands behind it."""
+    front = copy.deepcopy(IN_FRONT[name]).double().eval()
+    for i, m in enumerate(front.modules()):
+        if isinstance(m, nn.BatchNorm1d):
+            m.running_mean.copy_(randn(i, 5))
+            m.running_var.copy_(randn(10 + i, 5).abs() + 0.3)
+            if m.affine:
+                nn.init.normal_(m.weight, generator=torch.Generator().manual_seed(i))
+    rest, x = seeded(Nested), randn(0, 4, 5)
+    model = nn.Sequential(front, rest)
+    if exported:
+        model = torch.export.export(model, (x,), strict=False).module()
+    for rule in (rules.flat(), rules.w_square(), rules.z_box(-9, 9)):
+        composite = rules.composite(E, G, first=rule)
+        want = attrfn.lrp(rest, front(x).detach(), target=1, rules=composite)
+        for create_graph in (False, True):
+            got = attrfn.lrp(model, x, target=1, rules=composite, create_graph=create_graph)
+            close(got.detach(), want, 1e-9)
+    assert not torch.equal(want, attrfn.lrp(rest, front(x).detach(), target=1))
+
+
+def test_no_layer_that_reads_the_inputs():
+    """A rule for the first layer that has no place to stand is not dropped without a word."""
+    layers = [nn.Tanh(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)]
+    model, x = seeded(lambda: nn.Sequential(*layers)), randn(0, 4, 5)
+    with pytest.warns(UserWarning, match=r"composite met no linear .* rule first= has no effect"):
+        got = attrfn.lrp(model, x, target=1, rules=rules.composite(E, first=rules.flat()))
+    close(got, attrfn.lrp(model, x, target=1, rules=E))

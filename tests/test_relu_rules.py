@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from captum.attr import Deconvolution, GuidedBackprop, GuidedGradCam
 from helpers import assert_close
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from zoo import make, randn
 
 import attrfn
@@ -140,6 +142,135 @@ def test_other_clamps_keep_their_derivative(other: Callable[[Tensor], Tensor]) -
 
     with pytest.warns(UserWarning, match="guided_backprop met no ReLU"):
         assert_close(attrfn.guided_backprop(f, x), attrfn.gradient(f, x))
+
+
+INNER: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "whole": lambda model, x: torch.vmap(model)(x),
+    "in chunks": lambda model, x: torch.vmap(model, chunk_size=2)(x),
+    "twice": lambda model, x: torch.vmap(torch.vmap(model))(x[None])[0],
+    "in part": lambda model, x: model[3:](torch.vmap(model[:3])(x)),
+    "in place": lambda model, x: model[4](
+        torch.vmap(lambda t: model[2](model[0](t).relu_()).relu_())(x)
+    ),
+}
+
+
+@by_name
+@pytest.mark.parametrize("inner", INNER)
+def test_models_that_call_vmap(name: str, inner: str) -> None:
+    """A ReLU on a batched tensor is a ReLU; inside another transform it is refused."""
+    model, x, method = dense(), randn(5, 4), getattr(attrfn, name)
+
+    def f(x: Tensor) -> Tensor:
+        return INNER[inner](model, x)
+
+    expected = method(model, x, target=1)
+    for create_graph in (False, True):
+        assert_close(method(f, x, target=1, create_graph=create_graph).detach(), expected)
+    ruled = attrfn.with_rules(f, {"guided_backprop": GUIDED, "deconvolution": DECONV}[name])
+    assert_close(attrfn.gradient(ruled, x, target=1), expected)
+    with pytest.raises(attrfn.UnsupportedOpError, match=r"relu.* a function of torch.func inside"):
+        torch.vmap(lambda t: method(f, t[None], target=1)[0])(x)
+
+
+@by_name
+def test_derivatives_through_a_model_that_calls_vmap(name: str) -> None:
+    layers = [nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3), nn.Tanh()]
+    model, x, method = make(lambda: nn.Sequential(*layers)), randn(5, 4), getattr(attrfn, name)
+
+    def derivative(f: Callable[[Tensor], Tensor]) -> Tensor:
+        leaf = x.clone().requires_grad_()
+        method(f, leaf, target=1, create_graph=True).square().sum().backward()
+        assert leaf.grad is not None
+        return leaf.grad
+
+    expected = derivative(model)
+    assert (expected != 0).any()
+    assert_close(derivative(lambda x: torch.vmap(model)(x)), expected)
+
+
+class Rectify(torch.autograd.Function):
+    """ReLU with a backward pass of its own."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.clamp(min=0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g * (ctx.saved_tensors[0] > 0)
+
+
+UNSEEN: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
+    "scripted module": lambda: torch.jit.script(nn.ReLU()),
+    "traced module": lambda: torch.jit.trace(nn.ReLU(), randn(3, 6)),
+    "traced function": lambda: torch.jit.trace(lambda x: x.relu() * 2, randn(3, 6)),
+    "autograd.Function": lambda: Rectify.apply,
+    "autograd.Function in vmap": lambda: torch.vmap(Rectify.apply),
+    "checkpoint": lambda: functools.partial(checkpoint, F.relu, use_reentrant=True),
+    "fused": lambda: lambda x: make(lambda: nn.RNN(6, 6, nonlinearity="relu"))(x)[0],
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@by_name
+@pytest.mark.parametrize("kind", UNSEEN)
+def test_relus_that_cannot_be_seen_are_refused(name: str, kind: str) -> None:
+    """Beside one that can be seen; before, they kept their plain derivative without a word."""
+    model, x, unseen = dense(), randn(5, 4), UNSEEN[kind]()
+
+    def f(x: Tensor) -> Tensor:
+        return model[2:](unseen(model[0](x)))
+
+    table = {"guided_backprop": GUIDED, "deconvolution": DECONV}[name]
+    for _ in range(3):  # scripted code is compiled in its second run
+        with pytest.raises(attrfn.UnsupportedOpError, match=f"{name} cannot see whether there are"):
+            getattr(attrfn, name)(f, x, target=1)
+        with pytest.raises(attrfn.UnsupportedOpError, match=f"{name} cannot see whether there are"):
+            attrfn.gradient(attrfn.with_rules(f, table), x, target=1)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@by_name
+def test_scripted_modules_of_a_model_are_refused_by_name(name: str) -> None:
+    model, x = dense(), randn(5, 4)
+    model[1] = torch.jit.script(nn.ReLU())
+    method = functools.partial(getattr(attrfn, name), target=1)
+    for run in (
+        lambda x: method(model, x),
+        lambda x: method(functools.partial(model), x, create_graph=True),
+        torch.vmap(lambda t: method(model, t[None])[0]),
+    ):
+        with pytest.raises(attrfn.UnsupportedOpError, match=r"inside the scripted module '1'"):
+            run(x)
+
+
+@by_name
+def test_what_lies_before_the_inputs_does_not_count(name: str) -> None:
+    """The graph of the inputs and of the parameters is the user's own."""
+    model, w = dense(), randn(4, 4).requires_grad_()
+    x = Rectify.apply(randn(5, 4) @ w).relu()
+    params = {k: Rectify.apply(p.relu()) for k, p in model.named_parameters()}
+    f = functools.partial(torch.func.functional_call, model, params)
+    expected = getattr(attrfn, name)(f, x.detach(), target=1)
+    assert_close(getattr(attrfn, name)(f, x, target=1, create_graph=True), expected)
+    ruled = attrfn.with_rules(f, {"guided_backprop": GUIDED, "deconvolution": DECONV}[name])
+    assert_close(torch.autograd.grad(ruled(x)[:, 1].sum(), x)[0], expected)
+
+
+@by_name
+def test_custom_functions_are_refused_with_a_graph(name: str) -> None:
+    model, x = dense(), randn(5, 4)
+    with pytest.raises(attrfn.UnsupportedOpError, match=r"custom autograd.Function of Rectify"):
+        getattr(attrfn, name)(
+            lambda x: model[2:](Rectify.apply(model[0](x))), x, target=1, create_graph=True
+        )
 
 
 @by_name

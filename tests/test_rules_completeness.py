@@ -16,7 +16,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from oracles import randn, seeded
+from oracles import close, randn, seeded
 from torch import nn
 
 import attrfn
@@ -416,6 +416,13 @@ ATTENTION = {
         q, k, v, attn_mask=torch.zeros(5, 5, dtype=q.dtype).masked_fill(~LOWER, -math.inf)
     ),
     "float mask": lambda q, k, v: fused(q, k, v, attn_mask=randn(0, 5, 5).to(q.dtype)),
+    "mask of the inputs": lambda q, k, v: fused(q, k, v, attn_mask=(q @ k.mT).tanh()),
+    "causal mask of the inputs": lambda q, k, v: fused(
+        *(q, k, v), attn_mask=(v.mean(-1)[..., None, :] * 2).masked_fill(~LOWER, -math.inf)
+    ),
+    "mask of the inputs that closes a row": lambda q, k, v: fused(
+        *(q, k, v), attn_mask=(q @ k.mT).masked_fill(torch.arange(5)[:, None] == 2, -math.inf)
+    ),
     "written out": written_out,
     "written out, finite": functools.partial(written_out, low=-1e9),
     "added mask": lambda q, k, v: (
@@ -776,6 +783,17 @@ def set_items(h, x):
     return h
 
 
+GRID = randn(60, 1, 1, 6, 2)
+
+
+def resized(h, x, mode, **options):
+    dims = {"linear": 1, "trilinear": 3}.get(mode, 2)
+    out = F.interpolate(
+        h.tanh().reshape(-1, 1, *[1] * (dims - 1), 6), scale_factor=2, mode=mode, **options
+    )
+    return out.flatten(1)[:, 1:7].exp()
+
+
 IN_EXPORTED = {
     "relu_": lambda h, x: F.relu(h, inplace=True),
     "silu_": lambda h, x: F.silu(h, inplace=True),
@@ -795,7 +813,44 @@ IN_EXPORTED = {
     "max": lambda h, x: h.max(1, keepdim=True).values * x,
     "pooling": lambda h, x: F.max_pool1d(h[:, None], 2)[:, 0].repeat(1, 2),
     "pooling 2d": lambda h, x: F.max_pool2d(h[:, None, None].tanh(), (1, 2))[:, 0, 0].repeat(1, 2),
+    "adaptive pooling": lambda h, x: F.adaptive_max_pool1d(h[:, None], 3)[:, 0].repeat(1, 2),
+    "adaptive pooling 2d": lambda h, x: F.adaptive_max_pool2d(
+        h.tanh().reshape(-1, 1, 2, 3), (2, 2), return_indices=True
+    )[0].flatten(1)[:, [0, 1, 2, 3, 0, 1]],
+    "adaptive pooling 3d": lambda h, x: (
+        F.adaptive_max_pool3d(h.reshape(-1, 1, 1, 2, 3), (1, 1, 3)).flatten(1).repeat(1, 2)
+    ),
     "cat": lambda h, x: torch.stack([h, x], 1).amax(1),
+    "T": lambda h, x: h.T.exp().T,
+    "mT": lambda h, x: h.reshape(-1, 2, 3).mT.exp().flatten(1),
+    "fold": lambda h, x: F.fold(h.tanh()[:, None], (2, 3), (1, 1)).flatten(1).exp(),
+    "unfold": lambda h, x: F.unfold(h[:, None, None].tanh(), (1, 1)).flatten(1).exp(),
+    "grid_sample": lambda h, x: F.grid_sample(
+        h[:, None, None].tanh(), GRID.to(h).expand(len(h), 1, 6, 2), align_corners=False
+    )[:, 0, 0],
+    "instance_norm": lambda h, x: F.instance_norm(h.reshape(-1, 2, 3)).flatten(1),
+    "instance_norm with weights": lambda h, x: (
+        F.instance_norm(h.reshape(-1, 2, 3), weight=C[:2], bias=C[2:4]).flatten(1) * x
+    ),
+    "instance_norm with statistics": lambda h, x: F.instance_norm(
+        h.reshape(-1, 2, 3).tanh(), C[:2], C[2:4].abs(), use_input_stats=False
+    ).flatten(1),
+    "mse_loss": lambda h, x: F.mse_loss(h, C.expand(3, 6), reduction="none"),
+    "l1_loss": lambda h, x: F.l1_loss(h.tanh(), C.expand(3, 6), reduction="none"),
+    "cross_entropy": lambda h, x: F.cross_entropy(h, CLASSES, reduction="none")[:, None] * h,
+    "nll_loss": lambda h, x: F.nll_loss(h.log_softmax(1), CLASSES, reduction="none")[:, None] * h,
+    **{
+        f"interpolate {mode}": functools.partial(resized, mode=mode, **options)
+        for mode, options in {
+            "nearest": {},
+            "nearest-exact": {},
+            "area": {},
+            "linear": {"align_corners": False},
+            "bilinear": {"align_corners": True},
+            "bicubic": {"antialias": True},
+            "trilinear": {},
+        }.items()
+    },
 }
 
 
@@ -815,6 +870,40 @@ def test_operations_of_exported_models(name):
             options = {"target": 1, "rules": rules, "create_graph": create_graph}
             got, want = (attrfn.lrp(f, x, **options) for f in (exported, model))
             torch.testing.assert_close(got, want)
+
+
+LOSSES = {
+    "mse_loss": lambda y, **o: F.mse_loss(y, C[None], **o),
+    "l1_loss": lambda y, **o: F.l1_loss(y, C[None], **o),
+    "cross_entropy": lambda y, **o: F.cross_entropy(y, CLASSES[:1], **o) ** 2,
+    "cross_entropy with weights": lambda y, **o: F.cross_entropy(y, CLASSES[:1], C.abs(), **o),
+    "cross_entropy without a class": lambda y, **o: (
+        F.cross_entropy(y, CLASSES[:1], ignore_index=1, **o) * y[0, 0]
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:size_average and reduce args will be deprecated")
+@pytest.mark.parametrize("exported", [False, True])
+@pytest.mark.parametrize("name", LOSSES)
+def test_reductions_of_losses(name, exported):
+    """By name, by the old flags, and by the number that exported graphs have."""
+    x, x0 = randn(1, 1, 6), randn(2, 1, 6)
+    for options in (
+        *({"reduction": "sum"}, {"reduction": "mean"}, {}),
+        *({"size_average": False}, {"size_average": True, "reduce": True}),
+    ):
+
+        class Loss(nn.Module):
+            def forward(self, x, options=options):
+                return LOSSES[name](x.tanh() * x, **options).reshape(1)
+
+        f = Loss()
+        if exported:
+            f = torch.export.export(f, (x,)).module()
+        for rule in RULES:
+            assert gap(f, x, x0, rule=rule) < 1e-10
+        close(attrfn.deep_lift(f, x, baselines=x0), attrfn.deep_lift(Loss(), x, baselines=x0))
 
 
 def test_compiled_models():
@@ -891,10 +980,12 @@ def test_transformers(make, attention):
         model = Logits(make(transformers, attention), make.__name__).eval().double()
     shape = (2, 12, 12) if make is vit else (5, 16)
     x, x0 = randn(1, 2, *shape), randn(2, 2, *shape)
+    # Llama's RMS norm and the softmax of ViT in eager mode run in float32 in a float64 model too
+    within_32 = make is llama or (make is vit and attention == "eager")
+    tolerance = 1e-5 if within_32 else TOLERANCE[torch.float64]
     for rule in RULES:
-        # in float64 too, softmax and RMS norm run in float32
-        assert gap(model, x, x0, 1, rule=rule) < 1e-5
-    assert gap(model, x, x0, 1, create_graph=True) < 1e-5
+        assert gap(model, x, x0, 1, rule=rule) < tolerance
+    assert gap(model, x, x0, 1, create_graph=True) < tolerance
     x, x0, model = x.float(), x0.float(), model.float()
     for rule in RULES:
         assert gap(model, x, x0, 1, rule=rule) < 1e-4

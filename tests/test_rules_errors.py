@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import re
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -110,11 +113,33 @@ def test_allow_takes_the_derivative(create_graph):
     close(got, attrfn.input_x_gradient(f, X))
 
 
+@graph
+def test_rules_for_operations_that_read_the_inputs(create_graph):
+    """What is added to a composite with a rule for the first layer gets the inputs as others do."""
+    first = rules.composite(first=rules.flat())
+    options = {"create_graph": create_graph}
+    for f, added in (
+        (lambda x: torch.prod(x, 1), lambda r: r.allow(torch.prod)),
+        (lambda x: torch.prod(x, 1), lambda r: r | {torch.prod: product}),
+        (lambda x: torch.cumprod(x, 1).sum(1), lambda r: r | {torch.cumprod: "elementwise"}),
+        (lambda x: torch.renorm(x, 1, 0, 1e9)[:, 0], lambda r: r | {torch.renorm: "linear"}),
+        (lambda x: torch.relu(x).sum(1), lambda r: r | {F.relu: "elementwise"}),
+    ):
+        want = attrfn.lrp(f, X, rules=added(rules.composite()))
+        with pytest.warns(UserWarning, match=r"first= has no effect"):
+            got = attrfn.lrp(f, X, rules=added(first), **options)
+        close(got.detach(), want, 1e-9)
+
+
 def product(x, dim):
     out = x.select(dim, 0)
     for i in range(1, x.shape[dim]):
         out = out * x.select(dim, i)
     return out
+
+
+def distance(x, y, *_, **__):
+    return (x - y).square().sum(-1, keepdim=True).sqrt()
 
 
 @graph
@@ -155,6 +180,55 @@ def test_rules_by_kind(create_graph):
 
     got = attrfn.deep_lift(g, X, rule=rules.rescale() | {torch.renorm: "linear"}, **options)
     close(got, X - X0)
+
+
+EXTENDED = {
+    "prod": (torch.prod, lambda x: torch.prod(x, 1), product),
+    "method": (torch.Tensor.prod, lambda x: x.prod(1), product),
+    "of a space": (
+        torch.special.polygamma,
+        lambda x: torch.special.polygamma(1, x).sum(1),
+        "elementwise",
+    ),
+    "cdist": (torch.cdist, lambda x: torch.cdist(x[:, None], X0[:1, None])[:, 0, 0], distance),
+    "of a loss": (
+        F.smooth_l1_loss,
+        lambda x: F.smooth_l1_loss(x, X0, reduction="none").sum(1),
+        lambda x, t, *_, **__: torch.where(X > 9, x, (x - t).square() / 2),
+    ),
+}
+
+
+class Calls(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize("name", EXTENDED)
+def test_rules_for_operations_of_exported_models(name):
+    """What is said of a torch function holds for the aten overloads of the same one."""
+    func, f, rule = EXTENDED[name]
+    exported = torch.export.export(Calls(f), (X,), strict=False).module()
+    for base in (rules.rescale(), rules.reveal_cancel()):
+        for table in (base | {func: rule}, base.allow(func)):
+            want = attrfn.deep_lift(f, X, rule=table, baselines=X0)
+            close(attrfn.deep_lift(exported, X, rule=table, baselines=X0), want)
+    for table in (rules.attn_lrp() | {func: rule}, rules.attn_lrp().allow(func)):
+        close(attrfn.lrp(exported, X, rules=table), attrfn.lrp(f, X, rules=table))
+
+
+def test_functions_that_share_a_name_share_no_rule():
+    """A function of the user's is not the one of torch that is called like it."""
+
+    def prod(x, dim):
+        return torch.prod(x, dim)
+
+    with pytest.raises(UnsupportedOpError, match=r"no rule for torch.prod"):
+        attrfn.deep_lift(lambda x: prod(x, 1), X, rule=rules.rescale() | {prod: product})
 
 
 def test_rules_can_be_changed_for_known_operations():
@@ -406,6 +480,39 @@ def test_model_and_random_numbers_are_as_before(method, create_graph):
     assert torch.is_grad_enabled()
 
 
+class Held:
+    """Something that a rule of the user's refers to."""
+
+
+def test_tables_are_not_kept():
+    """What runs remember lives as long as the table."""
+    held = Held()
+    repaired = rules.rescale() | {torch.prod: lambda x, dim, held=held: product(x, dim)}
+    box = torch.full((4,), -9.0, dtype=torch.float64)
+    first = rules.composite(first=rules.z_box(box, 9.0))
+    attrfn.deep_lift(lambda x: torch.prod(x, 1), X, rule=repaired, baselines=X0)
+    attrfn.lrp(lambda x: F.linear(x, torch.ones(1, 4).double()), X, rules=first)
+    alive = weakref.ref(held), weakref.ref(box)
+    del held, box, repaired, first
+    gc.collect()
+    assert [ref() for ref in alive] == [None, None]
+
+
+@pytest.mark.parametrize("exported", [False, True])
+def test_functions_are_looked_up_once(exported):
+    """The next run with a table, or a copy of it, knows the functions that this one has met."""
+    model = seeded(lambda: nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)))
+    if exported:
+        model = torch.export.export(model, (X,)).module()
+    table = rules.rescale().allow(torch.prod)
+    attrfn.deep_lift(model, X, target=0, baselines=X0, rule=table)
+    met = dict(table.memory.glances)
+    assert len(met) >= 2
+    attrfn.deep_lift(model, X, target=0, rule=table._replace(baselines=X0))
+    assert table.memory.glances == met
+    assert table.allow(torch.cumprod).memory.glances == {}
+
+
 # ---------------------------------------------------------------------------------------------
 # paths
 
@@ -497,6 +604,85 @@ def test_names_of_unknown_modules():
             attrfn.lrp(model, X, target=0, rules=rules.composite(names={pattern: rules.gamma()}))
     with pytest.raises(ValueError, match=r"no module in sight"):
         attrfn.lrp(lambda x: x, X, target=0, rules=rules.composite(names={"0": rules.gamma()}))
+
+
+class Parts(nn.Module):
+    """A list that is no module of its own, attention that reads parameters, a head for training."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+        self.attend = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.head, self.aux = nn.Linear(4, 2), nn.Linear(4, 2)
+
+    def forward(self, x):
+        h = self.layers[1](self.layers[0](x).relu())[:, None]
+        return self.head(self.attend(h, h, h)[0][:, 0])
+
+
+def named(*patterns):
+    return rules.composite(names=dict.fromkeys(patterns, rules.gamma()))
+
+
+@graph
+@pytest.mark.parametrize("transformed", [False, True])
+@pytest.mark.parametrize("pattern", ["layers", "aux", "attend.out_proj", "*proj", "l*s"])
+def test_names_of_modules_that_do_not_run(pattern, transformed, create_graph):
+    """A rule by name is not dropped: what it would say is not what the result is."""
+    model = seeded(Parts)
+    name = {"*proj": "attend.out_proj", "l*s": "layers"}.get(pattern, pattern)
+
+    def explain(x):
+        return attrfn.lrp(
+            model, x, target=0, rules=named(pattern, "head"), create_graph=create_graph
+        )
+
+    with pytest.raises(ValueError, match=rf"module '{re.escape(name)}', whose forward does not"):
+        vmap(lambda x: explain(x[None]))(X) if transformed else explain(X)
+    for run in (rules.conservation, lambda f, x, rules, **_: attrfn.with_rules(f, rules)(x)):
+        with pytest.raises(ValueError, match=rf"module '{re.escape(name)}'"):
+            run(model, X, target=0, rules=named(pattern))
+
+
+def test_patterns_may_match_modules_that_do_not_run():
+    """As long as others of the pattern run, or the one around them has the same rule."""
+    model = seeded(Parts)
+    for patterns in (
+        ["*"],
+        ["layers*"],
+        ["attend*"],
+        ["head", "*"],
+        ["attend.out_proj", "attend*"],
+    ):
+        assert attrfn.lrp(model, X, target=0, rules=named(*patterns)).shape == X.shape
+    exact = rules.composite(names={"*": rules.gamma(), "attend.out_proj": rules.z_plus()})
+    with pytest.raises(ValueError, match=r"module 'attend.out_proj', whose forward does not run"):
+        attrfn.lrp(model, X, target=0, rules=exact)
+
+
+def test_names_of_modules_of_exported_models():
+    model = seeded(lambda: nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)))
+    exported = torch.export.export(model, (X,)).module()
+    for patterns in (["0"], ["*", "0"], ["[02]"]):
+        composite = rules.composite(names={p: rules.gamma(i + 1) for i, p in enumerate(patterns)})
+        assert attrfn.lrp(model, X, target=0, rules=composite).shape == X.shape
+        with pytest.raises(ValueError, match=r"module '0', whose forward does not run"):
+            attrfn.lrp(exported, X, target=0, rules=composite)
+
+
+def test_names_of_modules_under_compile():
+    model = seeded(Parts)
+    torch._dynamo.reset()
+    for patterns in (["layers.*", "head"], ["*"]):
+        explain = functools.partial(attrfn.lrp, model, target=0, rules=named(*patterns))
+        close(torch.compile(explain, backend="aot_eager", fullgraph=True)(X), explain(X))
+    with pytest.raises(Exception, match=r"whose forward does not run|Observed exception"):
+        torch.compile(
+            lambda x: attrfn.lrp(model, x, target=0, rules=named("attend.out_proj")),
+            backend="aot_eager",
+            fullgraph=True,
+        )(X)
+    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("rule", ["elementwize", 3, None])

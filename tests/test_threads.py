@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,6 +13,9 @@ from models import NETS, Net
 from registry import REGISTRY, Row, explain, rows_and_nets
 from torch import Tensor
 from zoo import same_state, state
+
+from attrfn import rules
+from attrfn._rules.replay import Replay
 
 THREADS = 8
 ROUNDS = 3
@@ -57,7 +61,7 @@ def test_eight_threads_transform_one_model(r: Row, net: Net) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:integrated_hessians sum")
-@pytest.mark.filterwarnings("ignore:.*met no ReLU")
+@pytest.mark.filterwarnings("ignore:.*met no (ReLU|linear operation)")
 @pytest.mark.parametrize("name", ["reuse", "norm"])
 def test_eight_threads_use_different_methods_on_one_model(name: str) -> None:
     net = NETS[name]
@@ -69,3 +73,21 @@ def test_eight_threads_use_different_methods_on_one_model(name: str) -> None:
     for one, right in zip(found, expected * 2, strict=True):
         assert_close(one, right)
     assert same_state(model, before)
+
+
+def test_runs_with_tables_of_their_own_start_together() -> None:
+    """What runs remember of a table is not shared between tables."""
+    together, interval = threading.Barrier(THREADS), sys.getswitchinterval()
+
+    def work(i: int) -> None:
+        together.wait()
+        for _ in range(300):
+            for table in (rules.attn_lrp(), rules.rescale().allow(torch.prod)):
+                Replay(table, [], None, None)
+
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(work, range(THREADS)))
+    finally:
+        sys.setswitchinterval(interval)

@@ -32,6 +32,14 @@ def in_functorch() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
+def transforms() -> int:
+    """How many torch.func transforms surround this call in eager mode."""
+    if is_compiling():
+        return 0
+    innermost: Any = torch._C._functorch.peek_interpreter_stack()
+    return 0 if innermost is None else int(innermost.level())
+
+
 def twice_differentiable(create_graph: bool) -> contextlib.AbstractContextManager[object]:
     """Plain operations wherever somebody may differentiate once more, or batch with vmap."""
     return PlainOps() if create_graph or in_functorch() else contextlib.nullcontext()

@@ -69,7 +69,7 @@ def attention(
     if attn_mask is None:
         weights = scores.softmax(-1)
     else:
-        closed = ~attn_mask if attn_mask.dtype == torch.bool else attn_mask == -torch.inf
+        closed = ~attn_mask if attn_mask.dtype == torch.bool else torch.isneginf(attn_mask)
         if attn_mask.dtype == torch.bool:
             scores = scores.masked_fill(closed, -torch.inf)
         else:

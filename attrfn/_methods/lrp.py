@@ -45,7 +45,8 @@ def lrp(
     Raises:
         UnsupportedOpError: The model calls an operation that the rules do not cover.
         TypeError: See :func:`gradient`; or ``rules`` are none of these.
-        ValueError: See :func:`gradient`; or a rule names a module that the model does not have.
+        ValueError: See :func:`gradient`; or a rule names a module that the model does not have, or
+            whose forward does not run.
 
     Example:
         >>> import torch, attrfn

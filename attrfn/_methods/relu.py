@@ -9,6 +9,7 @@ from attrfn._core.warn import warn
 from attrfn._rules.gradient import gradients_by_rules
 from attrfn._rules.relu import DECONV, GUIDED
 from attrfn._rules.table import Rules
+from attrfn._rules.unseen import refuse_scripted
 
 
 def guided_backprop(
@@ -35,6 +36,8 @@ def guided_backprop(
         Attributions like the inputs.
 
     Raises:
+        UnsupportedOpError: The model has code in which ReLUs cannot be seen: a custom
+            autograd.Function, a scripted or traced module, checkpointing.
         TypeError: See :func:`gradient`.
         ValueError: See :func:`gradient`.
 
@@ -74,6 +77,7 @@ def deconvolution(
         Attributions like the inputs.
 
     Raises:
+        UnsupportedOpError: See :func:`guided_backprop`.
         TypeError: See :func:`gradient`.
         ValueError: See :func:`gradient`.
 
@@ -93,6 +97,7 @@ def _with_rules(
     model_fn: ModelFn, inputs: Tree, target: Target, rules: Rules, create_graph: bool
 ) -> Tree:
     """The gradient under rules for rectifiers."""
+    refuse_scripted(model_fn, rules.name)
     p = explain(uncompiled(model_fn), inputs, target, create_graph=create_graph)
     grads, calls = gradients_by_rules(p, rules, p.x)
     if not calls and p.batch:

@@ -16,6 +16,7 @@ from attrfn._rules.replay import Replay
 from attrfn._rules.run import Seen
 from attrfn._rules.scope import scoped
 from attrfn._rules.table import Rules
+from attrfn._rules.unseen import refuse_scripted
 
 
 def with_rules(model_fn: ModelFn, rules: Rules) -> ModelFn:
@@ -56,6 +57,8 @@ def with_rules(model_fn: ModelFn, rules: Rules) -> ModelFn:
     def ruled(*inputs: Any) -> Any:
         given: Tree = inputs if len(inputs) != 1 else inputs[0]
         x, rebuild = flatten(given)
+        if not rules.strict:
+            refuse_scripted(model_fn, rules.name)
         scope: list[Any] = []
         model = bind(scoped(model_fn, rules, scope, frozen=False), frozen=False)
         base: list[Seen] | None = None
@@ -69,6 +72,9 @@ def with_rules(model_fn: ModelFn, rules: Rules) -> ModelFn:
         run = Replay(rules, [], None, base, scope)
         rows = run.add(x)
         with run:
-            return call_model(model, rebuild(rows))
+            outputs = call_model(model, rebuild(rows))
+            run.returned(outputs)
+        run.finished(outputs)
+        return outputs
 
     return ruled

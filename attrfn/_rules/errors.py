@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from attrfn._core.compiling import is_compiling
+from attrfn._core.warn import warn
 from attrfn._rules.call import Call
 from attrfn._rules.names import public_name
 
@@ -59,6 +60,24 @@ def refuse_unseen(t: Tensor, func: Any, rules: str) -> NoReturn:
     )
 
 
+def refuse_nested(call: Call, rules: str) -> NoReturn:
+    """Raise for a function of torch.func inside a model that is inside another."""
+    raise UnsupportedOpError(
+        f"{rules} cannot follow {public_name(call.func)}{where()}, which a function of torch.func "
+        "inside the model calls while another is around the method: give the method the whole "
+        "batch, or write the model without torch.func"
+    )
+
+
+def refuse_inside(what: str, rules: str) -> NoReturn:
+    """Raise for what may contain a ReLU that is no call of a torch function."""
+    raise UnsupportedOpError(
+        f"{rules} cannot see whether there are ReLUs inside {what}{where()}: it has a rule for max("
+        "x, 0) called as a torch function only (not in a custom autograd.Function, code of "
+        "torch.jit, checkpointing or nn.RNN with relu); write it in torch operations"
+    )
+
+
 def refuse_hidden(func: Any, rules: str, what: str) -> NoReturn:
     """Raise where torch.compile hides what was made of the inputs."""
     raise UnsupportedOpError(
@@ -74,6 +93,14 @@ def refuse_constant(rules: str) -> NoReturn:
         f"{rules} cannot be complete: the explained output depends on the inputs without a "
         "derivative; look for .detach(), torch.no_grad(), argmax, a comparison or an operation "
         "that torch cannot differentiate"
+    )
+
+
+def warn_unread(rules: str) -> None:
+    """Say that a rule for where the inputs are read had no place to stand."""
+    warn(
+        f"{rules} met no linear operation with weights that reads the inputs (as they are, or only "
+        "moved, shifted or scaled), so its rule first= has no effect"
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,17 +30,24 @@ def fold_batch_norm(
     :func:`attrfn.lrp` does this by itself while the model runs, for each batch norm that gets the
     output of a linear operation; this function is for everything else.
 
+    **Without** ``pairs`` **the order in which modules are registered has to be that in which they
+    are called.** The model does not run here, so nothing else is known. If a batch norm is called
+    behind another layer than the one registered before it, or if something is between the two, the
+    folded parameters give other values: compare them with the model's once, or give the pairs.
+
     Args:
         model: A module; it stays as it is.
         pairs: Qualified names ``(linear, batch_norm)``; None pairs each batch norm with the linear
-            layer or convolution registered directly before it, if their channels agree.
+            layer or convolution registered directly before it.
         params: Tensors that stand for the model's own, by qualified name.
 
     Returns:
         Tensors by qualified name, for ``torch.func.functional_call(model, params, inputs)``.
 
     Raises:
-        ValueError: A pair names no linear layer or convolution with a batch norm of its channels.
+        ValueError: A pair names no linear layer or convolution with a batch norm of its channels;
+            one of the two is in another pair, or shares tensors with another module; or modules are
+            registered in an order that cannot be that of the calls.
 
     Example:
         >>> import torch, attrfn
@@ -50,14 +59,16 @@ def fold_batch_norm(
     """
     found = {**dict(model.named_parameters()), **dict(model.named_buffers()), **(params or {})}
     modules = dict(model.named_modules())
-    for before, norm in _neighbours(model) if pairs is None else pairs:
-        layer, bn = modules.get(before), modules.get(norm)
-        if not _fit(layer, bn):
+    chosen = _neighbours(model) if pairs is None else list(pairs)
+    for before, norm in chosen:
+        if not _fit(modules.get(before), modules.get(norm)):
             raise ValueError(
                 f"pairs has ({before!r}, {norm!r}), expected the names of a linear layer or "
                 "convolution and of a batch norm with running statistics of as many channels"
             )
-        assert isinstance(bn, _BatchNorm)
+    _refuse_reused(model, [name for pair in chosen for name in pair])
+    for before, norm in chosen:
+        layer, bn = modules[before], modules[norm]
         mean, var = found[f"{norm}.running_mean"], found[f"{norm}.running_var"]
         gain, shift = found.get(f"{norm}.weight"), found.get(f"{norm}.bias")
         weight, offset = folded(
@@ -67,7 +78,7 @@ def fold_batch_norm(
             var,
             gain,
             shift,
-            bn.eps,
+            float(bn.eps),
             transposed=isinstance(layer, _ConvTransposeNd),
         )
         found[f"{before}.weight"] = weight
@@ -88,10 +99,36 @@ def _neighbours(model: nn.Module) -> list[tuple[str, str]]:
     pairs = []
     for path, module in model.named_modules():
         children = [(f"{path}.{k}" if path else k, m) for k, m in module.named_children()]
-        for (before, layer), (norm, bn) in itertools.pairwise(children):
+        for i, ((before, layer), (norm, bn)) in enumerate(itertools.pairwise(children)):
+            if not isinstance(layer, _BEFORE) or not isinstance(bn, _BatchNorm):
+                continue
+            behind = children[i + 2][1] if i + 2 < len(children) else None
+            if isinstance(behind, _BatchNorm) or _width(layer) != bn.num_features:
+                raise ValueError(
+                    f"the batch norm {norm!r} is registered directly behind {before!r}, but "
+                    "another batch norm follows it or their channels differ, so modules are not "
+                    "registered in the order of their calls: give pairs=[(linear, batch_norm), ...]"
+                )
             if _fit(layer, bn):
                 pairs.append((before, norm))
     return pairs
+
+
+def _refuse_reused(model: nn.Module, names: list[str]) -> None:
+    """Raise for a module that cannot be folded, because it is used in more than one place."""
+    tensors = [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]
+    uses = collections.Counter(id(t) for _, t in tensors)
+    shared = {path.rpartition(".")[0] for path, t in tensors if uses[id(t)] > 1}
+    times = collections.Counter(names)
+    for name in names:
+        if name in shared or times[name] > 1:
+            raise ValueError(
+                f"{name!r} is in several pairs, or shares its tensors with another module, so "
+                "folding it would change what else it is used for: leave it out of pairs"
+            )
 
 
 def _fit(layer: nn.Module | None, bn: nn.Module | None) -> bool:
@@ -99,5 +136,8 @@ def _fit(layer: nn.Module | None, bn: nn.Module | None) -> bool:
         return False
     if bn.running_mean is None or (isinstance(layer, _ConvTransposeNd) and layer.groups > 1):
         return False
-    width = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
-    return bool(width == bn.num_features)
+    return _width(layer) == bn.num_features
+
+
+def _width(layer: Any) -> int:
+    return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)

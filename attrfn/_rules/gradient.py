@@ -14,7 +14,7 @@ from attrfn._core.compiling import is_compiling
 from attrfn._core.derive import normal, transforming, values_and_gradients
 from attrfn._core.explain import Explained
 from attrfn._core.typing import Leaves
-from attrfn._rules.errors import refuse_constant, refuse_lengths, unwatched
+from attrfn._rules.errors import refuse_constant, refuse_lengths, unwatched, warn_unread
 from attrfn._rules.record import Record
 from attrfn._rules.replay import Replay
 from attrfn._rules.run import Seen
@@ -54,6 +54,9 @@ def gradients_by_rules(
         run.surrounded = is_compiling()
         with contextlib.nullcontext() if transforming() else unwatched(rules.name):
             values = p.values(run.add(z), copies, run)
+        run.finished(values)
+        if run.first and not run.read and p.batch:
+            warn_unread(rules.name)
         if base is not None and len(calls) < len(base):
             refuse_lengths()
         if rules.complete and run.any_cut and not values.requires_grad:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -47,12 +48,14 @@ def max_pool(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Any:
         return lambda t: t.flatten(-n).gather(-1, positions.flatten(-n)).reshape(positions.shape)
 
     out = picked(run, y, z[0], x[0], x0[0], pick(at), pick(at0))
-    return (out, at) if call.name.endswith("with_indices") or _wants_indices(call) else out
+    return (out, at) if _gives_indices(call) else out
 
 
-def _wants_indices(call: Call) -> bool:
-    last = 2 if "adaptive" in call.name else 6
-    return bool(call.argument(last, "return_indices", False))
+def _gives_indices(call: Call) -> bool:
+    adaptive = "adaptive" in call.name
+    if call.name.endswith("with_indices") or (adaptive and not inspect.isfunction(call.func)):
+        return True  # only those of torch.nn.functional leave the indices out
+    return bool(call.argument(2 if adaptive else 6, "return_indices", False))
 
 
 def _pooled(call: Call, function: Callable[..., Any], x: Tensor) -> Any:

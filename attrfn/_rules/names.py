@@ -67,14 +67,27 @@ def getter(name: str) -> Any:
     return getattr(Tensor, name).__get__
 
 
+_OTHERWISE = {
+    **dict.fromkeys(("numpy_T", "matrix_H", "mT", "mH"), "T"),
+    "nll_loss_nd": "nll_loss",
+    "cross_entropy_loss": "cross_entropy",
+    "grid_sampler": "grid_sample",
+    "col2im": "fold",
+    "im2col": "unfold",
+}
+"""What exported graphs call otherwise than torch.nn.functional and Tensor."""
+
+
 def exported(func: Any) -> Spelling:
     """The operation of a function of an exported graph, such as ``aten.relu_.default``."""
-    if not isinstance(func, torch._ops.OpOverload):
+    if not isinstance(func, torch._ops.OpOverload) or func.namespace != "aten":
         return Spelling("", None, None)
     name = str(func.overloadpacket.__name__)
     short = name.removesuffix("_")
     pure = getattr(torch.ops.aten, short, None) if short != name else None
-    return Spelling(short, getattr(pure, func._overloadname, None), None)
+    resized = short.strip("_").startswith("upsample_")
+    operation = "interpolate" if resized else _OTHERWISE.get(short, short)
+    return Spelling(operation, getattr(pure, func._overloadname, None), None)
 
 
 def public_name(func: Any) -> str:

@@ -17,7 +17,7 @@ from attrfn._rules.replay import Replay
 from attrfn._rules.run import Values
 from attrfn._rules.table import Op
 
-_MOVES = frozenset(ops.MOVES.split())
+_MOVES = frozenset([*ops.MOVES.split(), *ops.DROPOUTS.split()])
 _SHIFTS = frozenset(["add", "sub", "subtract", "mul", "multiply", "div", "divide", "true_divide"])
 
 
@@ -40,7 +40,7 @@ def reading(name: str, op: Op, by_rule: bool) -> Op:
                 if isinstance(t, Tensor):
                     run.raw.put(t)
             return out
-        if name in _SHIFTS and call.places == ((0, None),) and _keeps_shape(call):
+        if call.places == ((0, None),) and _shifts(name, call):
             out = run.primitive(call, _passed)
             run.raw.put(out)
             return out
@@ -58,7 +58,12 @@ def _cooked(run: Record | Replay, value: Tensor) -> Tensor:
     return out
 
 
-def _keeps_shape(call: Call) -> bool:
+def _shifts(name: str, call: Call) -> bool:
+    """Whether a call shifts or scales its first argument, and keeps its shape."""
+    if name == "batch_norm":
+        return not call.argument(5, "training", False)
+    if name not in _SHIFTS:
+        return False
     (value,) = call.values
     shapes = [t.shape for _, t in tensors(call.args, call.kwargs)]
     return bool(torch.broadcast_shapes(*shapes) == value.shape)  # type: ignore[no-untyped-call]

@@ -47,7 +47,7 @@ from attrfn._rules.record import Record
 from attrfn._rules.replay import Replay
 from attrfn._rules.rescale import COMMON, OPENED, WRITTEN, each, inside, ruled
 from attrfn._rules.run import Run, Values
-from attrfn._rules.table import OfOne, Op, Rules, plain, written
+from attrfn._rules.table import Memory, OfOne, Op, Rules, plain, written
 
 _STABLE = 1e-6
 
@@ -84,6 +84,7 @@ def _linear(run: Record | Replay, call: Call) -> Any:
 def _chosen(run: Run, call: Call) -> LinearRule:
     rules: LinearRules = run.table.linear
     if rules.first is not None and run.raw.get(call.values[0]):
+        run.read = True
         return rules.first
     if run.scope:
         innermost: LinearRule = run.scope[-1]
@@ -288,8 +289,14 @@ def composite(
     if softmax_is_constant:
         table.update(each(ops.SOFTMAX, _CONSTANT))
     if first is not None:
-        table = {name: reading(name, op, op.kind == _WITH_WEIGHTS) for name, op in table.items()}
-    return Rules(name, table, linear=LinearRules(conv, dense, first, names or {}))
+        table = {name: _reading(name, op) for name, op in table.items()}
+    linear = LinearRules(conv, dense, first, names or {})
+    adapt = None if first is None else _reading
+    return Rules(name, table, linear=linear, adapt=adapt, memory=Memory())
+
+
+def _reading(name: str, op: Op) -> Op:
+    return reading(name, op, op.kind == _WITH_WEIGHTS)
 
 
 EPSILON_PLUS = composite("epsilon_plus", z_plus(), epsilon())

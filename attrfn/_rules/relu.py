@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from attrfn._core.compiling import whole_in_graph
+from attrfn._core.derive import transforms
 from attrfn._rules.call import Call
+from attrfn._rules.errors import refuse_nested
 from attrfn._rules.graft import positive, rectified
 from attrfn._rules.record import Record
 from attrfn._rules.replay import Replay
@@ -90,14 +92,18 @@ def deconvolved(u: Tensor, x: Tensor) -> Tensor:
     return passed
 
 
-def _through(passing: Passing, direct: Callable[[Tensor, Tensor], Tensor]) -> Op:
+def _through(passing: Passing, direct: Callable[[Replay, Tensor, Tensor], Tensor]) -> Op:
     def rule(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
-        if run.once:
-            return direct(z[0], x[0])
+        if run.once and not torch._C._functorch.is_functorch_wrapped_tensor(z[0]):
+            return direct(run, z[0], x[0])
         return torch.relu(x[0]) + passing(z[0] - x[0], x[0])
 
     def apply(run: Record | Replay, call: Call) -> Any:
-        return run.primitive(call, rule) if is_rectifier(call) else plain(run, call)
+        if not is_rectifier(call):
+            return plain(run, call)
+        if run.transforms and transforms() > run.transforms:
+            refuse_nested(call, run.table.name)
+        return run.primitive(call, rule)
 
     return Op("rectifier", apply)
 
@@ -106,11 +112,13 @@ def _rules(name: str, op: Op) -> Rules:
     return Rules(name, dict.fromkeys(("relu", "clamp", "clip", "clamp_min"), op), strict=False)
 
 
-def _guided_once(z: Tensor, x: Tensor) -> Tensor:
-    return rectified(z)
+def _guided_once(run: Replay, z: Tensor, x: Tensor) -> Tensor:
+    y = rectified(z)
+    run.relus.add(y.grad_fn)
+    return y
 
 
-def _deconvolved_once(z: Tensor, x: Tensor) -> Tensor:
+def _deconvolved_once(run: Replay, z: Tensor, x: Tensor) -> Tensor:
     return positive(torch.relu(x), z)
 
 

@@ -17,6 +17,7 @@ from attrfn._rules.ops import READS
 from attrfn._rules.run import Rule, Run, Seen, Values
 from attrfn._rules.table import Rules, Stopped
 from attrfn._rules.tags import Tags
+from attrfn._rules.unseen import graph, refuse_unseen_relus
 
 Parts = Callable[[Any], Sequence[Tensor]]
 
@@ -46,6 +47,7 @@ class Replay(Run):
         self.once = at is None and not transforming()
         self.before: Any = None
         self.unseen = False  # what the model returns here: it may be rounded differently
+        self.relus: set[Any] = set()  # their nodes in the graph, of rules for ReLU alone
         self.cut = Tags("cut")  # depends on the inputs without a derivative
 
     def follow(self, t: Tensor) -> None:
@@ -155,6 +157,12 @@ class Replay(Run):
             if isinstance(t, Tensor) and t.requires_grad and self.cut.get(t):
                 refuse_unseen(t, None, self.table.name)
 
+    def finished(self, outputs: Any) -> None:
+        """Look at the graph behind some outputs, after the run."""
+        if not self.table.strict and not transforming():
+            seen = self.relus if self.once else None
+            refuse_unseen_relus(outputs, self.inputs, seen, self.table.name)
+
     def look(self, t: Tensor, func: Any) -> None:
         """Refuse a tensor that was made of the inputs by something that no mode sees."""
         if in_functorch():
@@ -162,7 +170,7 @@ class Replay(Run):
         else:
             marked = [m for m, _ in self.marked.known.values()]
             roots = {m.grad_fn for m in marked if m.grad_fn is not None}
-            unseen = t.grad_fn is not None and _reaches(t.grad_fn, roots)
+            unseen = any(node in roots for node in graph([t.grad_fn], roots))
         if unseen:
             refuse_unseen(t, func, self.table.name)
 
@@ -176,20 +184,6 @@ def _entry(seen: list[Seen], i: int, call: Call, z: Sequence[Tensor]) -> Seen:
 
 def _has_graph(out: Any) -> bool:
     return any(isinstance(t, Tensor) and t.requires_grad for t in pytree.tree_leaves(out))
-
-
-def _reaches(node: Any, roots: set[Any]) -> bool:
-    """Whether a graph leads back to one of some nodes."""
-    todo, met = [node], set()
-    while todo:
-        node = todo.pop()
-        if node is None or node in met:
-            continue
-        if node in roots:
-            return True
-        met.add(node)
-        todo.extend([parent for parent, _ in node.next_functions])
-    return False
 
 
 def _of_this_level(t: Tensor) -> bool:

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from attrfn._rules import difference, maxima, norm, ops, recurrent, softmax, written_out
+from attrfn._rules import difference, losses, maxima, norm, ops, recurrent, softmax, written_out
 from attrfn._rules.call import Call
 from attrfn._rules.errors import refuse_unknown
 from attrfn._rules.record import Record
 from attrfn._rules.replay import Replay
 from attrfn._rules.run import Rule, Run
-from attrfn._rules.table import Evaluating, OfOne, Op, Rules, plain, written
+from attrfn._rules.table import Evaluating, Memory, OfOne, Op, Rules, plain, written
 
 
 def ruled(rule: Rule) -> Callable[[Any, Call], Any]:
@@ -122,9 +122,9 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     "linalg_vector_norm": written_out.vector_norm,
     "cosine_similarity": written_out.cosine_similarity,
     "pairwise_distance": written_out.pairwise_distance,
-    "mse_loss": written_out.mse_loss,
-    "l1_loss": written_out.l1_loss,
-    "cross_entropy": written_out.cross_entropy,
+    "mse_loss": losses.mse_loss,
+    "l1_loss": losses.l1_loss,
+    "cross_entropy": losses.cross_entropy,
     "addcdiv": written_out.addcdiv,
 }
 """What is made of simpler operations."""
@@ -133,7 +133,7 @@ OPENED: dict[str, Callable[..., Any]] = {
     "multi_head_attention_forward": written_out.multi_head_attention_forward,
     **{
         name: written_out.opened(getattr(F, name))
-        for name in ["normalize", "local_response_norm", "lp_pool1d", "lp_pool2d", "lp_pool3d"]
+        for name in ("normalize", "local_response_norm", "lp_pool1d", "lp_pool2d", "lp_pool3d")
         if hasattr(F, name)
     },
 }
@@ -159,4 +159,4 @@ DIFFERENCE: dict[str, Op] = {
     "amin": Op("maximum", _along(torch.amin)),
 }
 
-RESCALE = Rules("deep_lift", DIFFERENCE, complete=True)
+RESCALE = Rules("deep_lift", DIFFERENCE, complete=True, memory=Memory())

@@ -9,7 +9,6 @@ and correctly. Where nobody will, the first run is left out and x is z, detached
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from attrfn._core.compiling import is_compiling
-from attrfn._core.derive import transforming
+from attrfn._core.derive import transforming, transforms
 from attrfn._rules.call import Call, Place, tensors
 from attrfn._rules.errors import (
     refuse_hidden,
@@ -56,8 +55,12 @@ class Run(TorchFunctionMode):
         self.calls = calls
         self.scope = scope
         self.compiling = is_compiling()
+        self.transforms = transforms()
         self.ops: dict[Any, tuple[Spelling, Op] | None] = {}
-        self.glances = None if self.compiling or not table.strict else _glances(table)
+        self.glances: dict[Any, str] | None = None
+        if table.strict and not self.compiling:
+            self.glances = {} if table.memory is None else table.memory.glances
+        self.inputs: tuple[Tensor, ...] = ()
         self.marked = Tags("depends")  # on the inputs
         self.stopped = Tags("constant")  # though it depends on them
         self.made = Tags("made")  # what a value is made of, for rules that look back
@@ -65,7 +68,8 @@ class Run(TorchFunctionMode):
         self.raw = Tags("raw")  # inputs that have only been moved
         self.free = Tags("free")  # of the inputs
         self.any_cut = False  # something that depends on them has no derivative
-        self.first = False
+        self.first = False  # a rule for where the inputs are read
+        self.read = False  # it has been applied
         self.surrounded = False  # by a vjp of its own
 
     def __torch_function__(
@@ -118,9 +122,10 @@ class Run(TorchFunctionMode):
 
     def glance(self, func: Any) -> str:
         """What can be said of a function without a look at its arguments."""
-        found = None if func in PASSIVE else self.table.find(func)
+        found = None if func in PASSIVE else self.find(func)
         how = _PASSIVE if func in PASSIVE else _LOOK if found is None else _glance(*found)
-        if self.glances is not None and (func in PASSIVE or func in FUNCTIONS):
+        torchs = func in PASSIVE or func in FUNCTIONS or isinstance(func, torch._ops.OpOverload)
+        if self.glances is not None and torchs:  # others may end with the run
             self.glances[func] = how
         return how
 
@@ -238,7 +243,7 @@ class Run(TorchFunctionMode):
 
     def add(self, leaves: Iterable[Tensor]) -> tuple[Tensor, ...]:
         """Mark the inputs, as objects of this run's own."""
-        own = tuple([t.view_as(t) for t in leaves])
+        own = self.inputs = tuple([t.view_as(t) for t in leaves])
         self.first = self.table.linear is not None and self.table.linear.first is not None
         for t in own:
             self.marked.put(t)
@@ -300,15 +305,3 @@ def _glance(spelling: Spelling, op: Op) -> str:
     if writes or not op.follows or spelling.name in SIDE_BY_SIDE:
         return _LOOK
     return _PLAIN if op.apply is plain else _ALONE if isinstance(op.apply, OfOne) else _LOOK
-
-
-def _glances(table: Rules) -> dict[Any, str]:
-    """What runs with a table found out about functions of torch, for the next one."""
-    for known, found in _KNOWN:
-        if known.ops is table.ops and known.own is table.own:
-            return found
-    _KNOWN.append((table, {}))
-    return _KNOWN[-1][1]
-
-
-_KNOWN: deque[tuple[Rules, dict[Any, str]]] = deque(maxlen=16)

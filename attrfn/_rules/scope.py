@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from attrfn._core.bind import bind_source, uncompiled
+from attrfn._core.compiling import constant
 from attrfn._core.source import plain, source
 from attrfn._core.typing import ModelFn
 from attrfn._rules.formulas import LinearRule
@@ -25,17 +28,36 @@ def scoped(model_fn: ModelFn, rules: Rules, scope: list[LinearRule], *, frozen: 
             "rules name modules, but the model function has no module in sight: give a "
             "torch.nn.Module or functools.partial of one (and no rules by name at layers)"
         )
-    taken: dict[str, LinearRule] = {}
+    modules = dict(src.module.named_modules())
+    matched: dict[str, tuple[str, ...]] = {}
+    taps: dict[str, _Tap] = {}
     for pattern, rule in rules.linear.names.items():
-        names = [n for n, _ in src.module.named_modules() if fnmatch.fnmatch(plain(n), pattern)]
+        names = _matching(pattern, tuple(modules))
         if not names:
             raise ValueError(
                 f"rules name the module {pattern!r}, but {type(src.module).__name__} has none of "
                 "that name: see named_modules()"
             )
-        taken.update(dict.fromkeys(names, rule))
-    layers: list[nn.Module | str] = list(taken)
-    return bind_source(src, layers, [_Tap(rule, scope) for rule in taken.values()], frozen=frozen)
+        matched[pattern] = names
+        taps.update({name: _Tap(rule, scope) for name in names})
+    hidden = [n for n in taps if isinstance(modules[n], NonDynamicallyQuantizableLinear)]
+    layers: list[nn.Module | str] = list(taps)
+    bound: Any = bind_source(src, layers, list(taps.values()), frozen=frozen)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        for tap in taps.values():
+            tap.ran = False
+        out = bound.func(*args, **kwargs)
+        _refuse_unused(matched, taps, hidden)
+        return out
+
+    return functools.partial(run, *bound.args, **bound.keywords)
+
+
+@constant
+def _matching(pattern: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names that a pattern with wildcards is for."""
+    return tuple([name for name in names if fnmatch.fnmatch(plain(name), pattern)])
 
 
 class _Tap:
@@ -44,10 +66,37 @@ class _Tap:
     def __init__(self, rule: LinearRule, scope: list[LinearRule]) -> None:
         self.rule = rule
         self.scope = scope
+        self.ran = False
 
     def __call__(self, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.ran = True
         self.scope.append(self.rule)
         try:
             return forward(*args, **kwargs)
         finally:
             self.scope.pop()
+
+
+def _refuse_unused(
+    matched: dict[str, tuple[str, ...]], taps: dict[str, _Tap], hidden: list[str]
+) -> None:
+    """Raise for a rule by name that had no effect, because the forward of its module did not run.
+
+    Where some modules of a pattern ran, the others may be of no use for this output; but those in
+    ``hidden``, of ``nn.MultiheadAttention``, are used without their forward.
+    """
+    for names in matched.values():
+        some = any(taps[name].ran for name in names)
+        for name in hidden if some else names:
+            if name in names and not _holds(name, taps):
+                raise ValueError(
+                    f"rules name the module {plain(name)!r}, whose forward does not run (as in "
+                    "exported models, or where another module uses its parameters): name a module "
+                    "around it that runs, or leave it out"
+                )
+
+
+def _holds(name: str, taps: dict[str, _Tap]) -> bool:
+    """Whether the rule of a module, or the same one around it, was in force."""
+    around = [n for n in taps if n in ("", name) or name.startswith(f"{n}.")]
+    return any(taps[n].ran and taps[n].rule is taps[name].rule for n in around)

@@ -38,6 +38,17 @@ class Stopped(NamedTuple):
     value: Any
 
 
+class Memory:
+    """What runs found out about functions of torch; it lives as long as the table that it is of.
+
+    Attributes:
+        glances: What can be said of a function without a look at its arguments.
+    """
+
+    def __init__(self) -> None:
+        self.glances: dict[Any, str] = {}
+
+
 class Rules(NamedTuple):
     """Rules for operations, to be extended with ``rules | {...}`` and ``rules.allow(...)``.
 
@@ -50,6 +61,9 @@ class Rules(NamedTuple):
         strict: Refuse operations that are not in the table.
         linear: The rules of linear operations with weights (of LRP).
         baselines: The baselines of rules that compare with some, for :func:`with_rules`.
+        adapt: What becomes of an op that is added, from its name and itself; None leaves it.
+        memory: What runs found out, for the next one; None remembers nothing. Copies with the same
+            ``ops`` and ``own`` share it.
     """
 
     name: str
@@ -59,6 +73,8 @@ class Rules(NamedTuple):
     strict: bool = True
     linear: Any = None
     baselines: Any = None
+    adapt: Callable[[str, Op], Op] | None = None
+    memory: Memory | None = None
 
     def find(self, func: Any) -> tuple[Spelling, Op] | None:
         """The op of a torch function, or None."""
@@ -74,7 +90,8 @@ class Rules(NamedTuple):
 
         Args:
             rules: From torch functions to ``"linear"``, ``"elementwise"``, ``"product"`` or a
-                function with the same arguments that is made of operations with rules.
+                function with the same arguments that is made of operations with rules. They hold
+                for all spellings of the operation, also for those of exported graphs.
         """
         if not isinstance(rules, Mapping):
             return NotImplemented
@@ -84,7 +101,8 @@ class Rules(NamedTuple):
         """These rules, but take the plain derivative of some torch functions.
 
         Args:
-            functions: torch functions; all spellings of the same operation are allowed, too.
+            functions: torch functions; all spellings of the same operation are allowed, too, and
+                those of exported graphs.
         """
         return self._with(dict.fromkeys(functions, Op("allowed", plain, plain=True, checked=False)))
 
@@ -93,16 +111,21 @@ class Rules(NamedTuple):
         for func, op in found.items():
             if not callable(func):
                 raise TypeError(f"rules name {func!r}, expected a torch function such as torch.erf")
+            known = FUNCTIONS.get(func)
+            name = getattr(func, "__name__", "") if known is None else known.name
+            op = op if self.adapt is None else self.adapt(name, op)
             own[func] = op
-            if func in FUNCTIONS:
-                ops[FUNCTIONS[func].name] = op
-            else:
-                others = spellings(getattr(func, "__name__", ""))
+            if known is not None:
+                ops[name] = op
+                continue
+            others = spellings(name)
+            if func in others:
                 own.update({f: op for f, spelled in others.items() if spelled.pure is None})
-        return self._replace(ops=ops, own=own)
+                ops[name] = op  # by which the functions of exported graphs are known
+        return self._replace(ops=ops, own=own, memory=Memory())
 
     def _op(self, func: Any, rule: str | Callable[..., Any]) -> Op:
-        examples = {"linear": "view", "elementwise": "tanh", "product": "mul"}
+        examples = {"linear": "sum", "elementwise": "tanh", "product": "mul"}
         if isinstance(rule, str) and rule in examples:
             return self.ops[examples[rule]]
         if not callable(rule):

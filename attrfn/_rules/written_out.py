@@ -88,8 +88,11 @@ def instance_norm(
     use_input_stats: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    cudnn_enabled: bool | None = None,
 ) -> Tensor:
     """Layer norm over all positions of a channel."""
+    if cudnn_enabled is not None:  # torch.instance_norm and aten take weight and bias first
+        weight, bias, running_mean, running_var = running_mean, running_var, weight, bias
     if not use_input_stats:
         return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
     return group_norm(input, input.shape[1], weight, bias, eps)
@@ -233,32 +236,6 @@ def pairwise_distance(
 ) -> Tensor:
     """``|x1 - x2 + eps|_p``."""
     return vector_norm(x1 - x2 + eps, p, -1, keepdim)
-
-
-def mse_loss(
-    input: Tensor, target: Tensor, *args: Any, reduction: str = "mean", **_: Any
-) -> Tensor:
-    """``(x - t)^2``, averaged or summed."""
-    return _reduced((input - target).square(), args[2] if len(args) > 2 else reduction)
-
-
-def l1_loss(input: Tensor, target: Tensor, *args: Any, reduction: str = "mean", **_: Any) -> Tensor:
-    """``|x - t|``, averaged or summed."""
-    return _reduced((input - target).abs(), args[2] if len(args) > 2 else reduction)
-
-
-def cross_entropy(
-    input: Tensor, target: Tensor, *args: Any, label_smoothing: float = 0.0, **options: Any
-) -> Tensor:
-    """``-log_softmax(x)[t]``, or with the probabilities t."""
-    logs = F.log_softmax(input, 1 if input.ndim > 1 else 0)
-    if target.is_floating_point() or label_smoothing:
-        raise NotImplementedError("cross_entropy has a rule for class indices without smoothing")
-    return F.nll_loss(logs, target, *args, **options)
-
-
-def _reduced(loss: Tensor, reduction: str) -> Tensor:
-    return loss.mean() if reduction == "mean" else loss.sum() if reduction == "sum" else loss
 
 
 def _dims(x: Tensor, dim: Any) -> tuple[int, ...]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from attrfn._core.bind import uncompiled
+from attrfn._core.derive import transforming
 from attrfn._core.explain import explain
 from attrfn._core.typing import ModelFn, Target, Tree
 from attrfn._core.warn import warn
+from attrfn._rules.errors import UnsupportedOpError
 from attrfn._rules.gradient import gradients_by_rules
 from attrfn._rules.relu import DECONV, GUIDED
 from attrfn._rules.table import Rules
@@ -97,9 +99,14 @@ def _with_rules(
     model_fn: ModelFn, inputs: Tree, target: Target, rules: Rules, create_graph: bool
 ) -> Tree:
     """The gradient under rules for rectifiers."""
-    refuse_scripted(model_fn, rules.name)
+    if rules is not GUIDED or create_graph or transforming():  # else the graph shows it
+        refuse_scripted(model_fn, rules.name)
     p = explain(uncompiled(model_fn), inputs, target, create_graph=create_graph)
-    grads, calls = gradients_by_rules(p, rules, p.x)
+    try:
+        grads, calls = gradients_by_rules(p, rules, p.x)
+    except UnsupportedOpError:
+        refuse_scripted(model_fn, rules.name)  # knows its name
+        raise
     if not calls and p.batch:
         warn(
             f"{rules.name} met no ReLU, so it is the plain gradient: it has a rule for max(x, 0) "

@@ -16,7 +16,7 @@ from attrfn._rules.graft import positive, rectified
 from attrfn._rules.record import Record
 from attrfn._rules.replay import Replay
 from attrfn._rules.run import Values
-from attrfn._rules.table import Op, Rules, plain
+from attrfn._rules.table import Memory, Op, Rules, plain
 
 Passing = Callable[[Tensor, Tensor], Tensor]
 """From z - x and x to what passes."""
@@ -92,10 +92,15 @@ def deconvolved(u: Tensor, x: Tensor) -> Tensor:
     return passed
 
 
-def _through(passing: Passing, direct: Callable[[Replay, Tensor, Tensor], Tensor]) -> Op:
+def _through(passing: Passing, direct: Callable[[Replay, Tensor], Tensor]) -> Op:
+    def once(run: Replay, z: Tensor) -> Tensor:
+        if torch._C._functorch.is_functorch_wrapped_tensor(z):
+            return torch.relu(z.detach()) + passing(z - z.detach(), z.detach())
+        return direct(run, z)
+
     def rule(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
-        if run.once and not torch._C._functorch.is_functorch_wrapped_tensor(z[0]):
-            return direct(run, z[0], x[0])
+        if run.once:
+            return once(run, z[0])
         return torch.relu(x[0]) + passing(z[0] - x[0], x[0])
 
     def apply(run: Record | Replay, call: Call) -> Any:
@@ -105,21 +110,22 @@ def _through(passing: Passing, direct: Callable[[Replay, Tensor, Tensor], Tensor
             refuse_nested(call, run.table.name)
         return run.primitive(call, rule)
 
-    return Op("rectifier", apply)
+    return Op("rectifier", apply, once=once)
 
 
 def _rules(name: str, op: Op) -> Rules:
-    return Rules(name, dict.fromkeys(("relu", "clamp", "clip", "clamp_min"), op), strict=False)
+    ops = dict.fromkeys(("relu", "clamp", "clip", "clamp_min"), op)
+    return Rules(name, ops, strict=False, memory=Memory())
 
 
-def _guided_once(run: Replay, z: Tensor, x: Tensor) -> Tensor:
+def _guided_once(run: Replay, z: Tensor) -> Tensor:
     y = rectified(z)
     run.relus.add(y.grad_fn)
     return y
 
 
-def _deconvolved_once(run: Replay, z: Tensor, x: Tensor) -> Tensor:
-    return positive(torch.relu(x), z)
+def _deconvolved_once(run: Replay, z: Tensor) -> Tensor:
+    return positive(torch.relu(z.detach()), z)
 
 
 GUIDED = _rules("guided_backprop", _through(guided, _guided_once))

@@ -58,7 +58,7 @@ class Run(TorchFunctionMode):
         self.transforms = transforms()
         self.ops: dict[Any, tuple[Spelling, Op] | None] = {}
         self.glances: dict[Any, str] | None = None
-        if table.strict and not self.compiling:
+        if not self.compiling:
             self.glances = {} if table.memory is None else table.memory.glances
         self.inputs: tuple[Tensor, ...] = ()
         self.marked = Tags("depends")  # on the inputs
@@ -123,7 +123,10 @@ class Run(TorchFunctionMode):
     def glance(self, func: Any) -> str:
         """What can be said of a function without a look at its arguments."""
         found = None if func in PASSIVE else self.find(func)
-        how = _PASSIVE if func in PASSIVE else _LOOK if found is None else _glance(*found)
+        if not self.table.strict:
+            how = _PASSIVE if found is None else _LOOK
+        else:
+            how = _PASSIVE if func in PASSIVE else _LOOK if found is None else _glance(*found)
         torchs = func in PASSIVE or func in FUNCTIONS or isinstance(func, torch._ops.OpOverload)
         if self.glances is not None and torchs:  # others may end with the run
             self.glances[func] = how

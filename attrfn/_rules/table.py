@@ -23,6 +23,7 @@ class Op(NamedTuple):
         follows: Whether the output counts as dependent on the inputs.
         plain: Whether the function itself runs, so that it may write in place.
         checked: Whether what has no derivative is refused among its arguments.
+        once: ``once(run, x) -> output`` for a call with one argument where one derivative is all.
     """
 
     kind: str
@@ -30,6 +31,7 @@ class Op(NamedTuple):
     follows: bool = True
     plain: bool = False
     checked: bool = True
+    once: Callable[[Any, Any], Any] | None = None
 
 
 class Stopped(NamedTuple):

@@ -133,7 +133,7 @@ OPENED: dict[str, Callable[..., Any]] = {
     "multi_head_attention_forward": written_out.multi_head_attention_forward,
     **{
         name: written_out.opened(getattr(F, name))
-        for name in "normalize local_response_norm lp_pool1d lp_pool2d lp_pool3d".split()
+        for name in ["normalize", "local_response_norm", "lp_pool1d", "lp_pool2d", "lp_pool3d"]
         if hasattr(F, name)
     },
 }

@@ -22,7 +22,25 @@ TOLERANCE = {
     torch.bfloat16: 0.1,
     torch.float16: 0.02,
 }
-dtypes = pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: str(d).removeprefix("torch."))
+
+
+def pools(dtype: torch.dtype) -> bool:
+    """Whether this torch has the type's pooling on the CPU: float16's came after 2.2."""
+    try:
+        torch.nn.functional.avg_pool2d(torch.zeros(1, 1, 2, 2, dtype=dtype), 2)
+    except RuntimeError:
+        return False
+    return True
+
+
+dtypes = pytest.mark.parametrize(
+    "dtype",
+    [
+        pytest.param(d, marks=pytest.mark.skipif(not pools(d), reason=f"no pooling of {d}"))
+        for d in TOLERANCE
+    ],
+    ids=lambda d: str(d).removeprefix("torch."),
+)
 
 
 @rows()
@@ -62,7 +80,7 @@ def test_autocast_keeps_the_dtype_of_what_is_explained(r: Row) -> None:
     of_inputs = r.explains in ("input", "pairs")
     assert found.dtype == (torch.float32 if of_inputs else torch.bfloat16)
     assert_informative(found)
-    worse = 4 if r.rules else 1
+    worse = 4 if r.rules else 2 if r.name == "vargrad" else 1  # squares double the errors
     allowed = worse * TOLERANCE[torch.bfloat16] * expected.abs().max()
     assert (found - expected).abs().max() <= allowed
 

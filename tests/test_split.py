@@ -764,7 +764,7 @@ def test_cached_parametrizations():
 
 
 # torch deprecates the old weight_norm; models in the wild have it.
-@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
 def test_old_weight_norm_and_spectral_norm():
     def build() -> nn.Module:
         return nn.Sequential(

@@ -58,8 +58,9 @@ def test_dtype_is_kept_and_agrees_with_float64(r: Row, dtype: torch.dtype) -> No
     found, expected = explained(dtype), explained(torch.float64)
     assert found.dtype == dtype
     assert_informative(found)
-    # Quotients of small differences lose some bits.
-    worse = 4 if r.rules and dtype in (torch.float16, torch.bfloat16) else 1
+    # Quotients of small differences lose some bits, and squares double the errors.
+    half = dtype in (torch.float16, torch.bfloat16)
+    worse = 4 if r.rules and half else 2 if r.name == "vargrad" and half else 1
     allowed = (
         worse * TOLERANCE[dtype] * expected.abs().max() + torch.finfo(dtype).smallest_normal * 2e-3
     )

@@ -56,7 +56,8 @@ def multi_head_attention_forward(
     length, batch, width = query.shape
     rows = F.linear(query, in_proj_weight, in_proj_bias)
     heads = rows.view(length, batch, 3, num_heads, width // num_heads).permute(2, 1, 3, 0, 4)
-    out = F.scaled_dot_product_attention(*heads.unbind(0))
+    q, k, v = heads.unbind(0)
+    out = F.scaled_dot_product_attention(q, k, v)
     out = out.permute(2, 0, 1, 3).reshape(length, batch, width)
     return F.linear(out, out_proj_weight, out_proj_bias), None
 

@@ -310,12 +310,15 @@ NORMS = {
     "instance": lambda: nn.InstanceNorm2d(4),
     "instance affine": lambda: nn.InstanceNorm2d(4, affine=True),
     "local response": lambda: nn.LocalResponseNorm(3, alpha=0.5, beta=0.75, k=1.0),
-    "rms": lambda: nn.RMSNorm(5),
-    "rms eps": lambda: nn.RMSNorm((5, 5), eps=1e-3),
     "layer": lambda: nn.LayerNorm(5),
     "layer without affine": lambda: nn.LayerNorm((4, 5, 5), elementwise_affine=False),
     "batch": lambda: nn.BatchNorm2d(4),
 }
+if hasattr(nn, "RMSNorm"):  # since torch 2.4
+    NORMS |= {
+        "rms": lambda: nn.RMSNorm(5),
+        "rms eps": lambda: nn.RMSNorm((5, 5), eps=1e-3),
+    }
 
 
 @pytest.mark.parametrize("name", NORMS)

@@ -23,6 +23,7 @@ _SPACES = {
 }
 # Asking a module for what it lacks is slow, and this module is part of every start.
 _LISTED = {space: frozenset(dir(space)) for space in _SPACES}
+_LISTED[torch._C._VariableFunctions] -= frozenset(dir(object))
 
 
 class Spelling(NamedTuple):

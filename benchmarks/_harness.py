@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import csv
 import json
 import os
 import platform
@@ -11,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,7 @@ RESULTS = Path(__file__).parent / "results"
 def parser(description: str | None) -> argparse.ArgumentParser:
     """The flags of every benchmark."""
     p = argparse.ArgumentParser(description=description)
-    p.add_argument("--device", default="cpu", help="cpu or cuda")
+    p.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1")
     p.add_argument("--threads", type=int, default=1, help="threads of torch on the CPU")
     p.add_argument("--repeats", type=int, default=7, help="interleaved repeats")
     p.add_argument("--quick", action="store_true", help="fewer cases, to see that it runs")
@@ -31,14 +34,19 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return p
 
 
+def kind(device: str) -> str:
+    """Of "cuda:1" it is "cuda"."""
+    return torch.device(device).type
+
+
 def machine(device: str) -> str:
     """One line that says where the figures come from."""
-    import captum
-
-    names = [f"torch {torch.__version__}", f"captum {captum.__version__}"]
+    names = [f"torch {torch.__version__}"]
+    with contextlib.suppress(metadata.PackageNotFoundError):  # not every benchmark needs it
+        names.append(f"captum {metadata.version('captum')}")
     names.append(f"python {platform.python_version()}")
-    if device == "cuda":
-        return ", ".join([torch.cuda.get_device_name(), *names])
+    if kind(device) == "cuda":
+        return ", ".join([torch.cuda.get_device_name(device), *names])
     cpu = next(
         (
             line.split(":")[1].strip()
@@ -116,8 +124,8 @@ def model_and_batch(name: str, batch: int, device: str) -> tuple[nn.Module, Tens
 
 
 def synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
+    if kind(device) == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def seconds(run: Callable[[], object], device: str) -> float:
@@ -166,14 +174,14 @@ def peak_mb(run: Callable[[], object], device: str) -> float:
     Call it in a process of its own (see ``peak_mb_of``): pages that an earlier run left behind
     would hide this one's.
     """
-    if device == "cuda":
+    if kind(device) == "cuda":
         run()
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
         run()
-        torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
+        torch.cuda.synchronize(device)
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     before = _status("VmRSS")
     run()
@@ -217,11 +225,25 @@ def table(rows: Sequence[Mapping[str, object]]) -> str:
     )
 
 
+def path_of(name: str, device: str, suffix: str) -> Path:
+    """Where a result is kept: one file for each kind of device."""
+    RESULTS.mkdir(exist_ok=True)
+    return RESULTS / f"{name}{'' if kind(device) == 'cpu' else '_' + kind(device)}.{suffix}"
+
+
 def write(name: str, title: str, device: str, text: str) -> Path:
     """Write a result below benchmarks/results and say where."""
-    suffix = "" if device == "cpu" else f"_{device}"
-    path = RESULTS / f"{name}{suffix}.md"
-    path.parent.mkdir(exist_ok=True)
+    path = path_of(name, device, "md")
     path.write_text(f"# {title}\n\n{machine(device)}\n\n{text}\n")
     print(f"\nwrote {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
     return path
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Rows for other programs; the columns are the keys of the first, floats have four digits."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(
+            {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows
+        )

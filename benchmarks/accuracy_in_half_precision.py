@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from _cases import CASES, LAYERS, Bench, Case
-from _harness import MODELS, model_and_batch, parser, table, write
+from _harness import MODELS, model_and_batch, parser, table, write, write_csv
 from torch import Tensor
 
 BATCH = 4
@@ -86,7 +86,8 @@ def main() -> None:
     caption = "Relative to the norm of the attributions in float64; batches of 4."
     notes = "\n".join(f"- {line}" for line in failed)
     text = f"{caption}\n\n{table(rows)}" + (f"\n\nNot to be had:\n\n{notes}" if failed else "")
-    write("accuracy_in_half_precision", "Accuracy in lower precision", args.device, text)
+    path = write("accuracy_in_half_precision", "Accuracy in lower precision", args.device, text)
+    write_csv(path.with_suffix(".csv"), rows)
 
 
 if __name__ == "__main__":

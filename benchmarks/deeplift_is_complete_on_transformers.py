@@ -7,7 +7,6 @@ and as CSV. Fails where a gap of attrfn is above its bar.
 
 from __future__ import annotations
 
-import csv
 import sys
 import warnings
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 import transformers
-from _harness import parser, table, write
+from _harness import parser, table, write, write_csv
 from captum.attr import DeepLift
 from torch import Tensor, nn
 
@@ -339,10 +338,7 @@ def main() -> None:
     if not args.quick:
         title = "DeepLIFT: relative gaps of completeness"
         path = write("deeplift_is_complete_on_transformers", title, args.device, text)
-        with path.with_suffix(".csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write_csv(path.with_suffix(".csv"), rows)
     sys.exit(1 if missed else 0)
 
 

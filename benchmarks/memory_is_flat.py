@@ -1,37 +1,110 @@
-"""Peak memory over the number of steps, samples and features, at a fixed chunk size.
+"""Peak memory over the number of steps, samples, features and baselines, at a fixed chunk size.
 
-Each case runs in a process of its own. What it needs beyond its inputs may not grow with the number
-of copies of the batch, but for what the method keeps of each (a weight, an order). Prints a table
-and writes it to benchmarks/results/.
+Each case runs in a process of its own, from few copies of the batch to many. What it needs beyond
+its inputs may not grow with them, but for what the method keeps of each (a weight, an order).
+Prints a table and writes it to benchmarks/results/.
 """
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import json
 import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from _harness import model_and_batch, parser, peak_mb, peak_mb_of, table, write
-from torch import Tensor
+from _harness import (
+    kind,
+    model_and_batch,
+    parser,
+    peak_mb,
+    subprocess_json,
+    table,
+    write,
+    write_csv,
+)
+from torch import Tensor, nn
 
 import attrfn
 
 BATCH = 8
 CHUNK = 4
 LAYER = "features.4"
+NEURON = (2, 4, 4)
+Method = Callable[..., Any]
+Run = Callable[..., Any]  # of the model, the inputs and the number of copies, with options
 
 
-def squares(n: int) -> Tensor:
+class Case(NamedTuple):
+    """A method, and the numbers of copies: few, more, most."""
+
+    over: str
+    run: Run
+    sizes: tuple[int, int, int]
+    target: bool = True
+
+
+def squares(n: int, device: torch.device) -> Tensor:
     """The 32 x 32 pixels in n features, runs of them."""
-    return (torch.arange(1024) * n // 1024).reshape(32, 32)
+    return (torch.arange(1024, device=device) * n // 1024).reshape(32, 32)
 
 
-def grouped(method: Callable[..., Any]) -> Callable[..., Any]:
-    def run(model: Any, x: Tensor, n: int, **options: Any) -> Tensor:
-        return method(model, x, feature_mask=squares(16).to(x.device), n_samples=n, **options)
+def channels(n: int, device: torch.device) -> Tensor:
+    """The layer's 64 channels in n features."""
+    return (torch.arange(64, device=device) * n // 64)[:, None, None]
 
-    return run
+
+def over(name: str, method: Method, **more: Any) -> Run:
+    """A method over the values of one of its options."""
+    return lambda model, x, n, **options: method(model, x, **{name: n}, **more, **options)
+
+
+def pooled(method: Method, **more: Any) -> Run:
+    """Over the number of samples, from eight baselines."""
+    return lambda model, x, n, **options: method(
+        model, x, n_samples=n, baselines=0.1 * x, **more, **options
+    )
+
+
+def of_baselines(method: Method, **more: Any) -> Run:
+    """Over the number of baselines."""
+    return lambda model, x, n, **options: method(
+        model, x, baselines=0.1 * x[:1].repeat(n, 1, 1, 1), **more, **options
+    )
+
+
+def of_features(method: Method, **more: Any) -> Run:
+    """Over the number of features."""
+    return lambda model, x, n, **options: method(
+        model, x, feature_mask=squares(n, x.device), n_features=n, **more, **options
+    )
+
+
+def grouped(method: Method, groups: int = 16, name: str = "n_samples", **more: Any) -> Run:
+    """Over the values of an option, of some features."""
+    return lambda model, x, n, **options: method(
+        model,
+        x,
+        feature_mask=squares(groups, x.device),
+        n_features=groups,
+        **{name: n},
+        **more,
+        **options,
+    )
+
+
+def layer_features(model: Any, x: Tensor, n: int, **options: Any) -> Tensor:
+    mask = channels(n, x.device)
+    return attrfn.layer_feature_ablation(
+        model, x, layer=LAYER, layer_mask=mask, n_features=n, **options
+    )
+
+
+def layer_permutation(model: Any, x: Tensor, n: int, **options: Any) -> Tensor:
+    where = {"layer": LAYER, "layer_mask": channels(4, x.device), "n_features": 4}
+    return attrfn.layer_feature_permutation(model, x, n_samples=n, **where, **options)
 
 
 def tunnel(model: Any, x: Tensor, n: int, *, chunk_size: int, target: Tensor) -> Tensor:
@@ -39,73 +112,111 @@ def tunnel(model: Any, x: Tensor, n: int, *, chunk_size: int, target: Tensor) ->
     return method(model, x, target=target)
 
 
-def ablation(model: Any, x: Tensor, n: int, **options: Any) -> Tensor:
-    return attrfn.feature_ablation(model, x, feature_mask=squares(n).to(x.device), **options)
+def of_channels(method: Method) -> Run:
+    """Over the channels of a layer, of a model of its own, whose maps are small."""
+
+    def run(model: Any, x: Tensor, n: int, **options: Any) -> Tensor:
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(3, n, 3, stride=4, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1)]
+        own = nn.Sequential(*layers, nn.Flatten(), nn.Linear(n, 10)).to(x.device)
+        return method(own.requires_grad_(False), x, layer="1", **options)
+
+    return run
 
 
-def steps(method: Callable[..., Any], **more: Any) -> Callable[..., Any]:
-    return lambda model, x, n, **options: method(model, x, n_steps=n, **more, **options)
+AT = {"layer": LAYER}
+NEURONS = {"layer": LAYER, "neuron": NEURON}
+STEPS, MANY, SAMPLES, FEW = (8, 32, 128), (8, 64, 512), (64, 256, 1024), (4, 16, 64)
 
-
-def samples(method: Callable[..., Any], **more: Any) -> Callable[..., Any]:
-    return lambda model, x, n, **options: method(
-        model, x, n_samples=n, baselines=0.1 * x, **more, **options
-    )
-
-
-CASES: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {
-    "integrated_gradients, n_steps": (steps(attrfn.integrated_gradients), (8, 64, 512)),
-    "layer_integrated_gradients, n_steps": (
-        steps(attrfn.layer_integrated_gradients, layer=LAYER),
-        (8, 64, 512),
+CASES = {
+    "integrated_gradients": Case("n_steps", over("n_steps", attrfn.integrated_gradients), MANY),
+    "gradient_shap": Case("n_samples", pooled(attrfn.gradient_shap, stdevs=0.1), STEPS),
+    "smoothgrad": Case("n_samples", tunnel, STEPS),
+    "integrated_hessians": Case(
+        "n_steps", grouped(attrfn.integrated_hessians, 4, "n_steps"), (4, 8, 32)
     ),
-    "layer_conductance, n_steps": (steps(attrfn.layer_conductance, layer=LAYER), (8, 64, 512)),
-    "gradient_shap, n_samples": (samples(attrfn.gradient_shap, stdevs=0.1), (8, 64, 512)),
-    "smoothgrad, n_samples": (tunnel, (8, 64, 512)),
-    "feature_ablation, n_features": (ablation, (8, 64, 512)),
-    "shapley_value_sampling, n_samples": (grouped(attrfn.shapley_value_sampling), (4, 16, 64)),
-    "kernel_shap, n_samples": (grouped(attrfn.kernel_shap), (64, 256, 1024)),
-    "lime, n_samples": (grouped(attrfn.lime), (64, 256, 1024)),
-    "rise, n_samples": (
-        lambda model, x, n, **options: attrfn.rise(model, x, n_samples=n, **options),
-        (8, 64, 512),
+    "deep_lift_shap": Case("baselines", of_baselines(attrfn.deep_lift_shap), FEW),
+    "feature_ablation": Case("n_features", of_features(attrfn.feature_ablation), MANY),
+    "feature_permutation": Case("n_samples", grouped(attrfn.feature_permutation), (2, 8, 32)),
+    "shapley_values": Case("n_features", of_features(attrfn.shapley_values), (4, 7, 10)),
+    "shapley_value_sampling": Case("n_samples", grouped(attrfn.shapley_value_sampling), FEW),
+    "kernel_shap": Case("n_samples", grouped(attrfn.kernel_shap), SAMPLES),
+    "lime": Case("n_samples", grouped(attrfn.lime), SAMPLES),
+    "rise": Case("n_samples", over("n_samples", attrfn.rise), MANY),
+    "interactions": Case("n_samples", grouped(attrfn.interactions, 6, index="shapley"), (2, 8, 32)),
+    "layer_integrated_gradients": Case(
+        "n_steps", over("n_steps", attrfn.layer_integrated_gradients, **AT), STEPS
     ),
+    "layer_conductance": Case("n_steps", over("n_steps", attrfn.layer_conductance, **AT), STEPS),
+    "internal_influence": Case("n_steps", over("n_steps", attrfn.internal_influence, **AT), STEPS),
+    "layer_gradient_shap": Case("n_samples", pooled(attrfn.layer_gradient_shap, **AT), STEPS),
+    "layer_deep_lift_shap": Case("baselines", of_baselines(attrfn.layer_deep_lift_shap, **AT), FEW),
+    "layer_feature_ablation": Case("n_features", layer_features, FEW),
+    "layer_feature_permutation": Case("n_samples", layer_permutation, (2, 8, 32)),
+    "neuron_integrated_gradients": Case(
+        "n_steps", over("n_steps", attrfn.neuron_integrated_gradients, **NEURONS), STEPS, False
+    ),
+    "neuron_gradient_shap": Case(
+        "n_samples", pooled(attrfn.neuron_gradient_shap, **NEURONS), STEPS, False
+    ),
+    "neuron_conductance": Case(
+        "n_steps", over("n_steps", attrfn.neuron_conductance, **NEURONS), STEPS
+    ),
+    "neuron_deep_lift_shap": Case(
+        "baselines", of_baselines(attrfn.neuron_deep_lift_shap, **NEURONS), FEW, False
+    ),
+    "neuron_feature_ablation": Case(
+        "n_features", of_features(attrfn.neuron_feature_ablation, **NEURONS), STEPS, False
+    ),
+    "ablation_cam": Case("channels", of_channels(attrfn.ablation_cam), STEPS),
+    "score_cam": Case("channels", of_channels(attrfn.score_cam), STEPS),
 }
 
 
-def measure(what: str, device: str) -> float:
-    name, n = what.rsplit(":", 1)
-    method, sizes = CASES[name]
+def measure(name: str, device: str) -> list[float]:
+    """The peaks of a case; freed pages go back to the system before each."""
+    case = CASES[name]
     model, x, target = model_and_batch("CNN", BATCH, device)
     model.requires_grad_(False)
     warnings.simplefilter("ignore")
-    options = {"chunk_size": CHUNK, "target": target}
-    method(model, x, sizes[0], **options)  # what is allocated once
-    return peak_mb(lambda: method(model, x, int(n), **options), device)
+    options = {"chunk_size": CHUNK, **({"target": target} if case.target else {})}
+    case.run(model, x, case.sizes[0], **options)  # what is allocated once
+    found = []
+    for n in case.sizes:
+        gc.collect()
+        if kind(device) == "cpu":
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        found.append(peak_mb(lambda n=n: case.run(model, x, n, **options), device))
+    return found
+
+
+def cells(name: str, peaks: Sequence[float]) -> dict[str, str]:
+    case = CASES[name]
+    row = {"method": name, "over": case.over}
+    for column, n, peak in zip(("few", "more", "most"), case.sizes, peaks, strict=True):
+        row[column], row[f"{column}, MB"] = str(n), f"{peak:.1f}"
+    return row | {"most / few": f"{peaks[-1] / max(peaks[0], 0.1):.2f}"}
 
 
 def main() -> None:
-    args = parser(__doc__).parse_args()
+    flags = parser(__doc__)
+    flags.add_argument("--methods", nargs="*", choices=list(CASES), default=list(CASES))
+    args = flags.parse_args()
     torch.set_num_threads(args.threads)
     if args.memory_of:
-        print(measure(args.memory_of, args.device))
+        print(json.dumps(measure(args.memory_of, args.device)))
         return
     rows = []
-    flags = ["--device", args.device, "--threads", str(args.threads)]
-    for name, (_, sizes) in list(CASES.items())[: 1 if args.quick else None]:
-        row = {"method, over": name}
-        found = []
-        for column, n in zip(("few", "more", "most"), sizes, strict=True):
-            found.append(peak_mb_of(__file__, f"{name}:{n}", flags))
-            row[column], row[f"{column}, MB"] = str(n), f"{found[-1]:.1f}"
-        row["most / few"] = f"{found[-1] / found[0]:.2f}"
-        rows.append(row)
-        print(table([row]).splitlines()[-1], flush=True)
-    if args.quick:
+    given = ["--device", args.device, "--threads", str(args.threads)]
+    for name in args.methods[: 2 if args.quick else None]:
+        rows.append(cells(name, subprocess_json(__file__, name, given)))
+        print(table(rows[-1:]).splitlines()[-1], flush=True)
+    if args.quick or len(rows) < len(CASES):
         return
-    caption = f"A CNN on {BATCH} images of 3 x 32 x 32, {CHUNK} copies of the batch at once."
+    caption = f"Images of 3 x 32 x 32, {BATCH} of them, {CHUNK} copies of the batch at once."
     text = f"{caption}\n\n{table(rows)}"
-    write("memory_is_flat", "Peak memory at a fixed chunk size", args.device, text)
+    path = write("memory_is_flat", "Peak memory at a fixed chunk size", args.device, text)
+    write_csv(path.with_suffix(".csv"), rows)
 
 
 if __name__ == "__main__":

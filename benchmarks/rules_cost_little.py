@@ -8,7 +8,6 @@ Markdown and as CSV.
 
 from __future__ import annotations
 
-import csv
 import functools
 import importlib.metadata as metadata
 import warnings
@@ -16,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from _harness import Mlp, median, medians, parser, ratio, table, write
+from _harness import Mlp, median, medians, parser, ratio, table, write, write_csv
 from captum import attr
 from torch import Tensor, nn
 
@@ -306,10 +305,7 @@ def main() -> None:
     if args.quick:
         return
     path = write("rules_cost_little", "Rules: time over a plain gradient", args.device, text)
-    with path.with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(path.with_suffix(".csv"), rows)
 
 
 if __name__ == "__main__":

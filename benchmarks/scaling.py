@@ -3,18 +3,20 @@
 Each line is a method along one of them. A least-squares fit of ``time = fixed + unit * work`` gives
 its constants, where work is the number of rows that the model sees; the exponent is the slope of
 log time over log size between the two largest sizes, of the method and of its floor (a bare batched
-pass of as many rows). Prints a table and writes it to benchmarks/results/, with a picture.
+pass of as many rows). Prints a table and writes it to benchmarks/results/, with all
+measurements as CSV and a picture.
 """
 
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from _harness import machine, median, medians, parser, ratio, table, write
+from _harness import machine, median, medians, parser, ratio, table, write, write_csv
 from torch import Tensor, nn
 
 import attrfn
@@ -222,6 +224,16 @@ def measured(line: Line, args: Any) -> dict[str, Any]:
     return {"line": line, "sizes": sizes, "work": work, "over": over, **ms}
 
 
+def figures(found: Mapping[str, Any]) -> list[dict[str, object]]:
+    """A line's measurements, one a row, for other programs."""
+    columns = zip(
+        *(found[key] for key in ("sizes", "work", "method", "floor", "over")), strict=True
+    )
+    names = ("size", "rows", "ms", "floor ms", "/ floor")
+    line = {"along": found["line"].axis, "method": found["line"].name}
+    return [line | dict(zip(names, values, strict=True)) for values in columns]
+
+
 def shown(found: Mapping[str, Any]) -> dict[str, str]:
     line, sizes = found["line"], found["sizes"]
     fixed, unit = fit(found["work"], found["method"])
@@ -275,18 +287,22 @@ def picture(lines: Sequence[Mapping[str, Any]], path: Path, device: str) -> None
 def main() -> None:
     args = parser(__doc__).parse_args()
     torch.set_num_threads(args.threads)
+    if args.quick:
+        args.repeats = 3
     lines = []
     for line in LINES:
         lines.append(measured(line, args))
         print(table([shown(lines[-1])]).splitlines()[-1], flush=True)
     text = table([shown(found) for found in lines])
     if args.quick:
+        picture(lines, Path(tempfile.mkdtemp()) / "scaling.png", args.device)
         return
     caption = (
         f"An MLP of {COLUMNS} columns and two hidden layers of {WIDTH}, {BATCH} rows; medians of "
         f"{args.repeats} interleaved rounds. A row is one that the model sees."
     )
     path = write("scaling", "How the cost grows", args.device, f"{caption}\n\n{text}")
+    write_csv(path.with_suffix(".csv"), [row for found in lines for row in figures(found)])
     picture(lines, path.with_suffix(".png"), args.device)
 
 

@@ -101,7 +101,8 @@ def test_a_key_is_the_low_64_bits_of_its_seed(seed: int) -> None:
 def test_an_int_is_its_key(draw: Callable[[Any], Tensor]) -> None:
     for seed in (0, -3, 2**64 + 11):
         assert torch.equal(draw(seed), draw(key(seed)))
-        assert torch.equal(draw(seed), draw(key(seed).to(torch.uint32)))
+        if hasattr(torch, "uint32"):  # since torch 2.3
+            assert torch.equal(draw(seed), draw(key(seed).to(torch.uint32)))
 
 
 @pytest.mark.parametrize(

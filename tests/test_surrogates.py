@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from helpers import finite_difference, inner, noise_like
-from sklearn import linear_model
 from torch import Tensor
 
 from attrfn import random, surrogates
@@ -22,6 +21,8 @@ from attrfn.surrogates import (
     ridge,
     scikit_learn,
 )
+
+linear_model = pytest.importorskip("sklearn.linear_model")
 
 F32, F64 = torch.float32, torch.float64
 SIZES = [(40, 6), (25, 16), (20, 40), (64, 64), (300, 64)]  # S, n
@@ -73,7 +74,7 @@ def lasso_loss(alpha: float, z: Tensor, y: Tensor, w: Tensor, c: Tensor) -> Tens
     return (w * left**2).sum(0) / 2 + alpha * c.abs().sum(-1)
 
 
-def exact_lasso(alpha: float) -> linear_model.Lasso:
+def exact_lasso(alpha: float) -> Any:
     return linear_model.Lasso(alpha, tol=1e-10, max_iter=1_000_000)
 
 

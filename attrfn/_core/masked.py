@@ -131,7 +131,9 @@ class Masked(NamedTuple):
             else:
                 values = rows(flat_rows(points), copies)
                 values = values.reshape(copies, len(values) // copies, *values.shape[1:])
-        return Outcome(values.to(wide(values.dtype)), whole, wide(dtype))
+        # What is selected is copied: as a view it would keep all outputs of each chunk.
+        values = values.to(wide(values.dtype), copy=self.chosen is not None)
+        return Outcome(values, whole, wide(dtype))
 
     def check_rows(self, keys: int) -> None:
         """Refuse a key for each example where one value stands for all of them.

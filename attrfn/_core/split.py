@@ -146,6 +146,8 @@ def _run_head(
     with contextlib.suppress(_Done):
         call_model(model, inputs)
     values = [_value(tap, layer) for tap, layer in zip(taps, where.layers, strict=True)]
+    for tap in taps:  # a cycle would keep the values until the garbage collector comes
+        tap.peers = []
     return values if where.many else values[0]
 
 

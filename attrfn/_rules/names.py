@@ -19,15 +19,11 @@ _SPACES = {
     torch.linalg: "linalg_",
     torch.fft: "fft_",
     torch._C._nn: "",
-    torch._VF: "",
+    torch._C._VariableFunctions: "",  # what torch._VF looks into
 }
 # Asking a module for what it lacks is slow, and this module is part of every start.
 _LISTED = {space: frozenset(dir(space)) for space in _SPACES}
-_LISTED[torch._VF] = frozenset(dir(torch._C._VariableFunctions))
-_BARE = {
-    space: frozenset(bare for name in names for bare in (name.strip("_"), name.strip("_")[1:]))
-    for space, names in _LISTED.items()
-}
+_LISTED[torch._C._VariableFunctions] -= frozenset(dir(object))
 
 
 class Spelling(NamedTuple):
@@ -48,12 +44,12 @@ def spellings(name: str) -> dict[Any, Spelling]:
     """The functions of torch for an operation, also those that write in place."""
     found = {}
     for space, prefix in _SPACES.items():
-        short = name.removeprefix(prefix)
-        if not name.startswith(prefix) or not {short.strip("_"), name} & _BARE[space]:
+        if not name.startswith(prefix):
             continue
+        short, listed = name.removeprefix(prefix), _LISTED[space]
         writing = (f"{short}_", f"__i{short}__")
         for spelled in (short, f"_{short}", f"{prefix}{short}", f"__{short}__", *writing):
-            if spelled not in _LISTED[space] or spelled in ops.READS:
+            if spelled not in listed or spelled in ops.READS:
                 continue
             func = getattr(space, spelled)
             if callable(func) and not isinstance(func, type):

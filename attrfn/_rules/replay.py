@@ -201,6 +201,13 @@ def _has_graph(out: Any) -> bool:
 def _of_this_level(t: Tensor) -> bool:
     """Whether a tensor depends on what the innermost torch.func transform differentiates by."""
     functorch = torch._C._functorch
-    return functorch.maybe_get_level(t) == functorch.maybe_current_level() and (
-        functorch.is_gradtrackingtensor(t)
-    )
+    return functorch.maybe_get_level(t) == _level() and functorch.is_gradtrackingtensor(t)
+
+
+def _level() -> int | None:
+    """The level of the innermost torch.func transform."""
+    current = getattr(torch._C._functorch, "maybe_current_level", None)
+    if current is not None:
+        return current()  # type: ignore[no-any-return]
+    stack: Any = torch._C._functorch.peek_interpreter_stack()  # torch 2.2
+    return None if stack is None else stack.level()

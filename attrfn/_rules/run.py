@@ -123,10 +123,11 @@ class Run(TorchFunctionMode):
     def glance(self, func: Any) -> str:
         """What can be said of a function without a look at its arguments."""
         found = None if func in PASSIVE else self.find(func)
-        if not self.table.strict:
-            how = _PASSIVE if found is None else _LOOK
+        strict = self.table.strict
+        if found is None:
+            how = _PASSIVE if func in PASSIVE or not strict else _LOOK
         else:
-            how = _PASSIVE if func in PASSIVE else _LOOK if found is None else _glance(*found)
+            how = _glance(*found) if strict else _LOOK
         torchs = func in PASSIVE or func in FUNCTIONS or isinstance(func, torch._ops.OpOverload)
         if self.glances is not None and torchs:  # others may end with the run
             self.glances[func] = how

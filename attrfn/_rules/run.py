@@ -9,7 +9,7 @@ and correctly. Where nobody will, the first run is left out and x is z, detached
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -85,6 +85,8 @@ class Run(TorchFunctionMode):
             if how is _PASSIVE:
                 return func(*args, **kwargs)
             if how is not _LOOK and self.direct(how, args, kwargs):
+                if how is _OFF:
+                    return args[0]
                 out = func(*args, **kwargs)
                 if isinstance(out, Tensor):
                     self.follow(out)
@@ -263,9 +265,8 @@ class Run(TorchFunctionMode):
             if isinstance(call.args[0], Tensor):
                 self.follow(call.args[0])
         elif not self.compiling:  # where members of a tuple cannot be marked, but show a gradient
-            for leaf in pytree.tree_leaves(out):
-                if isinstance(leaf, Tensor):
-                    self.follow(leaf)
+            for leaf in members(out):
+                self.follow(leaf)
         return out
 
     def follow(self, t: Tensor) -> None:
@@ -300,6 +301,17 @@ class Run(TorchFunctionMode):
 
     def look(self, t: Tensor, func: Any) -> None:
         """Look where a tensor with a graph comes from that no operation returned."""
+
+
+def members(value: Any) -> Iterator[Tensor]:
+    """The tensors of an output, like ``pytree.tree_leaves``, which takes its time."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from members(item)
+    elif value is not None and not isinstance(value, (int, float, str)):
+        yield from (leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor))
 
 
 def _glance(spelling: Spelling, op: Op) -> str:

@@ -258,6 +258,7 @@ def picture(lines: Sequence[Mapping[str, Any]], path: Path, device: str) -> None
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     colours = ("#2a78d6", "#d9480f", "#2b8a3e", "#862e9c", "#b08800")
     axes = list(dict.fromkeys(found["line"].axis for found in lines))
@@ -271,6 +272,7 @@ def picture(lines: Sequence[Mapping[str, Any]], path: Path, device: str) -> None
             panel.plot([], [], color=colour, lw=1.2, label=label)
         panel.set_xscale("log", base=2)
         panel.set_yscale("log")
+        panel.yaxis.set_minor_formatter(NullFormatter())
         panel.set_xlabel(axis, fontsize=9)
         panel.tick_params(labelsize=7.5, length=2)
         panel.grid(linewidth=0.3, color="#dddddd")

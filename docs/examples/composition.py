@@ -78,18 +78,23 @@ def main() -> None:
     kept = (near.abs().argmax(1) == explain(first, patient)[0].abs().argmax()).float().mean()
     print(f"4. the strongest feature stays the same in {kept:.0%} of 64 models with 5 % noise")
 
-    # Per-example options: each row has its own baseline, mapped together with it.
+    # Per-example options: each row has its own baseline, scale of noise and key, mapped with it.
     baselines = torch.stack([x[:350][y[:350].argsort()[k]] for k in (0, 100, 200, 349)])
+    scales, keys = torch.tensor([0.1, 0.2, 0.4, 0.8]), attrfn.random.split(0, 4)
 
-    def against(row: Tensor, baseline: Tensor) -> Tensor:
+    def against(row: Tensor, baseline: Tensor, scale: Tensor, key: Tensor) -> Tensor:
         def model(z: Tensor) -> Tensor:
             return functional_call(skeleton, first, (z,))[:, 0]
 
-        return attrfn.integrated_gradients(model, row[None], baselines=baseline, n_steps=16)[0]
+        tunnel = attrfn.noise_tunnel(
+            attrfn.integrated_gradients, n_samples=8, stdevs=scale, key=key
+        )
+        return tunnel(model, row[None], baselines=baseline, n_steps=16)[0]
 
-    contrasts = vmap(against, in_dims=(None, 0))(patient[0], baselines).sum(1)
+    contrasts = vmap(against)(some, baselines, scales, keys).sum(1)
     texts = ", ".join(f"{c:+.2f}" for c in contrasts.tolist())
-    print(f"5. the prediction above that of four other patients: {texts}")
+    print(f"5. smoothed predictions of four patients above those of four others: {texts}")
+    print("   (each with its own baseline, scale of noise and key)")
 
     # A sensitivity: how fast do all attributions change when the weights move along a gradient?
     def size(p: dict[str, Tensor]) -> Tensor:

@@ -128,3 +128,8 @@ def found(text: str) -> dict[tuple[str, str], bool]:
         for name, *cells in rows
         for column, cell in zip(COLUMNS, cells, strict=True)
     }
+
+
+def unshown(passed: Cells, ticked: Cells) -> list[tuple[str, str]]:
+    """The ticks for which no test stands any more."""
+    return sorted(cell for cell, good in ticked.items() if good and cell not in passed)

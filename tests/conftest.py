@@ -6,6 +6,7 @@ import functools
 import inspect
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 # Before the imports that read them.
@@ -91,9 +92,23 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         page = capabilities.page(_passed, public())
         capabilities.PAGE.write_text(page, encoding="utf-8")
         return
-    page = capabilities.PAGE.read_text(encoding="utf-8")
-    ticked = capabilities.found(page)
+    ticked = capabilities.found(capabilities.PAGE.read_text(encoding="utf-8"))
     wrong = sorted(cell for cell, good in _passed.items() if good and not ticked.get(cell))
-    if wrong:
-        print(f"\ndocs/capabilities.md does not tick {wrong}: run make capabilities")
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    gone = capabilities.unshown(_passed, ticked) if _whole(session) else []
+    for what, cells in (("does not tick", wrong), ("ticks, and no test shows,", gone)):
+        if cells:
+            print(f"\ndocs/capabilities.md {what} {cells}: run make capabilities")
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _whole(session: pytest.Session) -> bool:
+    """Whether no test that shows a capability was left out."""
+    config, option = session.config, session.config.option
+    if session.shouldstop or session.shouldfail or option.collectonly:
+        return False
+    if option.keyword or option.markexpr not in ("", "capability"):
+        return False
+    if any(getattr(option, name, None) for name in ("deselect", "ignore", "lf", "stepwise")):
+        return False
+    tests = Path(__file__).parent
+    return any((config.invocation_params.dir / arg).resolve() == tests for arg in config.args)

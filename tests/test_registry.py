@@ -37,6 +37,12 @@ def test_page_of_capabilities_is_whole() -> None:
     assert page == capabilities.page(ticked, public()), "run: make capabilities"
 
 
+def test_ticks_without_a_test_are_noticed() -> None:
+    """As conftest.py compares them after a run of all tests."""
+    ticked = {("a", "vmap"): True, ("b", "vmap"): True, ("c", "vmap"): False}
+    assert capabilities.unshown({("a", "vmap"): True}, ticked) == [("b", "vmap")]
+
+
 def test_names_of_rows_are_unique() -> None:
     assert len(ROWS) == len(REGISTRY)
 

@@ -54,7 +54,7 @@ class Peak(TorchFunctionMode):
             while torch._C._functorch.is_functorch_wrapped_tensor(data):
                 data = torch._C._functorch.get_unwrapped(data)
             storage = data.untyped_storage()
-            size, place, kept = storage.nbytes(), storage.data_ptr(), data.requires_grad
+            size, place, kept = storage.nbytes(), storage._cdata, data.requires_grad
         if kept:
             self._now += 2 * size if place not in self._holders else 0
             self._holders[place] = -1

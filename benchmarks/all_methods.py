@@ -297,6 +297,7 @@ def picture(rows: Sequence[Mapping[str, float]], path: Path, device: str) -> Non
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     marks = {
         "Captum": ("#b8b8b8", "o", "Captum, default"),
@@ -317,7 +318,10 @@ def picture(rows: Sequence[Mapping[str, float]], path: Path, device: str) -> Non
             x = [r[f"{who} / floor"] for r in mine]
             y = [place[r["method"]] for r in mine]
             panel.scatter(x, y, 16, colour, mark, label=label, zorder=3, linewidths=0)
-        panel.set_xscale("log")
+        panel.set_xscale("log", base=2)
+        panel.xaxis.set_major_locator(LogLocator(2))
+        panel.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        panel.xaxis.set_minor_locator(NullLocator())
         panel.set_title(model, fontsize=10)
         panel.set_xlabel("time / floor", fontsize=9)
         panel.set_yticks(list(place.values()), list(place), fontsize=7.5)
@@ -414,6 +418,7 @@ def main() -> None:
     flags.add_argument("--methods", nargs="*", choices=list(CASES), help="these only")
     flags.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     flags.add_argument("--no-memory", action="store_true", help="leave memory out")
+    flags.add_argument("--report", action="store_true", help="only write of the last table")
     flags.add_argument("--check", action="store_true", help="compare with the committed table")
     args = flags.parse_args()
     torch.set_num_threads(args.threads)
@@ -424,6 +429,9 @@ def main() -> None:
     if args.quick:
         args.repeats, args.no_compile, args.no_memory = 3, True, True
     path = path_of(NAME, args.device, "csv")
+    if args.report:
+        report(last_table(path), args)
+        return
     rows: list[dict[str, Any]] = []
     failed: list[str] = []
     for name in args.models:
@@ -433,6 +441,12 @@ def main() -> None:
     failure = f"failed: {', '.join(failed)}" if failed else None
     if args.no_compile:
         sys.exit(failure)
+    report(rows, args)
+    sys.exit(failure)
+
+
+def report(rows: Sequence[Mapping[str, Any]], args: Any) -> None:
+    """The page and the picture of a table."""
     notes = [f"{r['model']}, {r['method']}: {r['note']}" for r in rows if r["note"]]
     bars = summary(rows)
     print(bars)
@@ -445,7 +459,6 @@ def main() -> None:
     text = "\n\n".join(parts) + "\n\n" + "\n".join(f"- {note}" for note in notes)
     path = write(NAME, "Every method beside the floor and Captum", args.device, text)
     picture(rows, path.with_suffix(".png"), args.device)
-    sys.exit(failure)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import hypothesis
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import takes_apart
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import close, randn, seeded
@@ -313,6 +314,7 @@ def test_attention(fused, composite, masked):
     close(got, attention_by_hand(q, k, v, c, mask, composite == "cp_lrp"), 1e-9)
 
 
+@takes_apart
 def test_multihead_attention_module():
     """One head of nn.MultiheadAttention, by hand."""
     layer = seeded(lambda: nn.MultiheadAttention(4, 1, bias=False, batch_first=True))

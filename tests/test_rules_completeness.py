@@ -16,6 +16,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import takes_apart
 from oracles import close, randn, seeded
 from torch import nn
 
@@ -362,6 +363,7 @@ def test_transformer_encoder(norm_first, mask):
     check(seeded(lambda: Encoder(norm_first, "gelu", mask)), (5, 4), target=1)
 
 
+@takes_apart
 def test_transformer_with_a_decoder():
     model = seeded(
         lambda: nn.Transformer(8, 2, 1, 1, 12, batch_first=True, activation="gelu", dropout=0.0)
@@ -441,6 +443,10 @@ ATTENTION = {
 
 @pytest.mark.parametrize("name", ATTENTION)
 def test_written_transformer(name):
+    if name.endswith("closes a row"):
+        row = torch.ones(1, 1, 1, 1)
+        if F.scaled_dot_product_attention(row, row, row, row - torch.inf).isnan():
+            pytest.skip("what closed rows give is nan in this torch")
     check(seeded(lambda: Block(ATTENTION[name])), (5, 8), target=1)
 
 
@@ -526,7 +532,7 @@ def test_initial_states_are_explained_too():
     rnn = seeded(lambda: nn.LSTM(4, 5, batch_first=True))
 
     def f(x, h, c):
-        return copied(rnn, x)(x, (h[None], c[None]))[0][:, -1].sum(1)
+        return copied(rnn, x)(x, (h.unsqueeze(0), c.unsqueeze(0)))[0][:, -1].sum(1)
 
     check(f, (3, 4), (5,), (5,))
 
@@ -684,7 +690,7 @@ PATTERNS = {
     "ones_like": lambda c, x: c.to(x.dtype) * torch.ones_like(x),
     "full_like": lambda c, x: torch.full_like(x, 2.0),
     "new_zeros": lambda c, x: x.new_zeros(x.shape) + 3,
-    "meshgrid": lambda c, x: torch.meshgrid(c[0], x[0], indexing="ij")[0][:, 0],
+    "meshgrid": lambda c, x: torch.meshgrid(c[0], x.select(0, 0), indexing="ij")[0][:, 0],
 }
 
 

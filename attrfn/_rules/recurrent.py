@@ -94,7 +94,9 @@ def layers(step: Step, states: int) -> Callable[..., Any]:
             for way in range(directions):
                 k = layer * directions + way
                 w = _weights(flat[k * per : (k + 1) * per], has_biases)
-                out, end = _along(step, x, tuple([s[k] for s in start]), w, backwards=way == 1)
+                out, end = _along(
+                    step, x, tuple([s.select(0, k) for s in start]), w, backwards=way == 1
+                )
                 outs.append(out)
                 ends.append(end)
             x = torch.cat(outs, -1) if directions == 2 else outs[0]
@@ -127,8 +129,8 @@ def _along(
 ) -> tuple[Tensor, State]:
     times = range(len(x))
     outs = []
-    for t in reversed(times) if backwards else times:
-        state = step(x[t], state, w)
+    for t in reversed(times) if backwards else times:  # old modes do not see x[t]
+        state = step(x.select(0, t), state, w)
         outs.append(state[0])
     return torch.stack(outs[::-1] if backwards else outs), state
 

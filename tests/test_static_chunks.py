@@ -38,6 +38,8 @@ def _fresh_compiler() -> Iterator[None]:
 def _little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("memory", "chunks", "static_chunks"):
         monkeypatch.setattr(f"attrfn._core.{module}.budget", lambda device: 40_000)
+    for module in ("masked", "chunks", "static_chunks"):
+        monkeypatch.setattr(f"attrfn._core.{module}.first_copies", lambda x: 0)
 
 
 class Wide:

@@ -55,8 +55,7 @@ def over_chunks(
         chunks: How many at once.
         device: Where the memory is.
         one_copy: The bytes that a copy takes, if they are known and not to be measured.
-        x: What is copied, floating tensors: the first chunk is measured, and has as many copies as
-            usually fit.
+        x: What is copied: the first chunk is measured, and has as many copies as usually fit.
 
     Raises:
         ValueError: The size is no count, or the batching none of the three.
@@ -108,7 +107,7 @@ def _run(
     size = n if chunks.size in (None, "auto") else int(chunks.size)
     size = 1 if chunks.batching == "loop" else size
     if adapts:
-        size = budget(device) // one_copy if one_copy else first_copies(x, budget(device))
+        size = budget(device) // one_copy if one_copy else first_copies(x)
         size = max(1, size)
     done: list[T] = []
     start = 0

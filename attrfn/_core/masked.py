@@ -15,12 +15,13 @@ from attrfn._core.bind import bind
 from attrfn._core.chunks import Chunks, at_once, over_chunks
 from attrfn._core.derive import transforming, twice_differentiable
 from attrfn._core.explain import repeat_chosen
-from attrfn._core.memory import Peak
+from attrfn._core.memory import Peak, first_copies
 from attrfn._core.outcome import Outcome, outcome
 from attrfn._core.target import Chosen, choose
 from attrfn._core.tree import batch_size, call_model, flatten
 from attrfn._core.typing import Baselines, Leaves, ModelFn, Target, Tree
 
+_FEW = 16  # copies: of smaller inputs the first chunk is measured and not the run on x
 T = TypeVar("T")
 Part = tuple[Leaves, Callable[[Tensor], T]]
 
@@ -40,8 +41,7 @@ class Masked(NamedTuple):
         full: f(x), (R, K...): one row per example, or a single one for the whole batch.
         whole: Whether the model gives one value for the whole batch.
         dtype: That of the attributions of inputs that have no floating one.
-        one_copy: The bytes that a copy of the batch takes where the size of a chunk follows from
-            them, else 0.
+        one_copy: The bytes that a copy of the batch takes, if they have been measured, else 0.
     """
 
     model: ModelFn
@@ -101,7 +101,7 @@ class Masked(NamedTuple):
 
         alone = self.whole and self.chunks.batching != "vmap"  # copies cannot share a batch
         chunks = self.chunks._replace(size=1) if alone else self.chunks
-        return over_chunks(run, merge, n, chunks, self.device, self.one_copy)
+        return over_chunks(run, merge, n, chunks, self.device, self.one_copy, self.x)
 
     def mixed(self, masks: Leaves) -> Leaves:
         """The points ``x0 + z (x - x0)``, (S, B, ...)."""
@@ -193,7 +193,7 @@ def masked(
         model, x, x0, rebuild, batch, chosen, create_graph, chunks, nothing, False, nothing.dtype, 0
     )
     own = tuple([t.clone()[None] for t in x])
-    measured = chunks.size == "auto" and not transforming()
+    measured = chunks.size == "auto" and not transforming() and first_copies(x) < _FEW
     with Peak() if measured else contextlib.nullcontext() as peak:
         full, whole, dtype = p._evaluate(own)
     one_copy = 0 if peak is None else max(1, peak.bytes + 2 * sum(t.nbytes for t in x))

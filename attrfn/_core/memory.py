@@ -15,8 +15,8 @@ from attrfn._core.compiling import is_compiling
 from attrfn._core.typing import Leaves
 
 _BLOW_UP = 64  # how much larger than its inputs a usual model becomes inside
-_UNMEASURED = 2**27  # what an unusual one may turn into several times that
-_MOST_ON_CPU = 2**25  # more rows at once are slower there: caches and page faults
+_UNMEASURED = 2**25, 64  # bytes and copies: an unusual model takes many times more
+_MOST_ON_CPU = 2**23  # for each thread; more rows at once are slower there: caches, page faults
 
 
 class Peak(TorchFunctionMode):
@@ -74,18 +74,20 @@ class Peak(TorchFunctionMode):
 
 
 def budget(device: torch.device) -> int:
-    """The bytes that a chunk may take: half of what an accelerator has free, 32 MiB on a CPU."""
+    """The bytes that a chunk may take: half of what an accelerator has free, 8 MiB for a thread."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return (free + cached) // 2
-    return min(_MOST_ON_CPU, _free_on_cpu() // 4)
+    return min(_MOST_ON_CPU * torch.get_num_threads(), _free_on_cpu() // 4)
 
 
-def first_copies(x: Leaves, budget: int) -> int:
-    """How many copies of floating inputs may be tried before anything was measured, perhaps 0."""
+def first_copies(x: Leaves) -> int:
+    """How many copies of the inputs may be tried before anything was measured, perhaps 0."""
+    most, copies = _UNMEASURED
     bytes_ = sum(t.numel() * t.element_size() for t in x)
-    return min(budget, _UNMEASURED) // (_BLOW_UP * bytes_) if bytes_ else 0
+    floating = all(t.is_floating_point() for t in x)  # a token is small, and its embedding is not
+    return min(copies, most // (_BLOW_UP * bytes_)) if bytes_ and floating else 0
 
 
 def out_of_memory(error: BaseException) -> bool:

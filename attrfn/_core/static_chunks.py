@@ -50,7 +50,7 @@ def static_size(
     if found is None or leaves[0].shape[0] == 0:
         return None
     most = budget(leaves[0].device)
-    if all(t.is_floating_point() for t in leaves) and first_copies(leaves, most) >= found.copies:
+    if first_copies(leaves) >= found.copies:
         return None
     size = rounded(found.copies, most // one_copy(model_fn, inputs, found))
     if size is None:

@@ -15,7 +15,7 @@ from attrfn._core.compiling import is_compiling
 from attrfn._core.typing import Leaves
 
 _BLOW_UP = 64  # how much larger than its inputs a usual model becomes inside
-_UNMEASURED = 2**25, 64  # bytes and copies: an unusual model takes many times more
+_UNMEASURED = 2**24, 64  # bytes and copies: an unusual model takes many times more
 _MOST_ON_CPU = 2**23  # for each thread; more rows at once are slower there: caches, page faults
 
 

@@ -73,7 +73,9 @@ def _compiles(nodeid: str, function: Callable[..., Any]) -> bool:
     """Whether a test uses torch.compile or torch.export, which old versions of torch cannot."""
     if "compile" in nodeid or "test_export" in nodeid:
         return True
-    return any(name in _text(function) for name in ("torch.compile(", "torch.export."))
+    return any(
+        name in _text(function) for name in ("torch.compile(", "attrfn.compile(", "torch.export.")
+    )
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

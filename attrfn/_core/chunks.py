@@ -16,6 +16,8 @@ from attrfn._core.progress import bar
 from attrfn._core.typing import Batching, ChunkSize, Leaves
 
 _SMALL = 2**20
+_KEPT = 4  # times as much for what a backward pass needs, which leaves the caches anyway
+_NOTHING = 2**17  # bytes, beside what a chunk may take
 T = TypeVar("T")
 
 
@@ -116,7 +118,8 @@ def _run(
         if adapts:
             try:
                 measured = not one_copy and i.stop < n
-                with Peak() if measured else contextlib.nullcontext() as peak:
+                least = min(budget(device) // 64, _NOTHING) if measured else 0
+                with Peak(least) if measured else contextlib.nullcontext() as peak:
                     new = part(i)
             except Exception as error:
                 if size == 1 or not out_of_memory(error):
@@ -125,7 +128,8 @@ def _run(
                 continue
             if peak is not None:
                 one_copy = max(peak.bytes // (i.stop - i.start), 1)
-                size = max(1, budget(device) // one_copy)
+                room = budget(device) * (_KEPT if peak.kept and device.type == "cpu" else 1)
+                size = max(1, room // one_copy)
         else:
             new = part(i)
         done = [merge(done[0], new)] if done else [new]

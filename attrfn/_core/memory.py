@@ -25,10 +25,15 @@ class Peak(TorchFunctionMode):
     Works on every device and for the calling thread alone, which no allocator's counter does. A
     result that autograd may keep counts twice: until the end of the run and again in the backward
     pass.
+
+    Args:
+        least: Results of fewer bytes are left out, because counting takes its time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, least: int = 0) -> None:
         super().__init__()
+        self.least = least
+        self.kept = False  # something, for a backward pass
         self.bytes = 0
         self._now = 0
         self._holders: dict[int, int] = {}
@@ -49,6 +54,8 @@ class Peak(TorchFunctionMode):
         return result
 
     def _count(self, t: Tensor) -> None:
+        if t.numel() * t.element_size() < self.least:
+            return
         with torch._C.DisableTorchFunction():
             data = t
             while torch._C._functorch.is_functorch_wrapped_tensor(data):
@@ -56,6 +63,7 @@ class Peak(TorchFunctionMode):
             storage = data.untyped_storage()
             size, place, kept = storage.nbytes(), storage._cdata, data.requires_grad
         if kept:
+            self.kept = True
             self._now += 2 * size if place not in self._holders else 0
             self._holders[place] = -1
         elif self._holders.get(place, 0) >= 0:

@@ -53,6 +53,26 @@ def test_peak_counts_what_autograd_keeps_twice() -> None:
     assert peak.bytes == 3 * 8000
 
 
+def test_peak_leaves_out_what_is_small_and_not_kept() -> None:
+    x, kept = torch.zeros(1000), torch.zeros(10, requires_grad=True)
+    with Peak(least=200) as peak:
+        y, z, w = x + 1, x[:10] * 2, kept.exp()
+    assert peak.bytes == 4000 + 2 * 40
+    assert y.shape != z.shape == w.shape
+
+
+def test_small_results_do_not_make_a_chunk_unbounded() -> None:
+    """64 copies of one number are nothing; all 100,000 at once would be too many unmeasured."""
+    seen = []
+
+    def f(x: Tensor) -> Tensor:
+        seen.append(x.shape[0])
+        return x.sum(1)
+
+    attrfn.shapley_value_sampling(f, torch.ones(1, 2), n_samples=100_000)
+    assert max(seen) <= 2**13
+
+
 def test_peak_sees_inside_transforms() -> None:
     x = torch.zeros(10, 100)
     with Peak() as peak:

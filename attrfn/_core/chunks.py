@@ -127,7 +127,7 @@ def _run(
                 size = (i.stop - i.start + 1) // 2
                 continue
             if peak is not None:
-                one_copy = max(peak.bytes // (i.stop - i.start), 1)
+                one_copy = max(max(peak.bytes, least) // (i.stop - i.start), 1)
                 room = budget(device) * (_KEPT if peak.kept and device.type == "cpu" else 1)
                 size = max(1, room // one_copy)
         else:

@@ -27,7 +27,8 @@ class Peak(TorchFunctionMode):
     pass.
 
     Args:
-        least: Results of fewer bytes are left out, because counting takes its time.
+        least: Results of fewer bytes that autograd does not keep are left out, because counting
+            takes its time.
     """
 
     def __init__(self, least: int = 0) -> None:
@@ -54,7 +55,7 @@ class Peak(TorchFunctionMode):
         return result
 
     def _count(self, t: Tensor) -> None:
-        if t.numel() * t.element_size() < self.least:
+        if not t.requires_grad and t.numel() * t.element_size() < self.least:
             return
         with torch._C.DisableTorchFunction():
             data = t

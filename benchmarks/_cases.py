@@ -16,6 +16,11 @@ SAMPLES = 8
 COALITIONS = 128
 GROUPS = 16
 LAYERS = {"MLP": "layers.1", "CNN": "features.4", "transformer": "encoder.layers.0"}
+HEADS = {
+    "MLP": lambda model: model.layers[:2],
+    "CNN": lambda model: model.features[:5],
+    "transformer": lambda model: model.encoder.layers[0],
+}
 NEURONS = {"MLP": (3,), "CNN": (2, 4, 4), "transformer": (3, 4)}
 IMAGES = ("CNN",)
 EVERYWHERE = ("MLP", "CNN", "transformer")
@@ -81,6 +86,8 @@ class Case(NamedTuple):
         own: Whether its own arithmetic can be told from the model's (not of rules, which change
             the model's, nor of what stops at a layer).
         agrees: On which models Captum computes the same numbers.
+        tangent: Whether its formula has the derivative of the layer along the path, too: counted
+            as its own arithmetic, at the price of one more pass up to the layer.
     """
 
     method: Callable[..., Any]
@@ -93,6 +100,7 @@ class Case(NamedTuple):
     models: tuple[str, ...] = EVERYWHERE
     own: bool = True
     agrees: tuple[str, ...] = ()
+    tangent: bool = False
 
 
 def nothing(b: Bench) -> Mapping[str, Any]:
@@ -357,6 +365,7 @@ CASES: dict[str, Case] = {
         STEPS,
         captum=captum(attr.LayerConductance, STEP, layer=True),
         tunings=inner(64, 128),
+        tangent=True,
     ),
     "internal_influence": Case(
         attrfn.internal_influence,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from attrfn._core.compiling import is_compiling, unreadable
 from attrfn._core.plain_ops import PlainOps
@@ -89,18 +90,49 @@ def _autograd(f: Callable[..., Tensor], x: Leaves, create_graph: bool) -> tuple[
     with torch.inference_mode(False), torch.enable_grad():
         z = tuple(_leaf(t, create_graph) for t in x)
         values = f(*z)
-        if not values.requires_grad:
-            warn_constant()
-            return values, tuple(map(torch.zeros_like, z))
-        found: tuple[Tensor | None, ...] = torch.autograd.grad(
-            values, z, torch.ones_like(values), create_graph=create_graph, allow_unused=True
-        )
-        if all(g is None for g in found):
-            warn_constant()
-        grads = tuple(
-            torch.zeros_like(t) if g is None else g for g, t in zip(found, z, strict=True)
-        )
+        grads = _pull(values, z, create_graph)
     return (values, grads) if create_graph else (values.detach(), grads)
+
+
+def gradients_inside(f: Callable[[], tuple[Tensor, Leaves]]) -> tuple[Leaves, Leaves]:
+    """Tensors that a function starts a graph from, and the gradients of its values towards them.
+
+    For eager code that no transform surrounds.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        values, z = f()
+        return tuple([t.detach() for t in z]), _pull(values, z, False)
+
+
+@contextlib.contextmanager
+def tangents_on(x: Leaves, tangents: Leaves) -> Iterator[tuple[Leaves, Callable[[], None]]]:
+    """The inputs with tangents of forward mode, and what ends these before the block does."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_FORWARD_MODE)
+        stack.enter_context(forward_ad.dual_level())
+        dual = [
+            forward_ad.make_dual(t, d)  # type: ignore[no-untyped-call]
+            for t, d in zip(x, tangents, strict=True)
+        ]
+        yield tuple(dual), stack.close
+
+
+def takes_tangents() -> bool:
+    """Whether :func:`tangents_on` may be used: torch has a single level of forward mode."""
+    return not transforming() and forward_ad._current_level < 0
+
+
+def _pull(values: Tensor, z: Leaves, create_graph: bool) -> Leaves:
+    """The gradients of the values' sum; zeros, and a warning, where there are none."""
+    if not values.requires_grad:
+        warn_constant()
+        return tuple(map(torch.zeros_like, z))
+    found: tuple[Tensor | None, ...] = torch.autograd.grad(
+        values, z, torch.ones_like(values), create_graph=create_graph, allow_unused=True
+    )
+    if all(g is None for g in found):
+        warn_constant()
+    return tuple([torch.zeros_like(t) if g is None else g for g, t in zip(found, z, strict=True)])
 
 
 def normal(tree: Any) -> Any:

@@ -16,6 +16,7 @@ from attrfn._core.chunks import Chunks, at_once, over_chunks
 from attrfn._core.derive import transforming, twice_differentiable
 from attrfn._core.explain import repeat_chosen
 from attrfn._core.memory import Peak, first_copies
+from attrfn._core.mix import mix
 from attrfn._core.outcome import Outcome, outcome
 from attrfn._core.target import Chosen, choose
 from attrfn._core.tree import batch_size, call_model, flatten
@@ -215,18 +216,6 @@ def _vmapped(rows: Callable[..., Tensor], points: Leaves) -> Tensor:
 
 def _floating(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype.is_floating_point else torch.get_default_dtype()
-
-
-def mix(z: Tensor, x: Tensor, x0: Tensor) -> Tensor:
-    """``x0 + z (x - x0)``, (S, B, ...)."""
-    if z.dtype == torch.bool:
-        return torch.where(z, x, x0)
-    if not x.is_floating_point():
-        raise TypeError(
-            f"inputs has a tensor of {x.dtype} and features that are present in part ({z.dtype}), "
-            "expected floating point, or features that are there or not (booleans)"
-        )
-    return (x0 + z.to(wide(x.dtype)) * (x - x0)).to(x.dtype)
 
 
 def _graph(create_graph: bool) -> contextlib.AbstractContextManager[object]:

@@ -15,7 +15,7 @@ from attrfn._core.compiling import is_compiling
 from attrfn._core.typing import Leaves
 
 _BLOW_UP = 64  # how much larger than its inputs a usual model becomes inside
-_UNMEASURED = 2**24, 64  # bytes and copies: an unusual model takes many times more
+_UNMEASURED = 2**25, 64  # bytes and copies: an unusual model takes many times more
 _MOST_ON_CPU = 2**23  # for each thread; more rows at once are slower there: caches, page faults
 
 
@@ -49,20 +49,21 @@ class Peak(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         if isinstance(result, Tensor):
             if not is_compiling():
-                self._count(result)
+                self._count(result, args[0] if args else None)
         elif isinstance(result, (tuple, list, dict)) and not is_compiling():
-            pytree.tree_map_only(Tensor, self._count, result)
+            first = args[0] if args else None
+            pytree.tree_map_only(Tensor, lambda t: self._count(t, first), result)
         return result
 
-    def _count(self, t: Tensor) -> None:
+    def _count(self, t: Tensor, of: object) -> None:
         if not t.requires_grad and t.numel() * t.element_size() < self.least:
             return
         with torch._C.DisableTorchFunction():
-            data = t
-            while torch._C._functorch.is_functorch_wrapped_tensor(data):
-                data = torch._C._functorch.get_unwrapped(data)
+            data = _bare(t)
             storage = data.untyped_storage()
             size, place, kept = storage.nbytes(), storage._cdata, data.requires_grad
+            if place not in self._holders and _has(of, place):  # a view of what was there before
+                return
         if kept:
             self.kept = True
             self._now += 2 * size if place not in self._holders else 0
@@ -80,6 +81,18 @@ class Peak(TorchFunctionMode):
             self._now -= size
         elif holders > 1:
             self._holders[place] = holders - 1
+
+
+def _bare(t: Tensor) -> Tensor:
+    """A tensor without the wrappers of torch.func."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(t):
+        t = torch._C._functorch.get_unwrapped(t)
+    return t
+
+
+def _has(x: object, place: int) -> bool:
+    """Whether something is a tensor on a storage."""
+    return isinstance(x, Tensor) and _bare(x).untyped_storage()._cdata == place
 
 
 def budget(device: torch.device) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 
@@ -41,6 +42,45 @@ class PlainOps(TorchFunctionMode):
             with self:
                 return _open_multi_head_attention(*args, **kwargs)
         return func(*args, **kwargs)
+
+
+class ForwardOps(PlainOps):
+    """The same in forward mode, until it is turned ``off``.
+
+    torch multiplies a tangent of zeros for the weights of every linear layer, too; here the tangent
+    of what is linear in x is the layer's of x.
+    """
+
+    off = False
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self.off:
+            return func(*args, **kwargs)
+        if func in _LINEAR and args:
+            x, *rest = (_parts(a) for a in args)
+            if x[1] is not None and not any(t is not None for _, t in rest) and not kwargs:
+                bias = [None] if len(args) > 2 else []
+                tangent = func(x[1].contiguous(), args[1], *bias, *args[3:])
+                return forward_ad.make_dual(func(x[0], *args[1:]), tangent)  # type: ignore[no-untyped-call]
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+_LINEAR = frozenset({F.linear, F.conv1d, F.conv2d, F.conv3d})
+
+
+def _parts(a: Any) -> tuple[Any, Tensor | None]:
+    """A value and its tangent in forward mode."""
+    if not isinstance(a, Tensor):
+        return a, None
+    found: tuple[Tensor, Tensor | None] = forward_ad.unpack_dual(a)  # type: ignore[no-untyped-call]
+    return found
 
 
 def attention(

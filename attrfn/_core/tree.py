@@ -125,10 +125,15 @@ def normal_bound(bound: Any) -> Any:
 
 def clone_tensors(tree: Tree) -> Tree:
     """The same tree with a clone of every tensor, so that in-place operations stay inside."""
-    return optree.tree_map(_clone, tree)
+    return map_tensors(Tensor.clone, tree)
 
 
-def _clone(leaf: Any) -> Any:
-    if isinstance(leaf, Tensor):
-        return leaf.clone()
-    return pytree.tree_map_only(Tensor, torch.clone, leaf)  # such as transformers' outputs
+def map_tensors(f: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
+    """The same tree with ``f`` of every tensor."""
+
+    def leaf(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return f(value)
+        return pytree.tree_map_only(Tensor, f, value)  # such as transformers' outputs
+
+    return optree.tree_map(leaf, tree)

@@ -192,13 +192,27 @@ def locate(
     if not (create_graph or transforming()):
         inputs = rebuild([t.detach() for t in x])
     halves = split(model_fn, layer, at=at, call=call, frozen=not create_graph)
-    activation = explainable(read(halves, inputs, create_graph), batch)
+    activation = with_examples(read(halves, inputs, create_graph), halves, inputs, batch, layer, at)
+    if (isinstance(layer, (list, tuple)) or call is None) and not is_compiling():
+        check_independent(model_fn, layer, at, call, activation, inputs)
+    model = functools.partial(of_activation, halves.tail, inputs=inputs, spread=spreads(activation))
+    return Located(model, activation, inputs, halves, create_graph)
+
+
+def with_examples(
+    value: Tree, halves: Split, inputs: Tree, batch: int, layer: Layer, at: At
+) -> Tree:
+    """The parts of a layer's value that can be explained; None elsewhere.
+
+    Raises:
+        ValueError: There are none.
+    """
+    activation = explainable(value, batch)
     leaves = optree.tree_leaves(activation)
     if len(leaves) > 1 or any(batch in t.shape[1:] for t in leaves):
-        twice = optree.tree_map(lambda t: torch.cat([t, t]), inputs)
-        doubled = halves._replace(head=repeat_bound(halves.head, batch, 2))
-        rows = explainable(read(doubled, twice, False), 2 * batch)
         # a state (layers, B, H), or time before batch, can look like B examples at one size
+        n, other, head = _other_batch(halves.head, inputs, batch)
+        rows = explainable(read(halves._replace(head=head), other, False), n)
         activation = like(rows, activation)
     if not optree.tree_leaves(activation):
         raise ValueError(
@@ -206,10 +220,18 @@ def locate(
             "dimension 0 to explain: choose another layer, or "
             f"at={'output' if at == 'input' else 'input'!r}"
         )
-    if (isinstance(layer, (list, tuple)) or call is None) and not is_compiling():
-        check_independent(model_fn, layer, at, call, activation, inputs)
-    model = functools.partial(of_activation, halves.tail, inputs=inputs, spread=spreads(activation))
-    return Located(model, activation, inputs, halves, create_graph)
+    return activation
+
+
+def _other_batch(head: ModelFn, inputs: Tree, batch: int) -> tuple[int, Tree, ModelFn]:
+    """Inputs of another batch size: two of the examples, which costs little, or all of them twice.
+
+    With compiled code always twice, because its sizes are not asked about.
+    """
+    if not is_compiling() and batch > 2 and not binds_rows(head, batch):
+        return 2, optree.tree_map(lambda t: t[:2], inputs), head
+    twice = optree.tree_map(lambda t: torch.cat([t, t]), inputs)
+    return 2 * batch, twice, repeat_bound(head, batch, 2)
 
 
 def read(halves: Split, inputs: Tree, create_graph: bool) -> Tree:

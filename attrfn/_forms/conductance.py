@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attrfn._core.baseline import fill_baselines
 from attrfn._core.batch import flat_rows, row_sums
-from attrfn._core.derive import push_forward, values_and_gradients
+from attrfn._core.derive import transforming, values_and_gradients
 from attrfn._core.explain import repeat_chosen
 from attrfn._core.path import on_copies, over_path
 from attrfn._core.quadrature import Rule
@@ -91,12 +91,10 @@ def layer_conductance(
 
     def through(flow: Flow, x0: Leaves, rows: Leaves, copies: int) -> Leaves:
         lengths = [(x - b).expand(copies, *x.shape) for x, b in zip(flow.p.x, x0, strict=True)]
-        # the sum makes tangents batched where the rows are, as in-place operations need it
-        steps = [
-            torch.zeros_like(r) + d for r, d in zip(rows, flat_rows(tuple(lengths)), strict=True)
-        ]
-        a, change = push_forward(functools.partial(flow.head, copies), rows, tuple(steps))
-        grads = flow.gradients(a, rows, copies)
+        steps = flat_rows(tuple(lengths))
+        if transforming():  # tangents batched where the rows are, as in-place operations need it
+            steps = tuple([torch.zeros_like(r) + d for r, d in zip(rows, steps, strict=True)])
+        change, grads = flow.along(rows, steps, copies)
         return tuple([g * v for g, v in zip(grads, change, strict=True)])
 
     one = functools.partial(
@@ -174,7 +172,7 @@ def internal_influence(
     """
 
     def through(flow: Flow, x0: Leaves, rows: Leaves, copies: int) -> Leaves:
-        return flow.gradients(flow.head(copies, *rows), rows, copies)
+        return flow.both(rows, copies)[1]
 
     one = functools.partial(
         at_layer_over_path,
@@ -264,8 +262,7 @@ def neuron_conductance(
     x0 = fill_baselines(baselines, inputs, p.x)
 
     def through(rows: Leaves, copies: int) -> Leaves:
-        a = flow.head(copies, *rows)
-        grads = flow.gradients(a, rows, copies)
+        a, grads = flow.both(rows, copies)
         mine = repeat_chosen(chosen, p.batch, copies)
 
         def neurons(*z: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -11,10 +12,20 @@ from torch import Tensor
 
 from attrfn._core.baseline import fill_baselines
 from attrfn._core.batch import repeat_bound
-from attrfn._core.derive import twice_differentiable, values_and_gradients
+from attrfn._core.derive import (
+    gradients_inside,
+    normal,
+    push_forward,
+    takes_tangents,
+    tangents_on,
+    transforming,
+    twice_differentiable,
+    values_and_gradients,
+)
 from attrfn._core.explain import Explained, explain, repeat_chosen
 from attrfn._core.path import on_copies, over_path
-from attrfn._core.split import Split
+from attrfn._core.split import Split, watched
+from attrfn._core.target import select
 from attrfn._core.tree import call_model, flatten, spreads
 from attrfn._core.typing import At, Baselines, Batching, Layer, Leaves, ModelFn, Target, Tree
 from attrfn._forms.at import like, locate, of_activation
@@ -28,18 +39,59 @@ class Flow(NamedTuple):
         halves: The split at the layer.
         activation: Leaves of the layer's activation at the inputs.
         rebuild: From such leaves to the activation's tree.
+        watched: Both halves in one pass, see :func:`attrfn._core.split.watched`, or None.
     """
 
     p: Explained
     halves: Split
     activation: Leaves
     rebuild: Callable[[Sequence[Tensor]], Tree]
+    watched: ModelFn | None
 
     def head(self, copies: int, *rows: Tensor) -> Leaves:
         """The layer's activation, (copies * B, ...) each."""
         head = repeat_bound(self.halves.head, self.p.batch, copies)
         with twice_differentiable(self.p.create_graph):
             value = call_model(head, self.p.rebuild(rows))
+        return self._leaves(value)
+
+    def both(self, rows: Leaves, copies: int) -> tuple[Leaves, Leaves]:
+        """The layer's activation, and df/da there."""
+        if self.watched is None or transforming():
+            a = self.head(copies, *rows)
+            return a, self.gradients(a, rows, copies)
+        return gradients_inside(lambda: self._watch(rows, copies, None)[:2])
+
+    def along(self, rows: Leaves, tangents: Leaves, copies: int) -> tuple[Leaves, Leaves]:
+        """How the layer's activation changes in a direction of the inputs, and df/da there."""
+        if self.watched is not None and takes_tangents():
+            with contextlib.suppress(NotImplementedError):
+                return self._along_at_once(rows, tangents, copies)
+        a, change = push_forward(functools.partial(self.head, copies), rows, tangents)
+        return change, self.gradients(a, rows, copies)
+
+    def _along_at_once(self, rows: Leaves, tangents: Leaves, copies: int) -> tuple[Leaves, Leaves]:
+        change: Leaves = ()
+
+        def values_and_leaves() -> tuple[Tensor, Leaves]:
+            nonlocal change
+            with tangents_on(normal(rows), normal(tangents)) as (dual, end):
+                values, z, change = self._watch(dual, copies, end)
+            return values, z
+
+        grads = gradients_inside(values_and_leaves)[1]
+        return change, grads
+
+    def _watch(
+        self, rows: Leaves, copies: int, end: Callable[[], None] | None
+    ) -> tuple[Tensor, Leaves, Leaves]:
+        run: Any = repeat_bound(self.watched, self.p.batch, copies)
+        chosen = repeat_chosen(self.p.chosen, self.p.batch, copies)
+        seen, outputs = run(self.p.rebuild(rows), end=end)
+        values = select(outputs, chosen, copies * self.p.batch, self.p.name)
+        return values, self._leaves(seen.value), self._leaves(seen.tangents) if end else ()
+
+    def _leaves(self, value: Tree) -> Leaves:
         return tuple(optree.tree_leaves(like(self.rebuild(self.activation), value)))
 
     def gradients(self, a: Leaves, rows: Leaves, copies: int) -> Leaves:
@@ -74,7 +126,9 @@ def flow_of(
     p = explain(model_fn, inputs, target, create_graph=create_graph)
     here = locate(model_fn, inputs, layer, at=at, call=call, create_graph=create_graph)
     activation, rebuild = flatten(here.activation, "layer")
-    return Flow(p, here.halves, activation, rebuild)
+    one = call is not None and not create_graph and p.batch > 0
+    run = watched(model_fn, layer, at=at, call=call) if one else None
+    return Flow(p, here.halves, activation, rebuild, run)
 
 
 def at_layer_over_path(

@@ -20,8 +20,8 @@ from attrfn._core.typing import (
     Target,
     Tree,
 )
-from attrfn._forms.at import at_layer, each_layer, locate, read
-from attrfn._methods.gradient import gradient
+from attrfn._forms.at import at_layer, each_layer, read
+from attrfn._forms.once import activation_and_gradient
 from attrfn._methods.integrated import gradient_shap, integrated_gradients
 
 
@@ -110,11 +110,10 @@ def layer_gradient_x_activation(
     """
 
     def one(layer: Layer) -> Tree:
-        here = locate(model_fn, inputs, layer, at=at, call=call, create_graph=create_graph)
-        grads = gradient(here.model, here.activation, target=target, create_graph=create_graph)
-        if not multiply_by_inputs:
-            return grads
-        return optree.tree_map(torch.mul, here.activation, grads)
+        activation, grads = activation_and_gradient(
+            model_fn, inputs, layer, target=target, at=at, call=call, create_graph=create_graph
+        )
+        return optree.tree_map(torch.mul, activation, grads) if multiply_by_inputs else grads
 
     return each_layer(one, layer)
 

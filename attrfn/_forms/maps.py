@@ -12,8 +12,8 @@ from torch import Tensor
 from attrfn._core.source import describe
 from attrfn._core.tree import flatten
 from attrfn._core.typing import At, Layer, ModelFn, Target, Tree
-from attrfn._forms.at import each_layer, locate
-from attrfn._methods.gradient import gradient
+from attrfn._forms.at import each_layer
+from attrfn._forms.once import activation_and_gradient
 
 Reshape: TypeAlias = Callable[[Any], Tensor]
 
@@ -40,9 +40,10 @@ def channel_map(
     """Sum over the channels of ``weigh(activation, gradient)``, rectified and resized."""
 
     def one(layer: Layer) -> Tensor:
-        here = locate(model_fn, inputs, layer, at=at, call=call, create_graph=create_graph)
-        grads = gradient(here.model, here.activation, target=target, create_graph=create_graph)
-        a, g = (channels(v, layer, reshape) for v in (here.activation, grads))
+        found = activation_and_gradient(
+            model_fn, inputs, layer, target=target, at=at, call=call, create_graph=create_graph
+        )
+        a, g = (channels(v, layer, reshape) for v in found)
         return finish(weigh(a, g).sum(1, keepdim=True), inputs, relu, upsample)
 
     return each_layer(one, layer)

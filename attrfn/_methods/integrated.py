@@ -11,7 +11,7 @@ from torch import Tensor
 from attrfn._core.baseline import baseline_distribution, fill_baselines
 from attrfn._core.batch import row_sums, wide
 from attrfn._core.bind import bind
-from attrfn._core.chunks import Chunks, add, over_chunks
+from attrfn._core.chunks import Chunks, add, at_once, over_chunks
 from attrfn._core.derive import transforming
 from attrfn._core.explain import Explained, explain
 from attrfn._core.method import takes_distribution
@@ -199,10 +199,17 @@ def gradient_shap(
     p = explain(model_fn, inputs, target, create_graph=create_graph)
     pool = baseline_distribution(baselines, inputs, p.x)
     noise = Noise(key, stdevs, inputs, p.x)
+    n = positive("n_samples", n_samples)
+    chunks = Chunks(chunk_size, batching, progress, "gradient_shap")
+
+    def draw(i: slice) -> Leaves:
+        return (noise.uniform(i), *noise.inputs(i), *noise.choice(i, pool))
+
+    drawn = at_once(draw, n, n * 2 * sum(t.numel() for t in p.x))
 
     def part(i: slice) -> Leaves:
-        a, ends = noise.uniform(i), noise.inputs(i)
-        starts = noise.choice(i, pool)
+        a, *rest = drawn(i)
+        ends, starts = rest[: len(p.x)], rest[len(p.x) :]
         path = [
             (b + a.reshape(*a.shape, *[1] * (x.ndim - 1)).to(b) * (e - b)).to(x.dtype)
             for x, e, b in zip(p.x, ends, starts, strict=True)
@@ -212,10 +219,6 @@ def gradient_shap(
             grads = tuple([(e - b) * g for e, b, g in zip(ends, starts, grads, strict=True)])
         return tuple([g.sum(0, dtype=wide(g.dtype)) for g in grads])
 
-    n, chunks = (
-        positive("n_samples", n_samples),
-        Chunks(chunk_size, batching, progress, "gradient_shap"),
-    )
     total = over_chunks(part, add, n, chunks, p.x[0].device, x=p.x)
     return p.result([t / n_samples for t in total])
 

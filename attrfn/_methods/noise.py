@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attrfn._core.baseline import baseline_distribution
 from attrfn._core.batch import flat_rows, repeat_bound, wide
-from attrfn._core.chunks import Chunks, over_chunks
+from attrfn._core.chunks import Chunks, at_once, over_chunks
 from attrfn._core.method import is_over_distribution, wraps
 from attrfn._core.noise import Noise, positive
 from attrfn._core.tree import batch_size, flatten, require_floating
@@ -91,10 +91,11 @@ def noise_tunnel(
         if draw_baselines:
             pool = baseline_distribution(options.get("baselines"), inputs, x)
         start, merge, finish = _REDUCTIONS[kind]
+        noisy_inputs = at_once(noise.inputs, n_samples, n_samples * sum(t.numel() for t in x))
 
         def part(i: slice) -> Found:
             copies = i.stop - i.start
-            rows = [r.to(t.dtype) for r, t in zip(flat_rows(noise.inputs(i)), x, strict=True)]
+            rows = [r.to(t.dtype) for r, t in zip(flat_rows(noisy_inputs(i)), x, strict=True)]
             repeated = _repeat_options(method, options, batch, copies, x[0].ndim)
             if draw_baselines:
                 repeated["baselines"] = rebuild(_drawn(noise, i, pool, x))

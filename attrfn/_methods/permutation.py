@@ -14,6 +14,7 @@ from attrfn._core.derive import transforming
 from attrfn._core.features import features
 from attrfn._core.keys import row_keys, sample_keys
 from attrfn._core.masked import masked
+from attrfn._core.mix import choose_where
 from attrfn._core.noise import positive
 from attrfn._core.typing import Batching, ChunkSize, Key, Leaves, ModelFn, Target, Tree
 
@@ -94,7 +95,7 @@ def feature_permutation(
             _check_order(order, (i.stop - i.start, p.batch))
         moved = torch.arange(i.start, i.stop, device=p.device) % n
         masks = these.masks((moved[:, None] == ids)[:, None])
-        return tuple([torch.where(z, x[order], x) for z, x in zip(masks, p.x, strict=True)])
+        return tuple([choose_where(z, x[order], x) for z, x in zip(masks, p.x, strict=True)])
 
     shuffled = p.at(copies, points)
     mean = shuffled.reshape(n_samples, n, *shuffled.shape[1:]).mean(0)

@@ -13,7 +13,7 @@ PYTEST_ARGS ?=
 BENCH ?= $(sort $(filter-out benchmarks/_%, $(wildcard benchmarks/*.py)))
 
 OLDEST := 2.2.2
-COMPILES := 2.6.0
+COMPILES := 2.12.0
 OLDEST_TOOLS := "numpy<2" "optree>=0.13" "pytest>=8" "pytest-xdist>=3.5" "hypothesis>=6.100" "scipy<1.16" "scikit-learn<1.8" "tqdm>=4.60"
 
 VENV := .venv

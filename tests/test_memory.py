@@ -294,3 +294,12 @@ def test_memory_of_many_copies_is_bounded() -> None:
     x = torch.ones(4, 3, 64, 64)
     attrfn.occlusion(f, x, window=(3, 4, 4), stride=(3, 1, 1))
     assert most <= 2**25
+
+
+def test_peak_leaves_out_views_of_what_was_there() -> None:
+    """Weights that a model transposes or detaches are no memory of a copy."""
+    weight, x = torch.zeros(10, 1000), torch.zeros(2, 1000)
+    with Peak() as peak:
+        y = x @ weight.detach().T.view(1000, 10)
+    assert y.shape == (2, 10)
+    assert peak.bytes == 80

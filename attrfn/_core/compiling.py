@@ -13,7 +13,7 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 F = TypeVar("F", bound=Callable[..., Any])
-_COMPILES = tuple(map(int, torch.__version__.split("+")[0].split(".")[:2])) >= (2, 6)
+_COMPILES = tuple(map(int, torch.__version__.split("+")[0].split(".")[:2])) >= (2, 12)
 
 if hasattr(torch.compiler, "is_compiling"):  # torch >= 2.3
 
@@ -32,11 +32,11 @@ def require_compiler() -> None:
     """Refuse a torch whose compiler ignores parts of what the library relies on.
 
     Raises:
-        RuntimeError: It is older than 2.6.
+        RuntimeError: It is older than 2.12.
     """
     if not _COMPILES:
         raise RuntimeError(
-            f"torch {torch.__version__} cannot compile attributions correctly: use torch >= 2.6 "
+            f"torch {torch.__version__} cannot compile attributions correctly: use torch >= 2.12 "
             "with torch.compile, or call the method without it"
         )
 

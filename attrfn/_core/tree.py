@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import optree
-import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 

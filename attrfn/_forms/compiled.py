@@ -71,7 +71,7 @@ def compile(
 
     Raises:
         TypeError: ``method`` or ``model_fn`` cannot be called, or the method has no such option.
-        RuntimeError: This torch is older than 2.6.
+        RuntimeError: This torch is older than 2.12.
         CompileError: (When called) torch cannot capture the method on this model in one graph.
             What the method itself raises is raised as it is.
 

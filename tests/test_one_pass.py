@@ -1,0 +1,249 @@
+"""Eager layer gradients take one pass, and its results are those of the two halves."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from helpers import assert_close, assert_informative
+from torch import Tensor, nn
+from zoo import make, randn
+
+import attrfn
+from attrfn._core.plain_ops import ForwardOps
+
+ALONG_A_PATH = {
+    "layer_conductance": (attrfn.layer_conductance, {"n_steps": 3}),
+    "internal_influence": (attrfn.internal_influence, {"n_steps": 3}),
+}
+METHODS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+    "layer_gradient_x_activation": (attrfn.layer_gradient_x_activation, {}),
+    **ALONG_A_PATH,
+}
+
+
+class Counted(nn.Module):
+    """Counts how often it runs."""
+
+    runs: ClassVar[list[int]] = [0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs[0] += 1
+        return x
+
+
+def counted_runs(monkeypatch: pytest.MonkeyPatch, run: Callable[[nn.Module], object]) -> int:
+    monkeypatch.setattr(Counted, "runs", [0])
+    run(make(lambda: nn.Sequential(Counted(), nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))))
+    return Counted.runs[0]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_part_before_the_layer_runs_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    method, options = METHODS[name]
+    at_the_inputs = 1 if name in ALONG_A_PATH else 0  # to see what the layer returns
+    runs = counted_runs(
+        monkeypatch, lambda model: method(model, randn(5, 3), layer="2", target=1, **options)
+    )
+    assert runs == at_the_inputs + 1
+
+
+def test_a_map_takes_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    cam = attrfn.grad_cam
+    x = randn(5, 3, 3)
+    assert counted_runs(monkeypatch, lambda m: cam(m, x, layer="2", target=(1, 1))) == 1
+
+
+class Aliased(nn.Module):
+    """Hands on a tensor through the layer, and writes into it afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.layer, self.last = nn.Linear(3, 4), nn.Identity(), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        a = self.layer(h)
+        b = self.last(a * a)
+        h.mul_(0)
+        return b
+
+
+class Residual(nn.Module):
+    """A layer that the inputs also go around."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.last = nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(x + self.layer(x)) * x)
+
+
+class Twice(nn.Module):
+    """A layer of which the second call is explained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.last = nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.layer(torch.tanh(self.layer(x)))))
+
+
+class OnlyBackward(torch.autograd.Function):
+    """The square, without forward mode."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x**2
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return 2 * ctx.saved_tensors[0] * grad
+
+
+class NoForwardMode(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.last = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.layer(OnlyBackward.apply(x))))
+
+
+class InPlaceBehind(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.last = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.layer(x).mul_(2).relu_())
+
+
+class Attention(nn.Module):
+    """Attention before the layer, which is differentiated forward, and behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True, dropout=0.0)
+        self.last = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True, dropout=0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.layer(x.unflatten(1, (3, 4)))).mean(1)
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], int, dict[str, Any]]] = {
+    "aliased": (Aliased, 3, {}),
+    "residual": (Residual, 3, {}),
+    "second call": (Twice, 3, {"call": 1}),
+    "input": (InPlaceBehind, 3, {"at": "input"}),
+    "in-place behind": (InPlaceBehind, 3, {}),
+    "attention": (Attention, 12, {}),
+    "convolution": (
+        lambda: nn.Sequential(
+            nn.Unflatten(1, (1, 12)),
+            nn.Conv1d(1, 2, 3, padding=1, stride=2),
+            nn.Conv1d(2, 3, 3, groups=1, bias=False),
+            nn.Tanh(),
+            nn.Flatten(),
+            nn.Linear(12, 2),
+        ),
+        12,
+        {"layer": "3"},
+    ),
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("name", METHODS)
+def test_agrees_with_the_two_halves(name: str, model: str) -> None:
+    """With create_graph=True the head runs first and then the tail."""
+    method, options = METHODS[name]
+    build, width, where = MODELS[model]
+    net, x = make(build), randn(5, width)
+    given = {"layer": "layer", "target": 1, **where, **options}
+    expected = method(net, x, create_graph=True, **given).detach()
+    assert_informative(expected)
+    assert_close(method(net, x, **given), expected)
+    assert_close(method(net, x, create_graph=False, **given), expected)
+
+
+def test_conductance_of_what_has_no_forward_mode() -> None:
+    net, x = make(NoForwardMode), randn(5, 3)
+    options: dict[str, Any] = {"layer": "layer", "target": 1, "n_steps": 200}
+    found = attrfn.layer_conductance(net, x, **options)
+    change = (net(x) - net(0 * x))[:, 1]
+    assert_close(found.sum(1), change.detach(), rtol=1e-6)
+
+
+def test_a_linear_layer_has_the_tangent_of_its_input() -> None:
+    layer = make(lambda: nn.Linear(3, 4))
+    x, t = randn(2, 3), randn(2, 3, seed=1)
+    with torch.autograd.forward_ad.dual_level(), ForwardOps():
+        dual = torch.autograd.forward_ad.make_dual(x, t)
+        value, tangent = torch.autograd.forward_ad.unpack_dual(layer(dual))
+        assert_close(value, layer(x))
+        assert_close(tangent, t @ layer.weight.T)
+
+
+def test_weights_with_tangents_keep_them() -> None:
+    x, w = randn(2, 3), randn(4, 3, seed=1)
+    with torch.autograd.forward_ad.dual_level(), ForwardOps():
+        duals = [torch.autograd.forward_ad.make_dual(t, torch.ones_like(t)) for t in (x, w)]
+        found = torch.autograd.forward_ad.unpack_dual(torch.nn.functional.linear(*duals)).tangent
+    assert_close(found, torch.ones_like(x) @ w.T + x @ torch.ones_like(w).T)
+
+
+def test_conductance_in_threads() -> None:
+    """torch has one forward mode for all threads."""
+    net = make(Residual)
+    batches = [randn(5, 3, seed=i) for i in range(8)]
+    run = lambda x: attrfn.layer_conductance(net, x, layer="layer", target=1, n_steps=4)  # noqa: E731
+    expected = [run(x) for x in batches]
+    found: list[Any] = [None] * len(batches)
+
+    def work(i: int) -> None:
+        for _ in range(5):
+            found[i] = run(batches[i])
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(batches))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for a, b in zip(found, expected, strict=True):
+        assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_model_may_raise_behind_the_layer(name: str) -> None:
+    """Forward mode ends, and the next run is as before."""
+    method, options = METHODS[name]
+
+    class Raises(Residual):
+        def forward(self, x: Tensor) -> Tensor:
+            self.layer(x)
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        method(make(Raises), randn(5, 3), layer="layer", target=1, **options)
+    assert torch.autograd.forward_ad._current_level == -1
+
+
+def test_no_gradient_behind_the_layer_warns() -> None:
+    class Cut(Residual):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.layer(x).detach())
+
+    for method, options in METHODS.values():
+        with pytest.warns(UserWarning, match="does not depend on what is explained"):
+            a = method(make(Cut), randn(5, 3), layer="layer", target=1, **options)
+        assert (a == 0).all()

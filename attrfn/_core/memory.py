@@ -14,7 +14,8 @@ from torch.overrides import TorchFunctionMode
 from attrfn._core.compiling import is_compiling
 from attrfn._core.typing import Leaves
 
-_BLOW_UP = 64  # how much larger than its inputs a usual model becomes inside
+_BLOW_UP = 64  # how much larger than its inputs a usual model becomes inside ...
+_OF_ROWS = 16  # ... if these are (B, features), without channels at many places
 _UNMEASURED = 2**25, 64  # bytes and copies: an unusual model takes many times more
 _MOST_ON_CPU = 2**23  # for each thread; more rows at once are slower there: caches, page faults
 
@@ -109,7 +110,8 @@ def first_copies(x: Leaves) -> int:
     most, copies = _UNMEASURED
     bytes_ = sum(t.numel() * t.element_size() for t in x)
     floating = all(t.is_floating_point() for t in x)  # a token is small, and its embedding is not
-    return min(copies, most // (_BLOW_UP * bytes_)) if bytes_ and floating else 0
+    blow_up = _OF_ROWS if all(t.ndim <= 2 for t in x) else _BLOW_UP
+    return min(copies, most // (blow_up * bytes_)) if bytes_ and floating else 0
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -29,8 +29,8 @@ def philox(counter: tuple[Word, Word, Word, Word], k0: Word, k1: Word) -> list[W
     """Rounds of c0, c1, c2, c3 = hi(b c2) ^ c1 ^ k0, lo(b c2), hi(a c0) ^ c3 ^ k1, lo(a c0).
 
     With p = x (m - 2^32), which fits int64: hi(m x) = (p >> 32) + x and lo(m x) = p mod 2^32.
-    A word is an int64 tensor, or an int for all elements; tensors come as c1 and c3, which meet
-    the key before a product: compiled, products of an arange have 32 bits
+    A word is an int64 tensor, or an int for all elements; where it is compiled, tensors come as c1
+    and c3, which meet the key before a product: products of an arange have 32 bits there
     (https://github.com/pytorch/pytorch/issues/175966).
     """
     a, b = _MULTIPLIERS
@@ -49,18 +49,18 @@ def _schedule(k: Word, step: int) -> Sequence[Word]:
     return list(((k[..., None] + steps) & MASK).unbind(-1))
 
 
-def blocks(tag: int, low: Word, high: Word, key: Tensor, n: int = 4) -> Tensor:
+def blocks(tag: Word, low: Word, high: Word, key: Tensor, n: int = 4) -> Tensor:
     """The first n words of the blocks (tag, low, 0, high), in a last dimension."""
     k0, k1 = key.unbind(-1)
-    tensors = [w for w in (low, high, k0, k1) if isinstance(w, Tensor)]
+    tensors = [w for w in (tag, low, high, k0, k1) if isinstance(w, Tensor)]
     readable = not transforming() and all(map(_is_plain, tensors))
     tensors = list(torch.broadcast_tensors(*tensors))  # type: ignore[no-untyped-call]
     shape = tensors[0].shape
     if not readable or shape.numel() > _FEW:
         return torch.stack([w.expand(shape) for w in philox((tag, low, 0, high), k0, k1)[:n]], -1)
     lists = iter([t.flatten().tolist() for t in tensors])
-    c, d = (next(lists) if isinstance(w, Tensor) else repeat(w) for w in (low, high))
-    found = [philox((tag, i, 0, j), u, v)[:n] for i, j, u, v in zip(c, d, *lists, strict=False)]
+    words = [next(lists) if isinstance(w, Tensor) else repeat(w) for w in (tag, low, high)]
+    found = [philox((t, i, 0, j), u, v)[:n] for t, i, j, u, v in zip(*words, *lists, strict=False)]
     return torch.tensor(found, dtype=torch.int64).reshape(*shape, n)
 
 
@@ -78,8 +78,11 @@ def generate(
     count = n // 4 + 1 if is_compiling() else (n + 3) // 4
 
     def part(start: int, stop: int) -> Tensor:
-        c = torch.arange(start, stop, device=key.device)
-        return finish(*(blocks(tag, c, 0, key[..., None, :]).flatten(-2) for tag in tags))
+        c, k = torch.arange(start, stop, device=key.device), key[..., None, :]
+        if is_compiling() or len(tags) == 1:
+            return finish(*(blocks(tag, c, 0, k).flatten(-2) for tag in tags))
+        each = torch.tensor(tags, device=key.device).reshape(-1, *[1] * key.ndim)  # all in one go
+        return finish(*blocks(each, c, 0, k).flatten(-2).unbind(0))
 
     step = max(1, 2 * CHUNK // max(1, key.numel()))
     if is_compiling() or key.device.type != "cpu" or count <= step:

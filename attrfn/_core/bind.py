@@ -35,7 +35,7 @@ def bind(model_fn: ModelFn, *, frozen: bool, forward_only: bool = False) -> Mode
     if src is None:
         return model_fn
     if frozen and not transforming():
-        again = _Again(src._replace(args=(), kwargs={}), fused=forward_only)
+        again = Again(src._replace(args=(), kwargs={}), fused=forward_only)
         return functools.partial(again, *src.args, **src.kwargs)
     return bind_source(src, (), (), frozen=frozen)
 
@@ -53,36 +53,56 @@ def uncompiled(model_fn: ModelFn) -> ModelFn:
     return original
 
 
-class _Again:
-    """A source whose shells serve for the next run, too, if a run has left them unchanged."""
+class Again:
+    """A source whose shells serve for the next run, too, if a run has left them unchanged.
 
-    def __init__(self, src: Source, fused: bool) -> None:
+    Args:
+        src: The source, whose parameters are detached.
+        fused: See :class:`Shells`.
+        layers: Where taps may be.
+    """
+
+    def __init__(
+        self, src: Source, *, fused: bool = False, layers: Sequence[nn.Module | str] = ()
+    ) -> None:
         self.src = src
         self.fused = fused
+        self.layers = layers
         self.kept: list[tuple[Shells, ModelFn]] = []
         self.ready = False
 
     def prepare(self) -> None:
         """Have shells ready."""
         if not self.ready and not (self.kept and self.kept[-1][0].unchanged()):
-            self.kept = [_shells(self.src, (), (), True, self.fused)]
+            taps = [None] * len(self.layers)
+            self.kept = [_shells(self.src, self.layers, taps, True, self.fused)]
         self.ready = True
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model."""
+        return self.run((), args, kwargs)
+
+    def run(self, taps: Sequence[Tap], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the model with taps at the layers."""
         self.prepare()
         self.ready = False
         shells, model = self.kept.pop()
-        result = model(*args, **kwargs)
-        self.kept.append((shells, model))
-        return result
+        sites = [shells.memo[id(find(self.src.module, layer))] for layer in self.layers]
+        for site, tap in zip(sites, taps, strict=False):
+            site._attrfn_tap = tap
+        try:
+            return model(*args, **kwargs)
+        finally:
+            for site in sites:
+                site._attrfn_tap = None
+            self.kept.append((shells, model))
 
 
 def prepare(model_fn: ModelFn) -> None:
     """Build the private objects of a bound function now, before a mode is active."""
     while isinstance(model_fn, functools.partial):
         model_fn = model_fn.func
-    if isinstance(model_fn, _Again):
+    if isinstance(model_fn, Again):
         model_fn.prepare()
 
 
@@ -107,7 +127,7 @@ def bind_source(
 def _shells(
     src: Source,
     layers: Sequence[nn.Module | str],
-    taps: Sequence[Tap],
+    taps: Sequence[Tap | None],
     frozen: bool,
     fused: bool = False,
 ) -> tuple[Shells, ModelFn]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
-from attrfn._core.bind import bind_source
+from attrfn._core.bind import Again, bind_source
+from attrfn._core.derive import transforming
 from attrfn._core.marks import Marks
 from attrfn._core.source import Source, describe, source
 from attrfn._core.tap import Done, Seen, Tap, Watch, Where, check_called, value_of
@@ -63,8 +64,18 @@ def split(
         >>> torch.equal(tail(head(x), x), model(x))
         True
     """
-    where, bare, args, kwargs = _parts(model, layer, at, call, frozen)
+    return _halves(*_parts(model, layer, at, call, frozen))
 
+
+def split_once(model: ModelFn, layer: Layer, *, at: At, call: int | None, frozen: bool) -> Split:
+    """:func:`split` for the time of one call of a method, in which the model stays as it is.
+
+    Private objects that a run leaves unchanged then serve for the next one, too.
+    """
+    return _halves(*_parts(model, layer, at, call, frozen, again=True))
+
+
+def _halves(where: Where, bare: Source, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Split:
     def head(args: tuple[Any, ...], kwargs: dict[str, Any], *inputs: Any) -> Tree:
         return _run_head(bare, where, args, kwargs, inputs[0] if len(inputs) == 1 else inputs)
 
@@ -75,7 +86,7 @@ def split(
 
 
 def _parts(
-    model: ModelFn, layer: Layer, at: At, call: int | None, frozen: bool
+    model: ModelFn, layer: Layer, at: At, call: int | None, frozen: bool, again: bool = False
 ) -> tuple[Where, Source, tuple[Any, ...], dict[str, Any]]:
     """Check the arguments and take the model's bound arguments apart from its module."""
     src = source(model)
@@ -93,8 +104,28 @@ def _parts(
     layers: tuple[Any, ...] = tuple(layer) if isinstance(layer, (list, tuple)) else (layer,)
     if not layers:
         raise ValueError("layer is an empty list, expected at least one layer")
-    where = Where(layers, at, call, many, frozen)
-    return where, src._replace(args=(), kwargs={}), src.args, src.kwargs
+    bare = src._replace(args=(), kwargs={})
+    keep = Again(bare, layers=layers) if again and frozen and not transforming() else None
+    return Where(layers, at, call, many, frozen, keep), bare, src.args, src.kwargs
+
+
+def _bound(
+    src: Source,
+    where: Where,
+    taps: Sequence[Tap],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> ModelFn:
+    """The model on private objects, with taps at its layers."""
+    again: Again | None = where.again
+    if again is None or transforming():
+        src = src._replace(args=args, kwargs=kwargs)
+        return bind_source(src, where.layers, taps, frozen=where.frozen)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return again.run(taps, args, kwargs)
+
+    return functools.partial(run, *args, **kwargs)
 
 
 def check_independent(
@@ -125,10 +156,8 @@ def _run_head(
     taps = [Tap(where) for _ in where.layers]
     for tap in taps:
         tap.peers = taps
-    src = src._replace(args=args, kwargs=kwargs)
-    model = bind_source(src, where.layers, taps, frozen=where.frozen)
     with contextlib.suppress(Done):
-        call_model(model, inputs)
+        call_model(_bound(src, where, taps, args, kwargs), inputs)
     values = [value_of(tap, layer) for tap, layer in zip(taps, where.layers, strict=True)]
     for tap in taps:  # a cycle would keep the values until the garbage collector comes
         tap.peers = []
@@ -152,8 +181,7 @@ def _run_tail(
             f"{len(where.layers)} layers"
         )
     taps = [Tap(where, v if where.call is None else (v,), marks) for v in values]
-    src = src._replace(args=args, kwargs=kwargs)
-    outputs = call_model(bind_source(src, where.layers, taps, frozen=where.frozen), inputs)
+    outputs = call_model(_bound(src, where, taps, args, kwargs), inputs)
     for tap, layer in zip(taps, where.layers, strict=True):
         check_called(tap, layer)
     return outputs, taps
@@ -178,7 +206,7 @@ def watched(
         autograd. ``run(*inputs, end=...)`` takes inputs with tangents, see
         :func:`attrfn._core.derive.tangents_on`.
     """
-    where, bare, args, kwargs = _parts(model, layer, at, call, frozen=True)
+    where, bare, args, kwargs = _parts(model, layer, at, call, frozen=True, again=True)
 
     def run(
         args: tuple[Any, ...],
@@ -187,8 +215,7 @@ def watched(
         end: Callable[[], None] | None = None,
     ) -> tuple[Seen, Any]:
         watch = Watch(where, end)
-        src = bare._replace(args=args, kwargs=kwargs)
-        model = bind_source(src, where.layers, [watch], frozen=True)
+        model = _bound(bare, where, [watch], args, kwargs)
         with contextlib.nullcontext() if end is None else watch.before:
             outputs = call_model(model, inputs[0] if len(inputs) == 1 else inputs)
         check_called(watch, where.layers[0])

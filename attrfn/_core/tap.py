@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from attrfn._core.bind import Again
 from attrfn._core.compiling import is_compiling
 from attrfn._core.marks import Marks
 from attrfn._core.plain_ops import ForwardOps
@@ -26,6 +27,7 @@ class Where(NamedTuple):
     call: int | None
     many: bool
     frozen: bool
+    again: Again | None
 
 
 class Done(BaseException):

@@ -16,7 +16,7 @@ from attrfn._core.compiling import is_compiling
 from attrfn._core.derive import transforming, twice_differentiable
 from attrfn._core.method import is_over_distribution, takes_baselines, wraps
 from attrfn._core.source import describe
-from attrfn._core.split import Split, check_independent, split
+from attrfn._core.split import Split, check_independent, split_once
 from attrfn._core.target import raised_here
 from attrfn._core.tree import batch_size, flatten, spreads
 from attrfn._core.typing import At, Baselines, Layer, Method, ModelFn, Target, Tree
@@ -124,7 +124,7 @@ def at_neuron(
                 "it out, or use at_layer for the effect on the model's output"
             )
         frozen = not options.get("create_graph", False)
-        head = split(model_fn, layer, at=at, call=call, frozen=frozen).head
+        head = split_once(model_fn, layer, at=at, call=call, frozen=frozen).head
         try:
             return method(head, inputs, target=neuron, **options)
         except (TypeError, ValueError) as error:
@@ -191,7 +191,7 @@ def locate(
     batch = batch_size(x)
     if not (create_graph or transforming()):
         inputs = rebuild([t.detach() for t in x])
-    halves = split(model_fn, layer, at=at, call=call, frozen=not create_graph)
+    halves = split_once(model_fn, layer, at=at, call=call, frozen=not create_graph)
     activation = with_examples(read(halves, inputs, create_graph), halves, inputs, batch, layer, at)
     if (isinstance(layer, (list, tuple)) or call is None) and not is_compiling():
         check_independent(model_fn, layer, at, call, activation, inputs)

@@ -7,7 +7,7 @@ import torch
 
 from attrfn._core.method import takes_distribution
 from attrfn._core.quadrature import Rule
-from attrfn._core.split import split
+from attrfn._core.split import split_once
 from attrfn._core.tree import flatten
 from attrfn._core.typing import (
     At,
@@ -60,7 +60,7 @@ def layer_activation(
         torch.Size([5, 4])
     """
     flatten(inputs)
-    halves = split(model_fn, layer, at=at, call=call, frozen=not create_graph)
+    halves = split_once(model_fn, layer, at=at, call=call, frozen=not create_graph)
     return read(halves, inputs, create_graph)
 
 

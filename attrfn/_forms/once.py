@@ -6,7 +6,7 @@ import optree
 from torch import Tensor
 
 from attrfn._core.derive import gradients_inside, transforming
-from attrfn._core.split import split, watched
+from attrfn._core.split import split_once, watched
 from attrfn._core.target import choose, select
 from attrfn._core.tree import batch_size, flatten
 from attrfn._core.typing import At, Layer, Leaves, ModelFn, Target, Tree
@@ -32,7 +32,7 @@ def activation_and_gradient(
         grads = gradient(here.model, here.activation, target=target, create_graph=create_graph)
         return here.activation, grads
     inputs = rebuild([t.detach() for t in x])
-    halves = split(model_fn, layer, at=at, call=call, frozen=True)
+    halves = split_once(model_fn, layer, at=at, call=call, frozen=True)
     run = watched(model_fn, layer, at=at, call=call)
     chosen = choose(target, batch)
     activation: Tree = None

@@ -303,3 +303,22 @@ def test_peak_leaves_out_views_of_what_was_there() -> None:
         y = x @ weight.detach().T.view(1000, 10)
     assert y.shape == (2, 10)
     assert peak.bytes == 80
+
+
+def test_models_with_sparse_parts_are_measured() -> None:
+    """A sparse tensor has no storage to count."""
+
+    class Mixes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mixing", torch.eye(300).to_sparse())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.sparse.mm(self.mixing, x.mT).mT.tanh()
+
+    x = randn(200, 300, dtype=torch.float32)
+    for size in ("auto", 7):
+        a = attrfn.integrated_gradients(Mixes(), x, target=1, n_steps=60, chunk_size=size)
+        b = attrfn.feature_ablation(Mixes(), x, target=1, chunk_size=size)
+        torch.testing.assert_close(a, torch.where(torch.arange(300) == 1, x.tanh(), 0))
+        torch.testing.assert_close(b, torch.where(torch.arange(300) == 1, x.tanh(), 0))

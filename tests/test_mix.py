@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from zoo import randn
 
 from attrfn._core.mix import choose_where, mix
@@ -70,3 +71,11 @@ def test_features_in_part() -> None:
     assert torch.allclose(mix(Z.double(), x, x0), torch.where(Z, x, x0))
     with pytest.raises(TypeError, match="features that are present in part"):
         mix(Z.double(), x.long(), x0.long())
+
+
+def test_forward_mode_goes_through() -> None:
+    x, t = randn(3, 6), randn(3, 6, seed=1)
+    with forward_ad.dual_level():
+        found = choose_where(Z, forward_ad.make_dual(x, t), 0 * x)
+        tangent = forward_ad.unpack_dual(found).tangent
+    assert torch.equal(tangent, torch.where(Z, t, 0 * t))

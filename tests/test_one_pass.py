@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict, UserDict
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -247,3 +248,114 @@ def test_no_gradient_behind_the_layer_warns() -> None:
         with pytest.warns(UserWarning, match="does not depend on what is explained"):
             a = method(make(Cut), randn(5, 3), layer="layer", target=1, **options)
         assert (a == 0).all()
+
+
+class Wrapped(OrderedDict[str, Tensor]):
+    """A mapping that neither optree nor torch knows."""
+
+
+class ReturnsMapping(nn.Module):
+    def __init__(self, kind: Callable[..., Any]) -> None:
+        super().__init__()
+        self.inner, self.kind = nn.Linear(3, 4), kind
+
+    def forward(self, x: Tensor) -> Any:
+        return self.kind({"h": self.inner(x), "n": 3})
+
+
+class TakesMapping(nn.Module):
+    def __init__(self, kind: Callable[..., Any]) -> None:
+        super().__init__()
+        self.layer, self.last = ReturnsMapping(kind), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.layer(x)["h"]))
+
+
+@pytest.mark.parametrize("kind", [dict, Wrapped, UserDict])
+@pytest.mark.parametrize("name", METHODS)
+def test_layers_that_return_mappings(name: str, kind: Callable[..., Any]) -> None:
+    method, options = METHODS[name]
+    net, x = make(TakesMapping, kind), randn(5, 3)
+    expected = method(net, x, layer="layer", target=1, create_graph=True, **options)["h"].detach()
+    assert_informative(expected)
+    assert_close(method(net, x, layer="layer", target=1, **options)["h"], expected)
+
+
+class Writes(nn.Module):
+    """Changes a state that no buffer's version tells of."""
+
+    def __init__(self, write: Callable[[Any, Tensor], Any]) -> None:
+        super().__init__()
+        self.layer, self.last, self.write = nn.Linear(3, 4), nn.Linear(4, 2), write
+        self.plain = torch.ones(4, dtype=torch.float64)
+        self.several = (torch.ones(4, dtype=torch.float64), 1)
+        self.register_buffer("mean", torch.zeros(4))
+        self.register_buffer("var", torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.layer(x) * self.plain.clone() * self.several[0].clone() * self.var.clone()
+        self.write(self, h)
+        return self.last(torch.tanh(h))
+
+
+WRITES: dict[str, Callable[[Any, Tensor], Any]] = {
+    "attribute": lambda m, h: m.plain.mul_(2),
+    "in a tuple": lambda m, h: m.several[0].mul_(2),
+    "data": lambda m, h: m.var.data.mul_(2),
+    "buffer": lambda m, h: m.var.mul_(2),
+    "batch norm": lambda m, h: nn.functional.batch_norm(h.detach(), m.mean, m.var, training=True),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize(
+    "method", [attrfn.layer_integrated_gradients, attrfn.layer_conductance, attrfn.saliency]
+)
+def test_no_run_starts_from_the_state_of_another(method: Any, write: str) -> None:
+    net, x = make(Writes, WRITES[write]), randn(5, 3)
+    options: dict[str, Any] = {"target": 1}
+    if method is attrfn.saliency:
+        method, options = attrfn.integrated_gradients, {"target": 1, "n_steps": 6}
+    else:
+        options |= {"layer": "layer", "n_steps": 6}
+    expected = method(net, x, chunk_size=2, create_graph=True, **options).detach()
+    assert_close(method(net, x, chunk_size=2, **options), expected)
+
+
+class InnerGradient(nn.Module):
+    """Its head is itself made of a derivative."""
+
+    def __init__(self, derive: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.f = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+        self.layer, self.last, self.derive = nn.Linear(3, 4), nn.Linear(4, 2), derive
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.layer(self.derive(self.f, x))))
+
+
+DERIVED: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "a method": lambda f, x: attrfn.gradient(f, x) * x,
+    "a layer method": lambda f, x: attrfn.layer_gradient_x_activation(f, x, layer="1")[:, :3] * x,
+    "a perturbation": lambda f, x: attrfn.feature_ablation(f, x, n_features=3) * x,
+    "jvp": lambda f, x: torch.func.jvp(torch.tanh, (x,), (torch.ones_like(x),))[1],
+    "vmap": lambda f, x: torch.vmap(f)(x) * x,
+    "grad": lambda f, x: torch.func.vmap(torch.func.grad(lambda z: f(z)[0]))(x),
+}
+
+
+@pytest.mark.parametrize("derived", DERIVED)
+def test_conductance_through_derivatives_inside_the_model(derived: str) -> None:
+    net, x = make(InnerGradient, DERIVED[derived]), randn(5, 3)
+    half = 0.5 * x  # the only node
+    a, change = torch.func.jvp(attrfn.split(net, "layer").head, (half,), (x,))
+    grads = attrfn.layer_gradient_x_activation(
+        net, half, layer="layer", target=1, multiply_by_inputs=False
+    )
+    found = attrfn.layer_conductance(
+        net, x, layer="layer", target=1, n_steps=1, quadrature="riemann_middle"
+    )
+    assert a.shape == change.shape
+    assert_informative(found)
+    assert_close(found, (grads * change).detach())

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import collections
 import functools
+import sys
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +20,7 @@ import zoo
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import parametrizations, parametrize
-from zoo import randn
+from zoo import make, randn
 
 import attrfn
 
@@ -1529,3 +1531,47 @@ def test_compiled_model_that_keeps_an_activation():
         print(model.calls, model.last, model.log, model.cache)
         """
     assert zoo.in_processes({"keeps": code})["keeps"] == "0 None [] {}\n"
+
+
+class Cell(nn.Module):
+    """Its steps, and the groups that it makes, depend on all examples."""
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.cell, self.last, self.groups = nn.LSTMCell(3, 4), nn.Linear(4, 2), groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, c = x.new_zeros(len(x), 4), x.new_zeros(len(x), 4)
+        for t in range(int(x[:, :, 0].sum(1).max())):
+            h, c = self.cell(x[:, t % 2].view(-1, self.groups, 3).flatten(0, 1), (h, c))
+        return self.last(h)
+
+
+def test_a_layer_with_several_tensors_needs_all_examples():
+    """Two examples would be enough to see where the batch is, but not for these models."""
+    x = randn(8, 2, 3)
+    x[:, :, 0] = torch.arange(8)[:, None] / 2
+    for groups in (1, 4):
+        for method in (attrfn.layer_gradient_x_activation, attrfn.layer_conductance):
+            h, c = method(make(Cell, groups), x, layer="cell", call=5, target=1)
+            assert h.shape == c.shape == (8, 4)
+            assert (h != 0).any()
+
+
+def test_a_method_may_call_the_model_from_threads():
+    """The function that it gets runs on objects of its own in each."""
+    net, x = make(lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))), randn(5, 3)
+
+    def method(model_fn, inputs, *, target=None):
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda _: model_fn(inputs), range(400)))
+        assert all(torch.equal(f, found[0]) for f in found)
+        return found[0]
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for moved in (attrfn.at_layer(method, "1"), attrfn.at_neuron(method, "1", 0)):
+            assert moved(net, x).shape[0] == 5
+    finally:
+        sys.setswitchinterval(interval)

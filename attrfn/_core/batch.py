@@ -8,7 +8,6 @@ from typing import Any
 
 import optree
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from attrfn._core.precision import full_precision
@@ -94,7 +93,7 @@ def binds_rows(bound: Any, batch: int) -> bool:
         binds_rows(value, batch)
         if isinstance(value, functools.partial)
         else isinstance(value, Tensor) and _is_row(value, batch)
-        for value in pytree.tree_leaves(arguments)
+        for value in optree.tree_leaves(arguments)
     )
 
 

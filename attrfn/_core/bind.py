@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import types
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -68,15 +69,11 @@ class Again:
         self.src = src
         self.fused = fused
         self.layers = layers
-        self.kept: list[tuple[Shells, ModelFn]] = []
-        self.ready = False
+        self.kept: list[_Kept] = []  # popped while they run, so that no two threads share one
 
     def prepare(self) -> None:
         """Have shells ready."""
-        if not self.ready and not (self.kept and self.kept[-1][0].unchanged()):
-            taps = [None] * len(self.layers)
-            self.kept = [_shells(self.src, self.layers, taps, True, self.fused)]
-        self.ready = True
+        self.kept.append(self._take()._replace(ready=True))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model."""
@@ -84,18 +81,32 @@ class Again:
 
     def run(self, taps: Sequence[Tap], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the model with taps at the layers."""
-        self.prepare()
-        self.ready = False
-        shells, model = self.kept.pop()
-        sites = [shells.memo[id(find(self.src.module, layer))] for layer in self.layers]
+        kept = self._take()
+        sites = [kept.shells.memo[id(find(self.src.module, layer))] for layer in self.layers]
         for site, tap in zip(sites, taps, strict=False):
             site._attrfn_tap = tap
         try:
-            return model(*args, **kwargs)
+            return kept.model(*args, **kwargs)
         finally:
             for site in sites:
                 site._attrfn_tap = None
-            self.kept.append((shells, model))
+            self.kept.append(kept._replace(ready=False))
+
+    def _take(self) -> _Kept:
+        with contextlib.suppress(IndexError):
+            kept = self.kept.pop()
+            if kept.ready or kept.shells.unchanged():
+                return kept
+        taps = [None] * len(self.layers)
+        return _Kept(*_shells(self.src, self.layers, taps, True, self.fused), ready=False)
+
+
+class _Kept(NamedTuple):
+    """Shells, the model made of them, and whether they were built or looked at since a run."""
+
+    shells: Shells
+    model: ModelFn
+    ready: bool
 
 
 def prepare(model_fn: ModelFn) -> None:

@@ -19,6 +19,7 @@ from attrfn._core.warn import warn
 
 # torch counts its forward-mode levels per process and not per thread.
 _FORWARD_MODE = threading.RLock()
+_THREAD = threading.local()  # whether it has tangents on
 
 
 def transforming() -> bool:
@@ -110,6 +111,8 @@ def tangents_on(x: Leaves, tangents: Leaves) -> Iterator[tuple[Leaves, Callable[
     with contextlib.ExitStack() as stack:
         stack.enter_context(_FORWARD_MODE)
         stack.enter_context(forward_ad.dual_level())
+        stack.callback(setattr, _THREAD, "tangents", False)
+        _THREAD.tangents = True
         dual = [
             forward_ad.make_dual(t, d)  # type: ignore[no-untyped-call]
             for t, d in zip(x, tangents, strict=True)
@@ -120,6 +123,16 @@ def tangents_on(x: Leaves, tangents: Leaves) -> Iterator[tuple[Leaves, Callable[
 def takes_tangents() -> bool:
     """Whether :func:`tangents_on` may be used: torch has a single level of forward mode."""
     return not transforming() and forward_ad._current_level < 0
+
+
+def refuse_tangents() -> None:
+    """Say that the tangents of :func:`tangents_on` would be lost, to a method inside of a model.
+
+    Raises:
+        NotImplementedError: There are any; whoever put them on goes another way.
+    """
+    if getattr(_THREAD, "tangents", False):
+        raise NotImplementedError("an attribution method inside of forward mode")
 
 
 def _pull(values: Tensor, z: Leaves, create_graph: bool) -> Leaves:

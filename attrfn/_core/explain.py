@@ -12,7 +12,7 @@ from torch import Tensor
 from attrfn._core.batch import flat_rows, repeat_bound, split_rows
 from attrfn._core.bind import bind, prepare
 from attrfn._core.compiling import is_compiling
-from attrfn._core.derive import transforming, values_and_gradients
+from attrfn._core.derive import refuse_tangents, transforming, values_and_gradients
 from attrfn._core.target import Chosen, PerExample, choose, select
 from attrfn._core.tree import batch_size, call_model, flatten, require_floating
 from attrfn._core.typing import Batching, Leaves, ModelFn, Target, Tree
@@ -105,6 +105,7 @@ def explain(
         TypeError: The inputs have a leaf that is no floating tensor, or the target no known kind.
         ValueError: The batch sizes disagree.
     """
+    refuse_tangents()
     x, rebuild = flatten(inputs)
     batch = batch_size(x)
     require_floating(x)

@@ -13,7 +13,7 @@ from attrfn._core.baseline import fill_baselines
 from attrfn._core.batch import flat_rows, repeat_bound, wide
 from attrfn._core.bind import bind
 from attrfn._core.chunks import Chunks, at_once, over_chunks
-from attrfn._core.derive import transforming, twice_differentiable
+from attrfn._core.derive import refuse_tangents, transforming, twice_differentiable
 from attrfn._core.explain import repeat_chosen
 from attrfn._core.memory import Peak, first_copies
 from attrfn._core.mix import mix
@@ -182,6 +182,7 @@ def masked(
         TypeError: The target or the outputs are of no known kind.
         ValueError: The batch sizes disagree, or the baselines do not fit.
     """
+    refuse_tangents()
     x, rebuild = flatten(inputs)
     batch = batch_size(x)
     x0 = fill_baselines(baselines, inputs, x)

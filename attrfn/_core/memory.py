@@ -61,6 +61,8 @@ class Peak(TorchFunctionMode):
             return
         with torch._C.DisableTorchFunction():
             data = _bare(t)
+            if not _is_strided(data):
+                return
             storage = data.untyped_storage()
             size, place, kept = storage.nbytes(), storage._cdata, data.requires_grad
             if place not in self._holders and _has(of, place):  # a view of what was there before
@@ -93,7 +95,15 @@ def _bare(t: Tensor) -> Tensor:
 
 def _has(x: object, place: int) -> bool:
     """Whether something is a tensor on a storage."""
-    return isinstance(x, Tensor) and _bare(x).untyped_storage()._cdata == place
+    if not isinstance(x, Tensor) or not _is_strided(bare := _bare(x)):
+        return False
+    found: bool = bare.untyped_storage()._cdata == place
+    return found
+
+
+def _is_strided(t: Tensor) -> bool:
+    """Whether a tensor has one storage, which sparse ones have not."""
+    return t.layout == torch.strided and not t.is_mkldnn
 
 
 def budget(device: torch.device) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from attrfn._core.batch import wide
 from attrfn._core.derive import transforming
@@ -30,7 +31,8 @@ def choose_where(z: Tensor, x: Tensor, x0: Tensor) -> Tensor:
 
     Every number stays what it was, infinite and undefined ones too.
     """
-    if transforming() or not (_is_bits(x) and _is_bits(x0) and x.dtype == x0.dtype):
+    plain = _is_bits(x) and _is_bits(x0) and x.dtype == x0.dtype
+    if not plain or transforming() or forward_ad._current_level >= 0:  # any thread's
         return torch.where(z, x, x0)
     bits = _BITS[x.element_size()]
     a, b = x.view(bits), x0.view(bits)

@@ -63,7 +63,7 @@ class ForwardOps(PlainOps):
         kwargs = kwargs or {}
         if self.off:
             return func(*args, **kwargs)
-        if func in _LINEAR and args:
+        if func in _LINEAR and args and not _in_functorch():
             x, *rest = (_parts(a) for a in args)
             if x[1] is not None and not any(t is not None for _, t in rest) and not kwargs:
                 bias = [None] if len(args) > 2 else []
@@ -73,6 +73,10 @@ class ForwardOps(PlainOps):
 
 
 _LINEAR = frozenset({F.linear, F.conv1d, F.conv2d, F.conv3d})
+
+
+def _in_functorch() -> bool:
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _parts(a: Any) -> tuple[Any, Tensor | None]:

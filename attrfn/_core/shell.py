@@ -50,6 +50,7 @@ class Shells:
         self.memo: dict[int, Any] = {}
         self.noisy: list[str] = []
         self.kept: list[Kept] = []
+        self.copies: list[tuple[Tensor, Tensor, int]] = []
         self.plain = True
 
     def module(self, module: nn.Module) -> Any:
@@ -110,7 +111,8 @@ class Shells:
             return None
         key = id(b)
         if key not in self.memo:
-            self.memo[key] = b.detach().clone() if self.frozen else b.clone()
+            copy = self.memo[key] = b.detach().clone() if self.frozen else b.clone()
+            self.copies.append((copy, b, copy._version))
         new: Tensor = self.memo[key]
         return new
 
@@ -157,7 +159,11 @@ class Shells:
 
     def unchanged(self) -> bool:
         """Whether a run left everything as it was built, so that the shells may run again."""
-        return self.plain and all(kept.unchanged() for kept in self.kept)
+        return (
+            self.plain
+            and all(kept.unchanged() for kept in self.kept)
+            and all(_is_copy(*copy) for copy in self.copies)
+        )
 
     def warn(self) -> None:
         """Warn if a module that draws numbers or ties rows together is in training mode."""
@@ -169,13 +175,12 @@ class Shells:
 
 
 class Kept(NamedTuple):
-    """What a shell held when it was built: its attributes, what is in its dicts, its buffers."""
+    """What a shell held when it was built: its attributes, and what is in its dicts."""
 
     state: dict[str, Any]
     values: list[Any]
     empty: list[dict[str, Any]]
     full: list[tuple[dict[str, Any], list[Any]]]
-    versions: list[tuple[Tensor, int]]
 
     @staticmethod
     def of(state: dict[str, Any]) -> Kept:
@@ -186,7 +191,6 @@ class Kept(NamedTuple):
             list(state.values()),
             [d for d in dicts if not d],
             [(d, list(d.values())) for d in dicts if d],
-            [(b, b._version) for b in state["_buffers"].values() if b is not None],
         )
 
     def unchanged(self) -> bool:
@@ -195,8 +199,17 @@ class Kept(NamedTuple):
             _same(self.state, self.values)
             and not any(self.empty)
             and all(_same(d, values) for d, values in self.full)
-            and all(b._version == version for b, version in self.versions)
         )
+
+
+def _is_copy(copy: Tensor, of: Tensor, version: int) -> bool:
+    """Whether nothing has been written into a copy, by ``.data`` or a kernel that says nothing.
+
+    To ask that of an accelerator would wait for it; a new copy does not.
+    """
+    if copy._version != version or copy.device.type != "cpu" or type(copy) is not Tensor:
+        return False
+    return copy.layout == torch.strided and torch.equal(copy, of)
 
 
 def _same(now: dict[str, Any], before: list[Any]) -> bool:

@@ -17,7 +17,7 @@ from attrfn._core.marks import Marks
 from attrfn._core.plain_ops import ForwardOps
 from attrfn._core.shell import Forward
 from attrfn._core.source import describe
-from attrfn._core.tree import clone_tensors, map_tensors
+from attrfn._core.tree import clone_tensors, plain_mappings
 from attrfn._core.typing import At, Tree
 
 
@@ -120,13 +120,19 @@ class Watch(Tap):
         return self._start(run(*args, **kwargs))
 
     def _start(self, value: Tree) -> Tree:
-        tangents = None if self.end is None else map_tensors(_tangent, value)
+        parts = plain_mappings(value)
+        tangents = None if self.end is None else _of_tensors(_tangent, parts)
         if self.end is not None:
             self.end()
             self.before.off = True
-        leaves = map_tensors(_leaf, value)
+        leaves = _of_tensors(_leaf, parts)
         self.seen.append(Seen(leaves, tangents))
-        return clone_tensors(leaves)
+        return merge(leaves, value)
+
+
+def _of_tensors(f: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
+    """``f`` of each tensor, None for everything else."""
+    return optree.tree_map(lambda t: f(t) if isinstance(t, Tensor) else None, tree)
 
 
 def _leaf(t: Tensor) -> Tensor:

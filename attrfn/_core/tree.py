@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optree
@@ -136,3 +136,14 @@ def map_tensors(f: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
         return pytree.tree_map_only(Tensor, f, value)  # such as transformers' outputs
 
     return optree.tree_map(leaf, tree)
+
+
+def plain_mappings(tree: Tree) -> Tree:
+    """Mappings that optree does not know, such as the outputs of transformers, as dicts."""
+
+    def open_up(leaf: Any) -> Any:
+        if not isinstance(leaf, Mapping):
+            return leaf
+        return {k: plain_mappings(v) for k, v in leaf.items()}
+
+    return optree.tree_map(open_up, tree)

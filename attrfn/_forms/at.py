@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import optree
@@ -13,12 +14,12 @@ from torch import Tensor
 from attrfn._core.baseline import baseline_distribution, fill_baselines, per_example
 from attrfn._core.batch import binds_rows, flat_rows, repeat_bound
 from attrfn._core.compiling import is_compiling
-from attrfn._core.derive import transforming, twice_differentiable
+from attrfn._core.derive import refuse_tangents, transforming, twice_differentiable
 from attrfn._core.method import is_over_distribution, takes_baselines, wraps
 from attrfn._core.source import describe
 from attrfn._core.split import Split, check_independent, split_once
 from attrfn._core.target import raised_here
-from attrfn._core.tree import batch_size, flatten, spreads
+from attrfn._core.tree import batch_size, flatten, plain_mappings, spreads
 from attrfn._core.typing import At, Baselines, Layer, Method, ModelFn, Target, Tree
 
 
@@ -187,6 +188,7 @@ def locate(
     create_graph: bool = False,
 ) -> Located:
     """Split the model at the layer and evaluate the head."""
+    refuse_tangents()
     x, rebuild = flatten(inputs)
     batch = batch_size(x)
     if not (create_graph or transforming()):
@@ -211,9 +213,7 @@ def with_examples(
     leaves = optree.tree_leaves(activation)
     if len(leaves) > 1 or any(batch in t.shape[1:] for t in leaves):
         # a state (layers, B, H), or time before batch, can look like B examples at one size
-        n, other, head = _other_batch(halves.head, inputs, batch)
-        rows = explainable(read(halves._replace(head=head), other, False), n)
-        activation = like(rows, activation)
+        activation = _at_another_size(activation, halves, inputs, batch)
     if not optree.tree_leaves(activation):
         raise ValueError(
             f"layer {describe(layer)} gives no floating tensor with the {batch} example(s) in "
@@ -223,15 +223,19 @@ def with_examples(
     return activation
 
 
-def _other_batch(head: ModelFn, inputs: Tree, batch: int) -> tuple[int, Tree, ModelFn]:
-    """Inputs of another batch size: two of the examples, which costs little, or all of them twice.
+def _at_another_size(activation: Tree, halves: Split, inputs: Tree, batch: int) -> Tree:
+    """The parts of an activation that follow the batch: of two examples, or of all of them twice.
 
-    With compiled code always twice, because its sizes are not asked about.
+    Two cost little, but not every model takes them: it may need the others, or so many. Compiled
+    code does not ask for sizes.
     """
-    if not is_compiling() and batch > 2 and not binds_rows(head, batch):
-        return 2, optree.tree_map(lambda t: t[:2], inputs), head
+    if not is_compiling() and batch > 2 and not binds_rows(halves.head, batch):
+        with contextlib.suppress(RuntimeError, ValueError, IndexError):
+            two = optree.tree_map(lambda t: t[:2], inputs)
+            return like(explainable(read(halves, two, False), 2), activation)
     twice = optree.tree_map(lambda t: torch.cat([t, t]), inputs)
-    return 2 * batch, twice, repeat_bound(head, batch, 2)
+    doubled = halves._replace(head=repeat_bound(halves.head, batch, 2))
+    return like(explainable(read(doubled, twice, False), 2 * batch), activation)
 
 
 def read(halves: Split, inputs: Tree, create_graph: bool) -> Tree:
@@ -254,22 +258,13 @@ def explainable(value: Tree, batch: int) -> Tree:
             return None
         return leaf if leaf.shape[0] == batch else None
 
-    return optree.tree_map(keep, _plain(value))
+    return optree.tree_map(keep, plain_mappings(value))
 
 
 def like(activation: Tree, value: Tree) -> Tree:
     """The parts of a value that the activation has."""
-    return optree.tree_map(_second, activation, _plain(value), none_is_leaf=True)
+    return optree.tree_map(_second, activation, plain_mappings(value), none_is_leaf=True)
 
 
 def _second(a: Any, b: Any) -> Any:
     return None if a is None else b
-
-
-def _plain(value: Tree) -> Tree:
-    """Mappings that optree does not know, such as the outputs of transformers, as dicts."""
-
-    def open_up(leaf: Any) -> Any:
-        return {k: _plain(v) for k, v in leaf.items()} if isinstance(leaf, Mapping) else leaf
-
-    return optree.tree_map(open_up, value)

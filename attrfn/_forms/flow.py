@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ from attrfn._core.derive import (
     values_and_gradients,
 )
 from attrfn._core.explain import Explained, explain, repeat_chosen
+from attrfn._core.memory import out_of_memory
 from attrfn._core.path import on_copies, over_path
 from attrfn._core.split import Split, watched
 from attrfn._core.target import select
@@ -65,8 +65,11 @@ class Flow(NamedTuple):
     def along(self, rows: Leaves, tangents: Leaves, copies: int) -> tuple[Leaves, Leaves]:
         """How the layer's activation changes in a direction of the inputs, and df/da there."""
         if self.watched is not None and takes_tangents():
-            with contextlib.suppress(NotImplementedError):
+            try:
                 return self._along_at_once(rows, tangents, copies)
+            except RuntimeError as error:  # no forward mode here; what the model says comes again
+                if out_of_memory(error):
+                    raise
         a, change = push_forward(functools.partial(self.head, copies), rows, tangents)
         return change, self.gradients(a, rows, copies)
 

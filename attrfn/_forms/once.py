@@ -5,7 +5,7 @@ from __future__ import annotations
 import optree
 from torch import Tensor
 
-from attrfn._core.derive import gradients_inside, transforming
+from attrfn._core.derive import gradients_inside, refuse_tangents, transforming
 from attrfn._core.split import split_once, watched
 from attrfn._core.target import choose, select
 from attrfn._core.tree import batch_size, flatten
@@ -25,6 +25,7 @@ def activation_and_gradient(
     create_graph: bool,
 ) -> tuple[Tree, Tree]:
     """What a layer returns for the inputs, and the gradient of the explained output there."""
+    refuse_tangents()
     x, rebuild = flatten(inputs)
     batch = batch_size(x)
     if call is None or create_graph or transforming() or batch == 0:

@@ -31,8 +31,7 @@ def choose_where(z: Tensor, x: Tensor, x0: Tensor) -> Tensor:
 
     Every number stays what it was, infinite and undefined ones too.
     """
-    plain = _is_bits(x) and _is_bits(x0) and x.dtype == x0.dtype
-    if not plain or transforming() or forward_ad._current_level >= 0:  # any thread's
+    if transforming() or not (_is_bits(x) and _is_bits(x0) and x.dtype == x0.dtype):
         return torch.where(z, x, x0)
     bits = _BITS[x.element_size()]
     a, b = x.view(bits), x0.view(bits)
@@ -44,6 +43,7 @@ def _is_bits(t: Tensor) -> bool:
     """Whether the elements of a tensor are plain numbers in the memory of the CPU, and no more."""
     return (
         t.device.type == "cpu"
+        and forward_ad._current_level < 0  # of any thread
         and not (t.requires_grad or t.is_complex() or t.is_neg())
         and t.dtype != torch.bool
         and type(t) is Tensor

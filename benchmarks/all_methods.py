@@ -192,11 +192,11 @@ def runs_of(case: Case, b: Bench, device: str, compiling: bool) -> tuple[dict[st
         runs["compiled"] = compiled(case, b, **tuning)
         close(runs["compiled"](), want, 1e-2)  # kinks: single precision falls on either side
     if case.captum is not None:
-        cold = frozen(b)
+        alone = b._replace(model=copy.deepcopy(b.model))  # it leaves hooks behind where it fails
         try:
-            runs["Captum"] = case.captum(b)
+            runs["Captum"] = case.captum(alone)
             found = runs["Captum"]()
-            runs["tuned"] = fastest([case.captum(cold, **t) for t in case.tunings], device)
+            runs["tuned"] = fastest(captums_best(case, b), device)
             runs["tuned"]()
         except Exception as error:  # Captum raises errors of many types
             runs.pop("Captum", None)
@@ -208,6 +208,17 @@ def runs_of(case: Case, b: Bench, device: str, compiling: bool) -> tuple[dict[st
             elif case.agrees and gap(found, want) > 1e-2:
                 notes.append("Captum runs, but computes other numbers")
     return runs, notes
+
+
+def captums_best(case: Case, b: Bench) -> list[Run]:
+    """Captum's settings, with frozen parameters where it takes these."""
+    assert case.captum is not None
+    try:
+        cold = frozen(b)
+        case.captum(cold)()
+    except Exception:
+        cold = b._replace(model=copy.deepcopy(b.model))
+    return [case.captum(cold, **tuning) for tuning in case.tunings]
 
 
 def gap(found: Tensor, want: Tensor) -> float:

@@ -10,6 +10,7 @@ import optree
 import torch
 from torch import Tensor, nn
 
+from attrfn._core.compiling import is_compiling
 from attrfn._core.precision import full_precision
 from attrfn._core.source import is_functional
 from attrfn._core.typing import Leaves
@@ -89,11 +90,13 @@ def binds_rows(bound: Any, batch: int) -> bool:
     if not isinstance(bound, functools.partial) or is_functional(bound):
         return False
     arguments: Any = (bound.func, bound.args, dict(bound.keywords))
+    # optree knows what was registered with it, torch.compile cannot enter it with functions
+    leaves_of = pytree.tree_leaves if is_compiling() else optree.tree_leaves
     return any(
         binds_rows(value, batch)
         if isinstance(value, functools.partial)
         else isinstance(value, Tensor) and _is_row(value, batch)
-        for value in optree.tree_leaves(arguments)
+        for value in leaves_of(arguments)
     )
 
 

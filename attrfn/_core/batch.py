@@ -8,6 +8,7 @@ from typing import Any
 
 import optree
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from attrfn._core.compiling import is_compiling

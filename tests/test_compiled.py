@@ -234,7 +234,7 @@ def test_what_cannot_be_called_is_refused(method: object, model: object, message
         attrfn.compile(method, model)  # type: ignore[arg-type]
 
 
-OLD = r"torch \S+ cannot compile attributions correctly: use torch >= 2\.12"
+OLD = r"torch \S+ cannot compile attributions: use torch >= 2\.12"
 
 
 @pytest.fixture

@@ -29,14 +29,14 @@ else:
 
 
 def require_compiler() -> None:
-    """Refuse a torch whose compiler ignores parts of what the library relies on.
+    """Refuse a torch whose compiler cannot enter what the library relies on (docs/design.md).
 
     Raises:
         RuntimeError: It is older than 2.12.
     """
     if not _COMPILES:
         raise RuntimeError(
-            f"torch {torch.__version__} cannot compile attributions correctly: use torch >= 2.12 "
+            f"torch {torch.__version__} cannot compile attributions: use torch >= 2.12 "
             "with torch.compile, or call the method without it"
         )
 

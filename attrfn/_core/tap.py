@@ -160,11 +160,13 @@ def call_with(run: Forward, new: Any, args: tuple[Any, ...], kwargs: dict[str, A
 
 
 def value_of(tap: Tap, layer: nn.Module | str) -> Tree:
+    """What a tap has read: one value, or all as a tuple."""
     check_called(tap, layer)
     return tuple(tap.read) if tap.call is None else tap.read[0]
 
 
 def check_called(tap: Tap, layer: nn.Module | str) -> None:
+    """Refuse a layer, or a call of it, that did not happen."""
     if tap.count == 0:
         raise ValueError(
             f"layer {describe(layer)} was not called while the model ran, so it has no value: "

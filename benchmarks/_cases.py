@@ -331,7 +331,7 @@ CASES: dict[str, Case] = {
     "interactions": Case(
         attrfn.interactions,
         both(grouped, fixed(n_samples=2, index="shapley")),
-        2 * 121,
+        2 * (16 * 17 // 2 - 1) + 2,  # per ordering a coalition for i <= j, x itself known; x and x0
         backward=False,
     ),
     "layer_activation": Case(

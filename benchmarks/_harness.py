@@ -8,6 +8,7 @@ import csv
 import json
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -21,6 +22,8 @@ import torch
 from torch import Tensor, nn
 
 RESULTS = Path(__file__).parent / "results"
+_COLD = 10  # repeats in a round
+_ELSEWHERE = torch.zeros(2**23)  # 32 MiB, more than a core's caches
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -138,11 +141,13 @@ def seconds(run: Callable[[], object], device: str) -> float:
 
 
 def medians(
-    runs: Mapping[str, Callable[[], object]], repeats: int, device: str
+    runs: Mapping[str, Callable[[], object]], repeats: int, device: str, *, cold: bool = False
 ) -> dict[str, list[float]]:
     """All timings of each run, interleaved so that a slow moment of the machine hits them all.
 
-    Every run is repeated inside a round until the round has lasted long enough to be timed.
+    Every run is repeated inside a round until the round has lasted long enough to be timed. With
+    ``cold`` other work goes before each repeat, and the order within a round is drawn anew, so that
+    no run finds in the caches what it, or its neighbour, left there.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
     loops = {}
@@ -150,13 +155,25 @@ def medians(
         run()
         loops[name] = max(1, int(0.05 / max(seconds(run, device), 1e-6)))
     names = list(runs)
+    draw = random.Random(0)
     for turn in range(repeats):
-        for name in names if turn % 2 == 0 else reversed(names):
-            n = loops[name]
-            times[name].append(
-                seconds(lambda r=runs[name], n=n: [r() for _ in range(n)], device) / n
-            )
+        if cold:
+            draw.shuffle(names)
+        for name in names if cold or turn % 2 == 0 else reversed(names):
+            n = min(loops[name], _COLD) if cold else loops[name]
+            times[name].append(_mean_seconds(runs[name], n, device, cold))
     return times
+
+
+def _mean_seconds(run: Callable[[], object], n: int, device: str, cold: bool) -> float:
+    if not cold:
+        return seconds(lambda: [run() for _ in range(n)], device) / n
+    total = 0.0
+    for _ in range(n):
+        if kind(device) == "cpu":
+            _ELSEWHERE.add_(1)
+        total += seconds(run, device)
+    return total / n
 
 
 def median(values: Sequence[float]) -> float:

@@ -256,7 +256,7 @@ def timed(name: str, args: Any) -> Iterator[dict[str, Any]]:
 def measured(case: Case, b: Bench, args: Any) -> dict[str, Any]:
     """Times, ratios and peaks of a row."""
     runs, notes = runs_of(case, b, args.device, not args.no_compile)
-    times = medians(runs, args.repeats, args.device)
+    times = medians(runs, args.repeats, args.device, cold=True)
     measuring = {} if args.no_memory else {who: runs[who] for who in WHO[2:] if who in runs}
     peaks = {who: memory(run, args.device) for who, run in measuring.items()}
     return figures(times, peaks) | {"note": "; ".join(notes)}
@@ -449,7 +449,7 @@ def checked(case: Case, b: Bench, before: Mapping[str, float], args: Any) -> dic
             break
         torch._dynamo.reset()
         runs, _ = runs_of(case._replace(captum=None), b, args.device, "compiled" in slow)
-        times = medians(runs, args.repeats, args.device)
+        times = medians(runs, args.repeats, args.device, cold=True)
         now |= {who: min(now[who], ratio(times[who], times["floor"])) for who in slow}
     return now
 
@@ -493,9 +493,10 @@ def report(rows: Sequence[Mapping[str, Any]], args: Any) -> None:
     bars = summary(rows)
     print(bars)
     caption = (
-        f"Batches of {BATCH}; medians (and quartiles) of {args.repeats} interleaved rounds, ratios "
-        "taken within a round. rows: what the model sees. Memory is the peak beyond what a run "
-        "finds, of the whole process on a CPU."
+        f"Batches of {BATCH}; medians (and quartiles) of {args.repeats} interleaved rounds in an "
+        "order drawn anew, with other work before each run (cold caches); ratios taken within a "
+        "round. rows: what a method has to look at. Memory is the peak beyond what a run finds, of "
+        "the whole process on a CPU."
     )
     parts = [caption, bars, table([shown(row) for row in rows]), "Notes:"]
     text = "\n\n".join(parts) + "\n\n" + "\n".join(f"- {note}" for note in notes)

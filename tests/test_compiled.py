@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -152,6 +153,57 @@ def test_model_stays_as_it_was() -> None:
     before = state(model)
     attrfn.compile(attrfn.deep_lift, model, backend="eager")(randn(2, 4), target=0)
     assert same_state(model, before)
+
+
+class Scaled(nn.Module):
+    """Layers, a number and a function, to be changed between calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 5), nn.Softplus(beta=1.0), nn.Linear(5, 3))
+        self.scale, self.shift = 1.0, 0
+        self.rows: list[int] = [0, 1]
+        self.function = torch.tanh
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * self.function(self.layers(x) + self.shift)[:, self.rows]
+
+
+def _freeze(model: Scaled) -> None:
+    model.layers[2] = nn.Linear(5, 3).double().requires_grad_(False)
+
+
+CHANGES: dict[str, Callable[[Scaled], object]] = {
+    "number": lambda m: setattr(m, "scale", 3.0),
+    "count": lambda m: setattr(m, "shift", 2),
+    "number of a layer": lambda m: setattr(m.layers[1], "beta", 2.0),
+    "list": lambda m: m.rows.reverse(),
+    "function": lambda m: setattr(m, "function", torch.sin),
+    "layer": lambda m: m.layers.__setitem__(1, nn.ReLU()),
+    "layer with parameters": _freeze,
+    "parameter": lambda m: setattr(m.layers[0], "weight", nn.Parameter(torch.ones(5, 4).double())),
+    "values": lambda m: m.layers[0].weight.data.mul_(2),
+    "hook": lambda m: m.layers[0].register_forward_hook(lambda _, args, out: out * 2),
+    "dtype": lambda m: m.float(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(
+    "method", [attrfn.gradient, attrfn.layer_gradient_x_activation, attrfn.lrp]
+)
+def test_changes_of_the_model_are_seen(method: Any, change: str) -> None:
+    """Compiled code looks at little of what it was made from, but at all of the user's."""
+    if method is attrfn.lrp and change in ("number", "hook", "function"):
+        pytest.skip("no rule")
+    layer = {"layer": "layers.0"} if "layer" in inspect.signature(method).parameters else {}
+    model = make(Scaled)
+    explain = attrfn.compile(method, model, backend="eager", **layer)
+    x = randn(3, 4)
+    assert_close(explain(x, target=0), method(model, x, target=0, **layer))
+    CHANGES[change](model)
+    x = x.float() if change == "dtype" else x
+    assert_close(explain(x, target=0), method(model, x, target=0, **layer))
 
 
 def test_model_that_branches_on_values_is_refused_with_its_line() -> None:

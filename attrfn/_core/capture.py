@@ -6,7 +6,7 @@ import difflib
 import inspect
 import re
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +19,25 @@ _RAISED = "debug context: raised exception "
 _FRAME = re.compile(r'File "(.+)", line (\d+)')
 _INNER = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
 _numbers = count()
+_OURS = "G['__import_attrfn_dot_"
+_LASTING = ("G['__import_optree_dot_", "G['__builtins_dict__")
+_SAME = frozenset({"BUILTIN_MATCH", "CLASS_MATCH", "CLOSURE_MATCH", "ID_MATCH", "MODULE_MATCH"})
+
+
+def needed(guards: Sequence[Any]) -> list[bool]:
+    """Which of torch.compile's guards are looked at before each call.
+
+    Not those on what this library holds (its functions, its private clones of modules), nor whether
+    a function of optree or of Python itself is still the same. They are most of all guards, and
+    none of them ever fails.
+    """
+    return [
+        not (
+            guard.name.startswith(_OURS)
+            or (guard.name.startswith(_LASTING) and guard.guard_type in _SAME)
+        )
+        for guard in guards
+    ]
 
 
 def own_code(function: F) -> F:

@@ -9,6 +9,7 @@ are those of the user's module at every call, so training does not recompile.
 from __future__ import annotations
 
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable
 from itertools import count
 from typing import Any, NamedTuple
@@ -43,6 +44,7 @@ class _Caller(nn.Module):
 
 
 _CLONES = _Clones()
+_SHORT = 64  # a guard for each value
 _numbers = count()
 
 
@@ -63,8 +65,21 @@ def _clone(module: nn.Module, state: tuple[Any, ...], method: Any, *layers: Any)
 
 
 def _plain_state(module: nn.Module) -> tuple[Any, ...]:
-    """The flags and numbers of a module, so that the graph is made anew when one changes."""
-    return tuple([v for v in module.__dict__.values() if isinstance(v, (bool, int, float, str))])
+    """The flags, numbers and hooks of a module: the graph is made anew when one changes."""
+    return tuple([_plain_value(v) for v in module.__dict__.values()])
+
+
+def _plain_value(value: Any) -> Any:
+    """What is plain of a value, of containers if they are short; of hooks their numbers."""
+    if isinstance(value, float):
+        return value.hex()  # a symbol, once it has changed, is no argument of a constant function
+    if isinstance(value, (bool, int, str)):
+        return value
+    if type(value) in (list, tuple) and len(value) <= _SHORT:
+        return tuple([_plain_value(v) for v in value])
+    if type(value) in (dict, OrderedDict) and len(value) <= _SHORT:
+        return tuple([(_plain_value(k), _plain_value(v)) for k, v in value.items()])
+    return None
 
 
 def run_clone(

@@ -12,7 +12,15 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from attrfn._core.bind import bind, uncompiled
-from attrfn._core.capture import check_options, limit_errors, own_code, parameters, too_often, why
+from attrfn._core.capture import (
+    check_options,
+    limit_errors,
+    needed,
+    own_code,
+    parameters,
+    too_often,
+    why,
+)
 from attrfn._core.compiling import require_compiler
 from attrfn._core.derive import transforming
 from attrfn._core.method import is_ours
@@ -196,6 +204,8 @@ class _Compiled:
                 return self.run(inputs, {**changing, **fixed})
 
             attribute = own_code(attribute)
-            graph = torch.compile(attribute, fullgraph=True, **self.settings)
+            # torch.compile takes options or a mode, not both
+            options: Any = {"guard_filter_fn": needed} if self.settings["mode"] is None else None
+            graph = torch.compile(attribute, fullgraph=True, options=options, **self.settings)
             self.graphs[size, alone] = graph, attribute.__code__
         return self.graphs[size, alone]

@@ -155,18 +155,31 @@ def test_model_stays_as_it_was() -> None:
     assert same_state(model, before)
 
 
+class Settings:
+    """What a module shares with its clone, such as the config of a transformer."""
+
+    def __init__(self) -> None:
+        self.slope = 1.0
+
+
 class Scaled(nn.Module):
     """Layers, a number and a function, to be changed between calls."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(4, 5), nn.Softplus(beta=1.0), nn.Linear(5, 3))
-        self.scale, self.shift = 1.0, 0
+        self.scale, self.shift = 1.0, 1
         self.rows: list[int] = [0, 1]
         self.function = torch.tanh
+        self.settings = Settings()
+        self.many = [Settings() for _ in range(100)]
+
+    @property
+    def slope(self) -> float:
+        return self.settings.slope * self.many[99].slope
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.scale * self.function(self.layers(x) + self.shift)[:, self.rows]
+        return self.scale * self.function(self.layers(x) + self.shift * self.slope)[:, self.rows]
 
 
 def _freeze(model: Scaled) -> None:
@@ -177,6 +190,8 @@ CHANGES: dict[str, Callable[[Scaled], object]] = {
     "number": lambda m: setattr(m, "scale", 3.0),
     "count": lambda m: setattr(m, "shift", 2),
     "number of a layer": lambda m: setattr(m.layers[1], "beta", 2.0),
+    "object": lambda m: setattr(m.settings, "slope", 2.0),
+    "object in a long list": lambda m: setattr(m.many[99], "slope", 3.0),
     "list": lambda m: m.rows.reverse(),
     "function": lambda m: setattr(m, "function", torch.sin),
     "layer": lambda m: m.layers.__setitem__(1, nn.ReLU()),

@@ -19,23 +19,21 @@ _RAISED = "debug context: raised exception "
 _FRAME = re.compile(r'File "(.+)", line (\d+)')
 _INNER = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
 _numbers = count()
-_OURS = "G['__import_attrfn_dot_"
-_LASTING = ("G['__import_optree_dot_", "G['__builtins_dict__")
+_LASTING = ("G['__import_attrfn_dot_", "G['__import_optree_dot_", "G['__builtins_dict__")
+_CLONES = "._CLONES."  # private, but what they hold may be the user's
 _SAME = frozenset({"BUILTIN_MATCH", "CLASS_MATCH", "CLOSURE_MATCH", "ID_MATCH", "MODULE_MATCH"})
 
 
 def needed(guards: Sequence[Any]) -> list[bool]:
     """Which of torch.compile's guards are looked at before each call.
 
-    Not those on what this library holds (its functions, its private clones of modules), nor whether
-    a function of optree or of Python itself is still the same. They are most of all guards, and
-    none of them ever fails.
+    Not whether functions and classes of this library, of optree and of Python itself are the same
+    still, which are most of all guards and never fail.
     """
     return [
-        not (
-            guard.name.startswith(_OURS)
-            or (guard.name.startswith(_LASTING) and guard.guard_type in _SAME)
-        )
+        guard.guard_type not in _SAME
+        or not guard.name.startswith(_LASTING)
+        or _CLONES in guard.name
         for guard in guards
     ]
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -140,23 +141,74 @@ def seconds(run: Callable[[], object], device: str) -> float:
     return time.perf_counter() - start
 
 
+class Outside:
+    """A method on a model, timed without the model: its forward and backward passes do not count.
+
+    Args:
+        run: Calls the method.
+        model: The model.
+        device: Where it is.
+    """
+
+    def __init__(self, run: Callable[[], object], model: nn.Module, device: str) -> None:
+        self.run = run
+        self.kind = type(model)
+        self.device = device
+        self.inside = 0.0  # seconds of the last run
+        self.entered = False
+
+    def __call__(self) -> object:
+        self.inside = 0.0
+        with (
+            mock.patch.object(self.kind, "forward", self.timed(self.kind.forward)),
+            mock.patch.object(torch.autograd, "grad", self.timed(torch.autograd.grad)),
+        ):
+            return self.run()
+
+    def timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The same function, its time added to what is spent inside, once where calls nest."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if self.entered:
+                return function(*args, **kwargs)
+            self.entered = True
+            synchronize(self.device)
+            start = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                synchronize(self.device)
+                self.inside += time.perf_counter() - start
+                self.entered = False
+
+        return call
+
+
 def medians(
-    runs: Mapping[str, Callable[[], object]], repeats: int, device: str, *, cold: bool = False
+    runs: Mapping[str, Callable[[], object]],
+    repeats: int,
+    device: str,
+    *,
+    cold: bool = False,
+    most: int = 0,
 ) -> dict[str, list[float]]:
     """All timings of each run, interleaved so that a slow moment of the machine hits them all.
 
     Every run is repeated inside a round until the round has lasted long enough to be timed. With
     ``cold`` other work goes before each repeat, and the order within a round is drawn anew, so that
-    no run finds in the caches what it, or its neighbour, left there.
+    no run finds in the caches what it, or its neighbour, left there. There are ``repeats`` rounds,
+    or up to ``most`` while they take less than a quarter of a minute together.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
-    loops = {}
+    loops, whole = {}, 0.0
     for name, run in runs.items():
         run()
-        loops[name] = max(1, int(0.05 / max(seconds(run, device), 1e-6)))
+        once = max(seconds(run, device), 1e-6)
+        loops[name] = max(1, int(0.05 / once))
+        whole += once * min(loops[name], _COLD if cold else loops[name])
     names = list(runs)
     draw = random.Random(0)
-    for turn in range(repeats):
+    for turn in range(max(repeats, min(most, int(15 / whole)))):
         if cold:
             draw.shuffle(names)
         for name in names if cold or turn % 2 == 0 else reversed(names):
@@ -172,7 +224,7 @@ def _mean_seconds(run: Callable[[], object], n: int, device: str, cold: bool) ->
     for _ in range(n):
         if kind(device) == "cpu":
             _ELSEWHERE.add_(1)
-        total += seconds(run, device)
+        total += seconds(run, device) - (run.inside if isinstance(run, Outside) else 0.0)
     return total / n
 
 

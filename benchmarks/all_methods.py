@@ -1,12 +1,12 @@
 """Every method on three models: time and peak memory, beside the floor and beside Captum.
 
 The floor is a bare batched pass of the rows that a method has to look at, with frozen parameters
-and the best chunk size. attrfn runs as it is called, its chunk size the better of the default and
-8 copies, eager and as one compiled graph. "own" is the method on a model that costs nothing, in as
-many chunks: its own arithmetic and its fixed cost. Captum is run with its defaults, and tuned:
-parameters frozen, and the best of its settings for the size of a batch. Prints a table and writes
-it to benchmarks/results/, as Markdown, as CSV and as a picture; with --models and --methods the
-other rows stay those of the last table.
+and the best chunk size. attrfn runs as it is called, its chunk size the best of the default, 8 and
+4 copies, eager and as one compiled graph (of the default or 8). "own" is what a call takes outside
+of the model's forward and backward passes: the method's own arithmetic and its fixed cost. Captum
+is run with its defaults, and tuned: parameters frozen, and the best of its settings for the size
+of a batch. Prints a table and writes it to benchmarks/results/, as Markdown, as CSV and as a
+picture; with --models and --methods the other rows stay those of the last table.
 
 --check times a few methods only, eager and some of them compiled, as ratios to the floor, and fails
 where one is more than 15 % over the committed table.
@@ -31,6 +31,7 @@ import torch
 from _cases import CASES, HEADS, LAYERS, Bench, Case, Run
 from _harness import (
     MODELS,
+    Outside,
     kind,
     machine,
     medians,
@@ -70,17 +71,7 @@ COMPILED = {
 SLACK = 0.15
 FAILED = "attrfn fails"
 FLOOR_ROWS = (16, 64, 256, 1024)
-
-
-class Free(nn.Module):
-    """A model that picks ten of its inputs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x).flatten(1)[:, :10]
+MOST_ROUNDS = 25
 
 
 def bench(name: str, device: str) -> Bench:
@@ -105,8 +96,9 @@ def compiled(case: Case, b: Bench, **tuning: Any) -> Run:
 
 
 def tunings(case: Case) -> list[dict[str, Any]]:
-    """What may be chosen for attrfn: all copies at once, or 8 (a longer graph when compiled)."""
-    return [{}, {"chunk_size": 8}] if "chunk_size" in options_of(case) and case.rows > 8 else [{}]
+    """What may be chosen for attrfn: the size that it takes by itself, 8 copies at once, or 4."""
+    chunked = "chunk_size" in options_of(case) and case.rows > 8
+    return [{}, {"chunk_size": 8}, {"chunk_size": 4}] if chunked else [{}]
 
 
 def floor(case: Case, b: Bench, at_once: int) -> Run:
@@ -139,22 +131,20 @@ def rows_at_once(run: Run, model: nn.Module) -> int:
     return max(sizes)
 
 
-def own(case: Case, b: Bench, rows: int) -> Run:
-    """The method on a model that costs nothing, with as many rows at once as on the real one."""
-    chunk = {"chunk_size": rows // BATCH} if "chunk_size" in options_of(case) else {}
-    free = eager(case, b._replace(model=Free().eval(), layer="layer"), **chunk)
+def own(case: Case, b: Bench, eager: Run, rows: int, device: str) -> Run:
+    """The method without the model's passes, but with those that a tangent is counted as."""
     if not case.tangent:
-        return free
+        return Outside(eager, b.model, device)
     head, n = HEADS[b.name](frozen(b).model), case.rows * BATCH
     x = b.x.repeat(case.rows, *(1 for _ in b.x.shape[1:]))
 
     def run() -> None:
-        free()
+        eager()
         with torch.no_grad():
             for start in range(0, n, rows):
                 head(x[start : start + rows])
 
-    return run
+    return Outside(run, b.model, device)
 
 
 def options_of(case: Case) -> Mapping[str, inspect.Parameter]:
@@ -186,10 +176,11 @@ def runs_of(case: Case, b: Bench, device: str, compiling: bool) -> tuple[dict[st
     runs["eager"] = eager(case, b, **tuning)
     rows = rows_at_once(runs["eager"], b.model)
     if case.own:
-        runs["own"] = own(case, b, rows)
+        runs["own"] = own(case, b, runs["eager"], rows, device)
     want = runs["eager"]()
     if compiling:
-        runs["compiled"] = compiled(case, b, **tuning)
+        unrolled = ours[1] if tuning == ours[-1] else tuning  # shorter chunks make a longer graph
+        runs["compiled"] = compiled(case, b, **unrolled)
         close(runs["compiled"](), want, 1e-2)  # kinks: single precision falls on either side
     if case.captum is not None:
         alone = b._replace(model=copy.deepcopy(b.model))  # it leaves hooks behind where it fails
@@ -256,7 +247,7 @@ def timed(name: str, args: Any) -> Iterator[dict[str, Any]]:
 def measured(case: Case, b: Bench, args: Any) -> dict[str, Any]:
     """Times, ratios and peaks of a row."""
     runs, notes = runs_of(case, b, args.device, not args.no_compile)
-    times = medians(runs, args.repeats, args.device, cold=True)
+    times = medians(runs, args.repeats, args.device, cold=True, most=MOST_ROUNDS)
     measuring = {} if args.no_memory else {who: runs[who] for who in WHO[2:] if who in runs}
     peaks = {who: memory(run, args.device) for who, run in measuring.items()}
     return figures(times, peaks) | {"note": "; ".join(notes)}
@@ -270,6 +261,13 @@ def figures(times: Mapping[str, Sequence[float]], peaks: Mapping[str, float]) ->
         row |= {f"{who} ms": middle, f"{who} q1": low, f"{who} q3": high}
     for who in WHO[2:]:
         row[f"{who} / floor"] = ratio(times[who], times["floor"]) if who in times else math.nan
+    for who in ("eager", "compiled"):
+        both = {"tuned", who} <= times.keys()
+        row[f"tuned / {who}"] = ratio(times["tuned"], times[who]) if both else math.nan
+    row["eager / bar"] = math.nan
+    if {"eager", "own"} <= times.keys():
+        bar = [1.05 * f + o for f, o in zip(times["floor"], times["own"], strict=True)]
+        row["eager / bar"] = ratio(times["eager"], bar)
     return row | {f"{who} MB": peaks.get(who, math.nan) for who in WHO[2:]}
 
 
@@ -307,23 +305,22 @@ def summary(rows: Sequence[Mapping[str, float]]) -> str:
         return math.exp(statistics.fmean(map(math.log, ratios))) if ratios else math.nan
 
     both = [r for r in rows if not math.isnan(r["tuned ms"])]
-    gains = {who: [r["tuned ms"] / r[f"{who} ms"] for r in both] for who in ("eager", "compiled")}
     lines = []
     for who, bar in (("eager", None), ("compiled", 1.3)):
+        gains = [r[f"tuned / {who}"] for r in both]
         slower = [
-            f"{r['model']} {r['method']} {g:.2f}"
-            for r, g in zip(both, gains[who], strict=True)
-            if g < 1
+            f"{r['model']} {r['method']} {g:.2f}" for r, g in zip(both, gains, strict=True) if g < 1
         ]
-        text = f"- {who}, over Captum tuned: {mean(gains[who]):.2f}x in the geometric mean"
+        text = f"- {who}, over Captum tuned: {mean(gains):.2f}x in the geometric mean"
         text += f" (bar: {bar}x)" if bar else ""
         text += f" of {len(both)} rows, slower on {len(slower)}"
         lines.append(text + (f": {', '.join(slower)}." if slower else "."))
     default = mean([r["Captum ms"] / r["eager ms"] for r in both])
     lines.append(f"- eager, over Captum's defaults: {default:.2f}x.")
-    owns = [r for r in rows if not math.isnan(r["own ms"])]
-    over = [(r["eager ms"] / (1.05 * r["floor ms"] + r["own ms"]), r) for r in owns]
-    late = [f"{r['model']} {r['method']} {o:.2f}" for o, r in over if o > 1]
+    owns = [r for r in rows if not math.isnan(r["eager / bar"])]
+    late = [
+        f"{r['model']} {r['method']} {r['eager / bar']:.2f}" for r in owns if r["eager / bar"] > 1
+    ]
     text = f"- eager within 1.05 x floor + own: {len(owns) - len(late)} of {len(owns)} rows"
     lines.append(text + (f"; not {', '.join(late)}." if late else "."))
     done = [r for r in rows if not math.isnan(r["compiled / floor"])]
@@ -493,10 +490,10 @@ def report(rows: Sequence[Mapping[str, Any]], args: Any) -> None:
     bars = summary(rows)
     print(bars)
     caption = (
-        f"Batches of {BATCH}; medians (and quartiles) of {args.repeats} interleaved rounds in an "
-        "order drawn anew, with other work before each run (cold caches); ratios taken within a "
-        "round. rows: what a method has to look at. Memory is the peak beyond what a run finds, of "
-        "the whole process on a CPU."
+        f"Batches of {BATCH}; medians (and quartiles) of {args.repeats} to {MOST_ROUNDS} "
+        "interleaved rounds in an order drawn anew, with other work before each run (cold caches); "
+        "ratios are taken within a round, then their median. rows: what a method has to look at. "
+        "Memory is the peak beyond what a run finds, of the whole process on a CPU."
     )
     parts = [caption, bars, table([shown(row) for row in rows]), "Notes:"]
     text = "\n\n".join(parts) + "\n\n" + "\n".join(f"- {note}" for note in notes)

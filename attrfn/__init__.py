@@ -7,7 +7,6 @@ from attrfn._core.split import Split as Split
 from attrfn._core.split import split as split
 from attrfn._forms.at import at_layer as at_layer
 from attrfn._forms.at import at_neuron as at_neuron
-from attrfn._forms.cam import eigen_cam as eigen_cam
 from attrfn._forms.cam import grad_cam as grad_cam
 from attrfn._forms.cam import grad_cam_plus_plus as grad_cam_plus_plus
 from attrfn._forms.cam import hires_cam as hires_cam
@@ -18,6 +17,7 @@ from attrfn._forms.compiled import compile as compile
 from attrfn._forms.conductance import internal_influence as internal_influence
 from attrfn._forms.conductance import layer_conductance as layer_conductance
 from attrfn._forms.conductance import neuron_conductance as neuron_conductance
+from attrfn._forms.eigen_cam import eigen_cam as eigen_cam
 from attrfn._forms.guided import guided_grad_cam as guided_grad_cam
 from attrfn._forms.guided import neuron_deconvolution as neuron_deconvolution
 from attrfn._forms.guided import neuron_guided_backprop as neuron_guided_backprop

@@ -11,18 +11,15 @@ of perturbed (S, B, ...).
 """
 
 import importlib
-import math
 from collections.abc import Callable
 from typing import Any, Literal
 
-import optree
 import torch
 from torch import Tensor
 
-from attrfn._core.batch import wide
 from attrfn._core.derive import transforming
+from attrfn._core.distance import DISTANCES, exact
 from attrfn._core.lasso import central_path, on_support, shrink, tiny, variances
-from attrfn._core.precision import matmul
 from attrfn._core.typing import Tree
 
 __all__ = ["constant", "exponential_kernel", "lasso", "linear", "ridge", "scikit_learn"]
@@ -212,15 +209,15 @@ def exponential_kernel(distance: Distance = "cosine", width: float = 1.0) -> Sim
     """
     if not width > 0:
         raise ValueError(f"width is {width!r}, expected a positive number")
-    if not callable(distance) and distance not in _DISTANCES:
+    if not callable(distance) and distance not in DISTANCES:
         raise ValueError(
-            f"distance is {distance!r}, expected one of {', '.join(_DISTANCES)}, or a callable "
+            f"distance is {distance!r}, expected one of {', '.join(DISTANCES)}, or a callable "
             "(inputs, perturbed, z) -> (S, B)"
         )
-    measure = distance if callable(distance) else _DISTANCES[distance]
+    measure = distance if callable(distance) else DISTANCES[distance]
 
     def similarity(inputs: Tree, perturbed: Tree, z: Tensor) -> Tensor:
-        return torch.exp(-((_exact(measure(inputs, perturbed, z)) / width) ** 2) / 2)
+        return torch.exp(-((exact(measure(inputs, perturbed, z)) / width) ** 2) / 2)
 
     return similarity
 
@@ -236,7 +233,7 @@ def constant() -> Similarity:
         tensor([[1.],
                 [1.]], dtype=torch.float64)
     """
-    return lambda inputs, perturbed, z: _exact(torch.ones(z.shape[:2], device=z.device))
+    return lambda inputs, perturbed, z: exact(torch.ones(z.shape[:2], device=z.device))
 
 
 def _check(z: Tensor, y: Tensor, w: Tensor) -> None:
@@ -263,47 +260,6 @@ def _moments(z: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     y = y - w.mT @ y
     zw = (w * z).mT
     return zw @ z, zw @ y, total
-
-
-def _cosine(inputs: Tree, perturbed: Tree, z: Tensor) -> Tensor:
-    x, p = _rows(inputs, 1), _rows(perturbed, 2)
-    dots = [matmul(b.transpose(0, 1), a[..., None])[..., 0].mT for a, b in zip(x, p, strict=True)]
-    return 1 - torch.stack([_exact(t) for t in dots]).sum(0) / (_length(x) * _length(p))
-
-
-def _euclidean(inputs: Tree, perturbed: Tree, z: Tensor) -> Tensor:
-    x, p = _rows(inputs, 1), _rows(perturbed, 2)
-    return _length([b - a for a, b in zip(x, p, strict=True)], 0.0)
-
-
-def _interpretable(inputs: Tree, perturbed: Tree, z: Tensor) -> Tensor:
-    z = _exact(z)
-    return 1 - z.sum(-1) / (_length([z]) * math.sqrt(z.shape[-1]))
-
-
-_DISTANCES: dict[str, Similarity] = {
-    "cosine": _cosine,
-    "euclidean": _euclidean,
-    "interpretable": _interpretable,
-}
-
-
-def _rows(tree: Tree, leading: int) -> list[Tensor]:
-    """The leaves with their elements in one dimension behind the leading ones, floating."""
-    leaves: list[Tensor] = optree.tree_leaves(tree)
-    types = [wide(t.dtype) if t.is_floating_point() else torch.float32 for t in leaves]
-    return [t[..., None].flatten(leading).to(d) for t, d in zip(leaves, types, strict=True)]
-
-
-def _length(rows: list[Tensor], least: float = 1e-8) -> Tensor:
-    """The norm over all rows; the least is that of torch's cosine_similarity."""
-    norms = torch.stack([_exact(torch.linalg.vector_norm(t, dim=-1)) for t in rows])
-    length: Tensor = torch.linalg.vector_norm(norms, dim=0).clamp_min(least)
-    return length
-
-
-def _exact(t: Tensor) -> Tensor:
-    return t.to(torch.float32 if t.device.type == "mps" else torch.float64)
 
 
 def _like(y: Tensor, c: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch._dynamo.testing import CompileCounter, EagerAndRecordGraphs
 from zoo import make, randn, same_state, state
 
 import attrfn
+from attrfn._core import capture
 
 # Each way to make rows: steps, noise, masks, coalitions, shuffles, layers, maps, runs by rules.
 SIZED = [
@@ -146,6 +147,9 @@ def test_modes_of_torch_compile_are_passed_on() -> None:
     assert_close(explain(x, target=1), attrfn.saliency(model, x, target=1))
     with pytest.raises(RuntimeError, match="Unrecognized mode"):
         attrfn.compile(attrfn.saliency, model, mode="fastest")
+    given = capture.settings("inductor", "reduce-overhead", None)
+    assert given["options"] == {"guard_filter_fn": capture.needed, "triton.cudagraphs": True}
+    assert capture.settings("eager", "reduce-overhead", None)["mode"] == "reduce-overhead"
 
 
 def test_model_stays_as_it_was() -> None:

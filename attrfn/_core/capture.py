@@ -38,6 +38,25 @@ def needed(guards: Sequence[Any]) -> list[bool]:
     ]
 
 
+def settings(
+    backend: str | Callable[..., Any], mode: str | None, dynamic: bool | None
+) -> dict[str, Any]:
+    """The arguments of ``torch.compile``, which takes a mode or options and not both.
+
+    Raises:
+        RuntimeError: The mode is unknown.
+    """
+    how: dict[str, Any] = {"backend": backend, "dynamic": dynamic}
+    if mode is not None and backend != "inductor":
+        return how | {"mode": mode}
+    options: dict[str, Any] = {"guard_filter_fn": needed}
+    if mode is not None:
+        import torch._inductor as inductor
+
+        options |= inductor.list_mode_options(mode, dynamic)
+    return how | {"options": options}
+
+
 def own_code(function: F) -> F:
     """The same function with a code object of its own, because torch.compile counts by those."""
     code = function.__code__.replace(co_name=f"{function.__name__}_{next(_numbers)}")

@@ -15,9 +15,9 @@ from attrfn._core.bind import bind, uncompiled
 from attrfn._core.capture import (
     check_options,
     limit_errors,
-    needed,
     own_code,
     parameters,
+    settings,
     too_often,
     why,
 )
@@ -99,26 +99,37 @@ def compile(
             )
 
     check_options(method, options)
-    settings = {"dynamic": dynamic, "backend": backend, "mode": mode}
-    compiled = _Compiled(method, model_fn, options, settings)
+    how = settings(backend, mode, dynamic)
+    compiled = _Compiled(method, model_fn, options, how, overwrites=mode in _OVERWRITE)
     compiled.graph("given")  # refuses unknown settings
     return lambda inputs, **changing: compiled(inputs, changing)
 
 
 class _Compiled:
-    """A method and a model, with a graph for each size of chunks."""
+    """A method and a model, with a graph for each size of chunks.
+
+    Args:
+        method: The method.
+        model_fn: The model function.
+        options: What does not change.
+        how: The arguments of torch.compile.
+        overwrites: Whether the next call overwrites what this one returns.
+    """
 
     def __init__(
         self,
         method: Callable[..., Any],
         model_fn: ModelFn,
         options: dict[str, Any],
-        settings: dict[str, Any],
+        how: dict[str, Any],
+        *,
+        overwrites: bool,
     ) -> None:
         self.method = method
         self.model_fn = model_fn
         self.options = options
-        self.settings = settings
+        self.how = how
+        self.overwrites = overwrites
         takes = parameters(method)
         self.known = frozenset(takes)
         self.chunk_size = takes["chunk_size"].default if "chunk_size" in takes else None
@@ -143,7 +154,7 @@ class _Compiled:
         try:
             with torch.no_grad() if alone else contextlib.nullcontext():
                 found = graph(inputs, given)
-            return clone_tensors(found) if self.settings["mode"] in _OVERWRITE else found
+            return clone_tensors(found) if self.overwrites else found
         except limit_errors() as error:
             raise CompileError(too_often(self.method, code)) from error
         except torch._dynamo.exc.TorchDynamoException as error:
@@ -204,8 +215,6 @@ class _Compiled:
                 return self.run(inputs, {**changing, **fixed})
 
             attribute = own_code(attribute)
-            # torch.compile takes options or a mode, not both
-            options: Any = {"guard_filter_fn": needed} if self.settings["mode"] is None else None
-            graph = torch.compile(attribute, fullgraph=True, options=options, **self.settings)
+            graph = torch.compile(attribute, fullgraph=True, **self.how)
             self.graphs[size, alone] = graph, attribute.__code__
         return self.graphs[size, alone]

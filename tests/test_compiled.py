@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -138,6 +138,28 @@ def test_too_many_compilations_are_told_with_what_changes() -> None:
         match=r"gradient of this model was compiled 8 times, .*'inputs' size mismatch",
     ):
         explain(torch.ones(9, 2))
+
+
+@pytest.mark.inductor
+@pytest.mark.parametrize("mode", [None, "default"])
+def test_every_graph_is_guarded_on_what_may_change_only(
+    mode: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also the second, which is made for other settings of autograd."""
+    left_out, needed = [], capture.needed
+
+    def watched(guards: Sequence[Any]) -> list[bool]:
+        keep = needed(guards)
+        left_out.append(len(guards) - sum(keep))
+        return keep
+
+    monkeypatch.setattr(capture, "needed", watched)
+    model, x = make(_linear), randn(3, 4)
+    explain = attrfn.compile(attrfn.gradient, model, target=1, mode=mode)
+    explain(x)
+    explain(x.clone().requires_grad_())
+    assert len(left_out) == 2
+    assert min(left_out) > 50
 
 
 @pytest.mark.inductor

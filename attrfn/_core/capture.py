@@ -41,7 +41,7 @@ def needed(guards: Sequence[Any]) -> list[bool]:
 def settings(
     backend: str | Callable[..., Any], mode: str | None, dynamic: bool | None
 ) -> dict[str, Any]:
-    """The arguments of ``torch.compile``, which takes a mode or options and not both.
+    """The arguments of ``torch.compile``, which takes a mode or options, and changes those.
 
     Raises:
         RuntimeError: The mode is unknown.

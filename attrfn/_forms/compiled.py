@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import optree
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 
 from attrfn._core.bind import bind, uncompiled
@@ -99,7 +100,7 @@ def compile(
             )
 
     check_options(method, options)
-    how = settings(backend, mode, dynamic)
+    how = functools.partial(settings, backend, mode, dynamic)
     compiled = _Compiled(method, model_fn, options, how, overwrites=mode in _OVERWRITE)
     compiled.graph("given")  # refuses unknown settings
     return lambda inputs, **changing: compiled(inputs, changing)
@@ -112,7 +113,7 @@ class _Compiled:
         method: The method.
         model_fn: The model function.
         options: What does not change.
-        how: The arguments of torch.compile.
+        how: Makes the arguments of torch.compile.
         overwrites: Whether the next call overwrites what this one returns.
     """
 
@@ -121,7 +122,7 @@ class _Compiled:
         method: Callable[..., Any],
         model_fn: ModelFn,
         options: dict[str, Any],
-        how: dict[str, Any],
+        how: Callable[[], dict[str, Any]],
         *,
         overwrites: bool,
     ) -> None:
@@ -202,7 +203,8 @@ class _Compiled:
             return False
         if not torch.is_grad_enabled():
             return True
-        leaves = pytree.tree_leaves((inputs, changing, self.options))
+        given: Any = (inputs, changing, self.options)
+        leaves = optree.tree_leaves(given, none_is_leaf=True)
         return not any(isinstance(t, Tensor) and t.requires_grad for t in leaves)
 
     def graph(self, size: Any, alone: bool = False) -> tuple[Graph, types.CodeType]:
@@ -215,6 +217,6 @@ class _Compiled:
                 return self.run(inputs, {**changing, **fixed})
 
             attribute = own_code(attribute)
-            graph = torch.compile(attribute, fullgraph=True, **self.how)
+            graph = torch.compile(attribute, fullgraph=True, **self.how())
             self.graphs[size, alone] = graph, attribute.__code__
         return self.graphs[size, alone]

@@ -2,7 +2,9 @@
 
 Each case runs in a process of its own, from few copies of the batch to many. What it needs beyond
 its inputs may not grow with them, but for what the method keeps of each (a weight, an order).
-Prints a table and writes it to benchmarks/results/.
+Compiled code has the loop over chunks written out, and keeps more than one of them at times: some
+cases are measured compiled, too, with up to 16 chunks. Prints a table and writes it to
+benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -173,34 +175,66 @@ CASES = {
 }
 
 
-def measure(name: str, device: str) -> list[float]:
+COMPILED = {
+    "integrated_gradients": (8, 32, 64),
+    "feature_ablation": (8, 32, 64),
+    "rise": (8, 32, 64),
+    "integrated_hessians": (4, 8, 16),
+}
+SUFFIX = ", compiled"
+ROWS = [*CASES, *(name + SUFFIX for name in COMPILED)]
+
+
+def sizes_of(row: str) -> tuple[int, int, int]:
+    """How many copies: few, more, most."""
+    return COMPILED[row.removesuffix(SUFFIX)] if row.endswith(SUFFIX) else CASES[row].sizes
+
+
+def runner(row: str, model: nn.Module, x: Tensor, options: dict[str, Any]) -> Callable[[int], Any]:
+    """From a number of copies to what is measured, a call without arguments."""
+    case = CASES[row.removesuffix(SUFFIX)]
+    if not row.endswith(SUFFIX):
+        return lambda n: lambda: case.run(model, x, n, chunk_size=CHUNK, **options)
+
+    def compiled(n: int) -> Callable[[], Any]:
+        def method(model: Any, x: Tensor, **options: Any) -> Any:
+            return case.run(model, x, n, chunk_size=CHUNK, **options)
+
+        explain = attrfn.compile(method, model, dynamic=False)
+        explain(x, **options)  # compiles
+        return lambda: explain(x, **options)
+
+    return compiled
+
+
+def measure(row: str, device: str) -> list[float]:
     """The peaks of a case; freed pages go back to the system before each."""
-    case = CASES[name]
     model, x, target = model_and_batch("CNN", BATCH, device)
     model.requires_grad_(False)
     warnings.simplefilter("ignore")
-    options = {"chunk_size": CHUNK, **({"target": target} if case.target else {})}
-    case.run(model, x, case.sizes[0], **options)  # what is allocated once
+    case = CASES[row.removesuffix(SUFFIX)]
+    prepare = runner(row, model, x, {"target": target} if case.target else {})
+    prepare(sizes_of(row)[0])()  # what is allocated once
     found = []
-    for n in case.sizes:
+    for n in sizes_of(row):
+        run = prepare(n)
         gc.collect()
         if kind(device) == "cpu":
             ctypes.CDLL("libc.so.6").malloc_trim(0)
-        found.append(peak_mb(lambda n=n: case.run(model, x, n, **options), device))
+        found.append(peak_mb(run, device))
     return found
 
 
-def cells(name: str, peaks: Sequence[float]) -> dict[str, str]:
-    case = CASES[name]
-    row = {"method": name, "over": case.over}
-    for column, n, peak in zip(("few", "more", "most"), case.sizes, peaks, strict=True):
-        row[column], row[f"{column}, MB"] = str(n), f"{peak:.1f}"
-    return row | {"most / few": f"{peaks[-1] / max(peaks[0], 0.1):.2f}"}
+def cells(row: str, peaks: Sequence[float]) -> dict[str, str]:
+    line = {"method": row, "over": CASES[row.removesuffix(SUFFIX)].over}
+    for column, n, peak in zip(("few", "more", "most"), sizes_of(row), peaks, strict=True):
+        line[column], line[f"{column}, MB"] = str(n), f"{peak:.1f}"
+    return line | {"most / few": f"{peaks[-1] / max(peaks[0], 0.1):.2f}"}
 
 
 def main() -> None:
     flags = parser(__doc__)
-    flags.add_argument("--methods", nargs="*", choices=list(CASES), default=list(CASES))
+    flags.add_argument("--methods", nargs="*", choices=ROWS, default=ROWS)
     args = flags.parse_args()
     torch.set_num_threads(args.threads)
     if args.memory_of:
@@ -211,7 +245,7 @@ def main() -> None:
     for name in args.methods[: 2 if args.quick else None]:
         rows.append(cells(name, subprocess_json(__file__, name, given)))
         print(table(rows[-1:]).splitlines()[-1], flush=True)
-    if args.quick or len(rows) < len(CASES):
+    if args.quick or len(rows) < len(ROWS):
         return
     caption = f"Images of 3 x 32 x 32, {BATCH} of them, {CHUNK} copies of the batch at once."
     text = f"{caption}\n\n{table(rows)}"

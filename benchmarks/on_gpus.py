@@ -212,6 +212,9 @@ def main() -> None:
     torch.set_float32_matmul_precision("highest")
     if args.quick:
         args.repeats, args.batches = 3, args.batches[:1]
+    elif kind(args.device) == "cpu":
+        print("nothing to do: torch sees no GPU (--quick runs a part of it on the CPU)")
+        return
     rows: list[dict[str, Any]] = []
     notes: list[str] = []
     for name in args.models:

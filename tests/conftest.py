@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,14 @@ hypothesis.settings.load_profile("attrfn")
 def _same_numbers() -> None:
     """A test that draws from torch's global generator draws the same in any order of the tests."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """No graph or guard of another test."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
 
 
 # --- the page of capabilities: what passed, here or in the worker processes ----------------------

@@ -512,7 +512,7 @@ def rows(keep: Callable[[Row], bool] = lambda r: True) -> Any:
     return pytest.mark.parametrize("r", kept)
 
 
-def _primary() -> list[str]:
+def primary() -> list[str]:
     """The first row of each public name, its own before those of others."""
     first = {name: r.name for r in reversed(REGISTRY) for name in r.covers}
     return sorted({name if name in ROWS else first[name] for name in first})
@@ -523,7 +523,7 @@ def _marks(r: Row) -> list[Any]:
 
 
 # Each public name once, where a test takes seconds for a row.
-primary_rows = rows(lambda r: r.name in _primary())
+primary_rows = rows(lambda r: r.name in primary())
 
 
 def rows_and_nets(keep: Callable[[Row, Net], bool] = lambda r, net: True) -> Any:

@@ -393,6 +393,26 @@ def test_layers_by_name(name):
         torch.testing.assert_close(a, v.detach() * g, rtol=1e-6, atol=1e-9)
 
 
+KINKED = {"distilbert", "opt", "resnet", "t5"}
+
+
+@each_family
+def test_layers_are_complete(name):
+    """Along the path of a layer's activation: what the rest of the model makes of its change."""
+    model, x, x0 = built(name)
+    layer = f"model.{FAMILIES[name].layer}"
+    got = attrfn.layer_integrated_gradients(
+        model, x, layer=layer, baselines=x0, target=1, n_steps=64
+    )
+    head, tail = attrfn.split(model, layer)
+    with torch.no_grad():
+        drop = (tail(head(x), x) - tail(head(x0), x))[:, 1]
+    parts = torch.cat([v.flatten(1) for v in tensors(got)], 1)
+    assert (drop.abs() > 1e-3).all()
+    allowed = 5e-3 if name in KINKED else 1e-5  # of the quadrature, through kinks of ReLU
+    assert ((parts.sum(1) - drop).abs() <= allowed * parts.abs().sum(1)).all()
+
+
 def tensors(value: Any) -> list[Tensor]:
     leaves = optree.tree_leaves(value, namespace="torch")
     return [v for v in leaves if isinstance(v, Tensor) and v.is_floating_point()]

@@ -10,7 +10,7 @@ import torch
 from helpers import assert_close, assert_informative
 from models import NETS, SCALARS, Net, targets
 from registry import REGISTRY, Row, explain, rows, rows_and_nets
-from torch import Tensor
+from torch import Tensor, nn
 from zoo import randn
 
 import attrfn
@@ -147,6 +147,37 @@ def test_sums_over_steps_do_not_lose_small_parts(dtype: torch.dtype) -> None:
         assert_close(smooth(f, x), x, rtol=1e-2)
         shap = functools.partial(attrfn.gradient_shap, n_samples=500, chunk_size=chunk_size)
         assert_close(shap(f, x, baselines=torch.zeros(1, 2)), x, rtol=1e-2)
+
+
+MANY: dict[Any, dict[str, Any]] = {
+    attrfn.deep_lift_shap: {"baselines": torch.zeros(500, 2)},
+    attrfn.shapley_value_sampling: {"n_samples": 500},
+    attrfn.feature_permutation: {"n_samples": 500},
+    attrfn.kernel_shap: {"n_samples": 500},
+    attrfn.layer_conductance: {"layer": "0", "n_steps": 500},
+    attrfn.layer_integrated_gradients: {"layer": "0", "n_steps": 500},
+    attrfn.layer_gradient_shap: {"layer": "0", "n_samples": 500, "baselines": torch.zeros(1, 2)},
+    attrfn.layer_deep_lift_shap: {"layer": "0", "baselines": torch.zeros(500, 2)},
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("method", MANY)
+def test_sums_over_copies_do_not_lose_small_parts(method: Any, dtype: torch.dtype) -> None:
+    """500 parts of the size of the result, one by one, beside the same draws in float32."""
+
+    def model(dtype: torch.dtype) -> nn.Module:
+        sums = nn.Linear(2, 1, bias=False)
+        nn.init.ones_(sums.weight)
+        return nn.Sequential(nn.Identity(), sums).to(dtype)
+
+    x = 1 + torch.arange(4.0).reshape(2, 2) / 4
+    found, expected = (
+        method(model(d), x.to(d), target=0, chunk_size=1, **MANY[method])
+        for d in (dtype, torch.float32)
+    )
+    assert found.dtype == dtype
+    assert_close(found.float(), expected, rtol=2e-2, atol=1e-2)
 
 
 @rows_and_nets()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -141,15 +141,7 @@ def test_vmap_over_targets_is_the_loop(model_name: str) -> None:
 # --- compile -------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def _fresh_compiler() -> Iterator[None]:
-    """No graph or guard of another test."""
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
-compiling = pytest.mark.usefixtures("_fresh_compiler")
+compiling = pytest.mark.usefixtures("fresh_compiler")
 
 # Each table on each net, but not each formula.
 COMPILED = [

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import gc
+import mmap
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 import attrfn
 
 CALLS = 2000
+STATM = Path("/proc/self/statm")  # in pages
 Method = Callable[..., Any]
 METHODS: dict[str, Method] = {
     "gradient": attrfn.gradient,
@@ -79,6 +82,26 @@ def test_compiled_calls_leave_nothing_behind() -> None:
     found, blocks = left(lambda: run(x, target=target), 100)
     assert found <= 0
     assert blocks < 90
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not STATM.exists(), reason="the system does not say how much memory it gave")
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_2000_calls_take_no_memory_of_the_system(compiled: bool) -> None:
+    """Also none that Python does not count: if each kept its input, it would be 250 MB."""
+    model, x = nn.Sequential(nn.Linear(256, 4), nn.ReLU(), nn.Linear(4, 3)), torch.randn(128, 256)
+    run: Method = functools.partial(attrfn.integrated_gradients, model, n_steps=2)
+    if compiled:
+        run = attrfn.compile(attrfn.integrated_gradients, model, n_steps=2, backend="eager")
+
+    def calls(n: int) -> int:
+        for _ in range(n):
+            run(x, target=1)
+        gc.collect()
+        return int(STATM.read_text().split()[1]) * mmap.PAGESIZE
+
+    before = calls(200)
+    assert calls(CALLS) - before < 2**25
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,6 +18,8 @@ import attrfn
 from attrfn._core import static_chunks
 from attrfn._core.progress import task
 
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
+
 OPTIONS: dict[Callable[..., Any], dict[str, Any]] = {
     attrfn.occlusion: {"window": 3},
     attrfn.feature_ablation: {},
@@ -25,13 +27,6 @@ OPTIONS: dict[Callable[..., Any], dict[str, Any]] = {
     attrfn.integrated_gradients: {"n_steps": 30, "chunk_size": "auto"},
 }
 METHODS = pytest.mark.parametrize("method", OPTIONS, ids=lambda m: m.__name__)
-
-
-@pytest.fixture(autouse=True)
-def _fresh_compiler() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 @pytest.fixture

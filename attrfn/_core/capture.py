@@ -20,7 +20,12 @@ _FRAME = re.compile(r'File "(.+)", line (\d+)')
 _INNER = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
 _numbers = count()
 _LASTING = ("G['__import_attrfn_dot_", "G['__import_optree_dot_", "G['__builtins_dict__")
-_CLONES = "._CLONES."  # private, but what they hold may be the user's
+_CLONES = "._CLONES."  # private, but what they hold may be the user's, unless it is this:
+_SHELL = re.compile(
+    r"G\['\w+'\]\._CLONES\.clone_\d+\.(module|sites\[\d+\])"
+    r"((\.__dict__)?(\._modules|\['_modules'\])\['[^']*'\])*(\.__dict__)?"
+    r"((\.|\[')(_\w*hooks\w*|_parameters|_buffers|_modules|training)('\])?)?"
+)
 _SAME = frozenset({"BUILTIN_MATCH", "CLASS_MATCH", "CLOSURE_MATCH", "ID_MATCH", "MODULE_MATCH"})
 
 
@@ -28,14 +33,16 @@ def needed(guards: Sequence[Any]) -> list[bool]:
     """Which of torch.compile's guards are looked at before each call.
 
     Not whether functions and classes of this library, of optree and of Python itself are the same
-    still, which are most of all guards and never fail.
+    still, nor whether private clones have their modules and dicts still: they never fail, and are
+    most of all.
     """
-    return [
-        guard.guard_type not in _SAME
-        or not guard.name.startswith(_LASTING)
-        or _CLONES in guard.name
-        for guard in guards
-    ]
+    return [_may_fail(guard.guard_type, guard.name) for guard in guards]
+
+
+def _may_fail(kind: str, name: str) -> bool:
+    if _CLONES in name:
+        return _SHELL.fullmatch(name) is None
+    return kind not in _SAME or not name.startswith(_LASTING)
 
 
 def settings(

@@ -45,6 +45,13 @@ class _Caller(nn.Module):
 
 _CLONES = _Clones()
 _SHORT = 64  # a guard for each value
+_OF_FILES = (  # hooks and names that a forward pass does not look at
+    "_load_state_dict_post_hooks",
+    "_load_state_dict_pre_hooks",
+    "_non_persistent_buffers_set",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+)
 _numbers = count()
 
 
@@ -66,7 +73,7 @@ def _clone(module: nn.Module, state: tuple[Any, ...], method: Any, *layers: Any)
 
 def _plain_state(module: nn.Module) -> tuple[Any, ...]:
     """The flags, numbers and hooks of a module: the graph is made anew when one changes."""
-    return tuple([_plain_value(v) for v in module.__dict__.values()])
+    return tuple([_plain_value(v) for k, v in module.__dict__.items() if k not in _OF_FILES])
 
 
 def _plain_value(value: Any) -> Any:

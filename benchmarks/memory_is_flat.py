@@ -250,8 +250,8 @@ def main() -> None:
     caption = (
         f"Images of 3 x 32 x 32, {BATCH} of them, {CHUNK} copies of the batch at once. Over "
         "channels the model and its activations grow with them; over baselines of a layer, their "
-        "activations are kept. Compiled code has its chunks written out, up to 16 here, and computes some of "
-        "what they need ahead."
+        "activations are kept. Compiled code has its chunks written out, up to 16 here, and "
+        "computes some of what they need ahead."
     )
     text = f"{caption}\n\n{table(rows)}"
     path = write("memory_is_flat", "Peak memory at a fixed chunk size", args.device, text)

@@ -45,6 +45,18 @@ class _Caller(nn.Module):
 
 _CLONES = _Clones()
 _SHORT = 64  # a guard for each value
+_DICTS = (  # of every module
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_buffers",
+    "_forward_hooks",
+    "_forward_hooks_always_called",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_modules",
+    "_parameters",
+)
 _OF_FILES = (  # hooks and names that a forward pass does not look at
     "_load_state_dict_post_hooks",
     "_load_state_dict_pre_hooks",
@@ -72,12 +84,18 @@ def _clone(module: nn.Module, state: tuple[Any, ...], method: Any, *layers: Any)
 
 
 def _plain_state(module: nn.Module) -> tuple[Any, ...]:
-    """The flags, numbers and hooks of a module: the graph is made anew when one changes."""
-    return tuple([_plain_value(v) for k, v in module.__dict__.items() if k not in _OF_FILES])
+    """The flags and numbers of a module, and those of its hooks: another one is another graph."""
+    return tuple(
+        [
+            tuple(v) if k in _DICTS else _plain_value(v)
+            for k, v in module.__dict__.items()
+            if k not in _OF_FILES
+        ]
+    )
 
 
 def _plain_value(value: Any) -> Any:
-    """What is plain of a value, of containers if they are short; of hooks their numbers."""
+    """What is plain of a value, of containers if they are short."""
     if isinstance(value, float):
         return value.hex()  # a symbol, once it has changed, is no argument of a constant function
     if isinstance(value, (bool, int, str)):

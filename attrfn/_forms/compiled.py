@@ -31,6 +31,7 @@ from attrfn._core.tree import clone_tensors, flatten, output_width
 from attrfn._core.typing import ChunkSize, ModelFn, Tree
 
 Graph = Callable[[Tree, Mapping[str, Any]], Any]
+_PLAIN = (bool, int, float, str, type(None))
 _OVERWRITE = ("reduce-overhead", "max-autotune")  # CUDA graphs: outputs last until the next call
 
 
@@ -129,6 +130,7 @@ class _Compiled:
         self.method = method
         self.model_fn = model_fn
         self.options = options
+        self.holding = [v for v in options.values() if not isinstance(v, _PLAIN)]
         self.how = how
         self.overwrites = overwrites
         takes = parameters(method)
@@ -203,9 +205,8 @@ class _Compiled:
             return False
         if not torch.is_grad_enabled():
             return True
-        given: Any = (inputs, changing, self.options)
-        leaves = optree.tree_leaves(given, none_is_leaf=True)
-        return not any(isinstance(t, Tensor) and t.requires_grad for t in leaves)
+        given = _tensors(inputs) + _tensors(changing) + _tensors(self.holding)
+        return not any(t.requires_grad for t in given)
 
     def graph(self, size: Any, alone: bool = False) -> tuple[Graph, types.CodeType]:
         """The compiled function for a size of chunks."""
@@ -220,3 +221,13 @@ class _Compiled:
             graph = torch.compile(attribute, fullgraph=True, **self.how())
             self.graphs[size, alone] = graph, attribute.__code__
         return self.graphs[size, alone]
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    """The tensors of a tree; optree is not asked where it is plain to see."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    if type(tree) in (dict, list) and not tree:
+        return []
+    leaves = optree.tree_leaves(tree, none_is_leaf=True)
+    return [t for t in leaves if isinstance(t, Tensor)]

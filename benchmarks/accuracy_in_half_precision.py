@@ -1,10 +1,10 @@
 """Every method in lower precision: how far it is from the same in float64.
 
 The model and its inputs are of the type, or of float32 under autocast, which makes a layer's
-activations bfloat16, and so what explains them. The distance is the norm of
-the difference over the norm of the attributions in float64. "gradient" shows what the type itself
-costs: one pass of the model. A method whose sum over many passes were kept in the type would be far
-above it. Prints a table and writes it to benchmarks/results/.
+activations bfloat16, and so what explains them. The distance is the norm of the difference over the
+norm of the attributions in float64. "gradient" shows what the type itself costs: one pass of the
+model. A method whose sum over many passes were kept in the type would be far above it. Prints a
+table and writes it to benchmarks/results/.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ pytestmark = pytest.mark.usefixtures("fresh_compiler")
 class Settings:
     """What a module shares with its clone, such as the config of a transformer."""
 
-    def __init__(self) -> None:
-        self.slope = 1.0
+    def __init__(self, slope: float = 1.0) -> None:
+        self.slope = slope
 
 
 class Scaled(nn.Module):
@@ -33,12 +33,12 @@ class Scaled(nn.Module):
         self.scale, self.shift = 1.0, 1
         self.rows: list[int] = [0, 1]
         self.function = torch.tanh
-        self.settings = Settings()
+        self.settings, self._hooks = Settings(), Settings()
         self.many = [Settings() for _ in range(100)]
 
     @property
     def slope(self) -> float:
-        return self.settings.slope * self.many[99].slope
+        return self.settings.slope * self._hooks.slope * self.many[99].slope
 
     def forward(self, x: Tensor) -> Tensor:
         return self.scale * self.function(self.layers(x) + self.shift * self.slope)[:, self.rows]
@@ -53,11 +53,14 @@ CHANGES: dict[str, Callable[[Scaled], object]] = {
     "count": lambda m: setattr(m, "shift", 2),
     "number of a layer": lambda m: setattr(m.layers[1], "beta", 2.0),
     "object": lambda m: setattr(m.settings, "slope", 2.0),
+    "another object": lambda m: setattr(m, "settings", Settings(2.0)),
+    "object that is named as torch's": lambda m: setattr(m, "_hooks", Settings(2.0)),
     "object in a long list": lambda m: setattr(m.many[99], "slope", 3.0),
     "list": lambda m: m.rows.reverse(),
     "function": lambda m: setattr(m, "function", torch.sin),
     "layer": lambda m: m.layers.__setitem__(1, nn.ReLU()),
     "layer with parameters": _freeze,
+    "no bias": lambda m: setattr(m.layers[0], "bias", None),
     "parameter": lambda m: setattr(m.layers[0], "weight", nn.Parameter(torch.ones(5, 4).double())),
     "values": lambda m: m.layers[0].weight.data.mul_(2),
     "hook": lambda m: m.layers[0].register_forward_hook(lambda _, args, out: out * 2),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -21,10 +22,10 @@ _INNER = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
 _numbers = count()
 _LASTING = ("G['__import_attrfn_dot_", "G['__import_optree_dot_", "G['__builtins_dict__")
 _CLONES = "._CLONES."  # private, but what they hold may be the user's, unless it is this:
-_SHELL = re.compile(
+_SHELL = re.compile(  # a module of a clone, or what each module has
     r"G\['\w+'\]\._CLONES\.clone_\d+\.(module|sites\[\d+\])"
     r"((\.__dict__)?(\._modules|\['_modules'\])\['[^']*'\])*(\.__dict__)?"
-    r"((\.|\[')(_\w*hooks\w*|_parameters|_buffers|_modules|training)('\])?)?"
+    rf"((\.|\[')({'|'.join(vars(nn.Module()))})('\])?)?"
 )
 _SAME = frozenset({"BUILTIN_MATCH", "CLASS_MATCH", "CLOSURE_MATCH", "ID_MATCH", "MODULE_MATCH"})
 
@@ -48,7 +49,7 @@ def _may_fail(kind: str, name: str) -> bool:
 def settings(
     backend: str | Callable[..., Any], mode: str | None, dynamic: bool | None
 ) -> dict[str, Any]:
-    """The arguments of ``torch.compile``, which takes a mode or options, and changes those.
+    """New arguments for ``torch.compile``, which takes a mode or options and empties the options.
 
     Raises:
         RuntimeError: The mode is unknown.

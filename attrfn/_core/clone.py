@@ -45,24 +45,15 @@ class _Caller(nn.Module):
 
 _CLONES = _Clones()
 _SHORT = 64  # a guard for each value
-_DICTS = (  # of every module
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_buffers",
-    "_forward_hooks",
-    "_forward_hooks_always_called",
-    "_forward_hooks_with_kwargs",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_modules",
-    "_parameters",
-)
 _OF_FILES = (  # hooks and names that a forward pass does not look at
     "_load_state_dict_post_hooks",
     "_load_state_dict_pre_hooks",
     "_non_persistent_buffers_set",
     "_state_dict_hooks",
     "_state_dict_pre_hooks",
+)
+_DICTS = tuple(
+    [k for k, v in vars(nn.Module()).items() if isinstance(v, dict) and k not in _OF_FILES]
 )
 _numbers = count()
 

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from attrfn._core.erfinv import erfinv
-from attrfn._core.philox import DRAW, FOLD, LOW, MASK, SPLIT, blocks, cells, generate
+from attrfn._random.erfinv import erfinv
+from attrfn._random.philox import DRAW, FOLD, LOW, MASK, SPLIT, blocks, cells, generate
 
 __all__ = [
     "as_key",

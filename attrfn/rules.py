@@ -17,7 +17,6 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from attrfn._core.typing import Baselines
 from attrfn._methods.lrp import conservation as conservation
 from attrfn._rules.conservation import Leak as Leak
 from attrfn._rules.fold import fold_batch_norm as fold_batch_norm
@@ -36,6 +35,7 @@ from attrfn._rules.relu import GUIDED as _GUIDED
 from attrfn._rules.rescale import RESCALE as _RESCALE
 from attrfn._rules.reveal import REVEAL_CANCEL as _REVEAL_CANCEL
 from attrfn._rules.table import Rules as Rules
+from attrfn._torch.typing import Baselines
 
 
 def composite(

@@ -80,7 +80,7 @@ def compiled(model: nn.Module, x: Tensor, target: Tensor, chunk: int):
 
 
 def attrfn_nodes() -> tuple[Tensor, Tensor]:
-    from attrfn._core.quadrature import quadrature_rule
+    from attrfn._explain.quadrature import quadrature_rule
 
     return quadrature_rule("gauss_legendre", STEPS)
 

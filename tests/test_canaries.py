@@ -18,7 +18,7 @@ from zoo import randn
 
 
 def test_functional_call_changes_the_module_while_it_runs():
-    """Why eager runs use shells of their own (_core/shell.py) and not functional_call."""
+    """Why eager runs use shells of their own (_model/private_copy.py) and not functional_call."""
 
     class Watches(nn.Module):
         def __init__(self) -> None:
@@ -50,7 +50,7 @@ recent = pytest.mark.skipif(not hasattr(F, "rms_norm"), reason="a fact of torch 
 
 @recent
 def test_fused_attention_has_no_second_derivative():
-    """Why attention is written out (_core/plain_ops.py) where somebody differentiates again."""
+    """Why attention is written out (_torch/decomposed.py) where somebody differentiates again."""
     x = Q.clone().requires_grad_()
     (g,) = torch.autograd.grad(attend(x).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match=r"flash_attention_for_cpu_backward is not implemented"):
@@ -60,7 +60,7 @@ def test_fused_attention_has_no_second_derivative():
 
 
 def test_fused_attention_has_no_forward_mode():
-    """Why push_forward (_core/derive.py) runs with attention written out."""
+    """Why push_forward (_torch/autodiff.py) runs with attention written out."""
     with pytest.raises(NotImplementedError, match=r"forward AD with _scaled_dot_product_flash"):
         jvp(attend, (Q,), (Q,))
 
@@ -88,7 +88,7 @@ def third_derivative(f) -> tuple[float, float]:
     ids=["layer_norm", "instance_norm", "batch_norm"],
 )
 def test_third_derivatives_of_norms_are_wrong(norm):
-    """Why LayerNorm is written out (_core/plain_ops.py): torch's answer is off without a word."""
+    """Why LayerNorm is written out (_torch/decomposed.py): torch's answer is off without a word."""
     expected, got = third_derivative(norm)
     assert abs(got - expected) > 0.05 * abs(expected)
     # the measurement itself is sound: the same formula written out agrees
@@ -228,14 +228,14 @@ def test_custom_functions_lose_their_backward_when_compiled(processes):
 
 @pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU])
 def test_recurrent_nets_have_no_vmap_rule(cell):
-    """Why batching="fold" is the default (_core/batch.py)."""
+    """Why batching="fold" is the default (_copies/batch.py)."""
     rnn = zoo.make(cell, 4, 5, batch_first=True)
     with pytest.raises(RuntimeError, match=r"Batching rule not implemented for aten::(lstm|gru)"):
         vmap(lambda x: rnn(x[None])[0])(randn(3, 6, 4))
 
 
 def test_encoder_layers_hide_their_parts():
-    """Why _core/shell.py switches their fast path off: without a graph no sub-layer is called."""
+    """Why _model/private_copy.py switches their fast path off: no sub-layer is called."""
     model, x = zoo.make(zoo.Transformer), randn(3, 5, 4)
     called: list[str] = []
 
@@ -253,7 +253,7 @@ def test_encoder_layers_hide_their_parts():
 
 
 def test_multihead_attention_takes_a_fused_path():
-    """Why _core/shell.py makes query and key two objects: the fused operation hides all inside."""
+    """Why _model/private_copy.py splits query and key: the fused operation hides its parts."""
 
     class Log(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):

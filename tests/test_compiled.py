@@ -17,7 +17,7 @@ from torch._dynamo.testing import CompileCounter, EagerAndRecordGraphs
 from zoo import make, randn, same_state, state
 
 import attrfn
-from attrfn._core import capture
+from attrfn._compile import dynamo as capture
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
@@ -272,7 +272,7 @@ OLD = r"torch \S+ cannot compile attributions: use torch >= 2\.12"
 
 @pytest.fixture
 def _old(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attrfn._core.compiling._COMPILES", False)
+    monkeypatch.setattr("attrfn._torch.compiling._COMPILES", False)
 
 
 @pytest.mark.usefixtures("_old")

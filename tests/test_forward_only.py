@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from zoo import make, randn, same_state, state
 
 import attrfn
-from attrfn._core.bind import bind
+from attrfn._model.bind import bind
 
 
 class Stateful(nn.Module):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import attrfn
-from attrfn._core.kernel import design, shares, spread, subsets_of_size
+from attrfn._methods.kernel_design import design, shares, spread, subsets_of_size
 
 
 @pytest.mark.parametrize(("n", "size"), [(5, 1), (5, 2), (6, 3), (7, 6), (4, 4)])

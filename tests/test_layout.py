@@ -1,4 +1,4 @@
-"""Four floors, arrows run down only: read from the imports, which nothing has to execute."""
+"""The rooms of the library: imports run down only. Read from the source, which is not executed."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "attrfn"
 
-# Where a file stands; a file imports from its own floor and from those below.
-FLOORS = {"_core": 1, "_rules": 2, "_methods": 3, "_forms": 4}
-ABOVE = 5  # rules.py, metrics/, robust/, viz/, text/ and __init__.py
+# The rooms from the ground up; a file imports from its own room and from those below.
+ROOMS = ("_torch", "_random", "_model", "_copies", "_explain", "_layers", "_rules")
+ROOMS += ("surrogates", "_methods", "_compile")
+FLOORS = {name: floor for floor, name in enumerate(ROOMS)} | {"random": ROOMS.index("_random")}
+ABOVE = len(ROOMS)  # rules.py, the topic packages (viz/, metrics/, ...) and __init__.py
 
-# A method that *is* another method plus something may import it: (importing file, imported file).
-METHODS_ON_METHODS: set[tuple[str, str]] = set()
+# The rooms that a topic package may import beside the public names.
+FOR_TOPICS = ("_explain", "_copies", "_layers", "_random")
 
 # What the library needs is torch and optree; what the topic packages and options need besides.
 ALLOWED = {"attrfn", "optree", "torch"}
 EXTRAS = {
-    "attrfn._core.progress": {"tqdm"},
+    "attrfn._copies.progress": {"tqdm"},
     "attrfn.surrogates": {"sklearn", "numpy"},
     "attrfn.viz": {"matplotlib", "numpy"},
 }
@@ -70,16 +72,14 @@ def own_imports(module: str) -> set[str]:
 
 def floor(module: str) -> int:
     parts = module.split(".")
-    if module in ("attrfn.random", "attrfn.surrogates"):
-        return FLOORS["_core"]  # usable from the methods
     return FLOORS.get(parts[1], ABOVE) if len(parts) > 1 else ABOVE
 
 
 def test_the_files_are_found() -> None:
     """The other tests read what this one finds."""
-    assert {"attrfn", "attrfn.random", "attrfn._core.split", "attrfn._forms.at"} <= FILES.keys()
-    assert own_imports("attrfn._forms.at") >= {"attrfn._core.split", "attrfn._core.typing"}
-    assert {floor(m) for m in FILES} >= {1, 3, 4, ABOVE}
+    assert {"attrfn", "attrfn.random", "attrfn._layers.split", "attrfn._layers.at"} <= FILES.keys()
+    assert own_imports("attrfn._layers.at") >= {"attrfn._layers.split", "attrfn._torch.typing"}
+    assert {floor(m) for m in FILES} == {*range(len(ROOMS)), ABOVE}
 
 
 @modules
@@ -96,14 +96,16 @@ def test_only_the_package_itself_is_above_the_package(module: str) -> None:
 
 
 @modules
-def test_topic_packages_stand_on_public_functions(module: str) -> None:
-    """metrics, robust, viz and text import no private module of another package."""
+def test_topic_packages_stand_on_the_mechanisms(module: str) -> None:
+    """A topic package imports its own files, the rooms of FOR_TOPICS and public names."""
     parts = module.split(".")
     if floor(module) < ABOVE or module in ("attrfn", "attrfn.rules"):
         return
     home = ".".join(parts[:2])
     private = {
-        i for i in own_imports(module) if "._" in i and not i.startswith(f"{home}.") and i != home
+        i
+        for i in own_imports(module)
+        if "._" in i and not i.startswith(f"{home}.") and i.split(".")[1] not in FOR_TOPICS
     }
     assert not private
 
@@ -115,17 +117,6 @@ def test_no_file_imports_itself_in_a_circle() -> None:
     except CycleError as error:
         raise AssertionError(f"imports run in a circle: {error.args[1]}") from None
     assert set(order) == set(FILES)
-
-
-def test_methods_do_not_import_methods() -> None:
-    """Except where one is the other plus something: METHODS_ON_METHODS."""
-    found = {
-        (m, i)
-        for m in FILES
-        for i in own_imports(m)
-        if floor(m) == FLOORS["_methods"] == floor(i) and i != "attrfn._methods"
-    }
-    assert found == METHODS_ON_METHODS
 
 
 @modules
@@ -158,7 +149,7 @@ def test_init_is_explicit_exports_only() -> None:
             assert isinstance(node, (ast.Expr, ast.Assign))
 
 
-@pytest.mark.parametrize("module", [m for m in FILES if floor(m) <= FLOORS["_forms"]])
+@pytest.mark.parametrize("module", [m for m in FILES if floor(m) < ABOVE])
 def test_nothing_forbidden_is_used(module: str) -> None:
     """No hooks on modules, no generators, no global random numbers, no dispatch modes.
 

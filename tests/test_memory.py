@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from zoo import randn
 
 import attrfn
-from attrfn._core import chunks as chunks_module
-from attrfn._core import masked as masked_module
-from attrfn._core.chunks import Chunks, over_chunks
-from attrfn._core.memory import Peak, budget, out_of_memory
+from attrfn._copies import chunks as chunks_module
+from attrfn._copies.chunks import Chunks, over_chunks
+from attrfn._copies.memory import Peak, budget, out_of_memory
+from attrfn._explain import masked as masked_module
 
 CPU = torch.device("cpu")
 AUTO = Chunks("auto", "fold", False, "test")

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from zoo import randn
 
-from attrfn._core.mix import choose_where, mix
+from attrfn._explain.interpolate import choose_where, mix
 
 Z = randn(5, 1, 6) > 0
 ODD = torch.tensor([math.nan, math.inf, -math.inf, -0.0, 1e-320, 1.0], dtype=torch.float64)

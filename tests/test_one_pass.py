@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from zoo import make, randn
 
 import attrfn
-from attrfn._core.plain_ops import ForwardOps
+from attrfn._torch.decomposed import ForwardOps
 
 ALONG_A_PATH = {
     "layer_conductance": (attrfn.layer_conductance, {"n_steps": 3}),

@@ -12,7 +12,7 @@ from scipy import stats
 from torch import Tensor
 
 from attrfn import random
-from attrfn._core import erfinv, philox
+from attrfn._random import erfinv, philox
 from attrfn.random import (
     as_key,
     bernoulli,

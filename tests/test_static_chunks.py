@@ -15,8 +15,8 @@ from torch._dynamo.testing import CompileCounter
 from zoo import randn
 
 import attrfn
-from attrfn._core import static_chunks
-from attrfn._core.progress import task
+from attrfn._compile import static_chunks
+from attrfn._copies.progress import task
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
@@ -31,10 +31,10 @@ METHODS = pytest.mark.parametrize("method", OPTIONS, ids=lambda m: m.__name__)
 
 @pytest.fixture
 def _little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("memory", "chunks", "static_chunks"):
-        monkeypatch.setattr(f"attrfn._core.{module}.budget", lambda device: 40_000)
-    for module in ("masked", "chunks", "static_chunks"):
-        monkeypatch.setattr(f"attrfn._core.{module}.first_copies", lambda x: 0)
+    for module in ("_copies.memory", "_copies.chunks", "_compile.static_chunks"):
+        monkeypatch.setattr(f"attrfn.{module}.budget", lambda device: 40_000)
+    for module in ("_explain.masked", "_copies.chunks", "_compile.static_chunks"):
+        monkeypatch.setattr(f"attrfn.{module}.first_copies", lambda x: 0)
 
 
 class Wide:

@@ -1,14 +1,25 @@
-"""Ablation: what the output loses when a feature is replaced, one feature or window at a time."""
+"""Ablation: what the output loses when a feature is replaced."""
 
 from __future__ import annotations
 
 import torch
 
-from attrfn._core.chunks import Chunks
-from attrfn._core.features import features
-from attrfn._core.masked import masked
-from attrfn._core.typing import Baselines, Batching, ChunkSize, Leaves, ModelFn, Target, Tree
-from attrfn._core.windows import Window, windows
+from attrfn._copies.chunks import Chunks
+from attrfn._explain.baseline import fill_baselines
+from attrfn._explain.features import features
+from attrfn._explain.masked import masked
+from attrfn._explain.tree import flatten
+from attrfn._layers.at import at_neuron, each_layer, locate
+from attrfn._torch.typing import (
+    At,
+    Baselines,
+    Batching,
+    ChunkSize,
+    Layer,
+    ModelFn,
+    Target,
+    Tree,
+)
 
 
 def feature_ablation(
@@ -79,32 +90,113 @@ def feature_ablation(
     return p.result(these.elements((p.full - ablated).movedim(0, -1)))
 
 
-def occlusion(
+def layer_feature_ablation(
     model_fn: ModelFn,
     inputs: Tree,
     *,
-    window: Window,
-    stride: Window = None,
+    layer: Layer,
     target: Target = None,
-    baselines: Baselines = None,
+    layer_baselines: Baselines = None,
+    layer_mask: Tree = None,
+    n_features: int | None = None,
+    at: At = "output",
+    call: int | None = 0,
     chunk_size: ChunkSize = "auto",
     batching: Batching = "fold",
     create_graph: bool = False,
     progress: bool = False,
 ) -> Tree:
-    """Occlusion: what the output loses when a sliding window is replaced by the baseline.
+    """Feature ablation of a layer: what the output loses when a part of the activation is replaced.
 
-        A_j = mean_{w covers j} (f(x) - f(x with window w := x0))
+        A_k = f(x) - tail(a with part k := a0, x),   a = head(x)
 
     Args:
-        model_fn: See :func:`feature_ablation`.
-        inputs: See :func:`feature_ablation`; each of several tensors is occluded on its own.
-        window: The window's size in each dimension behind the batch, such as (3, 8, 8) for images
-            (B, 3, H, W); an int for the same in all dimensions; or a pytree prefix of those.
-        stride: The steps of the window in the same form; None is 1. The last window of a dimension
-            is cut off at the border.
+        model_fn: See :func:`layer_activation`.
+        inputs: See :func:`layer_activation`; each layer of a list is ablated on its own.
+        layer: See :func:`layer_activation`.
         target: See :func:`feature_ablation`.
+        layer_baselines: a0, in the form of the activation (unlike the baselines of
+            :func:`at_layer`, which are inputs); None is zero.
+        layer_mask: The part that each element of the activation belongs to, in the form of
+            ``feature_mask`` of :func:`feature_ablation`.
+        n_features: See :func:`feature_ablation`.
+        at: See :func:`layer_activation`.
+        call: See :func:`layer_activation`.
+        chunk_size: See :func:`feature_ablation`.
+        batching: See :func:`integrated_gradients`.
+        create_graph: See :func:`feature_ablation`.
+        progress: See :func:`feature_ablation`.
+
+    Returns:
+        Attributions like the activation, see :func:`feature_ablation`.
+
+    Raises:
+        TypeError: See :func:`layer_gradient_x_activation`.
+        ValueError: See :func:`layer_gradient_x_activation` and :func:`feature_ablation`.
+
+    Example:
+        >>> import torch, attrfn
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+        >>> x = torch.randn(5, 3)
+        >>> a = attrfn.layer_feature_ablation(model, x, layer="0", target=1)
+        >>> torch.allclose(a, model[0](x) * model[1].weight[1], atol=1e-6)
+        True
+
+    Reference:
+        Zeiler and Fergus, Visualizing and Understanding Convolutional Networks, 2014.
+    """
+
+    def one(layer: Layer) -> Tree:
+        here = locate(model_fn, inputs, layer, at=at, call=call, create_graph=create_graph)
+        leaves, rebuild = flatten(here.activation)
+        features(layer_mask, here.activation, leaves, n_features, "layer_mask")
+        a0 = fill_baselines(layer_baselines, here.activation, leaves, "layer_baselines")
+        return feature_ablation(
+            here.model,
+            here.activation,
+            target=target,
+            baselines=rebuild(a0),
+            feature_mask=layer_mask,
+            n_features=n_features,
+            chunk_size=chunk_size,
+            batching=batching,
+            create_graph=create_graph,
+            progress=progress,
+        )
+
+    return each_layer(one, layer)
+
+
+def neuron_feature_ablation(
+    model_fn: ModelFn,
+    inputs: Tree,
+    *,
+    layer: Layer,
+    neuron: Target,
+    baselines: Baselines = None,
+    feature_mask: Tree = None,
+    n_features: int | None = None,
+    at: At = "output",
+    call: int | None = 0,
+    chunk_size: ChunkSize = "auto",
+    batching: Batching = "fold",
+    create_graph: bool = False,
+    progress: bool = False,
+) -> Tree:
+    """Feature ablation of a neuron: what the neuron loses when a feature is replaced.
+
+        A_k = n(x) - n(x with feature k := x0),   n = neuron of head(x)
+
+    Args:
+        model_fn: See :func:`layer_activation`.
+        inputs: See :func:`feature_ablation`.
+        layer: See :func:`layer_activation`.
+        neuron: See :func:`neuron_gradient`.
         baselines: See :func:`feature_ablation`.
+        feature_mask: See :func:`feature_ablation`.
+        n_features: See :func:`feature_ablation`.
+        at: See :func:`layer_activation`.
+        call: See :func:`layer_activation`.
         chunk_size: See :func:`feature_ablation`.
         batching: See :func:`integrated_gradients`.
         create_graph: See :func:`feature_ablation`.
@@ -114,28 +206,28 @@ def occlusion(
         Attributions like the inputs, see :func:`feature_ablation`.
 
     Raises:
-        TypeError: See :func:`feature_ablation`; or a window is no int or tuple of ints.
-        ValueError: See :func:`feature_ablation`; or a window does not fit its input, or a stride
-            leaves gaps between windows.
+        TypeError: See :func:`neuron_gradient`.
+        ValueError: See :func:`neuron_gradient` and :func:`feature_ablation`.
 
     Example:
         >>> import torch, attrfn
-        >>> f = lambda x: x.sum(1)
-        >>> attrfn.occlusion(f, torch.tensor([[1.0, 2.0, 4.0]]), window=2)
-        tensor([[3.0000, 4.5000, 6.0000]])
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+        >>> x = torch.randn(5, 3)
+        >>> a = attrfn.neuron_feature_ablation(model, x, layer="0", neuron=2)
+        >>> torch.allclose(a, x * model[0].weight[2], atol=1e-6)
+        True
 
     Reference:
         Zeiler and Fergus, Visualizing and Understanding Convolutional Networks, 2014.
     """
-    chunks = Chunks(chunk_size, batching, progress, "occlusion")
-    p = masked(model_fn, inputs, target, baselines, chunks, create_graph=create_graph)
-    grids = windows(window, stride, inputs, p.x)
-    ends = [sum(g.n for g in grids[: k + 1]) for k in range(len(grids))]
-    each = [(g, end - g.n, end) for g, end in zip(grids, ends, strict=True)]
-
-    def masks(i: slice) -> Leaves:
-        at = torch.arange(i.start, i.stop, device=p.device)
-        return tuple([~g.cover(at - start)[:, None] for g, start, _ in each])
-
-    lost = (p.full - p.over(ends[-1], masks)).movedim(0, -1)
-    return p.result([g.mean(lost[..., start:end]) for g, start, end in each])
+    return at_neuron(feature_ablation, layer, neuron, at=at, call=call)(
+        model_fn,
+        inputs,
+        baselines=baselines,
+        feature_mask=feature_mask,
+        n_features=n_features,
+        chunk_size=chunk_size,
+        batching=batching,
+        create_graph=create_graph,
+        progress=progress,
+    )

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from attrfn import random, surrogates
-from attrfn._core.chunks import Chunks, at_once
-from attrfn._core.derive import transforming
-from attrfn._core.features import features
-from attrfn._core.keys import row_keys, sample_keys
-from attrfn._core.masked import Part, add_lists, masked
-from attrfn._core.noise import positive
-from attrfn._core.tree import flatten
-from attrfn._core.typing import Baselines, Batching, ChunkSize, Key, Leaves, ModelFn, Target, Tree
+from attrfn._copies.chunks import Chunks, at_once
+from attrfn._explain.features import features
+from attrfn._explain.masked import Part, add_lists, masked
+from attrfn._explain.noise import positive
+from attrfn._explain.tree import flatten
+from attrfn._random.keys import row_keys, sample_keys
+from attrfn._torch.autodiff import transforming
+from attrfn._torch.typing import Baselines, Batching, ChunkSize, Key, Leaves, ModelFn, Target, Tree
 
 Perturb = Callable[[Tensor, int], Tensor]
 Transform = Callable[[Tensor, Tree, Tree], Tree]

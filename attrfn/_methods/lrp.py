@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
-from attrfn._core.derive import transforming
-from attrfn._core.explain import explain
-from attrfn._core.typing import ModelFn, Target, Tree
+from attrfn._explain.explain import explain
+from attrfn._layers.at import at_layer, each_layer
 from attrfn._rules.conservation import Audit, Leak
 from attrfn._rules.formulas import LinearRule
 from attrfn._rules.gradient import gradients_by_rules
 from attrfn._rules.relevance import EPSILON_PLUS, composite
 from attrfn._rules.scope import scoped
 from attrfn._rules.table import Rules
+from attrfn._torch.autodiff import transforming
+from attrfn._torch.typing import At, Layer, ModelFn, Target, Tree
 
 
 def lrp(
@@ -135,3 +138,61 @@ def lrp_rules(rules: Rules | LinearRule | None) -> Rules:
             "such as attrfn.rules.gamma()"
         )
     return given
+
+
+def layer_lrp(
+    model_fn: ModelFn,
+    inputs: Tree,
+    *,
+    layer: Layer,
+    target: Target = None,
+    at: At = "output",
+    call: int | None = 0,
+    rules: Rules | LinearRule | None = None,
+    create_graph: bool = False,
+) -> Tree:
+    """LRP up to a layer: the relevance of its activation.
+
+        A = a * d(target)/da by the rules,   a = head(x)
+
+    Args:
+        model_fn: See :func:`layer_activation`.
+        inputs: See :func:`layer_activation`.
+        layer: See :func:`layer_activation`; each of several is explained on its own.
+        target: See :func:`gradient`.
+        at: See :func:`layer_activation`.
+        call: See :func:`layer_activation`.
+        rules: See :func:`lrp`; a rule for where the inputs are read does not apply at a layer.
+        create_graph: See :func:`gradient`.
+
+    Returns:
+        Relevances like the layer's activation; a list for several layers.
+
+    Raises:
+        UnsupportedOpError: See :func:`lrp`.
+        TypeError: See :func:`layer_activation` and :func:`lrp`.
+        ValueError: See :func:`layer_activation`; or the rules name modules, which they cannot at a
+            layer.
+
+    Example:
+        >>> import torch, attrfn
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2)
+        ... )
+        >>> first, second = attrfn.layer_lrp(model, torch.randn(5, 3), layer=["0", "1"], target=1)
+        >>> first.shape, second.shape
+        (torch.Size([5, 4]), torch.Size([5, 4]))
+
+    Reference:
+        Bach et al., On Pixel-Wise Explanations for Non-Linear Classifier Decisions by Layer-Wise
+        Relevance Propagation, 2015.
+    """
+    chosen = lrp_rules(rules)
+    inner = chosen._replace(linear=chosen.linear._replace(first=None))
+
+    def one(layer: Layer) -> Any:
+        return at_layer(lrp, layer, at=at, call=call)(
+            model_fn, inputs, target=target, rules=inner, create_graph=create_graph
+        )
+
+    return each_layer(one, layer)

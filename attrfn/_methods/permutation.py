@@ -9,14 +9,26 @@ import torch
 from torch import Tensor
 
 from attrfn import random
-from attrfn._core.chunks import Chunks
-from attrfn._core.derive import transforming
-from attrfn._core.features import features
-from attrfn._core.keys import row_keys, sample_keys
-from attrfn._core.masked import masked
-from attrfn._core.mix import choose_where
-from attrfn._core.noise import positive
-from attrfn._core.typing import Batching, ChunkSize, Key, Leaves, ModelFn, Target, Tree
+from attrfn._copies.chunks import Chunks
+from attrfn._explain.features import features
+from attrfn._explain.interpolate import choose_where
+from attrfn._explain.masked import masked
+from attrfn._explain.noise import positive
+from attrfn._explain.tree import flatten
+from attrfn._layers.at import each_layer, locate
+from attrfn._random.keys import row_keys, sample_keys
+from attrfn._torch.autodiff import transforming
+from attrfn._torch.typing import (
+    At,
+    Batching,
+    ChunkSize,
+    Key,
+    Layer,
+    Leaves,
+    ModelFn,
+    Target,
+    Tree,
+)
 
 Permute = Callable[[Tensor, int], Tensor]
 
@@ -135,3 +147,82 @@ def _check(batch: int, key: Key, ids: tuple[Tensor | int, ...]) -> None:
             "feature_mask has a row for each example, expected one for all of them, because a "
             "feature moves from example to example"
         )
+
+
+def layer_feature_permutation(
+    model_fn: ModelFn,
+    inputs: Tree,
+    *,
+    layer: Layer,
+    target: Target = None,
+    layer_mask: Tree = None,
+    n_features: int | None = None,
+    n_samples: int = 1,
+    key: Key = 0,
+    permute: Permute | None = None,
+    at: At = "output",
+    call: int | None = 0,
+    chunk_size: ChunkSize = "auto",
+    batching: Batching = "fold",
+    create_graph: bool = False,
+    progress: bool = False,
+) -> Tree:
+    """Feature permutation of a layer: parts of the activation shuffled among the examples.
+
+        A_k = f(x) - mean_s tail(a with part k of row b := that of row pi_sk(b), x),   a = head(x)
+
+    Args:
+        model_fn: See :func:`layer_activation`.
+        inputs: See :func:`layer_activation`; at least two examples.
+        layer: See :func:`layer_activation`; each layer of a list is permuted on its own.
+        target: See :func:`feature_ablation`.
+        layer_mask: See :func:`layer_feature_ablation`; the same for all examples.
+        n_features: See :func:`feature_ablation`.
+        n_samples: See :func:`feature_permutation`.
+        key: See :func:`feature_permutation`.
+        permute: See :func:`feature_permutation`.
+        at: See :func:`layer_activation`.
+        call: See :func:`layer_activation`.
+        chunk_size: See :func:`feature_ablation`.
+        batching: See :func:`integrated_gradients`.
+        create_graph: See :func:`feature_ablation`.
+        progress: See :func:`feature_ablation`.
+
+    Returns:
+        Attributions like the activation, see :func:`feature_ablation`.
+
+    Raises:
+        TypeError: See :func:`layer_gradient_x_activation`.
+        ValueError: See :func:`layer_gradient_x_activation` and :func:`feature_permutation`.
+
+    Example:
+        >>> import torch, attrfn
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+        >>> x = torch.randn(5, 3)
+        >>> attrfn.layer_feature_permutation(model, x, layer="0", target=1).shape
+        torch.Size([5, 4])
+
+    Reference:
+        Breiman, Random Forests, 2001.
+    """
+
+    def one(layer: Layer) -> Tree:
+        here = locate(model_fn, inputs, layer, at=at, call=call, create_graph=create_graph)
+        leaves, _ = flatten(here.activation)
+        features(layer_mask, here.activation, leaves, n_features, "layer_mask")
+        return feature_permutation(
+            here.model,
+            here.activation,
+            target=target,
+            feature_mask=layer_mask,
+            n_features=n_features,
+            n_samples=n_samples,
+            key=key,
+            permute=permute,
+            chunk_size=chunk_size,
+            batching=batching,
+            create_graph=create_graph,
+            progress=progress,
+        )
+
+    return each_layer(one, layer)

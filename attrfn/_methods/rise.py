@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from attrfn import random
-from attrfn._core.batch import weighted_sum, wide
-from attrfn._core.chunks import Chunks, add, at_once
-from attrfn._core.keys import row_keys, sample_keys
-from attrfn._core.masked import Part, masked
-from attrfn._core.noise import positive
-from attrfn._core.precision import full_precision
-from attrfn._core.typing import Baselines, Batching, ChunkSize, Key, Leaves, ModelFn, Target, Tree
+from attrfn._copies.batch import weighted_sum, wide
+from attrfn._copies.chunks import Chunks, add, at_once
+from attrfn._explain.masked import Part, masked
+from attrfn._explain.noise import positive
+from attrfn._random.keys import row_keys, sample_keys
+from attrfn._torch.precision import full_precision
+from attrfn._torch.typing import Baselines, Batching, ChunkSize, Key, Leaves, ModelFn, Target, Tree
 
 
 def rise(

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
 from torch import Tensor
 
-from attrfn._core.chunks import Chunks, add
-from attrfn._core.coalitions import orderings, shapley_weights, subsets
-from attrfn._core.features import Features, features
-from attrfn._core.keys import row_keys
-from attrfn._core.masked import Masked, Part, masked
-from attrfn._core.noise import positive
-from attrfn._core.precision import full_precision
-from attrfn._core.typing import Baselines, Batching, ChunkSize, Key, Leaves, ModelFn, Target, Tree
+from attrfn import random
+from attrfn._copies.chunks import Chunks, add
+from attrfn._explain.features import Features, features
+from attrfn._explain.masked import Masked, Part, masked
+from attrfn._explain.noise import positive
+from attrfn._random.keys import row_keys, sample_keys
+from attrfn._torch.precision import exact, full_precision
+from attrfn._torch.typing import Baselines, Batching, ChunkSize, Key, Leaves, ModelFn, Target, Tree
 
 _MOST_FEATURES = 20
 
@@ -199,3 +200,34 @@ def _marginals(p: Masked, these: Features, rank: Tensor) -> Tensor:
     joined = (v[:, 1:] - v[:, :-1]).movedim(1, -1)  # (P, R, K..., n), by place in the ordering
     place = rank.reshape(*rank.shape[:2], *[1] * (joined.ndim - 3), n)
     return joined.gather(-1, place.expand(*joined.shape[:-1], n))
+
+
+def subsets(i: slice, n: int, device: torch.device) -> Tensor:
+    """The subsets with the numbers i of n features, (S, 1, n): feature k is bit k of the number."""
+    numbers = torch.arange(i.start, i.stop, device=device)
+    bits = torch.arange(n, device=device)
+    return ((numbers[:, None] >> bits) & 1).bool()[:, None]
+
+
+def shapley_weights(n: int, device: torch.device) -> Tensor:
+    """``|S|! (n - |S| - 1)! / n!`` for |S| = 0 to n - 1, (n,)."""
+    weights = [1 / (n * math.comb(n - 1, size)) for size in range(n)]
+    return torch.tensor(weights, dtype=exact(device), device=device)
+
+
+def taylor_weights(n: int, device: torch.device) -> Tensor:
+    """``2 / (n C(n - 1, |S|))`` for |S| = 0 to n - 2, (n - 1,)."""
+    weights = [2 / (n * math.comb(n - 1, size)) for size in range(n - 1)]
+    return torch.tensor(weights, dtype=exact(device), device=device)
+
+
+def orderings(keys: Tensor, count: int, n: int, antithetic: bool = False) -> Tensor:
+    """The place of each feature in random orderings, (count, 1 or B, n).
+
+    With ``antithetic`` every second one is the reverse of the one before.
+    """
+    draws = (count + 1) // 2 if antithetic else count
+    place = random.permutation(sample_keys(keys, slice(0, draws), 0), n)
+    if not antithetic:
+        return place
+    return torch.stack([place, n - 1 - place], 1).flatten(0, 1)[:count]

@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attrfn._core.batch import wide
-from attrfn._core.derive import transforming
+from attrfn._copies.batch import wide
 from attrfn._rules.call import Call
 from attrfn._rules.errors import refuse_unknown
 from attrfn._rules.graft import Back
 from attrfn._rules.ops import HOLOMORPHIC, STEPS
 from attrfn._rules.replay import Replay
 from attrfn._rules.run import Values
+from attrfn._torch.autodiff import transforming
 
 Function = Callable[[Tensor], Tensor]
 

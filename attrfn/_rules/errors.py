@@ -13,10 +13,10 @@ import optree
 import torch
 from torch import Tensor, nn
 
-from attrfn._core.compiling import is_compiling
-from attrfn._core.warn import warn
 from attrfn._rules.call import Call
 from attrfn._rules.names import public_name
+from attrfn._torch.compiling import is_compiling
+from attrfn._torch.warn import warn
 
 _INSIDE = tuple(
     f"{Path(file).parent}{os.sep}"

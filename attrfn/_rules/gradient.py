@@ -10,15 +10,15 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from attrfn._core.compiling import is_compiling
-from attrfn._core.derive import normal, transforming, values_and_gradients
-from attrfn._core.explain import Explained
-from attrfn._core.typing import Leaves
+from attrfn._explain.explain import Explained
 from attrfn._rules.errors import refuse_constant, refuse_lengths, unwatched, warn_unread
 from attrfn._rules.record import Record
 from attrfn._rules.replay import Replay
 from attrfn._rules.run import Seen
 from attrfn._rules.table import Rules
+from attrfn._torch.autodiff import normal, transforming, values_and_gradients
+from attrfn._torch.compiling import is_compiling
+from attrfn._torch.typing import Leaves
 
 
 def gradients_by_rules(

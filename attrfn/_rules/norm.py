@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from attrfn._core.batch import wide
+from attrfn._copies.batch import wide
 from attrfn._rules.call import Call
 from attrfn._rules.errors import refuse_unknown
 from attrfn._rules.replay import Replay

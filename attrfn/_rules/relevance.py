@@ -26,7 +26,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from attrfn._core.derive import transforming
 from attrfn._rules import ops, recurrent
 from attrfn._rules.call import Call, tensors
 from attrfn._rules.difference import derivative, transposed
@@ -48,6 +47,7 @@ from attrfn._rules.replay import Replay
 from attrfn._rules.rescale import COMMON, OPENED, WRITTEN, each, inside, ruled
 from attrfn._rules.run import Run, Values
 from attrfn._rules.table import Memory, OfOne, Op, Rules, plain, written
+from attrfn._torch.autodiff import transforming
 
 _STABLE = 1e-6
 

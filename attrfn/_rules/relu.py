@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attrfn._core.compiling import whole_in_graph
-from attrfn._core.derive import transforms
 from attrfn._rules.call import Call
 from attrfn._rules.errors import refuse_nested
 from attrfn._rules.graft import positive, rectified
@@ -17,6 +15,8 @@ from attrfn._rules.record import Record
 from attrfn._rules.replay import Replay
 from attrfn._rules.run import Values
 from attrfn._rules.table import Memory, Op, Rules, plain
+from attrfn._torch.autodiff import transforms
+from attrfn._torch.compiling import whole_in_graph
 
 Passing = Callable[[Tensor, Tensor], Tensor]
 """From z - x and x to what passes."""

@@ -9,7 +9,6 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from attrfn._core.derive import in_functorch, transforming
 from attrfn._rules.call import Call
 from attrfn._rules.errors import refuse_mixed, refuse_path, refuse_unknown, refuse_unseen
 from attrfn._rules.graft import Back, grafted, pulled, scaled
@@ -18,6 +17,7 @@ from attrfn._rules.run import Rule, Run, Seen, Values
 from attrfn._rules.table import Rules, Stopped
 from attrfn._rules.tags import Tags
 from attrfn._rules.unseen import graph, refuse_unseen_relus
+from attrfn._torch.autodiff import in_functorch, transforming
 
 Parts = Callable[[Any], Sequence[Tensor]]
 

@@ -17,8 +17,6 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from attrfn._core.compiling import is_compiling
-from attrfn._core.derive import transforming, transforms
 from attrfn._rules.call import Call, Place, tensors
 from attrfn._rules.errors import (
     refuse_hidden,
@@ -27,6 +25,8 @@ from attrfn._rules.names import FUNCTIONS, PASSIVE, Spelling
 from attrfn._rules.ops import PATTERNED, SIDE_BY_SIDE
 from attrfn._rules.table import Evaluating, OfOne, Op, Rules, Stopped, plain
 from attrfn._rules.tags import Tags
+from attrfn._torch.autodiff import transforming, transforms
+from attrfn._torch.compiling import is_compiling
 
 Values = Sequence[Tensor]
 Rule = Callable[[Any, Call, Values, Values, Values], Any]

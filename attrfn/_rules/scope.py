@@ -9,12 +9,12 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from attrfn._core.bind import bind_source, uncompiled
-from attrfn._core.compiling import constant
-from attrfn._core.source import plain, source
-from attrfn._core.typing import ModelFn
+from attrfn._model.bind import bind_source, uncompiled
+from attrfn._model.source import plain, source
 from attrfn._rules.formulas import LinearRule
 from attrfn._rules.table import Rules
+from attrfn._torch.compiling import constant
+from attrfn._torch.typing import ModelFn
 
 
 def scoped(model_fn: ModelFn, rules: Rules, scope: list[LinearRule], *, frozen: bool) -> ModelFn:

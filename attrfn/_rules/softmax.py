@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attrfn._core.batch import wide
+from attrfn._copies.batch import wide
 from attrfn._rules.call import Call
 from attrfn._rules.difference import change
 from attrfn._rules.replay import Replay

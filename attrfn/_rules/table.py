@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from attrfn._core.compiling import is_compiling
 from attrfn._rules.call import Call
 from attrfn._rules.errors import refuse_training, refuse_unknown
 from attrfn._rules.names import FUNCTIONS, METHODS, Spelling, exported, public_name, spellings
+from attrfn._torch.compiling import is_compiling
 
 Apply = Callable[[Any, Call], Any]
 """From a run and a call to the call's output."""

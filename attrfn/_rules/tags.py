@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from attrfn._core.compiling import is_compiling
+from attrfn._torch.compiling import is_compiling
 
 
 class Tags:

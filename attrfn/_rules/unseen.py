@@ -14,10 +14,10 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
-from attrfn._core.compiling import is_compiling
-from attrfn._core.source import source
-from attrfn._core.typing import ModelFn
+from attrfn._model.source import source
 from attrfn._rules.errors import refuse_inside
+from attrfn._torch.compiling import is_compiling
+from attrfn._torch.typing import ModelFn
 
 _OWN = frozenset(["_GuidedBackward", "_DeconvBackward", "_PositiveBackward"])
 _CUSTOM_OP = "GeneratedBackwardFor_"  # of torch.library, an operation that the mode sees

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attrfn._core.plain_ops import attention as attention
-from attrfn._core.plain_ops import glu as glu
-from attrfn._core.plain_ops import opened as opened
+from attrfn._torch.decomposed import attention as attention
+from attrfn._torch.decomposed import glu as glu
+from attrfn._torch.decomposed import opened as opened
 
 
 def multi_head_attention_forward(

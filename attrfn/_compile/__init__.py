@@ -1,0 +1,1 @@
+"""``attrfn.compile``: a whole attribution as one compiled graph."""

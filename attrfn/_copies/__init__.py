@@ -1,0 +1,1 @@
+"""Many copies of a batch: folded, vmapped or looped over, in chunks of bounded memory."""

@@ -1,0 +1,105 @@
+"""Many copies of a batch folded into its axis."""
+
+from __future__ import annotations
+
+import functools
+from numbers import Integral
+from typing import Any
+
+import optree
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+from attrfn._model.source import is_functional
+from attrfn._torch.compiling import is_compiling
+from attrfn._torch.precision import full_precision
+from attrfn._torch.typing import Leaves
+
+
+def is_count(value: object) -> bool:
+    """Whether this is an integer of at least 1."""
+    return is_integer(value) and value >= 1  # type: ignore[operator]
+
+
+def is_integer(value: object) -> bool:
+    """Whether this is an int, or an integer of numpy, and no bool."""
+    return isinstance(value, (int, Integral)) and not isinstance(value, bool)
+
+
+def flat_rows(copies: Leaves) -> Leaves:
+    """(S, B, ...) -> (S * B, ...)."""
+    return tuple([t.reshape(t.shape[0] * t.shape[1], *t.shape[2:]) for t in copies])
+
+
+def split_rows(rows: Leaves, copies: int) -> Leaves:
+    """(S * B, ...) -> (S, B, ...)."""
+    return tuple([t.reshape(copies, t.shape[0] // copies, *t.shape[1:]) for t in rows])
+
+
+def along(values: Tensor, like: Tensor) -> Tensor:
+    """(S,) -> (S, 1, ..., 1), to go with copies (S, B, ...) of ``like`` (B, ...)."""
+    return values.to(like.device, wide(like.dtype)).reshape(-1, *[1] * like.ndim)
+
+
+def row_sums(t: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """(R, ...) -> (R,)."""
+    t = t if dtype is None else t.to(dtype)
+    return t.sum(tuple(range(1, t.ndim))) if t.ndim > 1 else t
+
+
+@full_precision
+def weighted_sum(values: Tensor, weights: Tensor) -> Tensor:
+    """``sum_s values_s weights_s``: (S, R, K...) and (S, 1 or R, ...) to (R, K..., elements)."""
+    v = values.reshape(*values.shape[:2], values.shape[2:].numel())
+    w = weights.flatten(2).to(v)
+    if w.shape[1] == 1:
+        total = torch.einsum("srk,sf->rkf", v, w[:, 0])
+    else:
+        total = torch.einsum("srk,srf->rkf", v, w)
+    return total.reshape(*values.shape[1:], total.shape[-1])
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The type in which sums over copies are taken: float32 for the two half precisions."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def repeat_bound(bound: Any, batch: int, copies: int) -> Any:
+    """Let tensors bound with ``functools.partial`` follow the batch into its copies.
+
+    Every tensor in the partial's arguments whose dimension 0 is the batch size is repeated;
+    parameters (``nn.Parameter``, or those of ``functional_call``) are not.
+    """
+    if copies == 1 or not isinstance(bound, functools.partial) or is_functional(bound):
+        return bound
+
+    def repeat(value: Any) -> Any:
+        if isinstance(value, functools.partial):
+            return repeat_bound(value, batch, copies)
+        if not isinstance(value, Tensor) or not _is_row(value, batch):
+            return value
+        return value.repeat(copies, *[1] * (value.ndim - 1))
+
+    arguments: Any = (bound.args, dict(bound.keywords))
+    args, kwargs = optree.tree_map(repeat, arguments)
+    return functools.partial(repeat_bound(bound.func, batch, copies), *args, **kwargs)
+
+
+def binds_rows(bound: Any, batch: int) -> bool:
+    """Whether :func:`repeat_bound` would repeat anything."""
+    if not isinstance(bound, functools.partial) or is_functional(bound):
+        return False
+    arguments: Any = (bound.func, bound.args, dict(bound.keywords))
+    # optree knows what was registered with it, torch.compile cannot enter it with functions
+    leaves_of = pytree.tree_leaves if is_compiling() else optree.tree_leaves
+    return any(
+        binds_rows(value, batch)
+        if isinstance(value, functools.partial)
+        else isinstance(value, Tensor) and _is_row(value, batch)
+        for value in leaves_of(arguments)
+    )
+
+
+def _is_row(value: Tensor, batch: int) -> bool:
+    return not isinstance(value, nn.Parameter) and value.ndim > 0 and value.shape[0] == batch

@@ -1,1 +1,0 @@
-"""Mechanisms that every method stands on: trees, targets, copies, splits, derivatives."""

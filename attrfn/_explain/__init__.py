@@ -1,0 +1,1 @@
+"""What is explained: inputs, targets, baselines, features, paths and masked inputs."""

@@ -1,0 +1,154 @@
+"""Baselines: where a feature counts as absent."""
+
+from __future__ import annotations
+
+from numbers import Number
+from typing import Any
+
+import optree
+import torch
+from torch import Tensor
+
+from attrfn._torch.autodiff import transforming
+from attrfn._torch.typing import Baselines, Leaves, Tree
+
+
+def fill_baselines(
+    baselines: Baselines, inputs: Tree, x: Leaves, name: str = "baselines"
+) -> Leaves:
+    """One baseline per leaf, of the leaf's shape and dtype.
+
+    Args:
+        baselines: ``None`` (zeros), a scalar, a tensor that broadcasts to the input, or a prefix
+            of the inputs' tree with those as leaves.
+        inputs: The inputs' tree.
+        x: Its leaves.
+        name: The argument's name for messages.
+    """
+    return tuple(
+        _fill(b, t, name) for b, t in zip(spread(baselines, inputs, x, name), x, strict=True)
+    )
+
+
+def baseline_distribution(baselines: Baselines, inputs: Tree, x: Leaves) -> Leaves:
+    """Per leaf K baselines of one example's shape, (K, ...), or K for each example, (K, B, ...).
+
+    Args:
+        baselines: A tensor of such a shape or a prefix tree of those, with one K.
+        inputs: The inputs' tree.
+        x: Its leaves.
+    """
+    out = []
+    for b, t in zip(spread(baselines, inputs, x, "baselines"), x, strict=True):
+        if not isinstance(b, Tensor) or b.ndim == 0:
+            raise TypeError(
+                f"baselines has {_say(b)} for an input of shape {tuple(t.shape)}, expected a "
+                f"tensor (K, {', '.join(map(str, t.shape[1:]))}) of K baselines: one zero baseline "
+                "is torch.zeros_like(x[:1])"
+            )
+        own = b.ndim == t.ndim + 1
+        shape = (b.shape[0], *(t.shape if own else t.shape[1:]))
+        if b.shape[0] == 0 or not broadcasts(b, shape) or b.ndim != len(shape):
+            raise ValueError(
+                f"baselines has shape {tuple(b.shape)} for an input of shape {tuple(t.shape)}, "
+                f"expected (K, {', '.join(map(str, t.shape[1:]))}) with K baselines, K > 0"
+            )
+        out.append(b.to(t).expand(shape))
+    if len({b.shape[0] for b in out}) > 1:
+        raise ValueError(
+            f"baselines has {sorted({b.shape[0] for b in out})} baselines in its tensors, expected "
+            "the same number in all, because they are drawn together"
+        )
+    return tuple(out)
+
+
+def spread(baselines: Baselines, inputs: Tree, x: Leaves, name: str) -> list[Any]:
+    """The prefix tree with one entry per leaf of the inputs."""
+    if baselines is None or isinstance(baselines, (Tensor, Number)):
+        return [baselines] * len(x)
+    try:
+        spread = optree.broadcast_prefix(baselines, inputs, none_is_leaf=True)
+    except (ValueError, TypeError):
+        raise ValueError(
+            f"{name} is a tree of another form than the inputs, expected {_form(inputs)} or a "
+            f"prefix of it and not {_form(baselines)}"
+        ) from None
+    present = [leaf is not None for leaf in optree.tree_leaves(inputs, none_is_leaf=True)]
+    return [b for b, there in zip(spread, present, strict=True) if there]
+
+
+def per_example(pool: Tensor, like: Tensor) -> Tensor:
+    """A pool (K, ...) or (K, B, ...) as (K, B, ...)."""
+    pool = pool if pool.ndim > like.ndim else pool[:, None]
+    return pool.expand(pool.shape[0], *like.shape)
+
+
+def _fill(b: Any, t: Tensor, name: str) -> Tensor:
+    if b is None:
+        return torch.zeros_like(t)
+    if not t.is_floating_point() and _is_fraction(b):
+        raise TypeError(
+            f"{name} has {_say(b)} of floating point for an input of {t.dtype}, expected integers, "
+            "such as the id of a padding token"
+        )
+    if not t.is_floating_point() and isinstance(b, (int, float, Tensor)):
+        _check_range(b, t, name)
+    if isinstance(b, Tensor):
+        if not broadcasts(b, t.shape):
+            raise ValueError(
+                f"{name} has shape {tuple(b.shape)} for an input of shape {tuple(t.shape)}, "
+                "expected a shape that broadcasts to the input's"
+            )
+        return b.to(t).expand(t.shape)
+    if isinstance(b, Number) and not isinstance(b, complex):
+        return torch.full_like(t, b)  # type: ignore[arg-type]
+    raise TypeError(
+        f"{name} has {_say(b)} for an input of shape {tuple(t.shape)}, expected None (zeros), a "
+        "number or a tensor"
+    )
+
+
+def _is_fraction(b: Any) -> bool:
+    """Whether a baseline would lose something as an integer."""
+    if isinstance(b, Tensor):
+        return b.is_floating_point()
+    return isinstance(b, float) and not b.is_integer()
+
+
+def _check_range(b: float | Tensor, t: Tensor, name: str) -> None:
+    """Refuse a baseline that the inputs' type of integers cannot hold."""
+    if t.is_complex() or (
+        isinstance(b, Tensor) and (b.is_complex() or not b.numel() or transforming())
+    ):
+        return
+    info = None if t.dtype == torch.bool else torch.iinfo(t.dtype)
+    low, high = (0, 1) if info is None else (info.min, info.max)
+    least, most = (int(b.min()), int(b.max())) if isinstance(b, Tensor) else (b, b)
+    if least < low or most > high:
+        raise ValueError(
+            f"{name} has {least if least < low else most} for an input of {t.dtype}, expected "
+            f"{low} to {high}, which that type can hold"
+        )
+
+
+def broadcasts(b: Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor broadcasts to exactly this shape."""
+    short = tuple(b.shape)
+    return len(short) <= len(shape) and all(
+        a in (1, s) for a, s in zip(reversed(short), reversed(shape), strict=False)
+    )
+
+
+def _form(tree: Tree) -> str:
+    """The form of a tree, with a * for each leaf, shortened."""
+    text = str(optree.tree_structure(tree, none_is_leaf=True))
+    text = text.removeprefix("PyTreeSpec(").removesuffix(")").split(", NoneIsLeaf")[0]
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _say(value: Any) -> str:
+    return (
+        f"{value!r}"
+        if isinstance(value, (int, float, str, type(None)))
+        else f"a {type(value).__name__}"
+    )

@@ -1,0 +1,181 @@
+"""Features: which elements of the inputs are replaced together."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from attrfn._copies.batch import is_integer
+from attrfn._explain.baseline import broadcasts, spread
+from attrfn._torch.autodiff import transforming
+from attrfn._torch.compiling import unreadable
+from attrfn._torch.typing import Leaves, Tree
+
+
+class Features(NamedTuple):
+    """The features of a batch.
+
+    Attributes:
+        n: Their number.
+        ids: Per leaf of the inputs the feature of each element, (1 or B, ...) with as many
+            dimensions as the leaf; or, where each element is a feature, the id of the first.
+        x: The leaves of the inputs.
+    """
+
+    n: int
+    ids: tuple[Tensor | int, ...]
+    x: Leaves
+
+    def masks(self, z: Tensor) -> Leaves:
+        """Rows of feature values (S, 1 or B, n) as those of elements, (S, 1 or B, ...) per leaf."""
+        return tuple([_pick(z, i, x) for i, x in zip(self.ids, self.x, strict=True)])
+
+    def elements(self, scores: Tensor) -> Leaves:
+        """Scores of the features (R, K..., n) as those of elements, (R, K..., ...) per leaf.
+
+        Raises:
+            ValueError: The features differ from row to row, but the scores are of the whole batch.
+        """
+        return tuple([self._elements(scores, i, x) for i, x in zip(self.ids, self.x, strict=True)])
+
+    def sums(self, leaves: Leaves) -> Tensor:
+        """Sums over the elements of each feature, leaves (S, B, ...) to (S, B, n)."""
+        total = leaves[0].new_zeros((*leaves[0].shape[:2], self.n))
+        for t, ids in zip(leaves, self.ids, strict=True):
+            if isinstance(ids, int):
+                flat = t.flatten(2) if t.ndim > 2 else t[..., None]
+                after = self.n - ids - flat.shape[2]
+                total = total + torch.nn.functional.pad(flat, (ids, after))
+            else:
+                index = _rows(ids.expand(t.shape[1:])).expand(t.shape[0], -1, -1)
+                total = total.scatter_add(2, index, t.reshape(index.shape))
+        return total
+
+    def _elements(self, scores: Tensor, ids: Tensor | int, x: Tensor) -> Tensor:
+        shape = (*scores.shape[:-1], *x.shape[1:])
+        if isinstance(ids, int):
+            return scores[..., ids : ids + x.shape[1:].numel()].reshape(shape)
+        if ids.shape[0] == 1:
+            return scores[..., ids[0]].expand(shape).contiguous()
+        if scores.shape[0] != ids.shape[0]:
+            raise ValueError(
+                f"feature_mask has {ids.shape[0]} rows, expected 1 for a model that returns one "
+                "value for the whole batch"
+            )
+        flat = scores.flatten(1, -2) if scores.ndim > 2 else scores[:, None]
+        index = _rows(ids)[:, None].expand(-1, flat.shape[1], -1)
+        own = flat.gather(2, index).reshape(*scores.shape[:-1], *ids.shape[1:])
+        return own.expand(shape).contiguous()
+
+
+def features(
+    mask: Tree, inputs: Tree, x: Leaves, n_features: int | None, name: str = "feature_mask"
+) -> Features:
+    """The features of a mask of ids; without one each element of each leaf is a feature.
+
+    Args:
+        mask: Integers that broadcast to the inputs, or a prefix tree of those; equal ids are one
+            feature, in different tensors too.
+        inputs: The inputs' tree.
+        x: Its leaves.
+        n_features: The ids are 0 to ``n_features - 1``; ``None`` counts those that occur, in their
+            order (gaps do not matter).
+        name: The mask's name for messages.
+
+    Raises:
+        TypeError: The mask holds no integers.
+        ValueError: It does not broadcast to the inputs, or has ids outside of ``n_features``.
+    """
+    if n_features is not None and not _is_number(n_features):
+        raise ValueError(f"n_features is {n_features!r}, expected an int of at least 0")
+    if mask is None:
+        return _each_element(x, n_features)
+    ids = [_ids(m, t, name) for m, t in zip(spread(mask, inputs, x, name), x, strict=True)]
+    if n_features is None:
+        return Features(*_counted(ids, name), x)
+    _check_range(ids, n_features, name)
+    return Features(n_features, tuple(ids), x)
+
+
+def _each_element(x: Leaves, n_features: int | None) -> Features:
+    sizes = [t.shape[1:].numel() for t in x]
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    if n_features not in (None, sum(sizes)):
+        raise ValueError(
+            f"n_features is {n_features}, expected {sum(sizes)}, because without a feature_mask "
+            "each element of the inputs is a feature"
+        )
+    return Features(sum(sizes), tuple(starts), x)
+
+
+def _ids(mask: object, t: Tensor, name: str) -> Tensor:
+    if isinstance(mask, int) and not isinstance(mask, bool):
+        mask = torch.tensor(mask, device=t.device)
+    if not isinstance(mask, Tensor):
+        raise TypeError(
+            f"{name} has a {type(mask).__name__} for an input of shape {tuple(t.shape)}, expected "
+            "a tensor of integers, the feature that each element belongs to"
+        )
+    if mask.is_floating_point() or mask.is_complex() or mask.dtype == torch.bool:
+        raise TypeError(
+            f"{name} is a tensor of {mask.dtype}, expected integers, the feature that each element "
+            "belongs to: use .long()"
+        )
+    if not broadcasts(mask, t.shape):
+        raise ValueError(
+            f"{name} has shape {tuple(mask.shape)} for an input of shape {tuple(t.shape)}, "
+            "expected a shape that broadcasts to the input's"
+        )
+    missing = t.ndim - mask.ndim
+    return mask.to(t.device, torch.int64).reshape(*[1] * missing, *mask.shape)
+
+
+def _counted(ids: list[Tensor], name: str) -> tuple[int, tuple[Tensor, ...]]:
+    """The number of different ids, and each id's place among them."""
+    if unreadable():
+        raise ValueError(
+            f"{name} is given without n_features inside torch.compile or a tracer, where ids "
+            "cannot be counted: number the features from 0 and give n_features"
+        )
+    try:
+        known = torch.unique(torch.cat([i.flatten() for i in ids]))
+        return len(known), tuple([torch.searchsorted(known, i.contiguous()) for i in ids])
+    except RuntimeError as error:
+        if not transforming():
+            raise
+        raise ValueError(
+            f"{name} is given without n_features inside torch.func.vmap over it, where ids cannot "
+            "be counted: number the features from 0 and give n_features"
+        ) from error
+
+
+def _check_range(ids: list[Tensor], n: int, name: str) -> None:
+    if transforming():
+        return
+    for i in ids:
+        if i.numel() and not 0 <= int(i.min()) <= int(i.max()) < n:
+            raise ValueError(
+                f"{name} has ids from {int(i.min())} to {int(i.max())}, expected 0 to {n - 1} with "
+                f"n_features={n}: without n_features any ids will do"
+            )
+
+
+def _pick(z: Tensor, ids: Tensor | int, x: Tensor) -> Tensor:
+    if isinstance(ids, int):
+        return z[..., ids : ids + x.shape[1:].numel()].reshape(*z.shape[:2], *x.shape[1:])
+    if ids.shape[0] == 1:
+        return z[..., ids[0]]
+    rows = z.expand(z.shape[0], ids.shape[0], z.shape[2])
+    index = _rows(ids).expand(z.shape[0], -1, -1)
+    return rows.gather(2, index).reshape(z.shape[0], *ids.shape)
+
+
+def _is_number(value: object) -> bool:
+    return is_integer(value) and value >= 0  # type: ignore[operator]
+
+
+def _rows(ids: Tensor) -> Tensor:
+    """(R, ...) -> (R, elements)."""
+    return ids.reshape(ids.shape[0], ids.shape[1:].numel())

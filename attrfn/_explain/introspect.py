@@ -1,0 +1,56 @@
+"""Methods as values: wrapping them and asking what they take."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from attrfn._torch.typing import Method
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def takes_distribution(method: F) -> F:
+    """Mark a method whose ``baselines`` are K draws of a distribution and not one per example."""
+    method.baselines_are_distribution = True  # type: ignore[attr-defined]
+    return method
+
+
+def is_over_distribution(method: Method) -> bool:
+    """Whether a method, or the one that it wraps or binds, is marked so."""
+    if getattr(method, "baselines_are_distribution", False):
+        return True
+    inner = method.func if isinstance(method, functools.partial) else _wrapped(method)
+    return inner is not None and is_over_distribution(inner)
+
+
+def is_ours(method: Method) -> bool:
+    """Whether a method, or the one that it wraps or binds, is one of this library."""
+    inner = method.func if isinstance(method, functools.partial) else _wrapped(method)
+    if inner is not None:
+        return is_ours(inner)
+    return str(getattr(method, "__module__", "")).startswith("attrfn.")
+
+
+def takes_baselines(method: Method) -> bool:
+    """Whether a method has the option ``baselines``."""
+    return "baselines" in inspect.signature(method).parameters
+
+
+def wraps(method: Method) -> Callable[[F], F]:
+    """``functools.wraps`` that also takes a ``functools.partial``, inside compiled code too."""
+
+    def mark(wrapper: F) -> F:
+        if not isinstance(method, functools.partial):
+            functools.update_wrapper(wrapper, method)
+        wrapper.__wrapped__ = method  # type: ignore[attr-defined]
+        return wrapper
+
+    return mark
+
+
+def _wrapped(method: Method) -> Method | None:
+    inner: Method | None = getattr(method, "__wrapped__", None)
+    return inner

@@ -1,0 +1,228 @@
+"""The explained function on copies of a batch in which parts are replaced."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from attrfn._copies.batch import flat_rows, repeat_bound, wide
+from attrfn._copies.chunks import Chunks, at_once, over_chunks
+from attrfn._copies.memory import Peak, first_copies
+from attrfn._explain.baseline import fill_baselines
+from attrfn._explain.explain import repeat_chosen
+from attrfn._explain.interpolate import mix
+from attrfn._explain.output import Outcome, outcome
+from attrfn._explain.target import Chosen, choose
+from attrfn._explain.tree import batch_size, call_model, flatten
+from attrfn._model.bind import bind
+from attrfn._torch.autodiff import refuse_tangents, transforming, twice_differentiable
+from attrfn._torch.typing import Baselines, Leaves, ModelFn, Target, Tree
+
+_FEW = 16  # copies: of smaller inputs the first chunk is measured and not the run on x
+T = TypeVar("T")
+Part = tuple[Leaves, Callable[[Tensor], T]]
+
+
+class Masked(NamedTuple):
+    """A model function at its inputs, ready to see them with parts replaced by baselines.
+
+    Attributes:
+        model: The model function, bound to private objects.
+        x: The leaves of the inputs, each (B, ...).
+        x0: Those of the baselines.
+        rebuild: From leaves to the inputs' tree.
+        batch: B.
+        chosen: The checked target.
+        create_graph: Whether ``.backward()`` shall reach through the result.
+        chunks: How copies are evaluated.
+        full: f(x), (R, K...): one row per example, or a single one for the whole batch.
+        whole: Whether the model gives one value for the whole batch.
+        dtype: That of the attributions of inputs that have no floating one.
+        one_copy: The bytes that a copy of the batch takes, if they have been measured, else 0.
+    """
+
+    model: ModelFn
+    x: Leaves
+    x0: Leaves
+    rebuild: Callable[[Sequence[Tensor]], Tree]
+    batch: int
+    chosen: Chosen
+    create_graph: bool
+    chunks: Chunks
+    full: Tensor
+    whole: bool
+    dtype: torch.dtype
+    one_copy: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where the inputs are."""
+        return self.x[0].device
+
+    @property
+    def empty(self) -> Tensor:
+        """f(x0), (R, K...)."""
+        return self.values(tuple([b.clone()[None] for b in self.x0]))[0]
+
+    def over(self, n: int, masks: Callable[[slice], Leaves]) -> Tensor:
+        """Values at ``x0 + z (x - x0)`` for n copies of the batch, (n, R, K...).
+
+        Args:
+            n: The number of copies.
+            masks: From a slice of the copies to their z, per leaf (S, 1 or B, ...); booleans, or
+                numbers from 0 to 1.
+        """
+        masks = at_once(masks, n, n * sum(t.numel() for t in self.x))
+        return self.at(n, lambda i: self.mixed(masks(i)))
+
+    def at(self, n: int, points: Callable[[slice], Leaves]) -> Tensor:
+        """Values (n, R, K...) at n copies of the batch, from slices to fresh leaves (S, B, ...)."""
+        if n == 0:
+            return self.full[None][:0]
+        found = self.collect(n, lambda i: (points(i), lambda values: ([values],)), add_lists)
+        return torch.cat(found[0])
+
+    def collect(self, n: int, part: Callable[[slice], Part[T]], merge: Callable[[T, T], T]) -> T:
+        """What n copies of the batch give, chunk by chunk.
+
+        Args:
+            n: The number of copies, at least 1.
+            part: From a slice of the copies to their points, fresh leaves (S, B, ...), and to what
+                follows from the values (S, R, K...) there.
+            merge: From two of those to one.
+        """
+
+        def run(i: slice) -> T:
+            points, finish = part(i)
+            return finish(self.values(points))
+
+        alone = self.whole and self.chunks.batching != "vmap"  # copies cannot share a batch
+        chunks = self.chunks._replace(size=1) if alone else self.chunks
+        return over_chunks(run, merge, n, chunks, self.device, self.one_copy, self.x)
+
+    def mixed(self, masks: Leaves) -> Leaves:
+        """The points ``x0 + z (x - x0)``, (S, B, ...)."""
+        return tuple([mix(z, x, b) for z, x, b in zip(masks, self.x, self.x0, strict=True)])
+
+    def values(self, points: Leaves) -> Tensor:
+        """Values at S copies of the batch (S, B, ...), as (S, R, K...) in a type to sum in."""
+        return self._evaluate(points)[0]
+
+    def _evaluate(self, points: Leaves) -> Outcome:
+        copies = points[0].shape[0]
+        if self.batch == 0:
+            return Outcome(self.full.expand(copies, *self.full.shape), False, self.dtype)
+        whole, dtype = False, self.dtype
+
+        def rows(leaves: Leaves, copies: int) -> Tensor:
+            nonlocal whole, dtype
+            model = repeat_bound(self.model, self.batch, copies)
+            chosen = repeat_chosen(self.chosen, self.batch, copies)
+            outputs = call_model(model, self.rebuild(leaves), fresh=True)
+            values, whole, dtype = outcome(outputs, chosen, self.batch, copies, "target")
+            return values
+
+        with _graph(self.create_graph), twice_differentiable(self.create_graph):
+            if self.chunks.batching == "vmap":
+                values = _vmapped(lambda *z: rows(z, 1), points)
+            else:
+                values = rows(flat_rows(points), copies)
+                values = values.reshape(copies, len(values) // copies, *values.shape[1:])
+        # What is selected is copied: as a view it would keep all outputs of each chunk.
+        values = values.to(wide(values.dtype), copy=self.chosen is not None)
+        return Outcome(values, whole, wide(dtype))
+
+    def check_rows(self, keys: int) -> None:
+        """Refuse a key for each example where one value stands for all of them.
+
+        Raises:
+            ValueError: So it is.
+        """
+        if keys > 1 and self.whole:
+            raise ValueError(
+                f"key has {keys} rows, expected a single key (2,) for a model that returns one "
+                "value for the whole batch"
+            )
+
+    def result(self, leaves: Sequence[Tensor]) -> Tree:
+        """The inputs' tree, in the inputs' dtypes where they are floating."""
+        return self.rebuild(
+            [
+                self.detached(t.to(x.device, x.dtype if x.is_floating_point() else self.dtype))
+                for t, x in zip(leaves, self.x, strict=True)
+            ]
+        )
+
+    def number(self, t: Tensor) -> Tensor:
+        """Scores in the dtype of the first input, or of the outputs if that is of integers."""
+        first = self.x[0]
+        return self.detached(t.to(first.dtype if first.is_floating_point() else self.dtype))
+
+    def detached(self, t: Tensor) -> Tensor:
+        """Without a graph, unless one is wanted."""
+        return t if self.create_graph or transforming() else t.detach()
+
+
+def masked(
+    model_fn: ModelFn,
+    inputs: Tree,
+    target: Target,
+    baselines: Baselines,
+    chunks: Chunks,
+    *,
+    create_graph: bool = False,
+) -> Masked:
+    """Check the arguments that every perturbation method has in common, and evaluate f(x).
+
+    Raises:
+        TypeError: The target or the outputs are of no known kind.
+        ValueError: The batch sizes disagree, or the baselines do not fit.
+    """
+    refuse_tangents()
+    x, rebuild = flatten(inputs)
+    batch = batch_size(x)
+    x0 = fill_baselines(baselines, inputs, x)
+    if not (create_graph or transforming()):
+        x, x0 = (tuple([t.detach() for t in leaves]) for leaves in (x, x0))
+    model = bind(model_fn, frozen=not create_graph, forward_only=not create_graph)
+    chosen = choose(target, batch)
+    nothing = torch.zeros(0, device=x[0].device, dtype=_floating(x[0].dtype))
+    p = Masked(
+        model, x, x0, rebuild, batch, chosen, create_graph, chunks, nothing, False, nothing.dtype, 0
+    )
+    own = tuple([t.clone()[None] for t in x])
+    measured = chunks.size == "auto" and not transforming() and first_copies(x) < _FEW
+    with Peak() if measured else contextlib.nullcontext() as peak:
+        full, whole, dtype = p._evaluate(own)
+    one_copy = 0 if peak is None else max(1, peak.bytes + 2 * sum(t.nbytes for t in x))
+    return p._replace(full=full[0], whole=whole, dtype=dtype, one_copy=one_copy)
+
+
+def _vmapped(rows: Callable[..., Tensor], points: Leaves) -> Tensor:
+    try:
+        found: Tensor = torch.func.vmap(rows, randomness="different")(*points)
+    except RuntimeError as error:
+        if "vmap: It looks like you're" not in str(error):
+            raise
+        raise ValueError(
+            "batching is 'vmap', but the model reads values (as float(), .item() or if do), "
+            "expected tensor operations: use chunk_size=1, which serves any Python model"
+        ) from error
+    return found
+
+
+def _floating(dtype: torch.dtype) -> torch.dtype:
+    return dtype if dtype.is_floating_point else torch.get_default_dtype()
+
+
+def _graph(create_graph: bool) -> contextlib.AbstractContextManager[object]:
+    return torch.set_grad_enabled(create_graph or (transforming() and torch.is_grad_enabled()))
+
+
+def add_lists(a: tuple[list[Tensor], ...], b: tuple[list[Tensor], ...]) -> tuple[list[Tensor], ...]:
+    """Each list of the first followed by that of the second, a merge."""
+    return tuple([s + t for s, t in zip(a, b, strict=True)])

@@ -1,0 +1,76 @@
+"""Draws for copies of a batch: sample s of a key is the same for any chunking and any batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from attrfn import random
+from attrfn._copies.batch import is_count, wide
+from attrfn._explain.baseline import broadcasts, spread
+from attrfn._random.keys import row_keys, sample_keys
+from attrfn._torch.typing import Key, Leaves, Tree
+
+
+class Noise:
+    """The random numbers of a method: one stream per purpose, one key per sample.
+
+    Args:
+        key: An int or a key, (2,) shared by all examples or (B, 2) with one for each.
+        stdevs: The standard deviation of the noise, a number or a prefix tree of the inputs.
+        inputs: The inputs' tree.
+        x: Its leaves.
+    """
+
+    def __init__(self, key: Key, stdevs: Tree, inputs: Tree, x: Leaves) -> None:
+        self.x = x
+        self.keys = row_keys(key, x[0].shape[0], x[0].device)
+        self.stdevs = spread(stdevs, inputs, x, "stdevs")
+        for s, t in zip(self.stdevs, x, strict=True):
+            if isinstance(s, bool) or not isinstance(s, (int, float, Tensor)):
+                raise TypeError(f"stdevs has {s!r}, expected a number for each input, at least 0")
+            if isinstance(s, Tensor) and not broadcasts(s, t.shape):
+                raise ValueError(
+                    f"stdevs has shape {tuple(s.shape)} for an input of shape {tuple(t.shape)}, "
+                    "expected a number or a shape that broadcasts to the input's"
+                )
+            if not isinstance(s, Tensor) and not s >= 0:
+                raise ValueError(f"stdevs has {s!r}, expected a number of at least 0")
+
+    def inputs(self, i: slice) -> Leaves:
+        """Noisy copies ``x + s n`` of the inputs for the samples i, (S, B, ...)."""
+        return tuple([self._noisy(i, leaf) for leaf in range(len(self.x))])
+
+    def uniform(self, i: slice) -> Tensor:
+        """A number in [0, 1) per sample, (S, 1) or (S, B)."""
+        return random.uniform(sample_keys(self.keys, i, 0), dtype=torch.float64)
+
+    def choice(self, i: slice, pool: Leaves) -> Leaves:
+        """Per sample one of the K rows of the pool, the same in every leaf: (S, 1 or B, ...)."""
+        chosen = random.randint(sample_keys(self.keys, i, 1), (), pool[0].shape[0])
+        return tuple(
+            [_rows(t, chosen, x).to(wide(t.dtype)) for t, x in zip(pool, self.x, strict=True)]
+        )
+
+    def _noisy(self, i: slice, leaf: int) -> Tensor:
+        x, s = self.x[leaf], self.stdevs[leaf]
+        copies = x[None].to(wide(x.dtype)).expand(i.stop - i.start, *x.shape)
+        if not isinstance(s, Tensor) and s == 0:
+            return copies
+        n = random.normal(sample_keys(self.keys, i, 2 + leaf), x.shape[1:], dtype=wide(x.dtype))
+        return torch.add(copies, s * n)
+
+
+def _rows(pool: Tensor, chosen: Tensor, like: Tensor) -> Tensor:
+    """Rows of a pool (K, ...) or (K, B, ...) chosen by (S, 1) or (S, B)."""
+    if pool.ndim == like.ndim:
+        return pool[chosen]
+    examples = torch.arange(like.shape[0], device=pool.device)
+    return pool[chosen.expand(chosen.shape[0], like.shape[0]), examples]
+
+
+def positive(name: str, value: int) -> int:
+    """A count of at least 1."""
+    if not is_count(value):
+        raise ValueError(f"{name} is {value!r}, expected an int of at least 1")
+    return value

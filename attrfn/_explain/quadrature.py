@@ -1,0 +1,123 @@
+"""Nodes and weights on [0, 1] for integrals along a path."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from attrfn._copies.batch import is_count
+from attrfn._torch.compiling import constant
+
+_LONGEST_RULE = 512
+
+Rule: TypeAlias = Callable[[int], tuple[Sequence[float] | Tensor, Sequence[float] | Tensor]]
+
+
+def quadrature_rule(rule: str | Rule, n: int) -> tuple[Tensor, Tensor]:
+    """Nodes and weights, float64 tensors of shape (n,).
+
+    Args:
+        rule: ``"gauss_legendre"``, ``"riemann_left"``, ``"riemann_right"``, ``"riemann_middle"``,
+            ``"riemann_trapezoid"``, or a callable ``n -> (nodes, weights)``.
+        n: The number of steps.
+    """
+    if not is_count(n):
+        raise ValueError(f"n_steps is {n!r}, expected an int of at least 1")
+    if callable(rule):
+        nodes, weights = rule(n)
+        nodes = torch.as_tensor(nodes, dtype=torch.float64)
+        weights = torch.as_tensor(weights, dtype=torch.float64)
+        if nodes.ndim != 1 or nodes.shape != weights.shape or nodes.shape[0] == 0:
+            raise ValueError(
+                f"quadrature returned nodes of shape {tuple(nodes.shape)} and weights of shape "
+                f"{tuple(weights.shape)}, expected two of the same shape (n,)"
+            )
+        return nodes, weights
+    if rule not in _RULES:
+        raise ValueError(
+            f"quadrature is {rule!r}, expected one of {', '.join(_RULES)}, or a callable "
+            "n -> (nodes, weights)"
+        )
+    if rule == "riemann_trapezoid" and n < 2:
+        raise ValueError(f"n_steps is {n}, expected at least 2 for riemann_trapezoid")
+    table = _table(rule, n)
+    return torch.tensor(table[:n], dtype=torch.float64), torch.tensor(
+        table[n:], dtype=torch.float64
+    )
+
+
+@constant
+def _table(rule: str, n: int) -> tuple[float, ...]:
+    """All nodes, then all weights: plain numbers, a constant of a compiled graph."""
+    return _cached_table(rule, n)
+
+
+@functools.lru_cache(maxsize=64)
+def _cached_table(rule: str, n: int) -> tuple[float, ...]:
+    nodes, weights = _RULES[rule](n)
+    return (*nodes, *weights)
+
+
+def _gauss_legendre(n: int) -> tuple[list[float], list[float]]:
+    """Roots of the Legendre polynomial by Newton's method; exact for degree 2n - 1 (n <= 512).
+
+    Reference:
+        Golub and Welsch, Calculation of Gauss Quadrature Rules, 1969.
+    """
+    if n > _LONGEST_RULE:
+        return _panels(n)
+    nodes, weights = [], []
+    for i in range(n):
+        t = math.cos(math.pi * (n - i - 0.25) / (n + 0.5))
+        for _ in range(100):
+            p, slope = _legendre(n, t)
+            step = p / slope
+            t -= step
+            if abs(step) < 1e-15:
+                break
+        _, slope = _legendre(n, t)
+        nodes.append((1 + t) / 2)
+        weights.append(1 / ((1 - t * t) * slope * slope))
+    return nodes, weights
+
+
+def _panels(n: int) -> tuple[list[float], list[float]]:
+    """Rules of nearly equal length side by side, because the cost of one grows with n squared."""
+    count = -(-n // _LONGEST_RULE)
+    nodes: list[float] = []
+    weights: list[float] = []
+    for i in range(count):
+        size = n * (i + 1) // count - n * i // count
+        table = _cached_table("gauss_legendre", size)
+        nodes += [(i + s) / count for s in table[:size]]
+        weights += [w / count for w in table[size:]]
+    return nodes, weights
+
+
+def _legendre(n: int, t: float) -> tuple[float, float]:
+    """P_n(t) and its derivative by the three-term recurrence."""
+    before, p = 1.0, t
+    for k in range(2, n + 1):
+        before, p = p, ((2 * k - 1) * t * p - (k - 1) * before) / k
+    return p, n * (before - t * p) / (1 - t * t)
+
+
+def _trapezoid(n: int) -> tuple[list[float], list[float]]:
+    ends = {0, n - 1}
+    return [i / (n - 1) for i in range(n)], [
+        (0.5 if i in ends else 1.0) / (n - 1) for i in range(n)
+    ]
+
+
+_RULES: dict[str, Callable[[int], tuple[list[float], list[float]]]] = {
+    "gauss_legendre": _gauss_legendre,
+    "riemann_left": lambda n: ([i / n for i in range(n)], [1 / n] * n),
+    "riemann_right": lambda n: ([(i + 1) / n for i in range(n)], [1 / n] * n),
+    "riemann_middle": lambda n: ([(i + 0.5) / n for i in range(n)], [1 / n] * n),
+    "riemann_trapezoid": _trapezoid,
+}

@@ -1,0 +1,244 @@
+"""Targets: which scalar of each example's output is explained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from numbers import Integral
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from attrfn._torch.autodiff import transforming
+from attrfn._torch.typing import Index, Target
+
+_SPEAK_OF_TARGETS = (__file__, str(Path(__file__).with_name("output.py")))
+
+
+class PerExample(NamedTuple):
+    """One index per example, (B, k), with its least and greatest values where they are known."""
+
+    rows: Tensor
+    low: tuple[int, ...] | None
+    high: tuple[int, ...] | None
+
+
+Chosen: TypeAlias = (
+    PerExample | tuple[Index, ...] | list[tuple[Index, ...]] | Callable[..., Any] | None
+)
+"""A checked target: one index for all rows, one per example, or a callable."""
+
+
+def raised_here(error: BaseException) -> bool:
+    """Whether an error speaks of a target (and was not raised by the user's model)."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_code.co_filename in _SPEAK_OF_TARGETS
+
+
+def choose(target: Target, batch: int, name: str = "target") -> Chosen:
+    """Check a target against the number of examples and bring it into one of few forms.
+
+    Raises:
+        TypeError: The target is of none of the kinds in :data:`attrfn._torch.typing.Target`.
+        ValueError: It has another length than the batch.
+    """
+    if target is None:
+        return None
+    if isinstance(target, Tensor):
+        return _per_example(target, batch, name)
+    if isinstance(target, list):
+        return _listed(target, batch, name)
+    if _is_index(target):
+        return (_index(target),)
+    if isinstance(target, tuple) and all(map(_is_index, target)):
+        return tuple([_index(t) for t in target])
+    if callable(target):
+        return target
+    raise TypeError(
+        f"{name} is {_show(target)}, expected None, an int, a tuple of ints and slices, an integer "
+        "tensor, a list with one int or tuple per example, or a callable of the outputs"
+    )
+
+
+def select(outputs: Any, chosen: Chosen, rows: int, name: str = "target") -> Tensor:
+    """The explained scalar of each row, shape (rows,).
+
+    Args:
+        outputs: What the model returned for ``rows`` rows.
+        chosen: A checked target (entries picked by slices are summed).
+        rows: The number of rows that went into the model.
+        name: The argument's name for messages.
+    """
+    if callable(chosen):
+        return _called(chosen(outputs), rows, name)
+    if not isinstance(outputs, Tensor):
+        raise TypeError(
+            f"the explained function returned {_show(outputs)}, expected a tensor: give {name} "
+            f"as a callable that picks one, such as lambda out: out[0][:, 1]"
+        )
+    if outputs.ndim == 0 and rows == 1:
+        outputs = outputs[None]
+    if outputs.ndim == 0 and chosen is not None:
+        raise ValueError(
+            f"the explained function returned one value for {rows} row(s), but {name} is "
+            f"{_show(chosen)}, expected None, because there is nothing to choose from"
+        )
+    if outputs.ndim == 0 or outputs.shape[0] != rows:
+        raise ValueError(
+            f"the explained function returned shape {tuple(outputs.shape)} for {rows} row(s), "
+            "expected the rows in dimension 0: a model without a batch axis needs batching='vmap' "
+            f"or 'loop', another axis order a callable {name}"
+        )
+    if chosen is None:
+        return _only_scalar(outputs, rows, name)
+    depth = outputs.ndim - 1
+    if isinstance(chosen, PerExample):
+        return _gather(outputs, chosen, depth, name)
+    if isinstance(chosen, list):
+        return torch.stack(
+            [_pick(out, index, depth, name) for out, index in zip(outputs, chosen, strict=True)]
+        )
+    return _pick(outputs, (slice(None), *chosen), depth + 1, name, rows=True)
+
+
+def _only_scalar(outputs: Tensor, rows: int, name: str) -> Tensor:
+    if outputs.numel() != rows:
+        raise ValueError(
+            f"{name} is None, but the explained function returns shape {tuple(outputs.shape)}, "
+            f"that is {outputs.numel() // max(rows, 1)} values per example: choose one with {name}"
+        )
+    return outputs.reshape(rows)
+
+
+def _pick(
+    out: Tensor, index: tuple[Index, ...], depth: int, name: str, rows: bool = False
+) -> Tensor:
+    shown = index[1:] if rows else index
+    sizes = tuple(out.shape[1:] if rows else out.shape)
+    if len(index) != depth:
+        raise ValueError(
+            f"{name} {_show_index(shown)} has {len(shown)} entries, but each example's output has "
+            f"{len(sizes)} dimension(s) of sizes {sizes}: "
+            + (
+                "use None, there is nothing to choose"
+                if not sizes
+                else "give one int or slice for each of them (slices are summed)"
+            )
+        )
+    for i, size in zip(shown, sizes, strict=True):
+        if not isinstance(i, slice) and not -size <= i < size:
+            raise ValueError(
+                f"{name} {_show_index(shown)} is out of range for outputs of sizes {sizes} per "
+                f"example: expected {-size} to {size - 1} where it says {i}"
+            )
+    value = out[index]
+    return value.flatten(1).sum(1) if rows and value.ndim > 1 else value if rows else value.sum()
+
+
+def _gather(outputs: Tensor, chosen: PerExample, depth: int, name: str) -> Tensor:
+    index, low, high = chosen
+    if not transforming() and index.is_inference():
+        index = index.clone()  # autograd refuses to save it
+    sizes = tuple(outputs.shape[1:])
+    if index.shape[1] != depth:
+        raise ValueError(
+            f"{name} picks {index.shape[1]} index(es) per example, but each example's output has "
+            f"{depth} dimension(s) of sizes {sizes}: "
+            + (
+                "use None, there is nothing to choose"
+                if depth == 0
+                else "give a list of tuples with one int for each of them"
+            )
+        )
+    if index.device != outputs.device:
+        index = index.to(outputs.device)
+    flat = index.new_zeros(index.shape[0])
+    for d, size in enumerate(sizes):
+        i = index[:, d]
+        if low is not None and high is not None and (low[d] < -size or high[d] >= size):
+            raise ValueError(
+                f"{name} has values from {low[d]} to {high[d]}, out of range for outputs of "
+                f"sizes {sizes} per example: expected {-size} to {size - 1}"
+            )
+        if low is None or low[d] < 0:
+            i = torch.where(i < 0, i + size, i)
+        flat = i if d == 0 else flat * size + i
+    return outputs.reshape(len(flat), -1).gather(1, flat[:, None])[:, 0]
+
+
+def _called(value: Any, rows: int, name: str) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"the callable {name} returned {_show(value)}, expected a tensor with one value per row"
+        )
+    if value.numel() != rows:
+        raise ValueError(
+            f"the callable {name} returned shape {tuple(value.shape)} for {rows} row(s), expected "
+            "one value per row: it sees several copies of the batch at once, so bind per-example "
+            "tensors with functools.partial, or use chunk_size=1"
+        )
+    return value.reshape(rows)
+
+
+def _per_example(target: Tensor, batch: int, name: str) -> PerExample:
+    if target.dtype == torch.bool or target.is_floating_point() or target.is_complex():
+        raise TypeError(f"{name} is a tensor of {target.dtype}, expected integers: use .long()")
+    if target.ndim > 1 or (target.ndim == 1 and target.shape[0] not in (1, batch)):
+        raise ValueError(
+            f"{name} is a tensor of shape {tuple(target.shape)}, expected () or ({batch},): one "
+            "index per example (for several indices per example use a list of tuples)"
+        )
+    return _per_row(target.long().reshape(-1, 1).expand(batch, 1))
+
+
+def _per_row(index: Tensor) -> PerExample:
+    """The index with its range, which is read once here and not in every chunk."""
+    if transforming() or index.numel() == 0:
+        return PerExample(index, None, None)
+    low, high = index.amin(0), index.amax(0)
+    return PerExample(index, tuple(low.tolist()), tuple(high.tolist()))
+
+
+def _listed(target: list[Any], batch: int, name: str) -> Chosen:
+    if len(target) != batch:
+        raise ValueError(
+            f"{name} is a list of {len(target)}, expected one entry for each of the {batch} "
+            "examples"
+        )
+    entries = [t if isinstance(t, tuple) else (t,) for t in target]
+    for entry in entries:
+        if not all(map(_is_index, entry)):
+            raise TypeError(
+                f"{name} is a list with {_show(entry)}, expected an int or a tuple of ints and "
+                "slices in each place"
+            )
+    flat = [tuple([_index(i) for i in entry]) for entry in entries]
+    widths = {len(entry) for entry in flat}
+    if widths == {0}:
+        return ()
+    if len(widths) == 1 and not any(isinstance(i, slice) for entry in flat for i in entry):
+        return _per_row(torch.tensor(flat).reshape(batch, -1))
+    return flat
+
+
+def _is_index(value: Any) -> bool:
+    return isinstance(value, slice) or (
+        isinstance(value, (int, Integral)) and not isinstance(value, bool)
+    )
+
+
+def _index(value: Any) -> Index:
+    return value if isinstance(value, slice) else int(value)
+
+
+def _show(value: Any) -> str:
+    text = repr(value) if not isinstance(value, Tensor) else ""
+    kind = type(value).__name__
+    return f"a {kind}" if not text or len(text) > 40 else f"{text} ({kind})"
+
+
+def _show_index(index: tuple[Index, ...]) -> str:
+    return str(index[0]) if len(index) == 1 else str(tuple(index))

@@ -1,0 +1,149 @@
+"""Pytrees (optree) as flat tuples of tensors, which is what torch.func takes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import optree
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from attrfn._torch.autodiff import (
+    gradients_allowed,
+    in_inference,
+    normal,
+    transforming,
+    twice_differentiable,
+)
+from attrfn._torch.typing import Leaves, ModelFn, Tree
+
+
+def flatten(tree: Tree, name: str = "inputs") -> tuple[Leaves, Callable[[Sequence[Any]], Tree]]:
+    """The tensors of a tree and the function that puts others in their places.
+
+    Args:
+        tree: A tensor or a tuple, list, dict, namedtuple, or dataclass registered with optree, of
+            tensors; ``None`` stands for nothing.
+        name: The argument's name for messages.
+
+    Returns:
+        The leaves, and ``rebuild(leaves) -> tree``.
+
+    Raises:
+        TypeError: A leaf is no tensor.
+        ValueError: The tree has no leaf, or its leaves disagree about the batch size.
+    """
+    leaves, spec = optree.tree_flatten(tree)
+    for leaf in leaves:
+        if not isinstance(leaf, Tensor):
+            raise TypeError(
+                f"{name} has a leaf of type {type(leaf).__name__}, expected tensors only: bind "
+                "other arguments of the model with functools.partial(model, ...)"
+            )
+
+    def rebuild(new: Sequence[Any]) -> Tree:
+        return optree.tree_unflatten(spec, new)
+
+    return tuple(leaves), rebuild
+
+
+def batch_size(leaves: Leaves, name: str = "inputs") -> int:
+    """The common size of dimension 0."""
+    if not leaves:
+        raise ValueError(
+            f"{name} holds no tensor, expected at least one with the examples in dimension 0"
+        )
+    for leaf in leaves:
+        if leaf.ndim == 0:
+            raise ValueError(
+                f"{name} has a 0-d tensor, expected the examples in dimension 0 of every tensor: "
+                "add it with x[None]"
+            )
+        if leaf.shape[0] != leaves[0].shape[0]:
+            raise ValueError(
+                f"{name} has tensors with {leaves[0].shape[0]} and {leaf.shape[0]} examples in "
+                "dimension 0, expected the same number in all: bind tensors that are no input of "
+                "their own with functools.partial(model, ...)"
+            )
+    return leaves[0].shape[0]
+
+
+def require_floating(leaves: Leaves) -> None:
+    """Refuse integer inputs with advice.
+
+    Raises:
+        TypeError: A leaf is no floating tensor.
+    """
+    for t in leaves:
+        if not t.is_floating_point():
+            raise TypeError(
+                f"inputs has a tensor of {t.dtype}, expected floating point, because a gradient "
+                "with respect to integers does not exist: explain the embedding layer instead, "
+                "as in attrfn.at_layer(method, 'embedding')(model, inputs), or use a perturbation "
+                "method"
+            )
+
+
+def call_model(model_fn: ModelFn, inputs: Tree, *, fresh: bool = False) -> Any:
+    """``model_fn(*inputs)`` for a tuple, else ``model_fn(inputs)``, on copies of the tensors.
+
+    Tensors that nobody else holds (``fresh``) are not copied.
+    """
+    fresh = fresh and not in_inference()
+    if not spreads(inputs):
+        inputs = (inputs,)
+    with twice_differentiable(False), gradients_allowed():
+        return normal_bound(model_fn)(*(inputs if fresh else clone_tensors(inputs)))
+
+
+def output_width(model_fn: ModelFn, inputs: Tree) -> int | None:
+    """The number of outputs of each example, if they are a tensor (B, K)."""
+    leaves, rebuild = flatten(inputs)
+    outputs = call_model(model_fn, rebuild([t.detach() for t in leaves]))
+    return outputs.shape[1] if isinstance(outputs, Tensor) and outputs.ndim == 2 else None
+
+
+def spreads(inputs: Tree) -> bool:
+    """Whether the model takes each entry as an argument of its own: a plain tuple."""
+    return isinstance(inputs, tuple) and not hasattr(inputs, "_fields")
+
+
+def normal_bound(bound: Any) -> Any:
+    """A partial without inference tensors among its arguments (see :func:`normal`)."""
+    if not isinstance(bound, functools.partial) or transforming():
+        return bound
+    if not (bound.args or bound.keywords):
+        return bound
+    args = [normal_bound(a) for a in bound.args]
+    kwargs = {k: normal_bound(v) for k, v in bound.keywords.items()}
+    args, kwargs = normal((args, kwargs))
+    return functools.partial(bound.func, *args, **kwargs)
+
+
+def clone_tensors(tree: Tree) -> Tree:
+    """The same tree with a clone of every tensor, so that in-place operations stay inside."""
+    return map_tensors(Tensor.clone, tree)
+
+
+def map_tensors(f: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
+    """The same tree with ``f`` of every tensor."""
+
+    def leaf(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return f(value)
+        return pytree.tree_map_only(Tensor, f, value)  # such as transformers' outputs
+
+    return optree.tree_map(leaf, tree)
+
+
+def plain_mappings(tree: Tree) -> Tree:
+    """Mappings that optree does not know, such as the outputs of transformers, as dicts."""
+
+    def open_up(leaf: Any) -> Any:
+        if not isinstance(leaf, Mapping):
+            return leaf
+        return {k: plain_mappings(v) for k, v in leaf.items()}
+
+    return optree.tree_map(open_up, tree)

@@ -1,0 +1,1 @@
+"""Models split at a layer, and methods moved to layers and neurons."""

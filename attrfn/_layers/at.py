@@ -1,0 +1,270 @@
+"""Methods moved to a layer or to a neuron: layer X = X on the tail, neuron X = X on the head."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import optree
+import torch
+from torch import Tensor
+
+from attrfn._copies.batch import binds_rows, flat_rows, repeat_bound
+from attrfn._explain.baseline import baseline_distribution, fill_baselines, per_example
+from attrfn._explain.introspect import is_over_distribution, takes_baselines, wraps
+from attrfn._explain.target import raised_here
+from attrfn._explain.tree import batch_size, flatten, plain_mappings, spreads
+from attrfn._layers.split import Split, check_independent, split_once
+from attrfn._model.source import describe
+from attrfn._torch.autodiff import refuse_tangents, transforming, twice_differentiable
+from attrfn._torch.compiling import is_compiling
+from attrfn._torch.typing import At, Baselines, Layer, Method, ModelFn, Target, Tree
+
+
+def at_layer(method: Method, layer: Layer, *, at: At = "output", call: int | None = 0) -> Method:
+    """Move a method to a layer: it explains the layer's activation instead of the inputs.
+
+        at_layer(X, layer)(f, x) = X(a -> tail(a, x), head(x)),   f = tail o head
+
+    Baselines are given for the inputs and pass through the head, so that a path leads from
+    head(x0) to head(x).
+
+    Args:
+        method: Any attribution method.
+        layer: A module, its qualified name, or a list of either (then the result is a list and
+            the layers, none of which may lie behind another, are explained together).
+        at: ``"output"`` or ``"input"`` of the layer.
+        call: Which call of a layer that is used several times; ``None`` takes all of them (the
+            result is then a tuple).
+
+    Returns:
+        A method ``(model_fn, inputs, *, target, baselines, **options)`` whose attributions have the
+        structure of the layer's activation; parts without the examples in dimension 0 are None.
+
+    Raises:
+        TypeError: The model function hides its module.
+        ValueError: The layer is no part of the model or is never called.
+
+    Example:
+        >>> import torch, attrfn
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2)
+        ... )
+        >>> layer_saliency = attrfn.at_layer(attrfn.saliency, "0")
+        >>> layer_saliency(model, torch.randn(5, 3), target=1).shape
+        torch.Size([5, 4])
+
+    Reference:
+        Leino et al., Influence-Directed Explanations for Deep Convolutional Networks, 2018.
+    """
+    with_baselines, distribution = takes_baselines(method), is_over_distribution(method)
+
+    @wraps(method)
+    def moved(model_fn: ModelFn, inputs: Tree, **options: Any) -> Tree:
+        here = locate(
+            model_fn,
+            inputs,
+            layer,
+            at=at,
+            call=call,
+            create_graph=options.get("create_graph", False),
+        )
+        if with_baselines:
+            options["baselines"] = here.baselines(
+                options.get("baselines"), distribution=distribution
+            )
+        return method(here.model, here.activation, **options)
+
+    return moved
+
+
+def at_neuron(
+    method: Method, layer: Layer, neuron: Target, *, at: At = "output", call: int | None = 0
+) -> Method:
+    """Move a method to a neuron: the inputs are explained, the neuron is the output.
+
+        at_neuron(X, layer, n)(f, x) = X(head, x, target=n),   f = tail o head
+
+    Args:
+        method: Any attribution method.
+        layer: See :func:`at_layer`; a list of layers, or a layer with several tensors, needs a
+            callable neuron.
+        neuron: An int, a tuple of ints and slices (slices are summed), one of either per example
+            (a tensor or a list), or a callable from the layer's activation to (B,).
+        at: See :func:`at_layer`.
+        call: See :func:`at_layer`.
+
+    Returns:
+        A method ``(model_fn, inputs, *, baselines, **options)`` with attributions like the inputs.
+
+    Raises:
+        TypeError: The model function hides its module.
+        ValueError: The layer is no part of the model or is never called; the neuron does not exist.
+
+    Example:
+        >>> import torch, attrfn
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2)
+        ... )
+        >>> neuron_saliency = attrfn.at_neuron(attrfn.saliency, "0", 2)
+        >>> neuron_saliency(model, torch.randn(5, 3)).shape
+        torch.Size([5, 3])
+
+    Reference:
+        Shrikumar, Su and Kundaje, Computationally Efficient Measures of Internal Neuron Importance,
+        2018.
+    """
+
+    @wraps(method)
+    def moved(model_fn: ModelFn, inputs: Tree, **options: Any) -> Tree:
+        if "target" in options:
+            raise TypeError(
+                "target is given to a method at a neuron, whose target is the neuron itself: leave "
+                "it out, or use at_layer for the effect on the model's output"
+            )
+        frozen = not options.get("create_graph", False)
+        head = split_once(model_fn, layer, at=at, call=call, frozen=frozen).head
+        try:
+            return method(head, inputs, target=neuron, **options)
+        except (TypeError, ValueError) as error:
+            if type(error) in (TypeError, ValueError) and raised_here(error):
+                raise type(error)(str(error).replace("target", "neuron")) from error
+            raise
+
+    return moved
+
+
+def each_layer(method: Callable[..., Tree], layer: Layer) -> Tree:
+    """``method(layer=...)`` of one layer, or the list of it for a list of layers."""
+    if isinstance(layer, (list, tuple)):
+        return [method(layer=one) for one in layer]
+    return method(layer=layer)
+
+
+class Located(NamedTuple):
+    """A layer's activation and the model as a function of it.
+
+    Attributes:
+        model: The tail as a model function of the activation.
+        activation: Its parts that can be explained; None in the other places.
+        inputs: The model's inputs.
+        halves: The split.
+        create_graph: Whether the result shall be differentiable.
+    """
+
+    model: ModelFn
+    activation: Tree
+    inputs: Tree
+    halves: Split
+    create_graph: bool
+
+    def baselines(self, baselines: Baselines, *, distribution: bool = False) -> Tree:
+        """Baselines of the inputs, carried to the layer by the head."""
+        x, rebuild = flatten(self.inputs)
+        if not distribution:
+            start = rebuild(fill_baselines(baselines, self.inputs, x))
+            return like(self.activation, read(self.halves, start, self.create_graph))
+        pool = baseline_distribution(baselines, self.inputs, x)
+        batch, k = x[0].shape[0], pool[0].shape[0]
+        if pool[0].ndim == x[0].ndim and not binds_rows(self.halves.head, batch):
+            return like(self.activation, read(self.halves, rebuild(pool), self.create_graph))
+        # what is bound belongs to an example: K baselines for each of them
+        pairs = [per_example(b, t) for b, t in zip(pool, x, strict=True)]
+        halves = self.halves._replace(head=repeat_bound(self.halves.head, batch, k))
+        value = read(halves, rebuild(flat_rows(tuple(pairs))), self.create_graph)
+        split_up = functools.partial(torch.Tensor.unflatten, dim=0, sizes=(k, batch))
+        return optree.tree_map(split_up, like(self.activation, value))
+
+
+def locate(
+    model_fn: ModelFn,
+    inputs: Tree,
+    layer: Layer,
+    *,
+    at: At = "output",
+    call: int | None = 0,
+    create_graph: bool = False,
+) -> Located:
+    """Split the model at the layer and evaluate the head."""
+    refuse_tangents()
+    x, rebuild = flatten(inputs)
+    batch = batch_size(x)
+    if not (create_graph or transforming()):
+        inputs = rebuild([t.detach() for t in x])
+    halves = split_once(model_fn, layer, at=at, call=call, frozen=not create_graph)
+    activation = with_examples(read(halves, inputs, create_graph), halves, inputs, batch, layer, at)
+    if (isinstance(layer, (list, tuple)) or call is None) and not is_compiling():
+        check_independent(model_fn, layer, at, call, activation, inputs)
+    model = functools.partial(of_activation, halves.tail, inputs=inputs, spread=spreads(activation))
+    return Located(model, activation, inputs, halves, create_graph)
+
+
+def with_examples(
+    value: Tree, halves: Split, inputs: Tree, batch: int, layer: Layer, at: At
+) -> Tree:
+    """The parts of a layer's value that can be explained; None elsewhere.
+
+    Raises:
+        ValueError: There are none.
+    """
+    activation = explainable(value, batch)
+    leaves = optree.tree_leaves(activation)
+    if len(leaves) > 1 or any(batch in t.shape[1:] for t in leaves):
+        # a state (layers, B, H), or time before batch, can look like B examples at one size
+        activation = _at_another_size(activation, halves, inputs, batch)
+    if not optree.tree_leaves(activation):
+        raise ValueError(
+            f"layer {describe(layer)} gives no floating tensor with the {batch} example(s) in "
+            "dimension 0 to explain: choose another layer, or "
+            f"at={'output' if at == 'input' else 'input'!r}"
+        )
+    return activation
+
+
+def _at_another_size(activation: Tree, halves: Split, inputs: Tree, batch: int) -> Tree:
+    """The parts of an activation that follow the batch: of two examples, or of all of them twice.
+
+    Two cost little, but not every model takes them: it may need the others, or so many. Compiled
+    code does not ask for sizes.
+    """
+    if not is_compiling() and batch > 2 and not binds_rows(halves.head, batch):
+        with contextlib.suppress(RuntimeError, ValueError, IndexError):
+            two = optree.tree_map(lambda t: t[:2], inputs)
+            return like(explainable(read(halves, two, False), 2), activation)
+    twice = optree.tree_map(lambda t: torch.cat([t, t]), inputs)
+    doubled = halves._replace(head=repeat_bound(halves.head, batch, 2))
+    return like(explainable(read(doubled, twice, False), 2 * batch), activation)
+
+
+def read(halves: Split, inputs: Tree, create_graph: bool) -> Tree:
+    """The head's value, with a graph only where one is wanted."""
+    graph = create_graph or (transforming() and torch.is_grad_enabled())
+    with torch.set_grad_enabled(graph), twice_differentiable(create_graph):
+        return halves.head(inputs)
+
+
+def of_activation(tail: ModelFn, *activation: Tree, inputs: Tree, spread: bool) -> Any:
+    """The tail as a model function (a tuple activation arrives spread)."""
+    return tail(activation if spread else activation[0], inputs)
+
+
+def explainable(value: Tree, batch: int) -> Tree:
+    """The floating tensors of a value that have the examples in dimension 0; None elsewhere."""
+
+    def keep(leaf: Any) -> Tensor | None:
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or leaf.ndim == 0:
+            return None
+        return leaf if leaf.shape[0] == batch else None
+
+    return optree.tree_map(keep, plain_mappings(value))
+
+
+def like(activation: Tree, value: Tree) -> Tree:
+    """The parts of a value that the activation has."""
+    return optree.tree_map(_second, activation, plain_mappings(value), none_is_leaf=True)
+
+
+def _second(a: Any, b: Any) -> Any:
+    return None if a is None else b

@@ -1,0 +1,161 @@
+"""The head of a model and the gradient behind it, along the path of the inputs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import optree
+from torch import Tensor
+
+from attrfn._copies.batch import repeat_bound
+from attrfn._copies.memory import out_of_memory
+from attrfn._explain.baseline import fill_baselines
+from attrfn._explain.explain import Explained, explain, repeat_chosen
+from attrfn._explain.path import on_copies, over_path
+from attrfn._explain.target import select
+from attrfn._explain.tree import call_model, flatten, spreads
+from attrfn._layers.at import like, locate, of_activation
+from attrfn._layers.split import Split, watched
+from attrfn._torch.autodiff import (
+    gradients_inside,
+    normal,
+    push_forward,
+    takes_tangents,
+    tangents_on,
+    transforming,
+    twice_differentiable,
+    values_and_gradients,
+)
+from attrfn._torch.typing import At, Baselines, Batching, Layer, Leaves, ModelFn, Target, Tree
+
+
+class Flow(NamedTuple):
+    """The head, and the gradient behind it, for the rows of any number of copies.
+
+    Attributes:
+        p: The explained inputs and target.
+        halves: The split at the layer.
+        activation: Leaves of the layer's activation at the inputs.
+        rebuild: From such leaves to the activation's tree.
+        watched: Both halves in one pass, see :func:`attrfn._layers.split.watched`, or None.
+    """
+
+    p: Explained
+    halves: Split
+    activation: Leaves
+    rebuild: Callable[[Sequence[Tensor]], Tree]
+    watched: ModelFn | None
+
+    def head(self, copies: int, *rows: Tensor) -> Leaves:
+        """The layer's activation, (copies * B, ...) each."""
+        head = repeat_bound(self.halves.head, self.p.batch, copies)
+        with twice_differentiable(self.p.create_graph):
+            value = call_model(head, self.p.rebuild(rows))
+        return self._leaves(value)
+
+    def both(self, rows: Leaves, copies: int) -> tuple[Leaves, Leaves]:
+        """The layer's activation, and df/da there."""
+        if self.watched is None or transforming():
+            a = self.head(copies, *rows)
+            return a, self.gradients(a, rows, copies)
+        return gradients_inside(lambda: self._watch(rows, copies, None)[:2])
+
+    def along(self, rows: Leaves, tangents: Leaves, copies: int) -> tuple[Leaves, Leaves]:
+        """How the layer's activation changes in a direction of the inputs, and df/da there."""
+        if self.watched is not None and takes_tangents():
+            try:
+                return self._along_at_once(rows, tangents, copies)
+            except RuntimeError as error:  # no forward mode here; what the model says comes again
+                if out_of_memory(error):
+                    raise
+        a, change = push_forward(functools.partial(self.head, copies), rows, tangents)
+        return change, self.gradients(a, rows, copies)
+
+    def _along_at_once(self, rows: Leaves, tangents: Leaves, copies: int) -> tuple[Leaves, Leaves]:
+        change: Leaves = ()
+
+        def values_and_leaves() -> tuple[Tensor, Leaves]:
+            nonlocal change
+            with tangents_on(normal(rows), normal(tangents)) as (dual, end):
+                values, z, change = self._watch(dual, copies, end)
+            return values, z
+
+        grads = gradients_inside(values_and_leaves)[1]
+        return change, grads
+
+    def _watch(
+        self, rows: Leaves, copies: int, end: Callable[[], None] | None
+    ) -> tuple[Tensor, Leaves, Leaves]:
+        run: Any = repeat_bound(self.watched, self.p.batch, copies)
+        chosen = repeat_chosen(self.p.chosen, self.p.batch, copies)
+        seen, outputs = run(self.p.rebuild(rows), end=end)
+        values = select(outputs, chosen, copies * self.p.batch, self.p.name)
+        return values, self._leaves(seen.value), self._leaves(seen.tangents) if end else ()
+
+    def _leaves(self, value: Tree) -> Leaves:
+        return tuple(optree.tree_leaves(like(self.rebuild(self.activation), value)))
+
+    def gradients(self, a: Leaves, rows: Leaves, copies: int) -> Leaves:
+        """df/da at the layer's activation ``a`` for the inputs ``rows``."""
+        tail = repeat_bound(self.halves.tail, self.p.batch, copies)
+        there = self.p._replace(
+            model=functools.partial(
+                of_activation,
+                tail,
+                inputs=self.p.rebuild(rows),
+                spread=spreads(self.rebuild(a)),
+            ),
+            rebuild=self.rebuild,
+            batch=copies * self.p.batch,
+            chosen=repeat_chosen(self.p.chosen, self.p.batch, copies),
+        )
+        return values_and_gradients(
+            lambda *z: there.values(z), a, create_graph=self.p.create_graph
+        )[1]
+
+
+def flow_of(
+    model_fn: ModelFn,
+    inputs: Tree,
+    layer: Layer,
+    target: Target,
+    at: At,
+    call: int | None,
+    create_graph: bool,
+) -> Flow:
+    """Check the arguments, split the model at the layer and evaluate the head."""
+    p = explain(model_fn, inputs, target, create_graph=create_graph)
+    here = locate(model_fn, inputs, layer, at=at, call=call, create_graph=create_graph)
+    activation, rebuild = flatten(here.activation, "layer")
+    one = call is not None and not create_graph and p.batch > 0
+    run = watched(model_fn, layer, at=at, call=call) if one else None
+    return Flow(p, here.halves, activation, rebuild, run)
+
+
+def at_layer_over_path(
+    through: Callable[[Flow, Leaves, Leaves, int], Leaves],
+    model_fn: ModelFn,
+    inputs: Tree,
+    layer: Layer,
+    *,
+    target: Target,
+    baselines: Baselines,
+    at: At,
+    call: int | None,
+    create_graph: bool,
+    batching: Batching,
+    **path: Any,
+) -> Tree:
+    """The integral of ``through`` over the path, in the structure of the layer's activation."""
+    flow = flow_of(model_fn, inputs, layer, target, at, call, create_graph)
+    x0 = fill_baselines(baselines, inputs, flow.p.x)
+    total = over_path(
+        flow.p,
+        x0,
+        lambda points: on_copies(functools.partial(through, flow, x0), points, batching),
+        batching=batching,
+        **path,
+    )
+    return flow.p._replace(x=flow.activation, rebuild=flow.rebuild).result(total)

@@ -1,0 +1,213 @@
+"""What happens at a layer while a model runs: it is read, overwritten or watched."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import optree
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from attrfn._explain.tree import clone_tensors, plain_mappings
+from attrfn._model.bind import Again
+from attrfn._model.private_copy import Forward
+from attrfn._model.source import describe
+from attrfn._torch.compiling import is_compiling
+from attrfn._torch.decomposed import ForwardOps
+from attrfn._torch.marks import Marks
+from attrfn._torch.typing import At, Tree
+
+
+class Where(NamedTuple):
+    layers: tuple[nn.Module | str, ...]
+    at: At
+    call: int | None
+    many: bool
+    frozen: bool
+    again: Again | None
+
+
+class Done(BaseException):
+    """Leaves the model once every layer has been read; ends in :mod:`attrfn._layers.split`."""
+
+
+class Tap:
+    """What happens at one layer during one run: its calls are counted, read, or overwritten."""
+
+    def __init__(
+        self,
+        where: Where,
+        plant: Sequence[Tree] | None = None,
+        marks: Marks | None = None,
+    ) -> None:
+        self.at = where.at
+        self.call = where.call
+        self.plant = plant
+        self.read: list[Tree] = []
+        self.count = 0
+        self.peers: list[Tap] = []
+        self.marks = marks
+        self.behind = False
+
+    def __call__(self, run: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        number = self.count
+        self.count = number + 1
+        if self.call is not None and number != self.call:
+            return run(*args, **kwargs)
+        if self.plant is None:
+            return self._read(run, args, kwargs)
+        place = 0 if self.call is not None else number
+        if self.marks is None:
+            return self._write(run, args, kwargs, place)
+        self.behind = self.behind or self.marks.on((args, kwargs))
+        return self.marks.add(self._write(run, args, kwargs, place))
+
+    def _read(self, run: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.at == "input":
+            self.read.append(clone_tensors(_arguments(args, kwargs)))
+            self._leave_when_done()
+            return run(*args, **kwargs)
+        out = run(*args, **kwargs)
+        self.read.append(clone_tensors(out))
+        self._leave_when_done()
+        return out
+
+    def _leave_when_done(self) -> None:
+        if self.call is not None and not is_compiling() and all(t.read for t in self.peers):
+            raise Done
+
+    def _write(self, run: Forward, args: tuple[Any, ...], kwargs: dict[str, Any], i: int) -> Any:
+        plant = () if self.plant is None else self.plant
+        if i >= len(plant):
+            raise ValueError(
+                f"activation holds {len(plant)} values, expected one for each call of the layer"
+            )
+        if self.at == "input":
+            return call_with(run, merge(plant[i], _arguments(args, kwargs)), args, kwargs)
+        if _is_complete(plant[i]):
+            return clone_tensors(plant[i])
+        return merge(plant[i], run(*args, **kwargs))
+
+
+class Seen(NamedTuple):
+    """A layer's value as the leaves of a graph, and the tangents that it had (None: no others)."""
+
+    value: Tree
+    tangents: Tree
+
+
+class Watch(Tap):
+    """Lets the model run on from copies of what it reads that autograd can go back to.
+
+    Attributes:
+        end: Ends the tangents of forward mode, if there are any: nothing behind the layer has them.
+        before: A mode for the part that has them.
+        seen: What was read.
+    """
+
+    def __init__(self, where: Where, end: Callable[[], None] | None) -> None:
+        super().__init__(where)
+        self.end = end
+        self.before = ForwardOps()
+        self.seen: list[Seen] = []
+
+    def _read(self, run: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.at == "input":
+            return call_with(run, self._start(_arguments(args, kwargs)), args, kwargs)
+        return self._start(run(*args, **kwargs))
+
+    def _start(self, value: Tree) -> Tree:
+        parts = plain_mappings(value)
+        tangents = None if self.end is None else _of_tensors(_tangent, parts)
+        if self.end is not None:
+            self.end()
+            self.before.off = True
+        leaves = _of_tensors(_leaf, parts)
+        self.seen.append(Seen(leaves, tangents))
+        return merge(leaves, value)
+
+
+def _of_tensors(f: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
+    """``f`` of each tensor, None for everything else."""
+    return optree.tree_map(lambda t: f(t) if isinstance(t, Tensor) else None, tree)
+
+
+def _leaf(t: Tensor) -> Tensor:
+    fresh = t.detach().clone()
+    return fresh.requires_grad_() if t.is_floating_point() else fresh
+
+
+def _tangent(t: Tensor) -> Tensor:
+    tangent: Tensor | None = forward_ad.unpack_dual(t).tangent  # type: ignore[no-untyped-call]
+    return torch.zeros_like(t) if tangent is None else tangent.detach()
+
+
+def _arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tree:
+    """A layer's input: its positional arguments, or the keyword ones where there are no others."""
+    if not args:
+        return kwargs
+    return args[0] if len(args) == 1 else args
+
+
+def call_with(run: Forward, new: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run a layer on another input, of the form of :func:`_arguments`."""
+    if not args:
+        return run(**new)
+    return run(*(new if len(args) > 1 else (new,)), **kwargs)
+
+
+def value_of(tap: Tap, layer: nn.Module | str) -> Tree:
+    """What a tap has read: one value, or all as a tuple."""
+    check_called(tap, layer)
+    return tuple(tap.read) if tap.call is None else tap.read[0]
+
+
+def check_called(tap: Tap, layer: nn.Module | str) -> None:
+    """Refuse a layer, or a call of it, that did not happen."""
+    if tap.count == 0:
+        raise ValueError(
+            f"layer {describe(layer)} was not called while the model ran, so it has no value: "
+            "choose a layer that the model calls as a module (scripted, compiled or bypassed ones "
+            "are not)"
+        )
+    if tap.call is not None and not 0 <= tap.call < tap.count:
+        raise ValueError(
+            f"layer {describe(layer)} was called {tap.count} time(s), so call={tap.call} does not "
+            f"exist: expected 0 to {tap.count - 1}, or None for all calls"
+        )
+
+
+def _is_complete(value: Tree) -> bool:
+    """Whether a value can stand for a layer's output, without the layer being computed."""
+    if isinstance(value, (tuple, list)):
+        return all(_is_complete(v) for v in value)
+    return isinstance(value, Tensor)
+
+
+def merge(new: Tree, natural: Tree) -> Tree:
+    """The tensors of ``new`` in the places of ``natural``; everything else stays natural."""
+    if new is None:
+        return natural
+    if isinstance(new, Tensor):
+        return new.clone()
+    if isinstance(new, Mapping) and isinstance(natural, Mapping):
+        foreign: Any = natural
+        merged = {k: merge(new.get(k), v) for k, v in foreign.items()}
+        if optree.all_leaves([foreign]):  # foreign, such as the outputs of transformers
+            return type(foreign)(**merged)
+        if type(natural) is dict:
+            return merged
+        filled = copy.copy(foreign)
+        filled.update(merged)
+        return filled
+    if isinstance(new, (tuple, list)) and isinstance(natural, (tuple, list)):
+        merged_items = [merge(n, v) for n, v in zip(new, natural, strict=True)]
+        if hasattr(natural, "_fields"):
+            return type(natural)(*merged_items)
+        return type(natural)(merged_items)
+    if optree.all_leaves([new]):
+        return natural
+    return optree.tree_map(merge, new, natural, none_is_leaf=True)

@@ -1,0 +1,224 @@
+"""Split a model at a layer into two pure functions, without hooks, leaving the model alone."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from attrfn._explain.tree import call_model
+from attrfn._layers.probe import Done, Seen, Tap, Watch, Where, check_called, value_of
+from attrfn._model.bind import Again, bind_source
+from attrfn._model.source import Source, describe, source
+from attrfn._torch.autodiff import transforming
+from attrfn._torch.marks import Marks
+from attrfn._torch.typing import At, Layer, ModelFn, Tree
+
+
+class Split(NamedTuple):
+    """The two halves of a model: ``tail(head(inputs), inputs)`` is the model.
+
+    Attributes:
+        head: ``head(inputs) -> activation``; a model function itself.
+        tail: ``tail(activation, inputs) -> outputs``; leaves of the activation that are ``None``
+            are computed from the inputs.
+    """
+
+    head: ModelFn
+    tail: ModelFn
+
+
+def split(
+    model: ModelFn, layer: Layer, *, at: At = "output", call: int | None = 0, frozen: bool = False
+) -> Split:
+    """Split a model at a layer: ``model(inputs) == tail(head(inputs), inputs)``.
+
+    Args:
+        model: A module, a bound method of one, or ``functools.partial`` of either (also
+            ``functools.partial(torch.func.functional_call, module, params)``).
+        layer: A module of the model, its qualified name, or a list of either (then the activation
+            is a list).
+        at: ``"output"`` of the layer or its ``"input"`` (positional arguments, a tuple if there are
+            several; the dict of keyword arguments if there are no positional ones).
+        call: Which call of a layer that is used several times; ``None`` takes all calls (then the
+            activation is a tuple with one value per call).
+        frozen: Detach the parameters, where nothing will differentiate with respect to them.
+
+    Returns:
+        The named pair ``(head, tail)``, both pure, differentiable, batchable and thread-safe.
+
+    Raises:
+        TypeError: The model function hides its module.
+        ValueError: The layer is no part of the model, or it is not called while the model runs.
+
+    Example:
+        >>> import torch, attrfn
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2)
+        ... )
+        >>> head, tail = attrfn.split(model, "1")
+        >>> x = torch.randn(5, 3)
+        >>> torch.equal(tail(head(x), x), model(x))
+        True
+    """
+    return _halves(*_parts(model, layer, at, call, frozen))
+
+
+def split_once(model: ModelFn, layer: Layer, *, at: At, call: int | None, frozen: bool) -> Split:
+    """:func:`split` for the time of one call of a method, in which the model stays as it is.
+
+    Private objects that a run leaves unchanged then serve for the next one, too.
+    """
+    return _halves(*_parts(model, layer, at, call, frozen, again=True))
+
+
+def _halves(where: Where, bare: Source, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Split:
+    def head(args: tuple[Any, ...], kwargs: dict[str, Any], *inputs: Any) -> Tree:
+        return _run_head(bare, where, args, kwargs, inputs[0] if len(inputs) == 1 else inputs)
+
+    def tail(args: tuple[Any, ...], kwargs: dict[str, Any], activation: Tree, inputs: Tree) -> Any:
+        return _run_tail(bare, where, args, kwargs, activation, inputs)[0]
+
+    return Split(functools.partial(head, args, kwargs), functools.partial(tail, args, kwargs))
+
+
+def _parts(
+    model: ModelFn, layer: Layer, at: At, call: int | None, frozen: bool, again: bool = False
+) -> tuple[Where, Source, tuple[Any, ...], dict[str, Any]]:
+    """Check the arguments and take the model's bound arguments apart from its module."""
+    src = source(model)
+    if src is None:
+        raise TypeError(
+            f"model is a {type(model).__name__} with no module in sight, expected a "
+            "torch.nn.Module, a bound method of one or functools.partial of either: wrap the "
+            "function in a module"
+        )
+    if at not in ("input", "output"):
+        raise ValueError(f"at is {at!r}, expected 'input' or 'output'")
+    if call is not None and (type(call) is not int or call < 0):
+        raise ValueError(f"call is {call!r}, expected None (all calls) or an int of at least 0")
+    many = isinstance(layer, (list, tuple))
+    layers: tuple[Any, ...] = tuple(layer) if isinstance(layer, (list, tuple)) else (layer,)
+    if not layers:
+        raise ValueError("layer is an empty list, expected at least one layer")
+    bare = src._replace(args=(), kwargs={})
+    keep = Again(bare, layers=layers) if again and frozen and not transforming() else None
+    return Where(layers, at, call, many, frozen, keep), bare, src.args, src.kwargs
+
+
+def _bound(
+    src: Source,
+    where: Where,
+    taps: Sequence[Tap],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> ModelFn:
+    """The model on private objects, with taps at its layers."""
+    again: Again | None = where.again
+    if again is None or transforming():
+        src = src._replace(args=args, kwargs=kwargs)
+        return bind_source(src, where.layers, taps, frozen=where.frozen)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return again.run(taps, args, kwargs)
+
+    return functools.partial(run, *args, **kwargs)
+
+
+def check_independent(
+    model: ModelFn, layer: Layer, at: At, call: int | None, activation: Tree, inputs: Tree
+) -> None:
+    """Refuse layers that lie one behind the other: what is planted at the first would be lost.
+
+    One forward pass in which what is computed from the planted values is marked: a layer whose own
+    input is marked lies behind another.
+    """
+    where, bare, args, kwargs = _parts(model, layer, at, call, frozen=True)
+    marks = Marks()
+    with torch.no_grad(), marks:
+        taps = _run_tail(bare, where, args, kwargs, activation, inputs, marks)[1]
+    for tap, named in zip(taps, where.layers, strict=True):
+        if tap.behind:
+            raise ValueError(
+                f"layer {describe(named)} depends on what another layer (or call) of the selection "
+                "returns, so they cannot be explained together: explain them one by one, as in "
+                "[at_layer(method, l)(model, inputs) for l in layers]"
+            )
+
+
+def _run_head(
+    src: Source, where: Where, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: Tree
+) -> Tree:
+    """Run the model up to the layers and return what they return."""
+    taps = [Tap(where) for _ in where.layers]
+    for tap in taps:
+        tap.peers = taps
+    with contextlib.suppress(Done):
+        call_model(_bound(src, where, taps, args, kwargs), inputs)
+    values = [value_of(tap, layer) for tap, layer in zip(taps, where.layers, strict=True)]
+    for tap in taps:  # a cycle would keep the values until the garbage collector comes
+        tap.peers = []
+    return values if where.many else values[0]
+
+
+def _run_tail(
+    src: Source,
+    where: Where,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    activation: Tree,
+    inputs: Tree,
+    marks: Marks | None = None,
+) -> tuple[Any, list[Tap]]:
+    """Run the model with the layers' values replaced by ``activation``."""
+    values = activation if where.many else [activation]
+    if len(values) != len(where.layers):
+        raise ValueError(
+            f"activation holds {len(values)} values, expected one for each of the "
+            f"{len(where.layers)} layers"
+        )
+    taps = [Tap(where, v if where.call is None else (v,), marks) for v in values]
+    outputs = call_model(_bound(src, where, taps, args, kwargs), inputs)
+    for tap, layer in zip(taps, where.layers, strict=True):
+        check_called(tap, layer)
+    return outputs, taps
+
+
+def watched(
+    model: ModelFn, layer: Layer, *, at: At, call: int | None
+) -> Callable[..., tuple[Seen, Any]]:
+    """One pass of a model in which the value of a layer starts a graph of its own.
+
+    The parameters are detached. It is for eager mode without transforms, which cannot start a graph
+    in the midst of a function: the part before the layer runs once and not twice.
+
+    Args:
+        model: See :func:`split`.
+        layer: One layer.
+        at: See :func:`split`.
+        call: See :func:`split`; not None.
+
+    Returns:
+        ``run(*inputs) -> (seen, outputs)``: the outputs follow from ``seen.value``, leaves of
+        autograd. ``run(*inputs, end=...)`` takes inputs with tangents, see
+        :func:`attrfn._torch.autodiff.tangents_on`.
+    """
+    where, bare, args, kwargs = _parts(model, layer, at, call, frozen=True, again=True)
+
+    def run(
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *inputs: Any,
+        end: Callable[[], None] | None = None,
+    ) -> tuple[Seen, Any]:
+        watch = Watch(where, end)
+        model = _bound(bare, where, [watch], args, kwargs)
+        with contextlib.nullcontext() if end is None else watch.before:
+            outputs = call_model(model, inputs[0] if len(inputs) == 1 else inputs)
+        check_called(watch, where.layers[0])
+        return watch.seen[0], outputs
+
+    return functools.partial(run, args, kwargs)

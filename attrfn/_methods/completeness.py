@@ -1,0 +1,79 @@
+"""Completeness: whether attributions sum to the change of the output."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from attrfn._copies.batch import row_sums, wide
+from attrfn._explain.baseline import fill_baselines
+from attrfn._explain.explain import Explained
+from attrfn._explain.target import choose
+from attrfn._explain.tree import batch_size, flatten
+from attrfn._model.bind import bind
+from attrfn._torch.autodiff import transforming
+from attrfn._torch.typing import Baselines, ModelFn, Target, Tree
+
+
+def completeness_delta(
+    model_fn: ModelFn,
+    inputs: Tree,
+    attributions: Tree,
+    *,
+    target: Target = None,
+    baselines: Baselines = None,
+    create_graph: bool = False,
+) -> Tensor:
+    """How far attributions are from completeness: their sum minus the change of the output.
+
+        delta = sum(A) - (f(x) - f(x0))
+
+    Args:
+        model_fn: See :func:`gradient`.
+        inputs: The explained inputs, a tensor or pytree (integers too).
+        attributions: Any pytree of tensors (B, ...), also of a layer.
+        target: See :func:`gradient`.
+        baselines: See :func:`input_x_gradient`.
+        create_graph: See :func:`gradient`.
+
+    Returns:
+        One gap per example, (B,), in units of the output.
+
+    Raises:
+        ValueError: Batch sizes disagree, or the baselines do not fit the inputs.
+
+    Example:
+        >>> import torch, attrfn
+        >>> f = lambda x: (x**2).sum(1)
+        >>> x = torch.ones(1, 2)
+        >>> attrfn.completeness_delta(f, x, attrfn.integrated_gradients(f, x)).abs().item() < 1e-6
+        True
+
+    Reference:
+        Sundararajan, Taly and Yan, Axiomatic Attribution for Deep Networks, 2017.
+    """
+    x, rebuild = flatten(inputs)
+    batch = batch_size(x)
+    scores, _ = flatten(attributions, "attributions")
+    if batch_size(scores, "attributions") != batch:
+        raise ValueError(
+            f"attributions has {scores[0].shape[0]} examples in dimension 0, expected {batch} as "
+            "in inputs"
+        )
+    x0 = fill_baselines(baselines, inputs, x)
+    p = Explained(
+        bind(model_fn, frozen=not create_graph),
+        x,
+        rebuild,
+        batch,
+        choose(target, batch),
+        create_graph,
+        False,
+        "target",
+    )
+    keep = create_graph or transforming()
+    with torch.set_grad_enabled(create_graph or (keep and torch.is_grad_enabled())):
+        change = p.values(x) - p.values(x0)
+    total = torch.stack([row_sums(s, wide(s.dtype)) for s in scores]).sum(0)
+    delta = (total - change).to(change.dtype)
+    return delta if keep else delta.detach()

@@ -1,0 +1,295 @@
+"""Conductance and internal influence: what flows through a layer along the inputs' path."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from attrfn._copies.batch import flat_rows, row_sums
+from attrfn._explain.baseline import fill_baselines
+from attrfn._explain.explain import repeat_chosen
+from attrfn._explain.path import on_copies, over_path
+from attrfn._explain.quadrature import Rule
+from attrfn._explain.target import choose, select
+from attrfn._layers.at import each_layer
+from attrfn._layers.flow import Flow, at_layer_over_path, flow_of
+from attrfn._torch.autodiff import transforming, values_and_gradients
+from attrfn._torch.typing import (
+    At,
+    Baselines,
+    Batching,
+    ChunkSize,
+    Layer,
+    Leaves,
+    ModelFn,
+    Target,
+    Tree,
+)
+
+
+def layer_conductance(
+    model_fn: ModelFn,
+    inputs: Tree,
+    *,
+    layer: Layer,
+    target: Target = None,
+    baselines: Baselines = None,
+    at: At = "output",
+    call: int | None = 0,
+    n_steps: int = 50,
+    quadrature: str | Rule = "gauss_legendre",
+    chunk_size: ChunkSize = "auto",
+    batching: Batching = "fold",
+    create_graph: bool = False,
+    progress: bool = False,
+) -> Tree:
+    """Integrated gradients of the inputs, counted where they flow through a layer's units.
+
+        A = integral_0^1 df/da(x_s) * (da/dx(x_s) (x - x0)) ds,   x_s = x0 + s (x - x0)
+
+    The integrand is exact (the gradient at the layer times the directional derivative of the head
+    along the path), so few steps are enough where the model is smooth.
+
+    Args:
+        model_fn: See :func:`layer_activation`.
+        inputs: Floating tensors, see :func:`gradient`.
+        layer: See :func:`layer_activation`; each layer of a list is explained on its own.
+        target: See :func:`gradient`.
+        baselines: x0, see :func:`input_x_gradient`.
+        at: See :func:`layer_activation`.
+        call: See :func:`layer_activation`.
+        n_steps: See :func:`integrated_gradients`.
+        quadrature: See :func:`integrated_gradients`.
+        chunk_size: See :func:`integrated_gradients`.
+        batching: See :func:`integrated_gradients`.
+        create_graph: See :func:`gradient`.
+        progress: See :func:`integrated_gradients`.
+
+    Returns:
+        Attributions like the layer's activation; they sum to f(x) - f(x0) where the layer cuts the
+        network.
+
+    Raises:
+        TypeError: See :func:`layer_gradient_x_activation`.
+        ValueError: See :func:`layer_integrated_gradients`.
+
+    Example:
+        >>> import torch, attrfn
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2)
+        ... )
+        >>> x = torch.randn(5, 3)
+        >>> a = attrfn.layer_conductance(model, x, layer="1", target=0)
+        >>> torch.allclose(a.sum(1), (model(x) - model(0 * x))[:, 0], atol=1e-5)
+        True
+
+    Reference:
+        Dhamdhere, Sundararajan and Yan, How Important Is a Neuron?, 2018.
+    """
+
+    def through(flow: Flow, x0: Leaves, rows: Leaves, copies: int) -> Leaves:
+        lengths = [(x - b).expand(copies, *x.shape) for x, b in zip(flow.p.x, x0, strict=True)]
+        steps = flat_rows(tuple(lengths))
+        if transforming():  # tangents batched where the rows are, as in-place operations need it
+            steps = tuple([torch.zeros_like(r) + d for r, d in zip(rows, steps, strict=True)])
+        change, grads = flow.along(rows, steps, copies)
+        return tuple([g * v for g, v in zip(grads, change, strict=True)])
+
+    one = functools.partial(
+        at_layer_over_path,
+        through,
+        model_fn,
+        inputs,
+        target=target,
+        baselines=baselines,
+        at=at,
+        call=call,
+        create_graph=create_graph,
+        n_steps=n_steps,
+        quadrature=quadrature,
+        chunk_size=chunk_size,
+        batching=batching,
+        progress=progress,
+        label="layer_conductance",
+    )
+    return each_layer(one, layer)
+
+
+def internal_influence(
+    model_fn: ModelFn,
+    inputs: Tree,
+    *,
+    layer: Layer,
+    target: Target = None,
+    baselines: Baselines = None,
+    at: At = "output",
+    call: int | None = 0,
+    n_steps: int = 50,
+    quadrature: str | Rule = "gauss_legendre",
+    chunk_size: ChunkSize = "auto",
+    batching: Batching = "fold",
+    create_graph: bool = False,
+    progress: bool = False,
+) -> Tree:
+    """The gradient at a layer, averaged along the inputs' path.
+
+        A = integral_0^1 df/da(x0 + s (x - x0)) ds
+
+    Args:
+        model_fn: See :func:`layer_activation`.
+        inputs: Floating tensors, see :func:`gradient`.
+        layer: See :func:`layer_activation`; each layer of a list is explained on its own.
+        target: See :func:`gradient`.
+        baselines: x0, see :func:`input_x_gradient`.
+        at: See :func:`layer_activation`.
+        call: See :func:`layer_activation`.
+        n_steps: See :func:`integrated_gradients`.
+        quadrature: See :func:`integrated_gradients`.
+        chunk_size: See :func:`integrated_gradients`.
+        batching: See :func:`integrated_gradients`.
+        create_graph: See :func:`gradient`.
+        progress: See :func:`integrated_gradients`.
+
+    Returns:
+        Attributions like the layer's activation.
+
+    Raises:
+        TypeError: See :func:`layer_gradient_x_activation`.
+        ValueError: See :func:`layer_integrated_gradients`.
+
+    Example:
+        >>> import torch, attrfn
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2)
+        ... )
+        >>> attrfn.internal_influence(model, torch.randn(5, 3), layer="1", target=0).shape
+        torch.Size([5, 4])
+
+    Reference:
+        Leino et al., Influence-Directed Explanations for Deep Convolutional Networks, 2018.
+    """
+
+    def through(flow: Flow, x0: Leaves, rows: Leaves, copies: int) -> Leaves:
+        return flow.both(rows, copies)[1]
+
+    one = functools.partial(
+        at_layer_over_path,
+        through,
+        model_fn,
+        inputs,
+        target=target,
+        baselines=baselines,
+        at=at,
+        call=call,
+        create_graph=create_graph,
+        n_steps=n_steps,
+        quadrature=quadrature,
+        chunk_size=chunk_size,
+        batching=batching,
+        progress=progress,
+        label="internal_influence",
+    )
+    return each_layer(one, layer)
+
+
+def neuron_conductance(
+    model_fn: ModelFn,
+    inputs: Tree,
+    *,
+    layer: Layer,
+    neuron: Target,
+    target: Target = None,
+    baselines: Baselines = None,
+    at: At = "output",
+    call: int | None = 0,
+    n_steps: int = 50,
+    quadrature: str | Rule = "gauss_legendre",
+    multiply_by_inputs: bool = True,
+    chunk_size: ChunkSize = "auto",
+    batching: Batching = "fold",
+    create_graph: bool = False,
+    progress: bool = False,
+) -> Tree:
+    """The part of the inputs' integrated gradients that flows through one neuron.
+
+        A = (x - x0) * integral_0^1 df/dn(x_s) dn/dx(x_s) ds,   x_s = x0 + s (x - x0)
+
+    Args:
+        model_fn: See :func:`layer_activation`.
+        inputs: Floating tensors, see :func:`gradient`.
+        layer: One layer, see :func:`layer_activation`.
+        neuron: n, see :func:`at_neuron`; of several neurons the parts add up (the gradient of a
+            callable says how much of each unit counts).
+        target: See :func:`gradient`.
+        baselines: x0, see :func:`input_x_gradient`.
+        at: See :func:`layer_activation`.
+        call: See :func:`layer_activation`.
+        n_steps: See :func:`integrated_gradients`.
+        quadrature: See :func:`integrated_gradients`.
+        multiply_by_inputs: ``False`` leaves out the factor (x - x0).
+        chunk_size: See :func:`integrated_gradients`.
+        batching: See :func:`integrated_gradients`.
+        create_graph: See :func:`gradient`.
+        progress: See :func:`integrated_gradients`.
+
+    Returns:
+        Attributions like the inputs; they sum to the neuron's :func:`layer_conductance`.
+
+    Raises:
+        TypeError: See :func:`layer_gradient_x_activation`.
+        ValueError: See :func:`layer_integrated_gradients`; or the neuron does not exist.
+
+    Example:
+        >>> import torch, attrfn
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2)
+        ... )
+        >>> x = torch.randn(5, 3)
+        >>> a = attrfn.neuron_conductance(model, x, layer="1", neuron=2, target=0)
+        >>> whole = attrfn.layer_conductance(model, x, layer="1", target=0)
+        >>> torch.allclose(a.sum(1), whole[:, 2], atol=1e-6)
+        True
+
+    Reference:
+        Shrikumar, Su and Kundaje, Computationally Efficient Measures of Internal Neuron Importance,
+        2018.
+    """
+    flow = flow_of(model_fn, inputs, layer, target, at, call, create_graph)
+    p = flow.p
+    chosen = choose(neuron, p.batch, "neuron")
+    x0 = fill_baselines(baselines, inputs, p.x)
+
+    def through(rows: Leaves, copies: int) -> Leaves:
+        a, grads = flow.both(rows, copies)
+        mine = repeat_chosen(chosen, p.batch, copies)
+
+        def neurons(*z: Tensor) -> Tensor:
+            return select(flow.rebuild(z), mine, copies * p.batch, "neuron")
+
+        _, picked = values_and_gradients(neurons, a, create_graph=create_graph)
+
+        def passed_on(*z: Tensor) -> Tensor:
+            weighed = [
+                row_sums(v * g * n)
+                for v, g, n in zip(flow.head(copies, *z), grads, picked, strict=True)
+            ]
+            return functools.reduce(Tensor.add, weighed)
+
+        return values_and_gradients(passed_on, rows, create_graph=create_graph)[1]
+
+    total = over_path(
+        p,
+        x0,
+        lambda points: on_copies(through, points, batching),
+        n_steps=n_steps,
+        quadrature=quadrature,
+        chunk_size=chunk_size,
+        batching=batching,
+        progress=progress,
+        label="neuron_conductance",
+    )
+    if multiply_by_inputs:
+        total = tuple([(x - b) * t for x, b, t in zip(p.x, x0, total, strict=True)])
+    return p.result(total)

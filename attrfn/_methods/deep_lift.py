@@ -1,0 +1,420 @@
+"""DeepLIFT and DeepSHAP: differences from a baseline, passed back from output to inputs."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from torch import Tensor
+
+from attrfn._copies.batch import flat_rows, split_rows, wide
+from attrfn._copies.chunks import Chunks, add, over_chunks
+from attrfn._explain.baseline import baseline_distribution, fill_baselines, per_example
+from attrfn._explain.explain import explain
+from attrfn._explain.introspect import takes_distribution
+from attrfn._layers.at import at_layer, at_neuron, each_layer
+from attrfn._model.bind import uncompiled
+from attrfn._rules.gradient import gradients_by_rules
+from attrfn._rules.rescale import RESCALE
+from attrfn._rules.reveal import REVEAL_CANCEL
+from attrfn._rules.table import Rules
+from attrfn._torch.typing import At, Baselines, ChunkSize, Layer, Leaves, ModelFn, Target, Tree
+
+DeepLiftRule = Literal["rescale", "reveal_cancel"] | Rules
+_RULES = {"rescale": RESCALE, "reveal_cancel": REVEAL_CANCEL}
+
+
+def deep_lift(
+    model_fn: ModelFn,
+    inputs: Tree,
+    *,
+    target: Target = None,
+    baselines: Baselines = None,
+    rule: DeepLiftRule = "rescale",
+    multiply_by_inputs: bool = True,
+    create_graph: bool = False,
+) -> Tree:
+    """DeepLIFT: multipliers that carry the change of each operation from a baseline to the inputs.
+
+        A = (x - x0) m,   m of y = f(x):  (f(x) - f(x0)) / (x - x0),   sum(A) = f(x) - f(x0)
+
+    Products (attention, gates, normalisations) have a rule of their own, so that completeness
+    holds to rounding on transformers and recurrent networks too. An operation that would break it
+    raises :class:`UnsupportedOpError`.
+
+    Args:
+        model_fn: See :func:`gradient`.
+        inputs: See :func:`gradient`.
+        target: See :func:`gradient`.
+        baselines: See :func:`input_x_gradient`.
+        rule: ``"rescale"``; ``"reveal_cancel"``, which gives what pushes an activation up and what
+            pulls it down multipliers of their own; or one of :func:`attrfn.rules.rescale` and
+            :func:`attrfn.rules.reveal_cancel`, extended.
+        multiply_by_inputs: ``False`` returns the multipliers m.
+        create_graph: See :func:`gradient`.
+
+    Returns:
+        Attributions like the inputs; they sum to f(x) - f(x0).
+
+    Raises:
+        UnsupportedOpError: The model calls an operation that the rules do not cover.
+        TypeError: See :func:`gradient`.
+        ValueError: See :func:`input_x_gradient`; or the rule has an unknown name, or the model
+            takes another path for the baselines than for the inputs.
+
+    Example:
+        >>> import torch, attrfn
+        >>> f = lambda x: (x[:, 0] + x[:, 1] - 1).relu()
+        >>> attrfn.deep_lift(f, torch.tensor([[1.0, 1.0]]))
+        tensor([[0.5000, 0.5000]])
+
+    Reference:
+        Shrikumar, Greenside and Kundaje, Learning Important Features Through Propagating
+        Activation Differences, 2017.
+    """
+    p = explain(uncompiled(model_fn), inputs, target, create_graph=create_graph)
+    x0 = fill_baselines(baselines, inputs, p.x)
+    grads, _ = gradients_by_rules(p, _rules(rule), p.x, x0)
+    if multiply_by_inputs:
+        grads = tuple([(x - b) * m for x, b, m in zip(p.x, x0, grads, strict=True)])
+    return p.result(grads)
+
+
+@takes_distribution
+def deep_lift_shap(
+    model_fn: ModelFn,
+    inputs: Tree,
+    *,
+    target: Target = None,
+    baselines: Baselines,
+    rule: DeepLiftRule = "rescale",
+    multiply_by_inputs: bool = True,
+    chunk_size: ChunkSize = "auto",
+    create_graph: bool = False,
+    progress: bool = False,
+) -> Tree:
+    """DeepSHAP: the mean of DeepLIFT over all baselines of a distribution.
+
+        A = 1/K sum_k (x - b_k) m(x, b_k),   sum(A) = f(x) - 1/K sum_k f(b_k)
+
+    Args:
+        model_fn: See :func:`gradient`.
+        inputs: See :func:`gradient`.
+        target: See :func:`gradient`.
+        baselines: K baselines, a tensor (K, ...) or a pytree of those like the inputs; (K, B, ...)
+            holds K for each example.
+        rule: See :func:`deep_lift`.
+        multiply_by_inputs: ``False`` returns the mean of the multipliers.
+        chunk_size: How many baselines are compared at once, see :func:`integrated_gradients`.
+        create_graph: See :func:`gradient`.
+        progress: Show a progress bar over the chunks.
+
+    Returns:
+        Attributions like the inputs.
+
+    Raises:
+        UnsupportedOpError: See :func:`deep_lift`.
+        TypeError: See :func:`gradient`; or the baselines are no tensors.
+        ValueError: See :func:`deep_lift`.
+
+    Example:
+        >>> import torch, attrfn
+        >>> f = lambda x: x @ torch.tensor([1.0, 2.0])
+        >>> attrfn.deep_lift_shap(f, torch.ones(1, 2), baselines=torch.tensor([[0.0, 0], [1, 1]]))
+        tensor([[0.5000, 1.0000]])
+
+    Reference:
+        Lundberg and Lee, A Unified Approach to Interpreting Model Predictions, 2017.
+    """
+    rules = _rules(rule)
+    p = explain(uncompiled(model_fn), inputs, target, create_graph=create_graph)
+    pool = baseline_distribution(baselines, inputs, p.x)
+    pairs = tuple([per_example(b, x).to(x.dtype) for b, x in zip(pool, p.x, strict=True)])
+
+    def part(i: slice) -> Leaves:
+        copies = i.stop - i.start
+        starts = [b[i] for b in pairs]
+        ends = [x.expand(copies, *x.shape) for x in p.x]
+        rows, rows0 = flat_rows(tuple(ends)), flat_rows(tuple(starts))
+        grads, _ = gradients_by_rules(p, rules, rows, rows0, copies=copies)
+        found = split_rows(grads, copies)
+        if multiply_by_inputs:
+            found = tuple([(e - b) * m for e, b, m in zip(ends, starts, found, strict=True)])
+        return tuple([m.sum(0, dtype=wide(m.dtype)) for m in found])
+
+    n = pairs[0].shape[0]
+    chunks = Chunks(chunk_size, "fold", progress, "deep_lift_shap")
+    total: tuple[Tensor, ...] = over_chunks(part, add, n, chunks, p.x[0].device, x=p.x)
+    return p.result([t / n for t in total])
+
+
+def _rules(rule: DeepLiftRule) -> Rules:
+    if isinstance(rule, Rules):
+        if not rule.complete:
+            raise ValueError(
+                f"rule is {rule.name}, expected 'rescale', 'reveal_cancel' or "
+                "attrfn.rules.rescale()"
+            )
+        return rule
+    if rule not in _RULES:
+        raise ValueError(f"rule is {rule!r}, expected 'rescale' or 'reveal_cancel'")
+    return _RULES[rule]
+
+
+def layer_deep_lift(
+    model_fn: ModelFn,
+    inputs: Tree,
+    *,
+    layer: Layer,
+    target: Target = None,
+    baselines: Baselines = None,
+    at: At = "output",
+    call: int | None = 0,
+    rule: DeepLiftRule = "rescale",
+    multiply_by_inputs: bool = True,
+    create_graph: bool = False,
+) -> Tree:
+    """DeepLIFT of a layer, compared with its activation at the baselines.
+
+        A = (a - a0) m(a, a0),   a = head(x),  a0 = head(x0)
+
+    Args:
+        model_fn: See :func:`layer_activation`.
+        inputs: See :func:`layer_activation`.
+        layer: See :func:`layer_activation`; each of several is explained on its own.
+        target: See :func:`gradient`.
+        baselines: See :func:`input_x_gradient`, in the space of the inputs.
+        at: See :func:`layer_activation`.
+        call: See :func:`layer_activation`.
+        rule: See :func:`deep_lift`.
+        multiply_by_inputs: See :func:`deep_lift`.
+        create_graph: See :func:`gradient`.
+
+    Returns:
+        Attributions like the layer's activation; a list for several layers.
+
+    Raises:
+        UnsupportedOpError: See :func:`deep_lift`.
+        TypeError: See :func:`layer_activation`.
+        ValueError: See :func:`layer_activation` and :func:`deep_lift`.
+
+    Example:
+        >>> import torch, attrfn
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2)
+        ... )
+        >>> attrfn.layer_deep_lift(model, torch.randn(5, 3), layer="0", target=1).shape
+        torch.Size([5, 4])
+
+    Reference:
+        Shrikumar, Greenside and Kundaje, Learning Important Features Through Propagating
+        Activation Differences, 2017.
+    """
+
+    def one(layer: Layer) -> Any:
+        return at_layer(deep_lift, layer, at=at, call=call)(
+            model_fn,
+            inputs,
+            target=target,
+            baselines=baselines,
+            rule=rule,
+            multiply_by_inputs=multiply_by_inputs,
+            create_graph=create_graph,
+        )
+
+    return each_layer(one, layer)
+
+
+@takes_distribution
+def layer_deep_lift_shap(
+    model_fn: ModelFn,
+    inputs: Tree,
+    *,
+    layer: Layer,
+    baselines: Baselines,
+    target: Target = None,
+    at: At = "output",
+    call: int | None = 0,
+    rule: DeepLiftRule = "rescale",
+    multiply_by_inputs: bool = True,
+    chunk_size: ChunkSize = "auto",
+    create_graph: bool = False,
+    progress: bool = False,
+) -> Tree:
+    """DeepSHAP of a layer, compared with its activations at a distribution of baselines.
+
+        A = 1/K sum_k (a - a_k) m(a, a_k),   a = head(x),  a_k = head(b_k)
+
+    Args:
+        model_fn: See :func:`layer_activation`.
+        inputs: See :func:`layer_activation`.
+        layer: See :func:`layer_deep_lift`.
+        baselines: See :func:`deep_lift_shap`, in the space of the inputs.
+        target: See :func:`gradient`.
+        at: See :func:`layer_activation`.
+        call: See :func:`layer_activation`.
+        rule: See :func:`deep_lift`.
+        multiply_by_inputs: See :func:`deep_lift`.
+        chunk_size: See :func:`deep_lift_shap`.
+        create_graph: See :func:`gradient`.
+        progress: See :func:`deep_lift_shap`.
+
+    Returns:
+        Attributions like the layer's activation; a list for several layers.
+
+    Raises:
+        UnsupportedOpError: See :func:`deep_lift`.
+        TypeError: See :func:`layer_activation` and :func:`deep_lift_shap`.
+        ValueError: See :func:`layer_activation` and :func:`deep_lift_shap`.
+
+    Example:
+        >>> import torch, attrfn
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2)
+        ... )
+        >>> x, pool = torch.randn(5, 3), torch.randn(20, 3)
+        >>> attrfn.layer_deep_lift_shap(model, x, layer="0", target=1, baselines=pool).shape
+        torch.Size([5, 4])
+
+    Reference:
+        Lundberg and Lee, A Unified Approach to Interpreting Model Predictions, 2017.
+    """
+
+    def one(layer: Layer) -> Any:
+        return at_layer(deep_lift_shap, layer, at=at, call=call)(
+            model_fn,
+            inputs,
+            target=target,
+            baselines=baselines,
+            rule=rule,
+            multiply_by_inputs=multiply_by_inputs,
+            chunk_size=chunk_size,
+            create_graph=create_graph,
+            progress=progress,
+        )
+
+    return each_layer(one, layer)
+
+
+def neuron_deep_lift(
+    model_fn: ModelFn,
+    inputs: Tree,
+    *,
+    layer: Layer,
+    neuron: Target,
+    baselines: Baselines = None,
+    at: At = "output",
+    call: int | None = 0,
+    rule: DeepLiftRule = "rescale",
+    multiply_by_inputs: bool = True,
+    create_graph: bool = False,
+) -> Tree:
+    """DeepLIFT of a neuron with respect to the inputs.
+
+        A = (x - x0) m,   sum(A) = n(x) - n(x0),   n = neuron of head(x)
+
+    Args:
+        model_fn: See :func:`layer_activation`.
+        inputs: Floating tensors, see :func:`gradient`.
+        layer: See :func:`layer_activation`.
+        neuron: See :func:`neuron_gradient`.
+        baselines: See :func:`input_x_gradient`.
+        at: See :func:`layer_activation`.
+        call: See :func:`layer_activation`.
+        rule: See :func:`deep_lift`.
+        multiply_by_inputs: See :func:`deep_lift`.
+        create_graph: See :func:`gradient`.
+
+    Returns:
+        Attributions like the inputs.
+
+    Raises:
+        UnsupportedOpError: See :func:`deep_lift`.
+        TypeError: See :func:`neuron_gradient`.
+        ValueError: See :func:`neuron_gradient` and :func:`deep_lift`.
+
+    Example:
+        >>> import torch, attrfn
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2)
+        ... )
+        >>> attrfn.neuron_deep_lift(model, torch.randn(5, 3), layer="1", neuron=2).shape
+        torch.Size([5, 3])
+
+    Reference:
+        Shrikumar, Greenside and Kundaje, Learning Important Features Through Propagating
+        Activation Differences, 2017.
+    """
+    return at_neuron(deep_lift, layer, neuron, at=at, call=call)(
+        model_fn,
+        inputs,
+        baselines=baselines,
+        rule=rule,
+        multiply_by_inputs=multiply_by_inputs,
+        create_graph=create_graph,
+    )
+
+
+@takes_distribution
+def neuron_deep_lift_shap(
+    model_fn: ModelFn,
+    inputs: Tree,
+    *,
+    layer: Layer,
+    neuron: Target,
+    baselines: Baselines,
+    at: At = "output",
+    call: int | None = 0,
+    rule: DeepLiftRule = "rescale",
+    multiply_by_inputs: bool = True,
+    chunk_size: ChunkSize = "auto",
+    create_graph: bool = False,
+    progress: bool = False,
+) -> Tree:
+    """DeepSHAP of a neuron with respect to the inputs.
+
+        A = 1/K sum_k (x - b_k) m(x, b_k),   n = neuron of head(x)
+
+    Args:
+        model_fn: See :func:`layer_activation`.
+        inputs: Floating tensors, see :func:`gradient`.
+        layer: See :func:`layer_activation`.
+        neuron: See :func:`neuron_gradient`.
+        baselines: See :func:`deep_lift_shap`.
+        at: See :func:`layer_activation`.
+        call: See :func:`layer_activation`.
+        rule: See :func:`deep_lift`.
+        multiply_by_inputs: See :func:`deep_lift`.
+        chunk_size: See :func:`deep_lift_shap`.
+        create_graph: See :func:`gradient`.
+        progress: See :func:`deep_lift_shap`.
+
+    Returns:
+        Attributions like the inputs.
+
+    Raises:
+        UnsupportedOpError: See :func:`deep_lift`.
+        TypeError: See :func:`neuron_gradient` and :func:`deep_lift_shap`.
+        ValueError: See :func:`neuron_gradient` and :func:`deep_lift_shap`.
+
+    Example:
+        >>> import torch, attrfn
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2)
+        ... )
+        >>> x, pool = torch.randn(5, 3), torch.randn(20, 3)
+        >>> attrfn.neuron_deep_lift_shap(model, x, layer="1", neuron=2, baselines=pool).shape
+        torch.Size([5, 3])
+
+    Reference:
+        Lundberg and Lee, A Unified Approach to Interpreting Model Predictions, 2017.
+    """
+    return at_neuron(deep_lift_shap, layer, neuron, at=at, call=call)(
+        model_fn,
+        inputs,
+        baselines=baselines,
+        rule=rule,
+        multiply_by_inputs=multiply_by_inputs,
+        chunk_size=chunk_size,
+        create_graph=create_graph,
+        progress=progress,
+    )

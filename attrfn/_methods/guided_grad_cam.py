@@ -1,0 +1,95 @@
+"""Guided Grad-CAM, and guided backpropagation and deconvolution of neurons."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from attrfn._explain.tree import flatten
+from attrfn._layers.at import each_layer
+from attrfn._methods.cam import grad_cam
+from attrfn._methods.guided import guided_backprop
+from attrfn._methods.maps import Reshape
+from attrfn._torch.typing import At, Layer, ModelFn, Target, Tree
+
+
+def guided_grad_cam(
+    model_fn: ModelFn,
+    inputs: Tree,
+    *,
+    layer: Layer,
+    target: Target = None,
+    interpolate_mode: str = "nearest",
+    reshape: Reshape | None = None,
+    at: At = "output",
+    call: int | None = 0,
+    create_graph: bool = False,
+) -> Tree:
+    """Guided Grad-CAM: guided backpropagation where Grad-CAM speaks for the target.
+
+        A = guided backpropagation * resize(max(Grad-CAM, 0))
+
+    Args:
+        model_fn: See :func:`layer_activation`.
+        inputs: See :func:`layer_activation`; every tensor has the spatial dimensions of the map.
+        layer: See :func:`grad_cam`.
+        target: See :func:`gradient`.
+        interpolate_mode: How the map is brought to the inputs' size, a mode of
+            ``torch.nn.functional.interpolate``.
+        reshape: See :func:`grad_cam`.
+        at: See :func:`layer_activation`.
+        call: See :func:`layer_activation`.
+        create_graph: See :func:`gradient`.
+
+    Returns:
+        Attributions like the inputs.
+
+    Raises:
+        TypeError: See :func:`grad_cam`.
+        ValueError: See :func:`grad_cam`; or an input has other dimensions than the map.
+
+    Example:
+        >>> import torch, attrfn
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Conv2d(1, 4, 3),
+        ...     torch.nn.ReLU(),
+        ...     torch.nn.Flatten(),
+        ...     torch.nn.Linear(144, 2),
+        ... )
+        >>> attrfn.guided_grad_cam(model, torch.randn(5, 1, 8, 8), layer="0", target=0).shape
+        torch.Size([5, 1, 8, 8])
+
+    Reference:
+        Selvaraju et al., Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
+        Localization, 2017.
+    """
+    grads = guided_backprop(model_fn, inputs, target=target, create_graph=create_graph)
+    leaves, rebuild = flatten(grads)
+
+    def one(layer: Layer) -> Any:
+        cam = grad_cam(
+            model_fn,
+            inputs,
+            layer=layer,
+            target=target,
+            relu=True,
+            reshape=reshape,
+            at=at,
+            call=call,
+            create_graph=create_graph,
+        )
+        return rebuild([g * _resized(cam, g, interpolate_mode) for g in leaves])
+
+    return each_layer(one, layer)
+
+
+def _resized(cam: Tensor, like: Tensor, mode: str) -> Tensor:
+    if like.ndim != cam.ndim or cam.ndim < 3:
+        raise ValueError(
+            f"inputs has a tensor of shape {tuple(like.shape)}, expected the "
+            f"{cam.ndim - 2} spatial dimension(s) of the layer's map: bind other tensors with "
+            "functools.partial, or use reshape= for a layer of tokens"
+        )
+    return F.interpolate(cam, size=like.shape[2:], mode=mode)

@@ -1,0 +1,297 @@
+"""Path methods: integrated gradients and expected gradients (GradientSHAP), and their axiom."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+
+from attrfn._copies.batch import row_sums
+from attrfn._explain.baseline import fill_baselines
+from attrfn._explain.explain import Explained, explain
+from attrfn._explain.path import over_path
+from attrfn._explain.quadrature import Rule
+from attrfn._layers.at import at_layer, at_neuron
+from attrfn._torch.autodiff import transforming
+from attrfn._torch.typing import (
+    At,
+    Baselines,
+    Batching,
+    ChunkSize,
+    Layer,
+    Leaves,
+    ModelFn,
+    Target,
+    Tree,
+)
+from attrfn._torch.warn import warn
+
+_MOST_DOUBLINGS = 10
+
+
+def integrated_gradients(
+    model_fn: ModelFn,
+    inputs: Tree,
+    *,
+    target: Target = None,
+    baselines: Baselines = None,
+    n_steps: int = 50,
+    quadrature: str | Rule = "gauss_legendre",
+    multiply_by_inputs: bool = True,
+    tolerance: float | None = None,
+    chunk_size: ChunkSize = "auto",
+    batching: Batching = "fold",
+    create_graph: bool = False,
+    progress: bool = False,
+) -> Tree:
+    """Integral of the gradient along the straight path from the baseline to the input.
+
+        A = (x - x0) * integral_0^1 df(x0 + a (x - x0))/dx da
+          = (x - x0) * sum_k w_k df(x0 + a_k (x - x0))/dx
+
+    Args:
+        model_fn: See :func:`gradient`.
+        inputs: See :func:`gradient`.
+        target: See :func:`gradient`.
+        baselines: x0, see :func:`input_x_gradient`.
+        n_steps: The number of nodes a_k.
+        quadrature: ``"gauss_legendre"``, ``"riemann_left"``, ``"riemann_right"``,
+            ``"riemann_middle"``, ``"riemann_trapezoid"`` or a callable ``n -> (nodes, weights)``.
+        multiply_by_inputs: ``False`` returns the integral without the factor (x - x0).
+        tolerance: Double the steps until every example's completeness gap is below this (in units
+            of the output), with no more than ``n_steps`` at once for ``chunk_size=None``; not
+            inside transforms or torch.compile.
+        chunk_size: How many steps are evaluated at once, which bounds the memory: ``"auto"`` (what
+            memory holds; inside a transform all), ``None`` (all) or a number.
+        batching: ``"fold"`` puts the steps into the batch axis; ``"vmap"`` serves models without a
+            usable one; ``"loop"`` takes one step at a time.
+        create_graph: See :func:`gradient`.
+        progress: Show a progress bar over the chunks.
+
+    Returns:
+        Attributions like the inputs; they sum to f(x) - f(x0) (completeness).
+
+    Raises:
+        TypeError: See :func:`gradient`.
+        ValueError: See :func:`gradient`; or an option is out of its range.
+
+    Example:
+        >>> import torch, attrfn
+        >>> def f(x):
+        ...     return x[:, 0] * x[:, 1]
+        >>> attrfn.integrated_gradients(f, torch.tensor([[2.0, 3.0]])).round(decimals=4)
+        tensor([[3., 3.]])
+
+    Reference:
+        Sundararajan, Taly and Yan, Axiomatic Attribution for Deep Networks, 2017.
+    """
+    p = explain(model_fn, inputs, target, create_graph=create_graph)
+    x0 = fill_baselines(baselines, inputs, p.x)
+
+    def integral(n: int, chunk_size: ChunkSize) -> Leaves:
+        return over_path(
+            p,
+            x0,
+            lambda points: p.gradients(points, batching)[1],
+            n_steps=n,
+            quadrature=quadrature,
+            chunk_size=chunk_size,
+            batching=batching,
+            progress=progress,
+            label="integrated_gradients",
+        )
+
+    if tolerance is None:
+        total = integral(n_steps, chunk_size)
+    else:
+        at_once = functools.partial(integral, chunk_size=chunk_size or n_steps)
+        total = _refined(p, x0, at_once, n_steps, tolerance)
+    if multiply_by_inputs:
+        total = tuple([(x - b) * t for x, b, t in zip(p.x, x0, total, strict=True)])
+    return p.result(total)
+
+
+def _refined(
+    p: Explained, x0: Leaves, integral: Callable[[int], Leaves], n: int, tolerance: float
+) -> Leaves:
+    """Double the steps until the largest completeness gap is below the tolerance."""
+    if transforming():
+        raise ValueError(
+            "tolerance cannot be met inside a torch.func transform or torch.compile, because the "
+            "number of steps depends on values: set n_steps instead"
+        )
+    if type(tolerance) not in (int, float) or not tolerance > 0:
+        raise ValueError(
+            f"tolerance is {tolerance!r}, expected a number above 0 in units of the output"
+        )
+    with torch.no_grad():
+        change = p.values(p.x) - p.values(x0)
+    for doubling in range(_MOST_DOUBLINGS + 1):
+        total = integral(n * 2**doubling)
+        with torch.no_grad():
+            parts = [row_sums((x - b) * g) for x, b, g in zip(p.x, x0, total, strict=True)]
+            gap = (torch.stack(parts).sum(0) - change).abs()
+        if p.batch == 0 or float(gap.max()) <= tolerance:
+            return total
+        if not bool(gap.isfinite().all()):
+            break
+    warn(
+        f"integrated_gradients missed tolerance={tolerance} with {n * 2**doubling} steps, "
+        f"the largest gap is {float(gap.max()):.3g}: the model may jump along the path"
+    )
+    return total
+
+
+def layer_integrated_gradients(
+    model_fn: ModelFn,
+    inputs: Tree,
+    *,
+    layer: Layer,
+    target: Target = None,
+    baselines: Baselines = None,
+    at: At = "output",
+    call: int | None = 0,
+    n_steps: int = 50,
+    quadrature: str | Rule = "gauss_legendre",
+    multiply_by_inputs: bool = True,
+    tolerance: float | None = None,
+    chunk_size: ChunkSize = "auto",
+    batching: Batching = "fold",
+    create_graph: bool = False,
+    progress: bool = False,
+) -> Tree:
+    """Integrated gradients of a layer, along the path from head(x0) to head(x).
+
+        A = (a - a0) * integral_0^1 df(a0 + s (a - a0))/da ds,   a = head(x), a0 = head(x0)
+
+    This is ``at_layer(integrated_gradients, layer)``; the inputs may be integers (token ids).
+
+    Args:
+        model_fn: See :func:`layer_activation`.
+        inputs: See :func:`layer_activation`.
+        layer: See :func:`at_layer`: the layers of a list are explained together.
+        target: See :func:`gradient`.
+        baselines: x0 in the space of the inputs, see :func:`input_x_gradient`.
+        at: See :func:`layer_activation`.
+        call: See :func:`layer_activation`.
+        n_steps: See :func:`integrated_gradients`.
+        quadrature: See :func:`integrated_gradients`.
+        multiply_by_inputs: See :func:`integrated_gradients`.
+        tolerance: See :func:`integrated_gradients`.
+        chunk_size: See :func:`integrated_gradients`.
+        batching: See :func:`integrated_gradients`.
+        create_graph: See :func:`gradient`.
+        progress: See :func:`integrated_gradients`.
+
+    Returns:
+        Attributions like the layer's activation; they sum to f(x) - f(x0) where the layer cuts the
+        network.
+
+    Raises:
+        TypeError: See :func:`layer_gradient_x_activation`.
+        ValueError: See :func:`layer_gradient_x_activation`; or an option is out of its range.
+
+    Example:
+        >>> import torch, attrfn
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Embedding(10, 4), torch.nn.Flatten(), torch.nn.Linear(8, 2)
+        ... )
+        >>> ids = torch.tensor([[1, 2], [3, 4]])
+        >>> attrfn.layer_integrated_gradients(model, ids, layer="0", target=1).shape
+        torch.Size([2, 2, 4])
+
+    Reference:
+        Sundararajan, Taly and Yan, Axiomatic Attribution for Deep Networks, 2017.
+    """
+    return at_layer(integrated_gradients, layer, at=at, call=call)(
+        model_fn,
+        inputs,
+        target=target,
+        baselines=baselines,
+        n_steps=n_steps,
+        quadrature=quadrature,
+        multiply_by_inputs=multiply_by_inputs,
+        tolerance=tolerance,
+        chunk_size=chunk_size,
+        batching=batching,
+        create_graph=create_graph,
+        progress=progress,
+    )
+
+
+def neuron_integrated_gradients(
+    model_fn: ModelFn,
+    inputs: Tree,
+    *,
+    layer: Layer,
+    neuron: Target,
+    baselines: Baselines = None,
+    at: At = "output",
+    call: int | None = 0,
+    n_steps: int = 50,
+    quadrature: str | Rule = "gauss_legendre",
+    multiply_by_inputs: bool = True,
+    tolerance: float | None = None,
+    chunk_size: ChunkSize = "auto",
+    batching: Batching = "fold",
+    create_graph: bool = False,
+    progress: bool = False,
+) -> Tree:
+    """Integrated gradients of a neuron with respect to the inputs.
+
+        A = (x - x0) * integral_0^1 dn(x0 + s (x - x0))/dx ds,   n = neuron of head(x)
+
+    Args:
+        model_fn: See :func:`layer_activation`.
+        inputs: Floating tensors, see :func:`gradient`.
+        layer: See :func:`layer_activation`.
+        neuron: See :func:`neuron_gradient`.
+        baselines: x0, see :func:`input_x_gradient`.
+        at: See :func:`layer_activation`.
+        call: See :func:`layer_activation`.
+        n_steps: See :func:`integrated_gradients`.
+        quadrature: See :func:`integrated_gradients`.
+        multiply_by_inputs: See :func:`integrated_gradients`.
+        tolerance: See :func:`integrated_gradients`.
+        chunk_size: See :func:`integrated_gradients`.
+        batching: See :func:`integrated_gradients`.
+        create_graph: See :func:`gradient`.
+        progress: See :func:`integrated_gradients`.
+
+    Returns:
+        Attributions like the inputs; they sum to n(x) - n(x0).
+
+    Raises:
+        TypeError: See :func:`neuron_gradient`.
+        ValueError: See :func:`neuron_gradient`; or an option is out of its range.
+
+    Example:
+        >>> import torch, attrfn
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2)
+        ... )
+        >>> x = torch.randn(5, 3)
+        >>> a = attrfn.neuron_integrated_gradients(model, x, layer="1", neuron=2)
+        >>> n = attrfn.layer_activation(model, x, layer="1") - attrfn.layer_activation(
+        ...     model, 0 * x, layer="1"
+        ... )
+        >>> torch.allclose(a.sum(1), n[:, 2], atol=1e-5)
+        True
+
+    Reference:
+        Sundararajan, Taly and Yan, Axiomatic Attribution for Deep Networks, 2017.
+    """
+    return at_neuron(integrated_gradients, layer, neuron, at=at, call=call)(
+        model_fn,
+        inputs,
+        baselines=baselines,
+        n_steps=n_steps,
+        quadrature=quadrature,
+        multiply_by_inputs=multiply_by_inputs,
+        tolerance=tolerance,
+        chunk_size=chunk_size,
+        batching=batching,
+        create_graph=create_graph,
+        progress=progress,
+    )

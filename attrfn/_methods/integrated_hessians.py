@@ -1,0 +1,154 @@
+"""Integrated Hessians: integrated gradients of integrated gradients."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from attrfn._copies.batch import along, flat_rows, wide
+from attrfn._copies.chunks import Chunks, add, over_chunks
+from attrfn._explain.baseline import fill_baselines
+from attrfn._explain.explain import Explained, explain
+from attrfn._explain.features import features
+from attrfn._explain.quadrature import quadrature_rule
+from attrfn._torch.autodiff import gradients_allowed, transforming, values_and_gradients
+from attrfn._torch.precision import einsum
+from attrfn._torch.typing import Baselines, Batching, ChunkSize, Leaves, ModelFn, Target, Tree
+from attrfn._torch.warn import warn
+
+
+def integrated_hessians(
+    model_fn: ModelFn,
+    inputs: Tree,
+    *,
+    target: Target = None,
+    baselines: Baselines = None,
+    feature_mask: Tree = None,
+    n_features: int | None = None,
+    n_steps: int = 50,
+    chunk_size: ChunkSize = "auto",
+    batching: Batching = "fold",
+    create_graph: bool = False,
+    progress: bool = False,
+) -> Tensor:
+    """Integrated Hessians: interactions of features in a smooth model.
+
+        I_ij = d_i d_j int_0^1 int_0^1 a b d2f/dx_i dx_j (x0 + a b d) da db
+               + [i = j] d_i int_0^1 int_0^1 df/dx_i (x0 + a b d) da db,   d = x - x0
+
+    The product t = a b of two uniform numbers has the density -ln t, so that one integral over t is
+    enough. Piecewise linear activations such as ReLU have no second derivative: replace them by a
+    softplus.
+
+    Args:
+        model_fn: See :func:`gradient`; twice differentiable.
+        inputs: See :func:`gradient`.
+        target: See :func:`gradient`.
+        baselines: x0, see :func:`input_x_gradient`.
+        feature_mask: See :func:`feature_ablation`; the entries of a feature's elements are summed.
+        n_features: See :func:`feature_ablation`.
+        n_steps: The number of nodes of the integral; each takes n evaluations with two backward
+            passes for n features.
+        chunk_size: See :func:`feature_ablation`.
+        batching: See :func:`integrated_gradients`.
+        create_graph: See :func:`gradient`.
+        progress: See :func:`feature_ablation`.
+
+    Returns:
+        A symmetric matrix of the features in the order of their ids, (B, n, n). Its rows sum to
+        integrated gradients, all its entries to f(x) - f(x0).
+
+    Raises:
+        TypeError: See :func:`gradient`.
+        ValueError: See :func:`gradient`; or the mask does not fit the inputs.
+
+    Example:
+        >>> import torch, attrfn
+        >>> f = lambda x: x[:, 0] * x[:, 1] + x[:, 1] ** 2
+        >>> attrfn.integrated_hessians(f, torch.tensor([[2.0, 3.0]])).round(decimals=3)
+        tensor([[[ 1.5000,  1.5000],
+                 [ 1.5000, 10.5000]]])
+
+    Reference:
+        Janizek, Sturmfels and Lee, Explaining Explanations: Axiomatic Feature Interactions for Deep
+        Networks, 2021.
+    """
+    p = explain(model_fn, inputs, target, create_graph=create_graph)
+    x0 = fill_baselines(baselines, inputs, p.x)
+    these = features(feature_mask, inputs, p.x, n_features)
+    n, device = these.n, p.x[0].device
+    d = tuple([x - b for x, b in zip(p.x, x0, strict=True)])
+    t, first, second = _rule(n_steps, d[0])
+    ids = torch.arange(n, device=device)
+
+    def part(i: slice) -> Leaves:
+        c = torch.arange(i.start, i.stop, device=device)
+        own = (c % n)[:, None] == ids  # (S, n): copy c is node c // n in the direction of c % n
+        v = tuple([z * e for z, e in zip(these.masks(own[:, None]), d, strict=True)])
+        slope, curve = _directional(p, _points(x0, d, t[c // n]), v, batching)
+        rows = these.sums(tuple([e * h for e, h in zip(d, curve, strict=True)]))
+        alone = (slope * first[c // n, None])[..., None] * own[:, None]
+        rows = rows * second[c // n, None, None] + alone
+        return (einsum("sk,sbl->bkl", own.to(rows), rows),)
+
+    chunks = Chunks(chunk_size, batching, progress, "integrated_hessians")
+    with gradients_allowed():
+        (total,) = over_chunks(part, add, len(t) * n, chunks, device) if n else (_none(p),)
+    if not transforming():
+        _check(p, x0, total)
+    total = total.to(p.x[0].dtype)
+    return total if create_graph or transforming() else total.detach()
+
+
+def _rule(n_steps: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Nodes t and weights of ``int -ln t g(t) dt`` and ``int -t ln t g(t) dt``.
+
+    With t = u^4 the integrand is smooth enough in u for the nodes of Gauss and Legendre.
+    """
+    u, w = (r.to(torch.float64) for r in quadrature_rule("gauss_legendre", n_steps))
+    first = -16 * u**3 * u.log() * w
+    kind = wide(like.dtype)
+    return tuple([r.to(like.device, kind) for r in (u**4, first, u**4 * first)])  # type: ignore[return-value]
+
+
+def _points(x0: Leaves, d: Leaves, t: Tensor) -> Leaves:
+    """``x0 + t d`` for S nodes, (S, B, ...)."""
+    return tuple([(b + along(t, b) * e).to(b.dtype) for b, e in zip(x0, d, strict=True)])
+
+
+def _directional(
+    p: Explained, points: Leaves, v: Leaves, batching: Batching
+) -> tuple[Tensor, Leaves]:
+    """``<df, v>``, (S, B), and ``d2f v``, leaves (S, B, ...)."""
+
+    def f(*z: Tensor) -> Tensor:
+        if batching == "vmap":
+            return torch.func.vmap(lambda *row: p.values(row), randomness="different")(*z)
+        return p.values(flat_rows(z), len(z[0])).reshape(z[0].shape[:2])
+
+    def slope(*z: Tensor) -> Tensor:
+        values, grads = values_and_gradients(f, z, create_graph=True)
+        dots = [
+            (g * e).flatten(2).sum(2) if g.ndim > 2 else g * e
+            for g, e in zip(grads, v, strict=True)
+        ]
+        return torch.stack(dots).sum(0) + 0 * values  # a linear f has a slope without a graph
+
+    return values_and_gradients(slope, points, create_graph=p.create_graph)
+
+
+def _check(p: Explained, x0: Leaves, total: Tensor) -> None:
+    """Warn where the entries miss f(x) - f(x0) by far."""
+    with torch.no_grad():
+        change = p.values(p.x) - p.values(x0)
+        gap = (total.sum((1, 2)) - change).abs()
+        if p.batch and bool((gap > 0.05 * change.abs().max() + 1e-6).any()):
+            warn(
+                f"integrated_hessians sum to something {float(gap.max()):.3g} away from "
+                "f(x) - f(x0): piecewise linear activations such as ReLU have no second "
+                "derivative, so replace them by a softplus; else raise n_steps"
+            )
+
+
+def _none(p: Explained) -> Tensor:
+    return p.x[0].new_zeros(p.batch, 0, 0)

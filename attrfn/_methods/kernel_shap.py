@@ -1,0 +1,161 @@
+"""KernelSHAP: Shapley values as the weighted least squares fit of a linear model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from attrfn._copies.batch import is_count, weighted_sum
+from attrfn._copies.chunks import Chunks
+from attrfn._explain.features import features
+from attrfn._explain.masked import masked
+from attrfn._methods.kernel_design import Design, design
+from attrfn._random.keys import row_keys
+from attrfn._torch.precision import exact, full_precision
+from attrfn._torch.typing import Baselines, Batching, ChunkSize, Key, ModelFn, Target, Tree
+from attrfn._torch.warn import warn
+
+
+def kernel_shap(
+    model_fn: ModelFn,
+    inputs: Tree,
+    *,
+    target: Target = None,
+    baselines: Baselines = None,
+    feature_mask: Tree = None,
+    n_features: int | None = None,
+    n_samples: int = 25,
+    key: Key = 0,
+    return_stderr: bool = False,
+    return_input_shape: bool = True,
+    chunk_size: ChunkSize = "auto",
+    batching: Batching = "fold",
+    create_graph: bool = False,
+    progress: bool = False,
+) -> Tree:
+    """KernelSHAP: Shapley values by weighted least squares over coalitions.
+
+        A = argmin_a sum_S k(|S|) (v(S) - v({}) - sum_{k in S} a_k)^2,
+        k(s) = (n - 1) / (C(n, s) s (n - s)),   subject to sum_k a_k = f(x) - f(x0)
+
+    The constraint is eliminated, so that it holds exactly. Coalitions come in pairs of complements;
+    sizes that the budget covers are enumerated, of the others such are taken as are least like each
+    other, with the features in random order. All examples share the coalitions and are solved
+    together; a key of shape (B, 2) draws for each on its own.
+
+    Args:
+        model_fn: See :func:`feature_ablation`.
+        inputs: See :func:`feature_ablation`.
+        target: See :func:`feature_ablation`.
+        baselines: See :func:`feature_ablation`.
+        feature_mask: See :func:`feature_ablation`.
+        n_features: See :func:`feature_ablation`.
+        n_samples: The greatest number of coalitions that are evaluated beside x and x0; 2^n - 2 are
+            all of them and give exact Shapley values, 2 n - 2 determine the fit.
+        key: An int or a key of :mod:`attrfn.random`, (2,) or (B, 2).
+        return_stderr: Return standard errors of the sampling too, of the sandwich form. They are
+            those of random coalitions: mostly too large for these, which are spread out. Infinite
+            for less than 3 n samples, zero where all coalitions are enumerated.
+        return_input_shape: ``False`` returns one score per feature, in the order of their ids.
+        chunk_size: See :func:`feature_ablation`.
+        batching: See :func:`integrated_gradients`.
+        create_graph: See :func:`feature_ablation`.
+        progress: See :func:`feature_ablation`.
+
+    Returns:
+        Attributions like the inputs, see :func:`feature_ablation`, or (B, K..., n); over the
+        features they sum to f(x) - f(x0). With ``return_stderr`` a tuple of them and their errors.
+
+    Raises:
+        TypeError: See :func:`feature_ablation`.
+        ValueError: See :func:`feature_ablation`; or there are less than two samples.
+
+    Example:
+        >>> import torch, attrfn
+        >>> f = lambda x: x[:, 0] * x[:, 1] + x[:, 2]
+        >>> attrfn.kernel_shap(f, torch.tensor([[2.0, 3.0, 4.0]])).round(decimals=4)
+        tensor([[3., 3., 4.]])
+
+    Reference:
+        Lundberg and Lee, A Unified Approach to Interpreting Model Predictions, 2017.
+        Covert and Lee, Improving KernelSHAP: Practical Shapley Value Estimation via Linear
+        Regression, 2021.
+    """
+    if not is_count(n_samples) or n_samples < 2:
+        raise ValueError(f"n_samples is {n_samples!r}, expected an int of at least 2")
+    chunks = Chunks(chunk_size, batching, progress, "kernel_shap")
+    p = masked(model_fn, inputs, target, baselines, chunks, create_graph=create_graph)
+    these = features(feature_mask, inputs, p.x, n_features)
+    keys = row_keys(key, p.batch, p.device)
+    p.check_rows(len(keys))
+    d = design(these.n, n_samples, keys, exact(p.device))
+    if len(d.z) // 2 < these.n - 1:
+        warn(
+            f"n_samples={n_samples} cannot determine {these.n} features, so kernel_shap returns "
+            f"the solution of least norm: expected at least {2 * these.n - 2}, or fewer features "
+            "by feature_mask"
+        )
+    inner = p.over(len(d.z), lambda i: these.masks(d.z[i]))
+    found = _fit(d, inner.to(d.w), p.empty.to(d.w), p.full.to(d.w), return_stderr)
+    if return_input_shape:
+        results = tuple([p.result(these.elements(t)) for t in found])
+    else:
+        results = tuple([p.number(t) for t in found])
+    return results if return_stderr else results[0]
+
+
+@full_precision
+def _fit(d: Design, inner: Tensor, empty: Tensor, full: Tensor, stderr: bool) -> tuple[Tensor, ...]:
+    """Coefficients (R, K..., n), and their standard errors.
+
+    With a = (v(N) - v({})) / n + u the constraint is sum u = 0, so u lies in the space of z less
+    its mean, where the least squares have no constraint.
+    """
+    n = d.z.shape[-1]
+    if n == 0:
+        return (full[..., None][..., :0],) * (1 + stderr)
+    z = d.z.to(d.w)
+    size = z.mean(-1, keepdim=True)  # |S| / n
+    z = z - size
+    change = (full - empty).flatten(1) if full.ndim > 1 else (full - empty)[:, None]  # (R, K)
+    y = (inner - empty).reshape(len(inner), *change.shape) - size * change
+    gram = torch.einsum("srn,sr,srm->rnm", z, d.w, z)
+    inverse = torch.linalg.pinv(
+        gram, hermitian=True, rtol=1e-9 if z.dtype == torch.float64 else 1e-5
+    )
+    wz = torch.einsum("sr,srn,rnm->srm", d.w, z, inverse)
+    u = weighted_sum(y, wz)
+    a = (change[..., None] / n + u).reshape(*full.shape, n)
+    if not stderr:
+        return (a,)
+    rest = y - torch.einsum("srn,rkn->srk", z.expand(len(z), y.shape[1], n), u)
+    leverage = (z * wz).sum(-1)
+    return a, _standard_error(d, rest, wz, leverage).reshape(a.shape)
+
+
+def _standard_error(d: Design, rest: Tensor, wz: Tensor, leverage: Tensor) -> Tensor:
+    """The root of the diagonal of the sandwich ``(Z'WZ)^-1 V (Z'WZ)^-1``, V the strata's variance.
+
+    What a pair leaves over is divided by 1 - its leverage, because it pulls the fit to itself.
+    Infinite where the pairs only just determine the fit and little is left over to judge it by.
+
+    Reference:
+        Cochran, Sampling Techniques, 1977.
+        MacKinnon and White, Some Heteroskedasticity-Consistent Covariance Matrix Estimators with
+        Improved Finite Sample Properties, 1985.
+    """
+    each = rest[..., None] * wz[:, :, None]  # (S, R, K, n)
+    pairs = each.reshape(-1, 2, *each.shape[1:]).sum(1)
+    left = 1 - leverage.reshape(-1, 2, *leverage.shape[1:]).sum(1)
+    pairs = pairs / left.clamp_min(1e-9)[..., None, None]
+    total, start = each.new_zeros(each.shape[1:]), 0
+    if len(pairs) == 2 ** (wz.shape[-1] - 1) - 1:
+        return total
+    if 2 * len(pairs) < 3 * wz.shape[-1]:
+        return total + torch.inf
+    for _, m, of in d.strata:
+        g = pairs[start : start + m]
+        start += m
+        spread = ((g - g.mean(0)) ** 2).sum(0) * m / (m - 1) if m > 1 else g[0] ** 2
+        total = total + spread * (1 - m / of)
+    return total.sqrt()

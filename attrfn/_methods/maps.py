@@ -1,0 +1,100 @@
+"""Maps of a layer's channels: what all class activation maps have in common."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from attrfn._explain.tree import flatten
+from attrfn._layers.at import each_layer
+from attrfn._layers.one_pass import activation_and_gradient
+from attrfn._model.source import describe
+from attrfn._torch.typing import At, Layer, ModelFn, Target, Tree
+
+Reshape: TypeAlias = Callable[[Any], Tensor]
+
+_MODES = {
+    1: ("nearest", "nearest-exact", "linear", "area"),
+    2: ("nearest", "nearest-exact", "bilinear", "bicubic", "area"),
+    3: ("nearest", "nearest-exact", "trilinear", "area"),
+}
+
+
+def channel_map(
+    weigh: Callable[[Tensor, Tensor], Tensor],
+    model_fn: ModelFn,
+    inputs: Tree,
+    layer: Layer,
+    target: Target,
+    relu: bool,
+    upsample: str | None,
+    reshape: Reshape | None,
+    at: At,
+    call: int | None,
+    create_graph: bool,
+) -> Tree:
+    """Sum over the channels of ``weigh(activation, gradient)``, rectified and resized."""
+
+    def one(layer: Layer) -> Tensor:
+        found = activation_and_gradient(
+            model_fn, inputs, layer, target=target, at=at, call=call, create_graph=create_graph
+        )
+        a, g = (channels(v, layer, reshape) for v in found)
+        return finish(weigh(a, g).sum(1, keepdim=True), inputs, relu, upsample)
+
+    return each_layer(one, layer)
+
+
+def channels(value: Any, layer: Layer, reshape: Reshape | None) -> Tensor:
+    """The activation (or gradient) as (B, C, *spatial)."""
+    value = value if reshape is None else reshape(value)
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"layer {describe(layer)} gives a {type(value).__name__}, expected one tensor "
+            "(B, channels, *spatial): choose another layer, or pick the tensor with reshape="
+        )
+    if value.ndim < 2:
+        raise ValueError(
+            f"layer {describe(layer)} gives shape {tuple(value.shape)}, expected (B, channels, "
+            "*spatial): choose a layer with channels, or bring it into this form with reshape="
+        )
+    return value
+
+
+def finish(maps: Tensor, inputs: Tree, relu: bool, upsample: str | None) -> Tensor:
+    """Rectify, and resize to the inputs' spatial size."""
+    maps = maps.clamp(min=0) if relu else maps
+    if upsample is None:
+        return maps
+    sizes = [tuple(x.shape[2:]) for x in flatten(inputs)[0] if x.ndim == maps.ndim]
+    if not sizes or maps.ndim < 3:
+        raise ValueError(
+            f"upsample is {upsample!r}, but no input has the {maps.ndim - 2} spatial dimension(s) "
+            "of the map: use upsample=None, or reshape= for a layer of tokens"
+        )
+    modes = _MODES[maps.ndim - 2] if maps.ndim < 6 else ()
+    if upsample not in modes:
+        raise ValueError(
+            f"upsample is {upsample!r}, expected None or one of {', '.join(modes)} for a map with "
+            f"{maps.ndim - 2} spatial dimension(s)"
+        )
+    return F.interpolate(maps, size=sizes[0], mode=upsample)
+
+
+def flat(t: Tensor) -> Tensor:
+    """(B, C, *spatial) -> (B, C, places)."""
+    return t.reshape(*t.shape[:2], math.prod(t.shape[2:]))
+
+
+def total(t: Tensor) -> Tensor:
+    """Sum over the places, (B, C, 1, ...)."""
+    return flat(t).sum(2).reshape(*t.shape[:2], *[1] * (t.ndim - 2))
+
+
+def mean(t: Tensor) -> Tensor:
+    """Mean over the places, (B, C, 1, ...)."""
+    return total(t) / max(math.prod(t.shape[2:]), 1)

@@ -1,0 +1,233 @@
+"""Class activation maps without gradients: channels weighted by what the output does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attrfn._copies.chunks import Chunks
+from attrfn._explain.features import features
+from attrfn._explain.masked import Masked, masked
+from attrfn._layers.at import each_layer, locate
+from attrfn._methods.maps import Reshape, channels, finish
+from attrfn._torch.typing import (
+    At,
+    Baselines,
+    Batching,
+    ChunkSize,
+    Layer,
+    Leaves,
+    ModelFn,
+    Target,
+    Tree,
+)
+
+_SMOOTH = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+def ablation_cam(
+    model_fn: ModelFn,
+    inputs: Tree,
+    *,
+    layer: Layer,
+    target: Target = None,
+    relu: bool = False,
+    upsample: str | None = None,
+    reshape: Reshape | None = None,
+    at: At = "output",
+    call: int | None = 0,
+    chunk_size: ChunkSize = "auto",
+    batching: Batching = "fold",
+    create_graph: bool = False,
+    progress: bool = False,
+) -> Tree:
+    """Ablation-CAM: channels weighted by the share of the output that goes with them.
+
+        A = sum_c w_c a_c,   w_c = (f(x) - f(x with a_c := 0)) / f(x)
+
+    Args:
+        model_fn: See :func:`layer_activation`.
+        inputs: See :func:`layer_activation`.
+        layer: See :func:`grad_cam`.
+        target: See :func:`gradient`.
+        relu: See :func:`grad_cam`.
+        upsample: See :func:`grad_cam`.
+        reshape: See :func:`grad_cam`; it may move and drop elements, but not compute with them.
+        at: See :func:`layer_activation`.
+        call: See :func:`layer_activation`.
+        chunk_size: How many channels are ablated at once, see :func:`feature_ablation`.
+        batching: See :func:`integrated_gradients`.
+        create_graph: See :func:`feature_ablation`.
+        progress: See :func:`feature_ablation`.
+
+    Returns:
+        A map, see :func:`grad_cam`.
+
+    Raises:
+        TypeError: See :func:`grad_cam`.
+        ValueError: See :func:`grad_cam`.
+
+    Example:
+        >>> import torch, attrfn
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Conv2d(1, 4, 3),
+        ...     torch.nn.ReLU(),
+        ...     torch.nn.Flatten(),
+        ...     torch.nn.Linear(144, 2),
+        ... )
+        >>> attrfn.ablation_cam(model, torch.randn(5, 1, 8, 8), layer="1", target=0).shape
+        torch.Size([5, 1, 6, 6])
+
+    Reference:
+        Desai and Ramaswamy, Ablation-CAM: Visual Explanations for Deep Convolutional Network via
+        Gradient-free Localization, 2020.
+    """
+    chunks = Chunks(chunk_size, batching, progress, "ablation_cam")
+
+    def one(layer: Layer) -> Tensor:
+        here = locate(model_fn, inputs, layer, at=at, call=call, create_graph=create_graph)
+        a = channels(here.activation, layer, reshape)
+        p = masked(here.model, here.activation, target, None, chunks, create_graph=create_graph)
+        _one_value(p)
+        n = a.shape[1]
+        ids = torch.arange(n, device=a.device)
+        these = features(_channel_of(here.activation, reshape, n), here.activation, p.x, n + 1)
+        others = F.pad(ids[:, None] != ids, (0, 1), value=True)
+        ablated = p.over(n, lambda i: these.masks(others[i, None]))
+        full = torch.where(p.full == 0, torch.ones_like(p.full), p.full)
+        w = ((p.full - ablated) / full).mT.to(a)  # (R, C)
+        cam = (w.reshape(*w.shape, *[1] * (a.ndim - 2)) * a).sum(1, keepdim=True)
+        return p.detached(finish(cam, inputs, relu, upsample))
+
+    return each_layer(one, layer)
+
+
+def score_cam(
+    model_fn: ModelFn,
+    inputs: Tree,
+    *,
+    layer: Layer,
+    target: Target = None,
+    baselines: Baselines = None,
+    relu: bool = False,
+    upsample: str | None = None,
+    reshape: Reshape | None = None,
+    at: At = "output",
+    call: int | None = 0,
+    chunk_size: ChunkSize = "auto",
+    batching: Batching = "fold",
+    create_graph: bool = False,
+    progress: bool = False,
+) -> Tree:
+    """Score-CAM: channels weighted by the output for the input seen through them.
+
+        A = sum_c w_c a_c,   w = softmax_c(f(x0 + h_c (x - x0)) - f(x0)),
+        h_c = a_c resized to the inputs (linearly), from 0 where it is least to 1 where it is most
+
+    Args:
+        model_fn: See :func:`layer_activation`.
+        inputs: See :func:`layer_activation`; those with as many dimensions as the activation are
+            masked.
+        layer: See :func:`grad_cam`.
+        target: See :func:`gradient`; the paper takes the probability of a class.
+        baselines: x0, see :func:`feature_ablation`.
+        relu: See :func:`grad_cam`.
+        upsample: See :func:`grad_cam`.
+        reshape: See :func:`grad_cam`.
+        at: See :func:`layer_activation`.
+        call: See :func:`layer_activation`.
+        chunk_size: How many channels are tried at once, see :func:`feature_ablation`.
+        batching: See :func:`integrated_gradients`.
+        create_graph: See :func:`feature_ablation`.
+        progress: See :func:`feature_ablation`.
+
+    Returns:
+        A map, see :func:`grad_cam`.
+
+    Raises:
+        TypeError: See :func:`grad_cam`.
+        ValueError: See :func:`grad_cam`; or no input has the map's number of dimensions.
+
+    Example:
+        >>> import torch, attrfn
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Conv2d(1, 4, 3),
+        ...     torch.nn.ReLU(),
+        ...     torch.nn.Flatten(),
+        ...     torch.nn.Linear(144, 2),
+        ... )
+        >>> attrfn.score_cam(model, torch.randn(5, 1, 8, 8), layer="1", target=0).shape
+        torch.Size([5, 1, 6, 6])
+
+    Reference:
+        Wang et al., Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural
+        Networks, 2020.
+    """
+    chunks = Chunks(chunk_size, batching, progress, "score_cam")
+
+    def one(layer: Layer) -> Tensor:
+        here = locate(model_fn, inputs, layer, at=at, call=call, create_graph=create_graph)
+        a = channels(here.activation, layer, reshape)
+        p = masked(model_fn, inputs, target, baselines, chunks, create_graph=create_graph)
+        _one_value(p)
+        masks = [_channel_masks(a, x) for x in p.x]
+        if all(m is None for m in masks):
+            raise ValueError(
+                f"layer gives maps with {a.ndim - 2} spatial dimension(s), but no input has as "
+                "many: use ablation_cam, which needs none, or reshape="
+            )
+
+        def of_channels(i: slice) -> Leaves:
+            whole = torch.ones(1, 1, dtype=torch.bool, device=a.device)
+            return tuple(
+                [
+                    whole.reshape(1, 1, *[1] * (x.ndim - 1)) if m is None else m[i]
+                    for m, x in zip(masks, p.x, strict=True)
+                ]
+            )
+
+        w = p.over(a.shape[1], of_channels).mT.softmax(1).to(a)  # f(x0) is the same for all c
+        cam = (w.reshape(*w.shape, *[1] * (a.ndim - 2)) * a).sum(1, keepdim=True)
+        return p.detached(finish(cam, inputs, relu, upsample))
+
+    return each_layer(one, layer)
+
+
+def _one_value(p: Masked) -> None:
+    if p.whole:
+        raise ValueError(
+            "the explained function returns one value for the whole batch, expected one value per "
+            "example, because each example has its own map"
+        )
+    if p.full.ndim > 1:
+        raise ValueError(
+            f"target is None, but the explained function returns shape {tuple(p.full.shape)}, "
+            f"that is {p.full[0].numel()} values per example: choose one with target"
+        )
+
+
+def _channel_of(activation: Any, reshape: Reshape | None, n: int) -> Tensor:
+    """The channel of each element of the activation, (1, ...); n for those that reshape drops."""
+    ids = torch.arange(n, device=activation.device)
+    if reshape is None:
+        return ids.reshape(1, n, *[1] * (activation.ndim - 2))
+    one = activation[:1]
+    places = torch.arange(one.numel(), dtype=torch.float64, device=one.device)
+    moved = reshape(places.reshape(one.shape)).long()  # (1, C, *spatial) of places
+    channel = ids.reshape(1, n, *[1] * (moved.ndim - 2)).expand(moved.shape)
+    dropped = torch.full((one.numel(),), n, device=one.device)
+    return dropped.scatter(0, moved.flatten(), channel.flatten()).reshape(one.shape)
+
+
+def _channel_masks(a: Tensor, x: Tensor) -> Tensor | None:
+    """H of each channel, (C, B, 1, *spatial), for an input of the map's form."""
+    if x.ndim != a.ndim or a.ndim - 2 not in _SMOOTH or not x.is_floating_point():
+        return None
+    h = F.interpolate(a, size=x.shape[2:], mode=_SMOOTH[a.ndim - 2]).transpose(0, 1)
+    places = tuple(range(2, h.ndim))
+    low, high = h.amin(places, keepdim=True), h.amax(places, keepdim=True)
+    span = torch.where(high == low, torch.ones_like(high), high - low)
+    return ((h - low) / span)[:, :, None]

@@ -1,0 +1,201 @@
+"""The noise tunnel: any method averaged over noisy copies of the inputs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
+
+import optree
+import torch
+from torch import Tensor
+
+from attrfn._copies.batch import flat_rows, repeat_bound, wide
+from attrfn._copies.chunks import Chunks, at_once, over_chunks
+from attrfn._explain.baseline import baseline_distribution
+from attrfn._explain.introspect import is_over_distribution, wraps
+from attrfn._explain.noise import Noise, positive
+from attrfn._explain.tree import batch_size, flatten, require_floating
+from attrfn._torch.typing import ChunkSize, Key, Leaves, Method, ModelFn, Target, Tree
+
+Found = tuple[list[Any], list[torch.dtype], Any]
+Kind = Literal["smoothgrad", "smoothgrad_sq", "vargrad", "samples"]
+
+
+def noise_tunnel(
+    method: Method,
+    *,
+    kind: Kind = "smoothgrad",
+    n_samples: int = 5,
+    stdevs: Tree = 1.0,
+    key: Key = 0,
+    chunk_size: ChunkSize = "auto",
+    draw_baselines: bool = False,
+    progress: bool = False,
+) -> Method:
+    """A method that explains noisy copies of the inputs and takes a mean or variance over them.
+
+        smoothgrad:     E[A(x + s n)]                    n ~ N(0, 1)
+        smoothgrad_sq:  E[A(x + s n)^2]
+        vargrad:        E[A(x + s n)^2] - E[A(x + s n)]^2
+        samples:        A(x + s n) of every sample, with a leading dimension n_samples
+
+    All examples share one draw per sample, so that a row alone gives what it gives in a batch; a
+    key of shape (B, 2) draws for each example on its own.
+
+    Args:
+        method: Any attribution method, also one of :func:`at_layer`, another noise tunnel, or a
+            function that returns anything with the examples in dimension 0 (completeness gaps).
+        kind: What is returned, see above.
+        n_samples: The number of noisy copies.
+        stdevs: s in units of the inputs: a number or a pytree prefix of the inputs.
+        key: An int or a key of :mod:`attrfn.random`, (2,) or (B, 2).
+        chunk_size: How many copies are explained at once, see :func:`integrated_gradients`.
+        draw_baselines: Draw one of the K baselines (K, ...) for each sample.
+        progress: Show a progress bar over the chunks.
+
+    Returns:
+        A method with the same options as ``method``.
+
+    Raises:
+        ValueError: An option is out of its range.
+
+    Example:
+        >>> import torch, attrfn
+        >>> smooth = attrfn.noise_tunnel(attrfn.gradient, n_samples=1000, stdevs=0.1)
+        >>> a = smooth(lambda x: (x**2).sum(1), torch.tensor([[1.0, 2.0]]))
+        >>> torch.allclose(a, torch.tensor([[2.0, 4.0]]), atol=0.02)
+        True
+
+    Reference:
+        Smilkov et al., SmoothGrad: removing noise by adding noise, 2017.
+        Hooker et al., A Benchmark for Interpretability Methods in Deep Neural Networks, 2019.
+        Adebayo et al., Local Explanation Methods for Deep Neural Networks Lack Sensitivity to
+        Parameter Values, 2018.
+    """
+    if kind not in ("smoothgrad", "smoothgrad_sq", "vargrad", "samples"):
+        raise ValueError(
+            f"kind is {kind!r}, expected 'smoothgrad', 'smoothgrad_sq', 'vargrad' or 'samples'"
+        )
+    positive("n_samples", n_samples)
+    if kind == "vargrad" and n_samples < 2:
+        raise ValueError("n_samples is 1, expected at least 2 for the variance of kind='vargrad'")
+
+    @wraps(method)
+    def noisy(model_fn: ModelFn, inputs: Tree, **options: Any) -> Tree:
+        x, rebuild = flatten(inputs)
+        batch = batch_size(x)
+        require_floating(x)
+        noise = Noise(key, stdevs, inputs, x)
+        pool: Leaves = ()
+        if draw_baselines:
+            pool = baseline_distribution(options.get("baselines"), inputs, x)
+        start, merge, finish = _REDUCTIONS[kind]
+        noisy_inputs = at_once(noise.inputs, n_samples, n_samples * sum(t.numel() for t in x))
+
+        def part(i: slice) -> Found:
+            copies = i.stop - i.start
+            rows = [r.to(t.dtype) for r, t in zip(flat_rows(noisy_inputs(i)), x, strict=True)]
+            repeated = _repeat_options(method, options, batch, copies, x[0].ndim)
+            if draw_baselines:
+                repeated["baselines"] = rebuild(_drawn(noise, i, pool, x))
+            found = method(repeat_bound(model_fn, batch, copies), rebuild(rows), **repeated)
+            leaves, spec = optree.tree_flatten(found)
+            samples = [a.reshape(copies, batch, *a.shape[1:]).to(wide(a.dtype)) for a in leaves]
+            return [start(a) for a in samples], [a.dtype for a in leaves], spec
+
+        def both(a: Found, b: Found) -> Found:
+            return [merge(s, t) for s, t in zip(a[0], b[0], strict=True)], *a[1:]
+
+        chunks = Chunks(chunk_size, "fold", progress, "noise_tunnel")
+        states, dtypes, spec = over_chunks(part, both, n_samples, chunks, x[0].device, x=x)
+        return optree.tree_unflatten(
+            spec, [finish(m, n_samples).to(d) for m, d in zip(states, dtypes, strict=True)]
+        )
+
+    return noisy
+
+
+def _drawn(noise: Noise, i: slice, pool: Leaves, x: Leaves) -> Leaves:
+    """One baseline per sample, for every row of its copy."""
+    drawn = noise.choice(i, pool)
+    copies = i.stop - i.start
+    return flat_rows(
+        tuple([b.to(t.dtype).expand(copies, *t.shape) for b, t in zip(drawn, x, strict=True)])
+    )
+
+
+def _repeat_options(
+    method: Method, options: dict[str, Any], batch: int, copies: int, rank: int
+) -> dict[str, Any]:
+    """The options of a method for several copies: what has a row per example follows."""
+    if isinstance(method, functools.partial):
+        options = {**method.keywords, **options}
+    repeated = dict(options)
+    over_pool = is_over_distribution(method)
+    for name in ("baselines", "feature_mask"):
+        if name in options:
+            pool = over_pool and name == "baselines"
+            repeat = functools.partial(
+                _repeat,
+                batch=batch,
+                copies=copies,
+                dim=1 if pool else 0,
+                least=rank + 1 if pool else 1,
+            )
+            repeated[name] = optree.tree_map(repeat, options[name], none_is_leaf=True)
+    for name in ("target", "neuron"):
+        if name in options:
+            repeated[name] = _repeat_target(options[name], batch, copies)
+    key = options.get("key")
+    if isinstance(key, Tensor) and key.ndim == 2:
+        repeated["key"] = key.repeat(copies, 1)
+    return repeated
+
+
+def _repeat_target(target: Target, batch: int, copies: int) -> Target:
+    if isinstance(target, Tensor) and target.ndim == 1 and target.shape[0] == batch:
+        return target.repeat(copies)
+    if isinstance(target, list):
+        return target * copies
+    repeated: Target = repeat_bound(target, batch, copies)
+    return repeated
+
+
+def _repeat(value: Any, batch: int, copies: int, dim: int, least: int) -> Any:
+    if not isinstance(value, Tensor) or value.ndim < least or value.shape[dim] != batch:
+        return value
+    return value.repeat([copies if d == dim else 1 for d in range(value.ndim)])
+
+
+Moments = tuple[int, Tensor, Tensor]
+
+
+def _moments(a: Tensor) -> Moments:
+    """Count, mean and sum of squared deviations over the samples."""
+    mean = a.mean(0)
+    return a.shape[0], mean, ((a - mean) ** 2).sum(0)
+
+
+def _merge_moments(a: Moments, b: Moments) -> Moments:
+    """Chan, Golub and LeVeque, Updating Formulae and a Pairwise Algorithm, 1979."""
+    n = a[0] + b[0]
+    step = b[1] - a[1]
+    return n, a[1] + step * (b[0] / n), a[2] + b[2] + step**2 * (a[0] * b[0] / n)
+
+
+def _add(a: Tensor, b: Tensor) -> Tensor:
+    return a + b
+
+
+def _over(total: Tensor, n: int) -> Tensor:
+    return total / n
+
+
+Reduction = tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]
+_REDUCTIONS: dict[str, Reduction] = {
+    "smoothgrad": (lambda a: a.sum(0), _add, _over),
+    "smoothgrad_sq": (lambda a: (a**2).sum(0), _add, _over),
+    "vargrad": (_moments, _merge_moments, lambda m, n: m[2] / n),
+    "samples": (lambda a: a, lambda a, b: torch.cat([a, b]), lambda a, n: a),
+}

@@ -1,0 +1,1 @@
+"""Models: the module behind a model function, and private copies of it."""

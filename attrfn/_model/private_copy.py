@@ -1,0 +1,298 @@
+"""Private shells of a module: the user's tensors in fresh Python objects that may change."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import operator
+import types
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from attrfn._torch.warn import warn
+
+_CONSTANT = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device})
+_CONTAINERS = (list, dict, set, deque, bytearray, types.SimpleNamespace)
+_DICTS = (dict, OrderedDict)
+_BARE = frozenset(nn.Module().__dict__) - {"training"}
+
+Forward = Callable[..., Any]
+Tap = Callable[[Forward, tuple[Any, ...], dict[str, Any]], Any]
+
+
+class Shells:
+    """One walk over a module tree that builds a shell per module and keeps ties and reuse.
+
+    Args:
+        frozen: Detach the parameters, so that no graph of theirs is recorded.
+        taps: From ``id(module)`` to the callable ``tap(forward, args, kwargs)`` that runs in place
+            of that module's ``forward``.
+        fused: Leave the fused path of encoder layers on, for runs without derivatives and taps.
+    """
+
+    def __init__(
+        self,
+        *,
+        frozen: bool,
+        taps: Mapping[int, Tap | None] | None = None,
+        fused: bool = False,
+    ) -> None:
+        self.frozen = frozen
+        self.taps = dict(taps or {})
+        self.fused = fused
+        self.memo: dict[int, Any] = {}
+        self.noisy: list[str] = []
+        self.kept: list[Kept] = []
+        self.copies: list[tuple[Tensor, Tensor, int]] = []
+        self.plain = True
+
+    def module(self, module: nn.Module) -> Any:
+        """The shell of one module and of everything below it."""
+        key = id(module)
+        if key in self.memo:
+            return self.memo[key]
+        if isinstance(module, torch.jit.ScriptModule):
+            return module
+        if (inner := module.__dict__.get("_modules", {}).get("_orig_mod")) is not None:
+            if key in self.taps:
+                self.taps[id(inner)] = self.taps[key]
+            new = self.memo[key] = self.module(inner)
+            return new
+        cls: Any = type(module)
+        new = object.__new__((_tapped if key in self.taps else _without_fast_path)(cls))
+        self.memo[key] = new
+        state = dict(module.__dict__)
+        for name, value in module.__dict__.items():
+            kind = type(value)
+            if kind in _CONSTANT:
+                continue
+            if name not in _BARE:
+                state[name] = self.value(value)
+            elif kind in _DICTS:  # hooks may be registered while the model runs
+                state[name] = value.copy() if value else kind()
+            elif kind is set:
+                state[name] = value.copy()
+        state["_parameters"] = {k: self.parameter(p) for k, p in module._parameters.items()}
+        state["_buffers"] = {k: self.buffer(b) for k, b in module._buffers.items()}
+        state["_modules"] = {
+            k: None if m is None else self.module(m) for k, m in module._modules.items()
+        }
+        state["_compiled_call_impl"] = None
+        _no_fast_path(cls, state, self.fused)
+        if key in self.taps:
+            state["_attrfn_tap"] = self.taps[key]
+            state["_attrfn_forward"] = state.pop("forward", None)
+        object.__setattr__(new, "__dict__", state)
+        self.kept.append(Kept.of(state))
+        if module.training and _mixes_or_draws(module):
+            self.noisy.append(cls.__name__)
+        return new
+
+    def parameter(self, p: Tensor | None) -> Tensor | None:
+        """The parameter itself, or its detached twin (one per parameter, so that ties stay)."""
+        if p is None:
+            return None
+        key = id(p)
+        if key not in self.memo:
+            self.memo[key] = p.detach() if self.frozen and p.requires_grad else p
+        new: Tensor = self.memo[key]
+        return new
+
+    def buffer(self, b: Tensor | None) -> Tensor | None:
+        """A copy, because forward passes write into buffers."""
+        if b is None:
+            return None
+        key = id(b)
+        if key not in self.memo:
+            copy = self.memo[key] = b.detach().clone() if self.frozen else b.clone()
+            self.copies.append((copy, b, copy._version))
+        new: Tensor = self.memo[key]
+        return new
+
+    def replace(self, old: Tensor, new: Tensor) -> None:
+        """Let ``new`` stand for the parameter or buffer ``old``."""
+        self.memo[id(old)] = new
+
+    def value(self, value: Any) -> Any:
+        """A plain attribute: modules, tensors and containers are renewed, the rest is shared."""
+        kind = type(value)
+        if kind in _CONSTANT:
+            return value
+        if isinstance(value, nn.Module):
+            return self.module(value)
+        if isinstance(value, nn.Parameter):
+            return self.parameter(value)
+        if isinstance(value, Tensor):
+            return self.buffer(value)
+        if kind is tuple:
+            plain = all(type(v) in _CONSTANT for v in value)
+            return value if plain else tuple(map(self.value, value))
+        if isinstance(value, _CONTAINERS):
+            self.plain = False
+            return self.container(value)
+        if kind is types.MethodType and isinstance(value.__self__, nn.Module):
+            return types.MethodType(value.__func__, self.module(value.__self__))
+        if kind is functools.partial:
+            return functools.partial(
+                self.value(value.func), *self.value(value.args), **self.value(value.keywords)
+            )
+        return value
+
+    def container(self, old: Any) -> Any:
+        """A copy of a list, dict, set or the like, one per object, with its values renewed."""
+        if id(old) not in self.memo:
+            new = self.memo[id(old)] = copy.copy(old)
+            if isinstance(old, list):
+                new[:] = map(self.value, old)
+            elif isinstance(old, dict):
+                new.update({k: self.value(v) for k, v in old.items()})
+            elif isinstance(old, types.SimpleNamespace):
+                new.__dict__.update({k: self.value(v) for k, v in vars(old).items()})
+        return self.memo[id(old)]
+
+    def unchanged(self) -> bool:
+        """Whether a run left everything as it was built, so that the shells may run again."""
+        return (
+            self.plain
+            and all(kept.unchanged() for kept in self.kept)
+            and all(_is_copy(*copy) for copy in self.copies)
+        )
+
+    def warn(self) -> None:
+        """Warn if a module that draws numbers or ties rows together is in training mode."""
+        if self.noisy:
+            warn(
+                f"the model is in training mode and holds {self.noisy[0]}, so its rows are random "
+                "or depend on each other and attributions are not reproducible: call model.eval()"
+            )
+
+
+class Kept(NamedTuple):
+    """What a shell held when it was built: its attributes, and what is in its dicts."""
+
+    state: dict[str, Any]
+    values: list[Any]
+    empty: list[dict[str, Any]]
+    full: list[tuple[dict[str, Any], list[Any]]]
+
+    @staticmethod
+    def of(state: dict[str, Any]) -> Kept:
+        """Look at a shell's attributes."""
+        dicts = [v for v in state.values() if type(v) in _DICTS]
+        return Kept(
+            state,
+            list(state.values()),
+            [d for d in dicts if not d],
+            [(d, list(d.values())) for d in dicts if d],
+        )
+
+    def unchanged(self) -> bool:
+        """Whether all of it is the same object still."""
+        return (
+            _same(self.state, self.values)
+            and not any(self.empty)
+            and all(_same(d, values) for d, values in self.full)
+        )
+
+
+def _is_copy(copy: Tensor, of: Tensor, version: int) -> bool:
+    """Whether nothing has been written into a copy, by ``.data`` or a kernel that says nothing.
+
+    To ask that of an accelerator would wait for it; a new copy does not.
+    """
+    if copy._version != version or copy.device.type != "cpu" or type(copy) is not Tensor:
+        return False
+    return copy.layout == torch.strided and torch.equal(copy, of)
+
+
+def _same(now: dict[str, Any], before: list[Any]) -> bool:
+    return len(now) == len(before) and all(map(operator.is_, now.values(), before))
+
+
+def _mixes_or_draws(module: nn.Module) -> bool:
+    """Whether a module in training mode ties rows together or draws random numbers."""
+    if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
+        return module.dropout > 0
+    if isinstance(module, _DropoutNd):
+        return module.p > 0
+    return isinstance(module, (_BatchNorm, nn.RReLU))
+
+
+@functools.lru_cache(maxsize=256)
+def _tapped(cls: Any) -> Any:
+    """A subclass whose forward runs inside the tap of its instance (and keeps ``isinstance``)."""
+    base = _without_fast_path(cls)
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        own = self._attrfn_forward
+        run = functools.partial(base.forward, self) if own is None else own
+        tap = self._attrfn_tap
+        return run(*args, **kwargs) if tap is None else tap(run, args, kwargs)
+
+    return _subclass(base, forward)
+
+
+@functools.lru_cache(maxsize=256)
+def _without_fast_path(cls: Any) -> Any:
+    """MultiheadAttention takes a fused path that hides its parts if query is key: go round it."""
+    if not issubclass(cls, nn.MultiheadAttention):
+        return cls
+    own = cls.forward is nn.MultiheadAttention.forward
+
+    def forward(self: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kw: Any) -> Any:
+        if own and query is key is value and not args and _is_plain(self, query, **kw):
+            return _self_attention(self, query)
+        key = key.view_as(key) if key is query else key
+        value = value.view_as(value) if value is query else value
+        return cls.forward(self, query, key, value, *args, **kw)
+
+    return _subclass(cls, forward)
+
+
+def _is_plain(
+    module: Any,
+    x: Tensor,
+    *,
+    need_weights: bool = True,
+    attn_mask: Any = None,
+    key_padding_mask: Any = None,
+    is_causal: bool = False,
+    **_: Any,
+) -> bool:
+    """Whether attention has no masks and no second output."""
+    if need_weights or is_causal or attn_mask is not None or key_padding_mask is not None:
+        return False
+    return module.in_proj_weight is not None and x.dim() == 3
+
+
+def _self_attention(module: Any, x: Tensor) -> tuple[Tensor, None]:
+    """What MultiheadAttention does, without its look at everything that it was given."""
+    x = x.transpose(0, 1) if module.batch_first else x
+    out, _ = F.multi_head_attention_forward(
+        *(x, x, x, module.embed_dim, module.num_heads),
+        *(module.in_proj_weight, module.in_proj_bias, module.bias_k, module.bias_v),
+        *(module.add_zero_attn, module.dropout, module.out_proj.weight, module.out_proj.bias),
+        training=module.training,
+        need_weights=False,
+    )
+    return out.transpose(0, 1) if module.batch_first else out, None
+
+
+def _subclass(cls: type[nn.Module], forward: Forward) -> type[nn.Module]:
+    body = {"forward": forward, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    return types.new_class(cls.__name__, (cls,), exec_body=lambda ns: ns.update(body))
+
+
+def _no_fast_path(cls: type[nn.Module], state: dict[str, Any], fused: bool) -> None:
+    """Fused encoder layers skip their parts and answer padded rows differently: switch off."""
+    if issubclass(cls, nn.TransformerEncoderLayer) and not fused:
+        state["activation_relu_or_gelu"] = 0
+    if issubclass(cls, nn.TransformerEncoder):
+        state["use_nested_tensor"] = state["enable_nested_tensor"] = False

@@ -1,0 +1,107 @@
+"""The module behind a model function, and its layers by name."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import types
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from attrfn._torch.typing import ModelFn
+
+
+class Source(NamedTuple):
+    """A module and how a model function calls it.
+
+    Attributes:
+        module: The module.
+        params: Tensors that stand for its parameters and buffers, by qualified name.
+        method: The function called with the module as self; ``None`` for the module itself.
+        args: Bound positional arguments.
+        kwargs: Bound keyword arguments.
+    """
+
+    module: nn.Module
+    params: Mapping[str, Tensor] | None
+    method: Callable[..., Any] | None
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def source(model_fn: ModelFn) -> Source | None:
+    """See through functools.partial, bound methods and partial(functional_call, module, params)."""
+    if isinstance(model_fn, nn.Module):
+        return Source(model_fn, None, None, (), {})
+    if isinstance(model_fn, types.MethodType) and isinstance(model_fn.__self__, nn.Module):
+        return Source(model_fn.__self__, None, model_fn.__func__, (), {})
+    if not isinstance(model_fn, functools.partial):
+        return None
+    args, kwargs = model_fn.args, model_fn.keywords
+    if is_functional(model_fn):
+        given = (args[1],) if isinstance(args[1], Mapping) else args[1]
+        params = {name: t for part in given for name, t in part.items()}
+        return Source(args[0], params, None, (), dict(kwargs.get("kwargs") or {}))
+    inner = source(model_fn.func)
+    if inner is None:
+        return None
+    return inner._replace(args=(*inner.args, *args), kwargs={**inner.kwargs, **kwargs})
+
+
+def is_functional(model_fn: ModelFn) -> bool:
+    """Whether this is ``functools.partial(torch.func.functional_call, module, params)``."""
+    if not isinstance(model_fn, functools.partial) or len(model_fn.args) != 2:
+        return False
+    module, params = model_fn.args
+    dicts = params if isinstance(params, (tuple, list)) else (params,)
+    return (
+        isinstance(module, nn.Module)
+        and all(isinstance(d, Mapping) for d in dicts)
+        # by name, because torch.compile cannot compare the function itself
+        and getattr(model_fn.func, "__name__", "") == functional_call.__name__
+    )
+
+
+def find(root: nn.Module, layer: nn.Module | str) -> nn.Module:
+    """The module that a layer argument names.
+
+    Raises:
+        TypeError: It is neither a module nor a name.
+        ValueError: The model has no module of this name.
+    """
+    if isinstance(layer, nn.Module):
+        return layer
+    if not isinstance(layer, str):
+        raise TypeError(
+            f"layer is a {type(layer).__name__}, expected a module of the model, its qualified "
+            "name, or a list of either"
+        )
+    names = {plain(name): m for name, m in root.named_modules(remove_duplicate=False)}
+    wanted = plain(layer)
+    if wanted not in names:
+        near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.3)
+        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "see named_modules()"
+        raise ValueError(f"layer {layer!r} is no part of {type(root).__name__}: {hint}")
+    found: nn.Module = names[wanted]
+    return found
+
+
+def foreign(root: nn.Module, layer: nn.Module | str) -> ValueError:
+    """The error for a module that the walk over the model did not meet."""
+    return ValueError(
+        f"layer {describe(layer)} is no part of {type(root).__name__}: give one of its modules or "
+        "the qualified name of one"
+    )
+
+
+def describe(layer: Any) -> str:
+    """A layer as messages name it."""
+    return repr(layer) if isinstance(layer, str) else type(layer).__name__
+
+
+def plain(name: str) -> str:
+    """A qualified name without the wrapper that torch.compile puts around a module."""
+    return name.replace("_orig_mod.", "")

@@ -1,0 +1,112 @@
+"""Philox 4x32-10 in plain tensor operations: words of a stream, from a key and a counter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import repeat
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attrfn._torch.autodiff import transforming
+from attrfn._torch.compiling import is_compiling
+
+Word = Any
+"""An int64 tensor or an int, in [0, 2^32)."""
+
+MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53 - 2**32, 0xCD9E8D57 - 2**32)  # less 2^32: products fit int64
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+SPLIT, FOLD, DRAW, LOW = 1, 2, 3, 4  # tags; LOW gives the low words of 64-bit draws
+_FEW = 32  # blocks that are sooner made of Python ints than by kernels
+CHUNK = 2**17  # blocks made at once on a CPU, so that they stay in its cache
+
+
+def philox(counter: tuple[Word, Word, Word, Word], k0: Word, k1: Word) -> list[Word]:
+    """Rounds of c0, c1, c2, c3 = hi(b c2) ^ c1 ^ k0, lo(b c2), hi(a c0) ^ c3 ^ k1, lo(a c0).
+
+    With p = x (m - 2^32), which fits int64: hi(m x) = (p >> 32) + x and lo(m x) = p mod 2^32.
+    A word is an int64 tensor, or an int for all elements; where it is compiled, tensors come as c1
+    and c3, which meet the key before a product: products of an arange have 32 bits there
+    (https://github.com/pytorch/pytorch/issues/175966).
+    """
+    a, b = _MULTIPLIERS
+    c0, c1, c2, c3 = counter
+    for u, v in zip(*map(_schedule, (k0, k1), _WEYL), strict=True):
+        p, q = a * c0, b * c2
+        c0, c1, c2, c3 = (((q >> 32) + c2) ^ u ^ c1, q & MASK, ((p >> 32) + c0) ^ v ^ c3, p & MASK)
+    return [c0, c1, c2, c3]
+
+
+def _schedule(k: Word, step: int) -> Sequence[Word]:
+    """A word of the key for each round."""
+    if isinstance(k, int) or is_compiling():
+        return [(k + i * step) & MASK for i in range(_ROUNDS)]
+    steps = torch.arange(0, _ROUNDS * step, step, device=k.device)
+    return list(((k[..., None] + steps) & MASK).unbind(-1))
+
+
+def blocks(tag: Word, low: Word, high: Word, key: Tensor, n: int = 4) -> Tensor:
+    """The first n words of the blocks (tag, low, 0, high), in a last dimension."""
+    k0, k1 = key.unbind(-1)
+    tensors = [w for w in (tag, low, high, k0, k1) if isinstance(w, Tensor)]
+    readable = not transforming() and all(map(_is_plain, tensors))
+    tensors = list(torch.broadcast_tensors(*tensors))  # type: ignore[no-untyped-call]
+    shape = tensors[0].shape
+    if not readable or shape.numel() > _FEW:
+        return torch.stack([w.expand(shape) for w in philox((tag, low, 0, high), k0, k1)[:n]], -1)
+    lists = iter([t.flatten().tolist() for t in tensors])
+    words = [next(lists) if isinstance(w, Tensor) else repeat(w) for w in (tag, low, high)]
+    found = [philox((t, i, 0, j), u, v)[:n] for t, i, j, u, v in zip(*words, *lists, strict=False)]
+    return torch.tensor(found, dtype=torch.int64).reshape(*shape, n)
+
+
+def _is_plain(t: Tensor) -> bool:
+    """Whether the values of a tensor can be had without waiting."""
+    return type(t) is Tensor and t.device.type == "cpu"
+
+
+def generate(
+    key: Tensor, shape: Sequence[int], tags: tuple[int, ...], finish: Callable[..., Tensor]
+) -> Tensor:
+    """finish(one word per element from the stream of each tag), of shape (*batch, *shape)."""
+    n = math.prod(_checked(shape))
+    # Compiled, always some words too many: whether n is a multiple of 4 would be a guard.
+    count = n // 4 + 1 if is_compiling() else (n + 3) // 4
+
+    def part(start: int, stop: int) -> Tensor:
+        c, k = torch.arange(start, stop, device=key.device), key[..., None, :]
+        if is_compiling() or len(tags) == 1:
+            return finish(*(blocks(tag, c, 0, k).flatten(-2) for tag in tags))
+        each = torch.tensor(tags, device=key.device).reshape(-1, *[1] * key.ndim)  # all in one go
+        return finish(*blocks(each, c, 0, k).flatten(-2).unbind(0))
+
+    step = max(1, 2 * CHUNK // max(1, key.numel()))
+    if is_compiling() or key.device.type != "cpu" or count <= step:
+        flat = part(0, count)
+    else:
+        flat = torch.cat([part(i, min(i + step, count)) for i in range(0, count, step)], -1)
+    return flat[..., :n].reshape((*key.shape[:-1], *shape))
+
+
+def cells(
+    key: Tensor, shape: Sequence[int], wide: torch.dtype, finish: Callable[[Tensor, int], Tensor]
+) -> Tensor:
+    """finish(k, p) of uniform integers k in [0, 2^p): p = 53 in float64, 24 in float32."""
+    if wide == torch.float64:
+        return generate(key, shape, (DRAW, LOW), lambda hi, lo: finish((hi << 21) | (lo >> 11), 53))
+    return generate(key, shape, (DRAW,), lambda word: finish(word >> 8, 24))
+
+
+def _checked(shape: Sequence[int]) -> Sequence[int]:
+    if isinstance(shape, int):
+        raise TypeError(f"shape must be a tuple of ints, got the int {shape}: write ({shape},).")
+    if any(size < 0 for size in shape) or math.prod(shape) > 2**34:
+        raise ValueError(
+            f"shape must have sizes >= 0 and at most 2^34 elements, got {tuple(shape)}: "
+            "for more, draw with several keys of attrfn.random.split."
+        )
+    return shape

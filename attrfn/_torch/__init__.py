@@ -1,0 +1,1 @@
+"""What the library needs of torch: derivatives, decomposed operations, precision, warnings."""

@@ -1,0 +1,181 @@
+"""The one pull-back: values and gradients of rows that do not interact."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from attrfn._torch.compiling import is_compiling, unreadable
+from attrfn._torch.decomposed import PlainOps
+from attrfn._torch.typing import Leaves
+from attrfn._torch.warn import warn
+
+# torch counts its forward-mode levels per process and not per thread.
+_FORWARD_MODE = threading.RLock()
+_THREAD = threading.local()  # whether it has tangents on
+
+
+def transforming() -> bool:
+    """Whether values cannot be read: in torch.func transforms, torch.compile, export or make_fx."""
+    return in_functorch() or unreadable()
+
+
+def in_functorch() -> bool:
+    """Whether a torch.func transform (vmap, grad, jvp ...) surrounds this call in eager mode."""
+    if is_compiling():
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def transforms() -> int:
+    """How many torch.func transforms surround this call in eager mode."""
+    if is_compiling():
+        return 0
+    innermost: Any = torch._C._functorch.peek_interpreter_stack()
+    return 0 if innermost is None else int(innermost.level())
+
+
+def twice_differentiable(create_graph: bool) -> contextlib.AbstractContextManager[object]:
+    """Plain operations wherever somebody may differentiate once more, or batch with vmap."""
+    return PlainOps() if create_graph or in_functorch() else contextlib.nullcontext()
+
+
+def values_and_gradients(
+    f: Callable[..., Tensor], x: Leaves, *, create_graph: bool = False
+) -> tuple[Tensor, Leaves]:
+    """Values ``f(*x)`` and their gradients by one backward pass.
+
+    The rows are independent, so the gradient of the sum holds each row's own gradient.
+
+    Args:
+        f: From leaves of shape (R, ...) to values of shape (R,), or any shape.
+        x: The leaves.
+        create_graph: Let the result be differentiated by ``.backward()``; inside a torch.func
+            transform or torch.compile it always can be.
+
+    Returns:
+        The values and one gradient per leaf.
+    """
+    with twice_differentiable(create_graph):
+        if transforming():
+            values, pull = torch.func.vjp(f, *x)[:2]
+            return values, tuple(pull(torch.ones_like(values)))
+        return _autograd(f, x, create_graph)
+
+
+def push_forward(f: Callable[..., Leaves], x: Leaves, tangents: Leaves) -> tuple[Leaves, Leaves]:
+    """Values ``f(*x)`` and their directional derivatives ``J t``.
+
+    Forward mode where torch has it; else the derivative of the pull-back, which is linear in the
+    cotangent: J t = d/du [u -> J^T u]^T t.
+    """
+    with PlainOps():
+        if not is_compiling():
+            x, tangents = normal((x, tangents))
+            with contextlib.suppress(NotImplementedError), _FORWARD_MODE, gradients_allowed():
+                y, change = torch.func.jvp(f, x, tangents)[:2]
+                return y, change
+        y, pull = torch.func.vjp(f, *x)[:2]
+        pull_back = torch.func.vjp(pull, tuple(map(torch.zeros_like, y)))[1]
+        return y, pull_back(tangents)[0]
+
+
+def _autograd(f: Callable[..., Tensor], x: Leaves, create_graph: bool) -> tuple[Tensor, Leaves]:
+    with torch.inference_mode(False), torch.enable_grad():
+        z = tuple(_leaf(t, create_graph) for t in x)
+        values = f(*z)
+        grads = _pull(values, z, create_graph)
+    return (values, grads) if create_graph else (values.detach(), grads)
+
+
+def gradients_inside(f: Callable[[], tuple[Tensor, Leaves]]) -> tuple[Leaves, Leaves]:
+    """Tensors that a function starts a graph from, and the gradients of its values towards them.
+
+    For eager code that no transform surrounds.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        values, z = f()
+        return tuple([t.detach() for t in z]), _pull(values, z, False)
+
+
+@contextlib.contextmanager
+def tangents_on(x: Leaves, tangents: Leaves) -> Iterator[tuple[Leaves, Callable[[], None]]]:
+    """The inputs with tangents of forward mode, and what ends these before the block does."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_FORWARD_MODE)
+        stack.enter_context(forward_ad.dual_level())
+        stack.callback(setattr, _THREAD, "tangents", False)
+        _THREAD.tangents = True
+        dual = [
+            forward_ad.make_dual(t, d)  # type: ignore[no-untyped-call]
+            for t, d in zip(x, tangents, strict=True)
+        ]
+        yield tuple(dual), stack.close
+
+
+def takes_tangents() -> bool:
+    """Whether :func:`tangents_on` may be used: torch has a single level of forward mode."""
+    return not transforming() and forward_ad._current_level < 0
+
+
+def refuse_tangents() -> None:
+    """Say that the tangents of :func:`tangents_on` would be lost, to a method inside of a model.
+
+    Raises:
+        NotImplementedError: There are any; whoever put them on goes another way.
+    """
+    if not is_compiling() and getattr(_THREAD, "tangents", False):
+        raise NotImplementedError("an attribution method inside of forward mode")
+
+
+def _pull(values: Tensor, z: Leaves, create_graph: bool) -> Leaves:
+    """The gradients of the values' sum; zeros, and a warning, where there are none."""
+    if not values.requires_grad:
+        warn_constant()
+        return tuple(map(torch.zeros_like, z))
+    found: tuple[Tensor | None, ...] = torch.autograd.grad(
+        values, z, torch.ones_like(values), create_graph=create_graph, allow_unused=True
+    )
+    if all(g is None for g in found):
+        warn_constant()
+    return tuple([torch.zeros_like(t) if g is None else g for g, t in zip(found, z, strict=True)])
+
+
+def normal(tree: Any) -> Any:
+    """The same tree without inference tensors, which autograd refuses to save."""
+    if transforming():
+        return tree
+    return pytree.tree_map_only(Tensor, lambda t: t.clone() if t.is_inference() else t, tree)
+
+
+def gradients_allowed() -> contextlib.AbstractContextManager[object]:
+    """Leave inference mode, if it is on."""
+    return torch.inference_mode(False) if in_inference() else contextlib.nullcontext()
+
+
+def in_inference() -> bool:
+    """Whether inference mode is on, in which no tensor may leave for autograd."""
+    return not is_compiling() and torch.is_inference_mode_enabled()
+
+
+def _leaf(t: Tensor, create_graph: bool) -> Tensor:
+    """A node of its own for each leaf, so that a tensor given twice keeps two gradients."""
+    if create_graph and t.requires_grad:
+        return t.view_as(t)
+    return (t.clone() if t.is_inference() else t).detach().requires_grad_()
+
+
+def warn_constant() -> None:
+    """Say that gradients are zero because nothing differentiable leads to the output."""
+    warn(
+        "the explained output does not depend on what is explained through differentiable "
+        "operations, so its attributions are zero: look for .detach(), torch.no_grad(), argmax or "
+        "a cast to integers in the model or the target"
+    )

@@ -12,6 +12,7 @@ from attrfn._layers.split import split as split
 from attrfn._methods.ablation import feature_ablation as feature_ablation
 from attrfn._methods.ablation import layer_feature_ablation as layer_feature_ablation
 from attrfn._methods.ablation import neuron_feature_ablation as neuron_feature_ablation
+from attrfn._methods.cam import eigen_cam as eigen_cam
 from attrfn._methods.cam import grad_cam as grad_cam
 from attrfn._methods.cam import grad_cam_plus_plus as grad_cam_plus_plus
 from attrfn._methods.cam import hires_cam as hires_cam
@@ -27,7 +28,6 @@ from attrfn._methods.deep_lift import layer_deep_lift as layer_deep_lift
 from attrfn._methods.deep_lift import layer_deep_lift_shap as layer_deep_lift_shap
 from attrfn._methods.deep_lift import neuron_deep_lift as neuron_deep_lift
 from attrfn._methods.deep_lift import neuron_deep_lift_shap as neuron_deep_lift_shap
-from attrfn._methods.eigen_cam import eigen_cam as eigen_cam
 from attrfn._methods.gradient_shap import gradient_shap as gradient_shap
 from attrfn._methods.gradient_shap import layer_gradient_shap as layer_gradient_shap
 from attrfn._methods.gradient_shap import neuron_gradient_shap as neuron_gradient_shap

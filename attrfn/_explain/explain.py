@@ -95,6 +95,8 @@ def explain(
     *,
     create_graph: bool | None = False,
     name: str = "target",
+    differentiated: bool = True,
+    forward_only: bool = False,
 ) -> Explained:
     """Check the arguments that every gradient method has in common.
 
@@ -108,10 +110,11 @@ def explain(
     refuse_tangents()
     x, rebuild = flatten(inputs)
     batch = batch_size(x)
-    require_floating(x)
+    if differentiated:
+        require_floating(x)
     if not (create_graph or transforming()):
         x = tuple([t.detach() for t in x])
-    model = bind(model_fn, frozen=not create_graph)
+    model = bind(model_fn, frozen=not create_graph, forward_only=forward_only)
     alone = create_graph is None and is_compiling()
     chosen = choose(target, batch, name)
     return Explained(model, x, rebuild, batch, chosen, bool(create_graph), alone, name)

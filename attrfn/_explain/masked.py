@@ -13,13 +13,12 @@ from attrfn._copies.batch import flat_rows, repeat_bound, wide
 from attrfn._copies.chunks import Chunks, at_once, over_chunks
 from attrfn._copies.memory import Peak, first_copies
 from attrfn._explain.baseline import fill_baselines
-from attrfn._explain.explain import repeat_chosen
+from attrfn._explain.explain import explain, repeat_chosen
 from attrfn._explain.interpolate import mix
 from attrfn._explain.output import Outcome, outcome
-from attrfn._explain.target import Chosen, choose
-from attrfn._explain.tree import batch_size, call_model, flatten
-from attrfn._model.bind import bind
-from attrfn._torch.autodiff import refuse_tangents, transforming, twice_differentiable
+from attrfn._explain.target import Chosen
+from attrfn._explain.tree import call_model
+from attrfn._torch.autodiff import transforming, twice_differentiable
 from attrfn._torch.typing import Baselines, Leaves, ModelFn, Target, Tree
 
 _FEW = 16  # copies: of smaller inputs the first chunk is measured and not the run on x
@@ -182,14 +181,16 @@ def masked(
         TypeError: The target or the outputs are of no known kind.
         ValueError: The batch sizes disagree, or the baselines do not fit.
     """
-    refuse_tangents()
-    x, rebuild = flatten(inputs)
-    batch = batch_size(x)
+    model, x, rebuild, batch, chosen, *_ = explain(
+        model_fn,
+        inputs,
+        target,
+        create_graph=create_graph,
+        differentiated=False,
+        forward_only=not create_graph,
+    )
     x0 = fill_baselines(baselines, inputs, x)
-    if not (create_graph or transforming()):
-        x, x0 = (tuple([t.detach() for t in leaves]) for leaves in (x, x0))
-    model = bind(model_fn, frozen=not create_graph, forward_only=not create_graph)
-    chosen = choose(target, batch)
+    x0 = x0 if create_graph or transforming() else tuple([t.detach() for t in x0])
     nothing = torch.zeros(0, device=x[0].device, dtype=_floating(x[0].dtype))
     p = Masked(
         model, x, x0, rebuild, batch, chosen, create_graph, chunks, nothing, False, nothing.dtype, 0

@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optree
+import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
+from attrfn._copies.batch import row_sums
 from attrfn._torch.autodiff import (
     gradients_allowed,
     in_inference,
@@ -103,6 +105,16 @@ def output_width(model_fn: ModelFn, inputs: Tree) -> int | None:
     leaves, rebuild = flatten(inputs)
     outputs = call_model(model_fn, rebuild([t.detach() for t in leaves]))
     return outputs.shape[1] if isinstance(outputs, Tensor) and outputs.ndim == 2 else None
+
+
+def each(f: Callable[..., Tensor], *leaves: Leaves) -> Leaves:
+    """``f`` of the tensors of several trees, leaf by leaf."""
+    return tuple([f(*tensors) for tensors in zip(*leaves, strict=True)])
+
+
+def total(leaves: Leaves, dtype: torch.dtype | None = None) -> Tensor:
+    """The sum over all elements of each row, over all leaves: (R, ...) each to (R,)."""
+    return torch.stack([row_sums(t, dtype) for t in leaves]).sum(0)
 
 
 def spreads(inputs: Tree) -> bool:

@@ -16,7 +16,7 @@ from attrfn._explain.baseline import baseline_distribution, fill_baselines, per_
 from attrfn._explain.introspect import is_over_distribution, takes_baselines, wraps
 from attrfn._explain.target import raised_here
 from attrfn._explain.tree import batch_size, flatten, plain_mappings, spreads
-from attrfn._layers.split import Split, check_independent, split_once
+from attrfn._layers.split import Split, check_independent, layers_of, split_once
 from attrfn._model.source import describe
 from attrfn._torch.autodiff import refuse_tangents, transforming, twice_differentiable
 from attrfn._torch.compiling import is_compiling
@@ -77,6 +77,7 @@ def at_layer(method: Method, layer: Layer, *, at: At = "output", call: int | Non
             )
         return method(here.model, here.activation, **options)
 
+    moved.moved_to = (layer, at, call)  # type: ignore[attr-defined]
     return moved
 
 
@@ -136,11 +137,21 @@ def at_neuron(
     return moved
 
 
+def place_of(options: dict[str, Any]) -> tuple[Layer, At, int | None] | None:
+    """Where the options of a named form say that it looks: the layer, its side and the call."""
+    if "layer" not in options:
+        return None
+    return options["layer"], options.get("at", "output"), options.get("call", 0)
+
+
 def each_layer(method: Callable[..., Tree], layer: Layer) -> Tree:
-    """``method(layer=...)`` of one layer, or the list of it for a list of layers."""
-    if isinstance(layer, (list, tuple)):
-        return [method(layer=one) for one in layer]
-    return method(layer=layer)
+    """``method(layer=...)`` of one layer, or the list of it for a list of layers.
+
+    This explains the layers together where a method only reads along the path of the inputs, also
+    layers downstream of one another. Methods that replace activations take :func:`locate`.
+    """
+    found = [method(layer=one) for one in layers_of(layer)]
+    return found if isinstance(layer, (list, tuple)) else found[0]
 
 
 class Located(NamedTuple):
@@ -214,12 +225,14 @@ def with_examples(
     if len(leaves) > 1 or any(batch in t.shape[1:] for t in leaves):
         # a state (layers, B, H), or time before batch, can look like B examples at one size
         activation = _at_another_size(activation, halves, inputs, batch)
-    if not optree.tree_leaves(activation):
-        raise ValueError(
-            f"layer {describe(layer)} gives no floating tensor with the {batch} example(s) in "
-            "dimension 0 to explain: choose another layer, or "
-            f"at={'output' if at == 'input' else 'input'!r}"
-        )
+    parts = activation if isinstance(layer, (list, tuple)) else [activation]
+    for one, part in zip(layers_of(layer), parts, strict=True):
+        if not optree.tree_leaves(part):
+            raise ValueError(
+                f"layer {describe(one)} gives no floating tensor with the {batch} example(s) in "
+                "dimension 0 to explain: choose another layer, or "
+                f"at={'output' if at == 'input' else 'input'!r}"
+            )
     return activation
 
 

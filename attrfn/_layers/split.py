@@ -75,6 +75,18 @@ def split_once(model: ModelFn, layer: Layer, *, at: At, call: int | None, frozen
     return _halves(*_parts(model, layer, at, call, frozen, again=True))
 
 
+def layers_of(layer: Layer) -> tuple[Any, ...]:
+    """The layers that an argument ``layer`` names.
+
+    Raises:
+        ValueError: There are none.
+    """
+    layers = tuple(layer) if isinstance(layer, (list, tuple)) else (layer,)
+    if not layers:
+        raise ValueError("layer is an empty list, expected at least one layer")
+    return layers
+
+
 def _halves(where: Where, bare: Source, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Split:
     def head(args: tuple[Any, ...], kwargs: dict[str, Any], *inputs: Any) -> Tree:
         return _run_head(bare, where, args, kwargs, inputs[0] if len(inputs) == 1 else inputs)
@@ -100,10 +112,7 @@ def _parts(
         raise ValueError(f"at is {at!r}, expected 'input' or 'output'")
     if call is not None and (type(call) is not int or call < 0):
         raise ValueError(f"call is {call!r}, expected None (all calls) or an int of at least 0")
-    many = isinstance(layer, (list, tuple))
-    layers: tuple[Any, ...] = tuple(layer) if isinstance(layer, (list, tuple)) else (layer,)
-    if not layers:
-        raise ValueError("layer is an empty list, expected at least one layer")
+    many, layers = isinstance(layer, (list, tuple)), layers_of(layer)
     bare = src._replace(args=(), kwargs={})
     keep = Again(bare, layers=layers) if again and frozen and not transforming() else None
     return Where(layers, at, call, many, frozen, keep), bare, src.args, src.kwargs

@@ -2,51 +2,73 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
-from attrfn._methods.maps import Reshape, channel_map, mean, total
-from attrfn._torch.typing import At, Layer, ModelFn, Target, Tree
+from attrfn._copies.batch import wide
+from attrfn._explain.forms import documented, form_of
+from attrfn._explain.options import Arguments, AtLayer
+from attrfn._layers.at import each_layer, locate
+from attrfn._methods.maps import (
+    CamOptions,
+    GradientCamOptions,
+    Reshape,
+    channel_map,
+    channels,
+    finish,
+    flat,
+    mean,
+    total,
+)
+from attrfn._torch.precision import matmul
+from attrfn._torch.typing import At, Layer, ModelFn, Tree, Unpack
 
 
-def grad_cam(
-    model_fn: ModelFn,
-    inputs: Tree,
-    *,
-    layer: Layer,
-    target: Target = None,
-    relu: bool = False,
-    upsample: str | None = None,
-    reshape: Reshape | None = None,
-    at: At = "output",
-    call: int | None = 0,
-    create_graph: bool = False,
-) -> Tree:
+class Cam(Protocol):
+    """The signature of a class activation map."""
+
+    __name__: str
+
+    def __call__(
+        self,
+        model_fn: ModelFn,
+        inputs: Tree,
+        *,
+        layer: Layer,
+        **options: Unpack[GradientCamOptions],
+    ) -> Tree:
+        """The map of one layer, or a list with the map of each layer."""
+
+
+def cam(weigh: Callable[[Tensor, Tensor], Tensor]) -> Cam:
+    """Make a class activation map of a weighing function.
+
+    Args:
+        weigh: From the activation a (B, C, *spatial) and the gradient g of the explained output
+            there to the weighted activation, which is summed over the channels.
+    """
+
+    def run(
+        model_fn: ModelFn, inputs: Tree, *, layer: Layer, **options: Unpack[GradientCamOptions]
+    ) -> Tree:
+        return channel_map(weigh, model_fn, inputs, layer=layer, **options)
+
+    for name in ("__name__", "__qualname__", "__doc__", "__module__"):
+        setattr(run, name, getattr(weigh, name))
+    return form_of(channel_map, AtLayer, GradientCamOptions, Arguments)(run)
+
+
+@cam
+def grad_cam(a: Tensor, g: Tensor) -> Tensor:
     """Grad-CAM: channels weighted by their mean gradient.
 
         A = sum_c w_c a_c,   w_c = mean_hw df/da_c
 
-    Args:
-        model_fn: See :func:`layer_activation`.
-        inputs: See :func:`layer_activation`.
-        layer: A layer with channels in dimension 1, usually the last convolution; each layer of a
-            list is explained on its own.
-        target: See :func:`gradient`.
-        relu: Keep what speaks for the target only, as the paper does.
-        upsample: A mode of ``torch.nn.functional.interpolate`` (``"nearest"``, ``"bilinear"``, ...)
-            that takes the map to the inputs' size, or None.
-        reshape: From the layer's activation to (B, C, *spatial) where it has another form, such as
-            ``lambda a: a[:, 1:].mT.unflatten(2, (14, 14))`` for the tokens of a ViT.
-        at: See :func:`layer_activation`.
-        call: See :func:`layer_activation`.
-        create_graph: See :func:`gradient`.
-
     Returns:
         A map (B, 1, *spatial) of the layer, or of the inputs' size with ``upsample``.
-
-    Raises:
-        TypeError: See :func:`layer_gradient_x_activation`; or the activation is no single tensor.
-        ValueError: See :func:`layer_gradient_x_activation`.
 
     Example:
         >>> import torch, attrfn
@@ -63,50 +85,17 @@ def grad_cam(
         Selvaraju et al., Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
         Localization, 2017.
     """
-
-    def weigh(a: Tensor, g: Tensor) -> Tensor:
-        return mean(g) * a
-
-    return channel_map(
-        weigh, model_fn, inputs, layer, target, relu, upsample, reshape, at, call, create_graph
-    )
+    return mean(g) * a
 
 
-def hires_cam(
-    model_fn: ModelFn,
-    inputs: Tree,
-    *,
-    layer: Layer,
-    target: Target = None,
-    relu: bool = False,
-    upsample: str | None = None,
-    reshape: Reshape | None = None,
-    at: At = "output",
-    call: int | None = 0,
-    create_graph: bool = False,
-) -> Tree:
+@cam
+def hires_cam(a: Tensor, g: Tensor) -> Tensor:
     """HiResCAM: every place weighted by its own gradient.
 
         A = sum_c df/da_c * a_c
 
-    Args:
-        model_fn: See :func:`layer_activation`.
-        inputs: See :func:`layer_activation`.
-        layer: See :func:`grad_cam`.
-        target: See :func:`gradient`.
-        relu: See :func:`grad_cam`.
-        upsample: See :func:`grad_cam`.
-        reshape: See :func:`grad_cam`.
-        at: See :func:`layer_activation`.
-        call: See :func:`layer_activation`.
-        create_graph: See :func:`gradient`.
-
     Returns:
         A map, see :func:`grad_cam`; it sums to f up to the bias where only a linear layer follows.
-
-    Raises:
-        TypeError: See :func:`grad_cam`.
-        ValueError: See :func:`grad_cam`.
 
     Example:
         >>> import torch, attrfn
@@ -123,28 +112,11 @@ def hires_cam(
         Draelos and Carin, Use HiResCAM Instead of Grad-CAM for Faithful Explanations of
         Convolutional Neural Networks, 2020.
     """
-
-    def weigh(a: Tensor, g: Tensor) -> Tensor:
-        return g * a
-
-    return channel_map(
-        weigh, model_fn, inputs, layer, target, relu, upsample, reshape, at, call, create_graph
-    )
+    return g * a
 
 
-def grad_cam_plus_plus(
-    model_fn: ModelFn,
-    inputs: Tree,
-    *,
-    layer: Layer,
-    target: Target = None,
-    relu: bool = False,
-    upsample: str | None = None,
-    reshape: Reshape | None = None,
-    at: At = "output",
-    call: int | None = 0,
-    create_graph: bool = False,
-) -> Tree:
+@cam
+def grad_cam_plus_plus(a: Tensor, g: Tensor) -> Tensor:
     """Grad-CAM++: channels weighted by their positive gradients, each place by its share.
 
         A = sum_c w_c a_c,   w_c = sum_hw alpha_c relu(df/da_c),
@@ -152,24 +124,8 @@ def grad_cam_plus_plus(
 
     The paper explains exp(f), which only scales the map of an image by the positive exp(f).
 
-    Args:
-        model_fn: See :func:`layer_activation`.
-        inputs: See :func:`layer_activation`.
-        layer: See :func:`grad_cam`.
-        target: See :func:`gradient`.
-        relu: See :func:`grad_cam`.
-        upsample: See :func:`grad_cam`.
-        reshape: See :func:`grad_cam`.
-        at: See :func:`layer_activation`.
-        call: See :func:`layer_activation`.
-        create_graph: See :func:`gradient`.
-
     Returns:
         A map, see :func:`grad_cam`.
-
-    Raises:
-        TypeError: See :func:`grad_cam`.
-        ValueError: See :func:`grad_cam`.
 
     Example:
         >>> import torch, attrfn
@@ -186,52 +142,19 @@ def grad_cam_plus_plus(
         Chattopadhay et al., Grad-CAM++: Generalized Gradient-based Visual Explanations for Deep
         Convolutional Networks, 2018.
     """
-
-    def weigh(a: Tensor, g: Tensor) -> Tensor:
-        share = 2 * g**2 + total(a) * g**3
-        alpha = g**2 / torch.where(share == 0, torch.ones_like(share), share)
-        return total(alpha * g.clamp(min=0)) * a
-
-    return channel_map(
-        weigh, model_fn, inputs, layer, target, relu, upsample, reshape, at, call, create_graph
-    )
+    share = 2 * g**2 + total(a) * g**3
+    alpha = g**2 / torch.where(share == 0, torch.ones_like(share), share)
+    return total(alpha * g.clamp(min=0)) * a
 
 
-def xgrad_cam(
-    model_fn: ModelFn,
-    inputs: Tree,
-    *,
-    layer: Layer,
-    target: Target = None,
-    relu: bool = False,
-    upsample: str | None = None,
-    reshape: Reshape | None = None,
-    at: At = "output",
-    call: int | None = 0,
-    create_graph: bool = False,
-) -> Tree:
+@cam
+def xgrad_cam(a: Tensor, g: Tensor) -> Tensor:
     """XGrad-CAM: channels weighted by their gradients where they are active.
 
         A = sum_c w_c a_c,   w_c = sum_hw(a_c df/da_c) / sum_hw(a_c)
 
-    Args:
-        model_fn: See :func:`layer_activation`.
-        inputs: See :func:`layer_activation`.
-        layer: See :func:`grad_cam`.
-        target: See :func:`gradient`.
-        relu: See :func:`grad_cam`.
-        upsample: See :func:`grad_cam`.
-        reshape: See :func:`grad_cam`.
-        at: See :func:`layer_activation`.
-        call: See :func:`layer_activation`.
-        create_graph: See :func:`gradient`.
-
     Returns:
         A map, see :func:`grad_cam`; it sums to that of :func:`hires_cam`.
-
-    Raises:
-        TypeError: See :func:`grad_cam`.
-        ValueError: See :func:`grad_cam`.
 
     Example:
         >>> import torch, attrfn
@@ -248,51 +171,18 @@ def xgrad_cam(
         Fu et al., Axiom-based Grad-CAM: Towards Accurate Visualization and Explanation of CNNs,
         2020.
     """
-
-    def weigh(a: Tensor, g: Tensor) -> Tensor:
-        size = total(a)
-        return total(a * g) / torch.where(size == 0, torch.ones_like(size), size) * a
-
-    return channel_map(
-        weigh, model_fn, inputs, layer, target, relu, upsample, reshape, at, call, create_graph
-    )
+    size = total(a)
+    return total(a * g) / torch.where(size == 0, torch.ones_like(size), size) * a
 
 
-def layer_cam(
-    model_fn: ModelFn,
-    inputs: Tree,
-    *,
-    layer: Layer,
-    target: Target = None,
-    relu: bool = False,
-    upsample: str | None = None,
-    reshape: Reshape | None = None,
-    at: At = "output",
-    call: int | None = 0,
-    create_graph: bool = False,
-) -> Tree:
+@cam
+def layer_cam(a: Tensor, g: Tensor) -> Tensor:
     """LayerCAM: every place weighted by its positive gradient.
 
         A = sum_c relu(df/da_c) * a_c
 
-    Args:
-        model_fn: See :func:`layer_activation`.
-        inputs: See :func:`layer_activation`.
-        layer: See :func:`grad_cam`.
-        target: See :func:`gradient`.
-        relu: See :func:`grad_cam`.
-        upsample: See :func:`grad_cam`.
-        reshape: See :func:`grad_cam`.
-        at: See :func:`layer_activation`.
-        call: See :func:`layer_activation`.
-        create_graph: See :func:`gradient`.
-
     Returns:
         A map, see :func:`grad_cam`.
-
-    Raises:
-        TypeError: See :func:`grad_cam`.
-        ValueError: See :func:`grad_cam`.
 
     Example:
         >>> import torch, attrfn
@@ -308,10 +198,50 @@ def layer_cam(
     Reference:
         Jiang et al., LayerCAM: Exploring Hierarchical Class Activation Maps for Localization, 2021.
     """
+    return g.clamp(min=0) * a
 
-    def weigh(a: Tensor, g: Tensor) -> Tensor:
-        return g.clamp(min=0) * a
 
-    return channel_map(
-        weigh, model_fn, inputs, layer, target, relu, upsample, reshape, at, call, create_graph
-    )
+@documented(AtLayer, CamOptions)
+def eigen_cam(
+    model_fn: ModelFn,
+    inputs: Tree,
+    *,
+    layer: Layer,
+    relu: bool = False,
+    upsample: str | None = None,
+    reshape: Reshape | None = None,
+    at: At = "output",
+    call: int | None = 0,
+    create_graph: bool = False,
+) -> Tree:
+    """Eigen-CAM: the activation projected on its first principal direction; it needs no target.
+
+        A = M v,   M = activation as (places, channels) = U S V^T,   v = first column of V
+
+    The sign of v, which the decomposition leaves open, is that which makes the map's sum positive.
+
+    Returns:
+        A map, see :func:`grad_cam`.
+
+    Example:
+        >>> import torch, attrfn
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU())
+        >>> attrfn.eigen_cam(model, torch.randn(5, 1, 8, 8), layer="1").shape
+        torch.Size([5, 1, 6, 6])
+
+    Reference:
+        Muhammad and Yeasin, Eigen-CAM: Class Activation Map using Principal Components, 2020.
+    """
+
+    def one(layer: Layer) -> Tensor:
+        here = locate(model_fn, inputs, layer, at=at, call=call, create_graph=create_graph)
+        a = channels(here.activation, layer, reshape)
+        m = flat(a).mT.to(wide(a.dtype))
+        v = torch.linalg.svd(m, full_matrices=False).Vh[:, :1].mT
+        projected = matmul(m, v).to(a.dtype)
+        sign = torch.where(projected.sum(1, keepdim=True) < 0, -1.0, 1.0).to(a.dtype)
+        return finish(
+            (sign * projected).mT.reshape(a.shape[0], 1, *a.shape[2:]), inputs, relu, upsample
+        )
+
+    return each_layer(one, layer)

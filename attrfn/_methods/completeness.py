@@ -8,6 +8,8 @@ from torch import Tensor
 from attrfn._copies.batch import row_sums, wide
 from attrfn._explain.baseline import fill_baselines
 from attrfn._explain.explain import Explained
+from attrfn._explain.forms import documented
+from attrfn._explain.options import Arguments, GraphOptions
 from attrfn._explain.target import choose
 from attrfn._explain.tree import batch_size, flatten
 from attrfn._model.bind import bind
@@ -15,6 +17,7 @@ from attrfn._torch.autodiff import transforming
 from attrfn._torch.typing import Baselines, ModelFn, Target, Tree
 
 
+@documented(Arguments, GraphOptions)
 def completeness_delta(
     model_fn: ModelFn,
     inputs: Tree,
@@ -29,18 +32,10 @@ def completeness_delta(
         delta = sum(A) - (f(x) - f(x0))
 
     Args:
-        model_fn: See :func:`gradient`.
-        inputs: The explained inputs, a tensor or pytree (integers too).
         attributions: Any pytree of tensors (B, ...), also of a layer.
-        target: See :func:`gradient`.
-        baselines: See :func:`input_x_gradient`.
-        create_graph: See :func:`gradient`.
 
     Returns:
         One gap per example, (B,), in units of the output.
-
-    Raises:
-        ValueError: Batch sizes disagree, or the baselines do not fit the inputs.
 
     Example:
         >>> import torch, attrfn

@@ -10,6 +10,8 @@ from torch import Tensor
 from attrfn._copies.batch import flat_rows, row_sums
 from attrfn._explain.baseline import fill_baselines
 from attrfn._explain.explain import repeat_chosen
+from attrfn._explain.forms import documented
+from attrfn._explain.options import Arguments, AtLayer, PathOptions
 from attrfn._explain.path import on_copies, over_path
 from attrfn._explain.quadrature import Rule
 from attrfn._explain.target import choose, select
@@ -29,6 +31,7 @@ from attrfn._torch.typing import (
 )
 
 
+@documented(AtLayer, Arguments, PathOptions)
 def layer_conductance(
     model_fn: ModelFn,
     inputs: Tree,
@@ -52,28 +55,9 @@ def layer_conductance(
     The integrand is exact (the gradient at the layer times the directional derivative of the head
     along the path), so few steps are enough where the model is smooth.
 
-    Args:
-        model_fn: See :func:`layer_activation`.
-        inputs: Floating tensors, see :func:`gradient`.
-        layer: See :func:`layer_activation`; each layer of a list is explained on its own.
-        target: See :func:`gradient`.
-        baselines: x0, see :func:`input_x_gradient`.
-        at: See :func:`layer_activation`.
-        call: See :func:`layer_activation`.
-        n_steps: See :func:`integrated_gradients`.
-        quadrature: See :func:`integrated_gradients`.
-        chunk_size: See :func:`integrated_gradients`.
-        batching: See :func:`integrated_gradients`.
-        create_graph: See :func:`gradient`.
-        progress: See :func:`integrated_gradients`.
-
     Returns:
         Attributions like the layer's activation; they sum to f(x) - f(x0) where the layer cuts the
         network.
-
-    Raises:
-        TypeError: See :func:`layer_gradient_x_activation`.
-        ValueError: See :func:`layer_integrated_gradients`.
 
     Example:
         >>> import torch, attrfn
@@ -117,6 +101,7 @@ def layer_conductance(
     return each_layer(one, layer)
 
 
+@documented(AtLayer, Arguments, PathOptions)
 def internal_influence(
     model_fn: ModelFn,
     inputs: Tree,
@@ -137,27 +122,8 @@ def internal_influence(
 
         A = integral_0^1 df/da(x0 + s (x - x0)) ds
 
-    Args:
-        model_fn: See :func:`layer_activation`.
-        inputs: Floating tensors, see :func:`gradient`.
-        layer: See :func:`layer_activation`; each layer of a list is explained on its own.
-        target: See :func:`gradient`.
-        baselines: x0, see :func:`input_x_gradient`.
-        at: See :func:`layer_activation`.
-        call: See :func:`layer_activation`.
-        n_steps: See :func:`integrated_gradients`.
-        quadrature: See :func:`integrated_gradients`.
-        chunk_size: See :func:`integrated_gradients`.
-        batching: See :func:`integrated_gradients`.
-        create_graph: See :func:`gradient`.
-        progress: See :func:`integrated_gradients`.
-
     Returns:
         Attributions like the layer's activation.
-
-    Raises:
-        TypeError: See :func:`layer_gradient_x_activation`.
-        ValueError: See :func:`layer_integrated_gradients`.
 
     Example:
         >>> import torch, attrfn
@@ -194,6 +160,7 @@ def internal_influence(
     return each_layer(one, layer)
 
 
+@documented(AtLayer, Arguments, PathOptions)
 def neuron_conductance(
     model_fn: ModelFn,
     inputs: Tree,
@@ -217,29 +184,15 @@ def neuron_conductance(
         A = (x - x0) * integral_0^1 df/dn(x_s) dn/dx(x_s) ds,   x_s = x0 + s (x - x0)
 
     Args:
-        model_fn: See :func:`layer_activation`.
-        inputs: Floating tensors, see :func:`gradient`.
-        layer: One layer, see :func:`layer_activation`.
-        neuron: n, see :func:`at_neuron`; of several neurons the parts add up (the gradient of a
-            callable says how much of each unit counts).
-        target: See :func:`gradient`.
-        baselines: x0, see :func:`input_x_gradient`.
-        at: See :func:`layer_activation`.
-        call: See :func:`layer_activation`.
-        n_steps: See :func:`integrated_gradients`.
-        quadrature: See :func:`integrated_gradients`.
+        neuron: n, an index or a callable as for :func:`at_neuron`; of several neurons the parts add
+            up (the gradient of a callable says how much of each unit counts).
         multiply_by_inputs: ``False`` leaves out the factor (x - x0).
-        chunk_size: See :func:`integrated_gradients`.
-        batching: See :func:`integrated_gradients`.
-        create_graph: See :func:`gradient`.
-        progress: See :func:`integrated_gradients`.
 
     Returns:
         Attributions like the inputs; they sum to the neuron's :func:`layer_conductance`.
 
     Raises:
-        TypeError: See :func:`layer_gradient_x_activation`.
-        ValueError: See :func:`layer_integrated_gradients`; or the neuron does not exist.
+        ValueError: The neuron does not exist.
 
     Example:
         >>> import torch, attrfn

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
 
@@ -10,19 +10,57 @@ from attrfn._copies.batch import flat_rows, split_rows, wide
 from attrfn._copies.chunks import Chunks, add, over_chunks
 from attrfn._explain.baseline import baseline_distribution, fill_baselines, per_example
 from attrfn._explain.explain import explain
+from attrfn._explain.forms import documented, form_of
 from attrfn._explain.introspect import takes_distribution
-from attrfn._layers.at import at_layer, at_neuron, each_layer
+from attrfn._explain.options import Arguments, AtLayer, GraphOptions
+from attrfn._layers.at import at_layer, at_neuron
 from attrfn._model.bind import uncompiled
 from attrfn._rules.gradient import gradients_by_rules
 from attrfn._rules.rescale import RESCALE
 from attrfn._rules.reveal import REVEAL_CANCEL
 from attrfn._rules.table import Rules
-from attrfn._torch.typing import At, Baselines, ChunkSize, Layer, Leaves, ModelFn, Target, Tree
+from attrfn._torch.typing import (
+    At,
+    Baselines,
+    ChunkSize,
+    Layer,
+    Leaves,
+    ModelFn,
+    Target,
+    Tree,
+    Unpack,
+)
 
 DeepLiftRule = Literal["rescale", "reveal_cancel"] | Rules
+
+
+class DeepLiftOptions(GraphOptions, total=False):
+    """What DeepLIFT and its forms take."""
+
+    rule: DeepLiftRule
+    """``"rescale"``; ``"reveal_cancel"``, which gives separate multipliers to what pushes an
+    activation up and to what pulls it down; or one of :func:`attrfn.rules.rescale` and
+    :func:`attrfn.rules.reveal_cancel`, extended."""
+
+    multiply_by_inputs: bool
+    """``False`` returns the multipliers m."""
+
+
+class DeepShapOptions(DeepLiftOptions, total=False):
+    """What DeepSHAP and its forms take."""
+
+    chunk_size: ChunkSize
+    """How many baselines are compared at once: ``"auto"`` (what memory holds; inside a transform
+    all), ``None`` (all) or a number."""
+
+    progress: bool
+    """Show a progress bar over the baselines."""
+
+
 _RULES = {"rescale": RESCALE, "reveal_cancel": REVEAL_CANCEL}
 
 
+@documented(Arguments, DeepLiftOptions)
 def deep_lift(
     model_fn: ModelFn,
     inputs: Tree,
@@ -41,25 +79,13 @@ def deep_lift(
     holds to rounding on transformers and recurrent networks too. An operation that would break it
     raises :class:`UnsupportedOpError`.
 
-    Args:
-        model_fn: See :func:`gradient`.
-        inputs: See :func:`gradient`.
-        target: See :func:`gradient`.
-        baselines: See :func:`input_x_gradient`.
-        rule: ``"rescale"``; ``"reveal_cancel"``, which gives what pushes an activation up and what
-            pulls it down multipliers of their own; or one of :func:`attrfn.rules.rescale` and
-            :func:`attrfn.rules.reveal_cancel`, extended.
-        multiply_by_inputs: ``False`` returns the multipliers m.
-        create_graph: See :func:`gradient`.
-
     Returns:
         Attributions like the inputs; they sum to f(x) - f(x0).
 
     Raises:
         UnsupportedOpError: The model calls an operation that the rules do not cover.
-        TypeError: See :func:`gradient`.
-        ValueError: See :func:`input_x_gradient`; or the rule has an unknown name, or the model
-            takes another path for the baselines than for the inputs.
+        ValueError: The rule has an unknown name, or the model takes another path for the baselines
+            than for the inputs.
 
     Example:
         >>> import torch, attrfn
@@ -80,6 +106,7 @@ def deep_lift(
 
 
 @takes_distribution
+@documented(Arguments, DeepShapOptions)
 def deep_lift_shap(
     model_fn: ModelFn,
     inputs: Tree,
@@ -97,24 +124,15 @@ def deep_lift_shap(
         A = 1/K sum_k (x - b_k) m(x, b_k),   sum(A) = f(x) - 1/K sum_k f(b_k)
 
     Args:
-        model_fn: See :func:`gradient`.
-        inputs: See :func:`gradient`.
-        target: See :func:`gradient`.
         baselines: K baselines, a tensor (K, ...) or a pytree of those like the inputs; (K, B, ...)
             holds K for each example.
-        rule: See :func:`deep_lift`.
         multiply_by_inputs: ``False`` returns the mean of the multipliers.
-        chunk_size: How many baselines are compared at once, see :func:`integrated_gradients`.
-        create_graph: See :func:`gradient`.
-        progress: Show a progress bar over the chunks.
 
     Returns:
         Attributions like the inputs.
 
     Raises:
-        UnsupportedOpError: See :func:`deep_lift`.
-        TypeError: See :func:`gradient`; or the baselines are no tensors.
-        ValueError: See :func:`deep_lift`.
+        TypeError: The baselines are no tensors.
 
     Example:
         >>> import torch, attrfn
@@ -160,6 +178,7 @@ def _rules(rule: DeepLiftRule) -> Rules:
     return _RULES[rule]
 
 
+@form_of(deep_lift, AtLayer)
 def layer_deep_lift(
     model_fn: ModelFn,
     inputs: Tree,
@@ -169,33 +188,17 @@ def layer_deep_lift(
     baselines: Baselines = None,
     at: At = "output",
     call: int | None = 0,
-    rule: DeepLiftRule = "rescale",
-    multiply_by_inputs: bool = True,
-    create_graph: bool = False,
+    **options: Unpack[DeepLiftOptions],
 ) -> Tree:
     """DeepLIFT of a layer, compared with its activation at the baselines.
 
         A = (a - a0) m(a, a0),   a = head(x),  a0 = head(x0)
 
     Args:
-        model_fn: See :func:`layer_activation`.
-        inputs: See :func:`layer_activation`.
-        layer: See :func:`layer_activation`; each of several is explained on its own.
-        target: See :func:`gradient`.
-        baselines: See :func:`input_x_gradient`, in the space of the inputs.
-        at: See :func:`layer_activation`.
-        call: See :func:`layer_activation`.
-        rule: See :func:`deep_lift`.
-        multiply_by_inputs: See :func:`deep_lift`.
-        create_graph: See :func:`gradient`.
+        baselines: x0 in the space of the inputs; the head carries it to the layer.
 
     Returns:
         Attributions like the layer's activation; a list for several layers.
-
-    Raises:
-        UnsupportedOpError: See :func:`deep_lift`.
-        TypeError: See :func:`layer_activation`.
-        ValueError: See :func:`layer_activation` and :func:`deep_lift`.
 
     Example:
         >>> import torch, attrfn
@@ -209,22 +212,12 @@ def layer_deep_lift(
         Shrikumar, Greenside and Kundaje, Learning Important Features Through Propagating
         Activation Differences, 2017.
     """
-
-    def one(layer: Layer) -> Any:
-        return at_layer(deep_lift, layer, at=at, call=call)(
-            model_fn,
-            inputs,
-            target=target,
-            baselines=baselines,
-            rule=rule,
-            multiply_by_inputs=multiply_by_inputs,
-            create_graph=create_graph,
-        )
-
-    return each_layer(one, layer)
+    return at_layer(deep_lift, layer, at=at, call=call)(
+        model_fn, inputs, target=target, baselines=baselines, **options
+    )
 
 
-@takes_distribution
+@form_of(deep_lift_shap, AtLayer)
 def layer_deep_lift_shap(
     model_fn: ModelFn,
     inputs: Tree,
@@ -234,37 +227,17 @@ def layer_deep_lift_shap(
     target: Target = None,
     at: At = "output",
     call: int | None = 0,
-    rule: DeepLiftRule = "rescale",
-    multiply_by_inputs: bool = True,
-    chunk_size: ChunkSize = "auto",
-    create_graph: bool = False,
-    progress: bool = False,
+    **options: Unpack[DeepShapOptions],
 ) -> Tree:
     """DeepSHAP of a layer, compared with its activations at a distribution of baselines.
 
         A = 1/K sum_k (a - a_k) m(a, a_k),   a = head(x),  a_k = head(b_k)
 
     Args:
-        model_fn: See :func:`layer_activation`.
-        inputs: See :func:`layer_activation`.
-        layer: See :func:`layer_deep_lift`.
-        baselines: See :func:`deep_lift_shap`, in the space of the inputs.
-        target: See :func:`gradient`.
-        at: See :func:`layer_activation`.
-        call: See :func:`layer_activation`.
-        rule: See :func:`deep_lift`.
-        multiply_by_inputs: See :func:`deep_lift`.
-        chunk_size: See :func:`deep_lift_shap`.
-        create_graph: See :func:`gradient`.
-        progress: See :func:`deep_lift_shap`.
+        baselines: K baselines in the space of the inputs, as for :func:`deep_lift_shap`.
 
     Returns:
         Attributions like the layer's activation; a list for several layers.
-
-    Raises:
-        UnsupportedOpError: See :func:`deep_lift`.
-        TypeError: See :func:`layer_activation` and :func:`deep_lift_shap`.
-        ValueError: See :func:`layer_activation` and :func:`deep_lift_shap`.
 
     Example:
         >>> import torch, attrfn
@@ -278,23 +251,12 @@ def layer_deep_lift_shap(
     Reference:
         Lundberg and Lee, A Unified Approach to Interpreting Model Predictions, 2017.
     """
-
-    def one(layer: Layer) -> Any:
-        return at_layer(deep_lift_shap, layer, at=at, call=call)(
-            model_fn,
-            inputs,
-            target=target,
-            baselines=baselines,
-            rule=rule,
-            multiply_by_inputs=multiply_by_inputs,
-            chunk_size=chunk_size,
-            create_graph=create_graph,
-            progress=progress,
-        )
-
-    return each_layer(one, layer)
+    return at_layer(deep_lift_shap, layer, at=at, call=call)(
+        model_fn, inputs, target=target, baselines=baselines, **options
+    )
 
 
+@form_of(deep_lift, AtLayer)
 def neuron_deep_lift(
     model_fn: ModelFn,
     inputs: Tree,
@@ -304,33 +266,14 @@ def neuron_deep_lift(
     baselines: Baselines = None,
     at: At = "output",
     call: int | None = 0,
-    rule: DeepLiftRule = "rescale",
-    multiply_by_inputs: bool = True,
-    create_graph: bool = False,
+    **options: Unpack[DeepLiftOptions],
 ) -> Tree:
     """DeepLIFT of a neuron with respect to the inputs.
 
         A = (x - x0) m,   sum(A) = n(x) - n(x0),   n = neuron of head(x)
 
-    Args:
-        model_fn: See :func:`layer_activation`.
-        inputs: Floating tensors, see :func:`gradient`.
-        layer: See :func:`layer_activation`.
-        neuron: See :func:`neuron_gradient`.
-        baselines: See :func:`input_x_gradient`.
-        at: See :func:`layer_activation`.
-        call: See :func:`layer_activation`.
-        rule: See :func:`deep_lift`.
-        multiply_by_inputs: See :func:`deep_lift`.
-        create_graph: See :func:`gradient`.
-
     Returns:
         Attributions like the inputs.
-
-    Raises:
-        UnsupportedOpError: See :func:`deep_lift`.
-        TypeError: See :func:`neuron_gradient`.
-        ValueError: See :func:`neuron_gradient` and :func:`deep_lift`.
 
     Example:
         >>> import torch, attrfn
@@ -345,16 +288,11 @@ def neuron_deep_lift(
         Activation Differences, 2017.
     """
     return at_neuron(deep_lift, layer, neuron, at=at, call=call)(
-        model_fn,
-        inputs,
-        baselines=baselines,
-        rule=rule,
-        multiply_by_inputs=multiply_by_inputs,
-        create_graph=create_graph,
+        model_fn, inputs, baselines=baselines, **options
     )
 
 
-@takes_distribution
+@form_of(deep_lift_shap, AtLayer)
 def neuron_deep_lift_shap(
     model_fn: ModelFn,
     inputs: Tree,
@@ -364,37 +302,14 @@ def neuron_deep_lift_shap(
     baselines: Baselines,
     at: At = "output",
     call: int | None = 0,
-    rule: DeepLiftRule = "rescale",
-    multiply_by_inputs: bool = True,
-    chunk_size: ChunkSize = "auto",
-    create_graph: bool = False,
-    progress: bool = False,
+    **options: Unpack[DeepShapOptions],
 ) -> Tree:
     """DeepSHAP of a neuron with respect to the inputs.
 
         A = 1/K sum_k (x - b_k) m(x, b_k),   n = neuron of head(x)
 
-    Args:
-        model_fn: See :func:`layer_activation`.
-        inputs: Floating tensors, see :func:`gradient`.
-        layer: See :func:`layer_activation`.
-        neuron: See :func:`neuron_gradient`.
-        baselines: See :func:`deep_lift_shap`.
-        at: See :func:`layer_activation`.
-        call: See :func:`layer_activation`.
-        rule: See :func:`deep_lift`.
-        multiply_by_inputs: See :func:`deep_lift`.
-        chunk_size: See :func:`deep_lift_shap`.
-        create_graph: See :func:`gradient`.
-        progress: See :func:`deep_lift_shap`.
-
     Returns:
         Attributions like the inputs.
-
-    Raises:
-        UnsupportedOpError: See :func:`deep_lift`.
-        TypeError: See :func:`neuron_gradient` and :func:`deep_lift_shap`.
-        ValueError: See :func:`neuron_gradient` and :func:`deep_lift_shap`.
 
     Example:
         >>> import torch, attrfn
@@ -409,12 +324,5 @@ def neuron_deep_lift_shap(
         Lundberg and Lee, A Unified Approach to Interpreting Model Predictions, 2017.
     """
     return at_neuron(deep_lift_shap, layer, neuron, at=at, call=call)(
-        model_fn,
-        inputs,
-        baselines=baselines,
-        rule=rule,
-        multiply_by_inputs=multiply_by_inputs,
-        chunk_size=chunk_size,
-        create_graph=create_graph,
-        progress=progress,
+        model_fn, inputs, baselines=baselines, **options
     )

@@ -6,8 +6,10 @@ from attrfn._copies.batch import wide
 from attrfn._copies.chunks import Chunks, add, at_once, over_chunks
 from attrfn._explain.baseline import baseline_distribution
 from attrfn._explain.explain import explain
+from attrfn._explain.forms import documented, form_of
 from attrfn._explain.introspect import takes_distribution
 from attrfn._explain.noise import Noise, positive
+from attrfn._explain.options import Arguments, AtLayer, SamplingOptions
 from attrfn._layers.at import at_layer, at_neuron
 from attrfn._torch.typing import (
     At,
@@ -20,10 +22,12 @@ from attrfn._torch.typing import (
     ModelFn,
     Target,
     Tree,
+    Unpack,
 )
 
 
 @takes_distribution
+@documented(Arguments, SamplingOptions)
 def gradient_shap(
     model_fn: ModelFn,
     inputs: Tree,
@@ -47,27 +51,16 @@ def gradient_shap(
     key of shape (B, 2) draws for each example on its own.
 
     Args:
-        model_fn: See :func:`gradient`.
-        inputs: See :func:`gradient`.
-        target: See :func:`gradient`.
         baselines: K baselines to draw from, a tensor (K, ...) or a pytree of those like the inputs;
             (K, B, ...) holds K for each example.
-        n_samples: The number of draws the mean is taken over.
         stdevs: s, the standard deviation of the noise n ~ N(0, 1) in units of the inputs: a number
             or a pytree prefix; 0 gives expected gradients.
-        key: An int or a key of :mod:`attrfn.random`, (2,) or (B, 2).
-        multiply_by_inputs: ``False`` leaves out the factor (x' - b).
-        chunk_size: How many samples are evaluated at once, see :func:`integrated_gradients`.
-        batching: See :func:`integrated_gradients`.
-        create_graph: See :func:`gradient`.
-        progress: Show a progress bar over the chunks.
 
     Returns:
         Attributions like the inputs; their expected sum is f(x) - E f(b).
 
     Raises:
-        TypeError: See :func:`gradient`; or the baselines are no tensors.
-        ValueError: See :func:`gradient`; or an option is out of its range.
+        TypeError: The baselines are no tensors.
 
     Example:
         >>> import torch, attrfn
@@ -107,7 +100,7 @@ def gradient_shap(
     return p.result([t / n_samples for t in total])
 
 
-@takes_distribution
+@form_of(gradient_shap, AtLayer)
 def layer_gradient_shap(
     model_fn: ModelFn,
     inputs: Tree,
@@ -117,14 +110,7 @@ def layer_gradient_shap(
     target: Target = None,
     at: At = "output",
     call: int | None = 0,
-    n_samples: int = 5,
-    stdevs: Tree = 0.0,
-    key: Key = 0,
-    multiply_by_inputs: bool = True,
-    chunk_size: ChunkSize = "auto",
-    batching: Batching = "fold",
-    create_graph: bool = False,
-    progress: bool = False,
+    **options: Unpack[SamplingOptions],
 ) -> Tree:
     """Expected gradients of a layer, between its activation and those of random baselines.
 
@@ -133,28 +119,14 @@ def layer_gradient_shap(
     This is ``at_layer(gradient_shap, layer)``: noise and path live at the layer.
 
     Args:
-        model_fn: See :func:`layer_activation`.
-        inputs: See :func:`layer_activation`.
-        layer: See :func:`at_layer`.
-        baselines: See :func:`gradient_shap`, in the space of the inputs.
-        target: See :func:`gradient`.
-        at: See :func:`layer_activation`.
-        call: See :func:`layer_activation`.
-        n_samples: See :func:`gradient_shap`.
-        stdevs: See :func:`gradient_shap`, in units of the layer.
-        key: See :func:`gradient_shap`.
-        multiply_by_inputs: See :func:`gradient_shap`.
-        chunk_size: See :func:`gradient_shap`.
-        batching: See :func:`integrated_gradients`.
-        create_graph: See :func:`gradient`.
-        progress: See :func:`integrated_gradients`.
+        baselines: K baselines in the space of the inputs, as for :func:`gradient_shap`.
+        stdevs: s, in units of the layer: a number or a pytree prefix of the activation.
 
     Returns:
         Attributions like the layer's activation.
 
     Raises:
-        TypeError: See :func:`gradient_shap`.
-        ValueError: See :func:`gradient_shap`; or the layer is never called.
+        ValueError: The layer is never called.
 
     Example:
         >>> import torch, attrfn
@@ -170,22 +142,11 @@ def layer_gradient_shap(
         Priors and Expected Gradients, 2021.
     """
     return at_layer(gradient_shap, layer, at=at, call=call)(
-        model_fn,
-        inputs,
-        target=target,
-        baselines=baselines,
-        n_samples=n_samples,
-        stdevs=stdevs,
-        key=key,
-        multiply_by_inputs=multiply_by_inputs,
-        chunk_size=chunk_size,
-        batching=batching,
-        create_graph=create_graph,
-        progress=progress,
+        model_fn, inputs, target=target, baselines=baselines, **options
     )
 
 
-@takes_distribution
+@form_of(gradient_shap, AtLayer)
 def neuron_gradient_shap(
     model_fn: ModelFn,
     inputs: Tree,
@@ -195,42 +156,14 @@ def neuron_gradient_shap(
     baselines: Baselines,
     at: At = "output",
     call: int | None = 0,
-    n_samples: int = 5,
-    stdevs: Tree = 0.0,
-    key: Key = 0,
-    multiply_by_inputs: bool = True,
-    chunk_size: ChunkSize = "auto",
-    batching: Batching = "fold",
-    create_graph: bool = False,
-    progress: bool = False,
+    **options: Unpack[SamplingOptions],
 ) -> Tree:
     """Expected gradients of a neuron with respect to the inputs.
 
         A = E[(x' - b) * dn(b + s (x' - b))/dx],   n = neuron of head(x)
 
-    Args:
-        model_fn: See :func:`layer_activation`.
-        inputs: Floating tensors, see :func:`gradient`.
-        layer: See :func:`layer_activation`.
-        neuron: See :func:`neuron_gradient`.
-        baselines: See :func:`gradient_shap`.
-        at: See :func:`layer_activation`.
-        call: See :func:`layer_activation`.
-        n_samples: See :func:`gradient_shap`.
-        stdevs: See :func:`gradient_shap`.
-        key: See :func:`gradient_shap`.
-        multiply_by_inputs: See :func:`gradient_shap`.
-        chunk_size: See :func:`gradient_shap`.
-        batching: See :func:`integrated_gradients`.
-        create_graph: See :func:`gradient`.
-        progress: See :func:`integrated_gradients`.
-
     Returns:
         Attributions like the inputs; their expected sum is n(x) - E n(b).
-
-    Raises:
-        TypeError: See :func:`neuron_gradient` and :func:`gradient_shap`.
-        ValueError: See :func:`neuron_gradient` and :func:`gradient_shap`.
 
     Example:
         >>> import torch, attrfn
@@ -246,15 +179,5 @@ def neuron_gradient_shap(
         Priors and Expected Gradients, 2021.
     """
     return at_neuron(gradient_shap, layer, neuron, at=at, call=call)(
-        model_fn,
-        inputs,
-        baselines=baselines,
-        n_samples=n_samples,
-        stdevs=stdevs,
-        key=key,
-        multiply_by_inputs=multiply_by_inputs,
-        chunk_size=chunk_size,
-        batching=batching,
-        create_graph=create_graph,
-        progress=progress,
+        model_fn, inputs, baselines=baselines, **options
     )

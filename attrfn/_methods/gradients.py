@@ -7,6 +7,8 @@ import torch
 
 from attrfn._explain.baseline import fill_baselines
 from attrfn._explain.explain import explain
+from attrfn._explain.forms import documented, form_of
+from attrfn._explain.options import Arguments, AtLayer, GraphOptions
 from attrfn._explain.tree import flatten
 from attrfn._layers.at import at_neuron, each_layer, read
 from attrfn._layers.one_pass import activation_and_gradient
@@ -19,9 +21,11 @@ from attrfn._torch.typing import (
     ModelFn,
     Target,
     Tree,
+    Unpack,
 )
 
 
+@documented(Arguments, GraphOptions)
 def gradient(
     model_fn: ModelFn, inputs: Tree, *, target: Target = None, create_graph: bool = False
 ) -> Tree:
@@ -29,21 +33,8 @@ def gradient(
 
         A = df(x)/dx
 
-    Args:
-        model_fn: Called as ``model_fn(*inputs)`` when inputs is a tuple, else ``model_fn(inputs)``.
-        inputs: A floating tensor (B, ...) or a pytree of those.
-        target: Which scalar per example is explained: ``None`` (there is only one), an int, an
-            integer tensor () or (B,), a tuple of ints and slices, a list with one int or tuple per
-            example, or a callable ``outputs -> (B,)``.
-        create_graph: Let ``.backward()`` on the result reach inputs and parameters. Inside a
-            torch.func transform or torch.compile the result can be differentiated anyway.
-
     Returns:
         Attributions of the inputs' structure, shapes and dtypes.
-
-    Raises:
-        TypeError: An input is no floating tensor, or the target is of no known kind.
-        ValueError: Batch sizes disagree, or the target does not fit the output.
 
     Example:
         >>> import torch, attrfn
@@ -60,6 +51,7 @@ def gradient(
     return p.result(grads)
 
 
+@documented(Arguments, GraphOptions)
 def saliency(
     model_fn: ModelFn,
     inputs: Tree,
@@ -73,18 +65,10 @@ def saliency(
         A = |df(x)/dx|
 
     Args:
-        model_fn: See :func:`gradient`.
-        inputs: See :func:`gradient`.
-        target: See :func:`gradient`.
         absolute: ``False`` keeps the sign, which is :func:`gradient`.
-        create_graph: See :func:`gradient`.
 
     Returns:
         Attributions like the inputs.
-
-    Raises:
-        TypeError: See :func:`gradient`.
-        ValueError: See :func:`gradient`.
 
     Example:
         >>> import torch, attrfn
@@ -99,6 +83,7 @@ def saliency(
     return p.result([g.abs() if absolute else g for g in grads])
 
 
+@documented(Arguments, GraphOptions)
 def input_x_gradient(
     model_fn: ModelFn,
     inputs: Tree,
@@ -111,20 +96,8 @@ def input_x_gradient(
 
         A = (x - x0) * df(x)/dx
 
-    Args:
-        model_fn: See :func:`gradient`.
-        inputs: See :func:`gradient`.
-        target: See :func:`gradient`.
-        baselines: x0: ``None`` (zeros), a number, a tensor that broadcasts to the input, or a
-            pytree prefix of those.
-        create_graph: See :func:`gradient`.
-
     Returns:
         Attributions like the inputs; they sum to f(x) - f(x0) where f is affine.
-
-    Raises:
-        TypeError: See :func:`gradient`.
-        ValueError: See :func:`gradient`; or the baselines do not fit the inputs.
 
     Example:
         >>> import torch, attrfn
@@ -141,6 +114,7 @@ def input_x_gradient(
     return p.result([(x - b) * g for x, b, g in zip(p.x, x0, grads, strict=True)])
 
 
+@documented(AtLayer, GraphOptions)
 def layer_activation(
     model_fn: ModelFn,
     inputs: Tree,
@@ -154,20 +128,8 @@ def layer_activation(
 
         A = head(x)
 
-    Args:
-        model_fn: A module, a bound method of one, or ``functools.partial`` of either.
-        inputs: The model's inputs, a tensor (B, ...) or a pytree of those, integers too.
-        layer: A module, its qualified name, or a list of either (then the result is a list).
-        at: ``"output"`` or ``"input"`` of the layer.
-        call: Which call of a layer that is used several times; ``None`` takes all (a tuple).
-        create_graph: See :func:`gradient`.
-
     Returns:
         The layer's value as it is: a tensor, tuple, dict, ...
-
-    Raises:
-        TypeError: The model function hides its module.
-        ValueError: The layer is no part of the model or is never called.
 
     Example:
         >>> import torch, attrfn
@@ -180,6 +142,7 @@ def layer_activation(
     return read(halves, inputs, create_graph)
 
 
+@documented(AtLayer, Arguments, GraphOptions)
 def layer_gradient_x_activation(
     model_fn: ModelFn,
     inputs: Tree,
@@ -196,21 +159,10 @@ def layer_gradient_x_activation(
         A = a * df/da,   a = head(x)
 
     Args:
-        model_fn: See :func:`layer_activation`.
-        inputs: See :func:`layer_activation`.
-        layer: See :func:`layer_activation`; each layer of a list is explained on its own.
-        target: See :func:`gradient`.
-        at: See :func:`layer_activation`.
-        call: See :func:`layer_activation`.
         multiply_by_inputs: ``False`` returns the gradient df/da alone.
-        create_graph: See :func:`gradient`.
 
     Returns:
         Attributions like the layer's activation.
-
-    Raises:
-        TypeError: The model function hides its module, or the target is of no known kind.
-        ValueError: The layer is never called, or the target does not fit the output.
 
     Example:
         >>> import torch, attrfn
@@ -234,6 +186,7 @@ def layer_gradient_x_activation(
     return each_layer(one, layer)
 
 
+@form_of(gradient, AtLayer)
 def neuron_gradient(
     model_fn: ModelFn,
     inputs: Tree,
@@ -242,28 +195,14 @@ def neuron_gradient(
     neuron: Target,
     at: At = "output",
     call: int | None = 0,
-    create_graph: bool = False,
+    **options: Unpack[GraphOptions],
 ) -> Tree:
     """Gradient of a neuron with respect to the inputs.
 
         A = dn(x)/dx,   n = neuron of head(x)
 
-    Args:
-        model_fn: See :func:`layer_activation`.
-        inputs: Floating tensors, see :func:`gradient`.
-        layer: See :func:`layer_activation`.
-        neuron: An int, a tuple of ints and slices (slices are summed), one of either per example,
-            or a callable from the layer's activation to (B,).
-        at: See :func:`layer_activation`.
-        call: See :func:`layer_activation`.
-        create_graph: See :func:`gradient`.
-
     Returns:
         Attributions like the inputs.
-
-    Raises:
-        TypeError: The model function hides its module, or the neuron is of no known kind.
-        ValueError: The layer is never called, or the neuron does not exist.
 
     Example:
         >>> import torch, attrfn
@@ -275,6 +214,4 @@ def neuron_gradient(
     Reference:
         Simonyan, Vedaldi and Zisserman, Deep Inside Convolutional Networks, 2013.
     """
-    return at_neuron(gradient, layer, neuron, at=at, call=call)(
-        model_fn, inputs, create_graph=create_graph
-    )
+    return at_neuron(gradient, layer, neuron, at=at, call=call)(model_fn, inputs, **options)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from attrfn._explain.explain import explain
+from attrfn._explain.forms import documented, form_of
+from attrfn._explain.options import Arguments, AtLayer, GraphOptions
 from attrfn._layers.at import at_neuron
 from attrfn._model.bind import uncompiled
 from attrfn._rules.errors import UnsupportedOpError
@@ -11,10 +13,11 @@ from attrfn._rules.relu import DECONV, GUIDED
 from attrfn._rules.table import Rules
 from attrfn._rules.unseen import refuse_scripted
 from attrfn._torch.autodiff import transforming
-from attrfn._torch.typing import At, Layer, ModelFn, Target, Tree
+from attrfn._torch.typing import At, Layer, ModelFn, Target, Tree, Unpack
 from attrfn._torch.warn import warn
 
 
+@documented(Arguments, GraphOptions)
 def guided_backprop(
     model_fn: ModelFn,
     inputs: Tree,
@@ -29,20 +32,12 @@ def guided_backprop(
     Every form of ReLU counts: ``nn.ReLU``, also reused or in place, ``F.relu``, ``torch.relu``,
     ``x.relu()`` and ``x.clamp(min=0)``. Other activations keep their derivatives.
 
-    Args:
-        model_fn: See :func:`gradient`.
-        inputs: See :func:`gradient`.
-        target: See :func:`gradient`.
-        create_graph: See :func:`gradient`.
-
     Returns:
         Attributions like the inputs.
 
     Raises:
         UnsupportedOpError: The model has code in which ReLUs cannot be seen: a custom
             autograd.Function, a scripted or traced module, checkpointing.
-        TypeError: See :func:`gradient`.
-        ValueError: See :func:`gradient`.
 
     Example:
         >>> import torch, attrfn
@@ -57,6 +52,7 @@ def guided_backprop(
     return _with_rules(model_fn, inputs, target, GUIDED, create_graph)
 
 
+@documented(Arguments, GraphOptions)
 def deconvolution(
     model_fn: ModelFn,
     inputs: Tree,
@@ -70,19 +66,8 @@ def deconvolution(
 
     What counts as ReLU is said at :func:`guided_backprop`.
 
-    Args:
-        model_fn: See :func:`gradient`.
-        inputs: See :func:`gradient`.
-        target: See :func:`gradient`.
-        create_graph: See :func:`gradient`.
-
     Returns:
         Attributions like the inputs.
-
-    Raises:
-        UnsupportedOpError: See :func:`guided_backprop`.
-        TypeError: See :func:`gradient`.
-        ValueError: See :func:`gradient`.
 
     Example:
         >>> import torch, attrfn
@@ -116,6 +101,7 @@ def _with_rules(
     return p.result(grads)
 
 
+@form_of(guided_backprop, AtLayer)
 def neuron_guided_backprop(
     model_fn: ModelFn,
     inputs: Tree,
@@ -124,27 +110,14 @@ def neuron_guided_backprop(
     neuron: Target,
     at: At = "output",
     call: int | None = 0,
-    create_graph: bool = False,
+    **options: Unpack[GraphOptions],
 ) -> Tree:
     """Guided backpropagation of a neuron, see :func:`guided_backprop`.
 
         A = guided gradient of n,   n = neuron of head(x)
 
-    Args:
-        model_fn: See :func:`layer_activation`.
-        inputs: See :func:`gradient`.
-        layer: See :func:`layer_activation`.
-        neuron: See :func:`neuron_gradient`.
-        at: See :func:`layer_activation`.
-        call: See :func:`layer_activation`.
-        create_graph: See :func:`gradient`.
-
     Returns:
         Attributions like the inputs.
-
-    Raises:
-        TypeError: See :func:`neuron_gradient`.
-        ValueError: See :func:`neuron_gradient`.
 
     Example:
         >>> import torch, attrfn
@@ -158,11 +131,10 @@ def neuron_guided_backprop(
         Springenberg, Dosovitskiy, Brox and Riedmiller, Striving for Simplicity: The All
         Convolutional Net, 2014.
     """
-    return at_neuron(guided_backprop, layer, neuron, at=at, call=call)(
-        model_fn, inputs, create_graph=create_graph
-    )
+    return at_neuron(guided_backprop, layer, neuron, at=at, call=call)(model_fn, inputs, **options)
 
 
+@form_of(deconvolution, AtLayer)
 def neuron_deconvolution(
     model_fn: ModelFn,
     inputs: Tree,
@@ -171,27 +143,14 @@ def neuron_deconvolution(
     neuron: Target,
     at: At = "output",
     call: int | None = 0,
-    create_graph: bool = False,
+    **options: Unpack[GraphOptions],
 ) -> Tree:
     """Deconvolution of a neuron, see :func:`deconvolution`.
 
         A = deconvolved gradient of n,   n = neuron of head(x)
 
-    Args:
-        model_fn: See :func:`layer_activation`.
-        inputs: See :func:`gradient`.
-        layer: See :func:`layer_activation`.
-        neuron: See :func:`neuron_gradient`.
-        at: See :func:`layer_activation`.
-        call: See :func:`layer_activation`.
-        create_graph: See :func:`gradient`.
-
     Returns:
         Attributions like the inputs.
-
-    Raises:
-        TypeError: See :func:`neuron_gradient`.
-        ValueError: See :func:`neuron_gradient`.
 
     Example:
         >>> import torch, attrfn
@@ -204,6 +163,4 @@ def neuron_deconvolution(
     Reference:
         Zeiler and Fergus, Visualizing and Understanding Convolutional Networks, 2014.
     """
-    return at_neuron(deconvolution, layer, neuron, at=at, call=call)(
-        model_fn, inputs, create_graph=create_graph
-    )
+    return at_neuron(deconvolution, layer, neuron, at=at, call=call)(model_fn, inputs, **options)

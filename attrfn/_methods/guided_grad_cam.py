@@ -7,14 +7,17 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from attrfn._explain.forms import documented
+from attrfn._explain.options import Arguments, AtLayer
 from attrfn._explain.tree import flatten
 from attrfn._layers.at import each_layer
 from attrfn._methods.cam import grad_cam
 from attrfn._methods.guided import guided_backprop
-from attrfn._methods.maps import Reshape
+from attrfn._methods.maps import CamOptions, Reshape
 from attrfn._torch.typing import At, Layer, ModelFn, Target, Tree
 
 
+@documented(AtLayer, CamOptions, Arguments)
 def guided_grad_cam(
     model_fn: ModelFn,
     inputs: Tree,
@@ -32,23 +35,15 @@ def guided_grad_cam(
         A = guided backpropagation * resize(max(Grad-CAM, 0))
 
     Args:
-        model_fn: See :func:`layer_activation`.
-        inputs: See :func:`layer_activation`; every tensor has the spatial dimensions of the map.
-        layer: See :func:`grad_cam`.
-        target: See :func:`gradient`.
+        inputs: Floating tensors with the spatial dimensions of the map.
         interpolate_mode: How the map is brought to the inputs' size, a mode of
             ``torch.nn.functional.interpolate``.
-        reshape: See :func:`grad_cam`.
-        at: See :func:`layer_activation`.
-        call: See :func:`layer_activation`.
-        create_graph: See :func:`gradient`.
 
     Returns:
         Attributions like the inputs.
 
     Raises:
-        TypeError: See :func:`grad_cam`.
-        ValueError: See :func:`grad_cam`; or an input has other dimensions than the map.
+        ValueError: An input has other dimensions than the map.
 
     Example:
         >>> import torch, attrfn

@@ -10,6 +10,8 @@ import torch
 from attrfn._copies.batch import row_sums
 from attrfn._explain.baseline import fill_baselines
 from attrfn._explain.explain import Explained, explain
+from attrfn._explain.forms import documented, form_of
+from attrfn._explain.options import Arguments, AtLayer, PathOptions
 from attrfn._explain.path import over_path
 from attrfn._explain.quadrature import Rule
 from attrfn._layers.at import at_layer, at_neuron
@@ -24,12 +26,14 @@ from attrfn._torch.typing import (
     ModelFn,
     Target,
     Tree,
+    Unpack,
 )
 from attrfn._torch.warn import warn
 
 _MOST_DOUBLINGS = 10
 
 
+@documented(Arguments, PathOptions)
 def integrated_gradients(
     model_fn: ModelFn,
     inputs: Tree,
@@ -50,31 +54,8 @@ def integrated_gradients(
         A = (x - x0) * integral_0^1 df(x0 + a (x - x0))/dx da
           = (x - x0) * sum_k w_k df(x0 + a_k (x - x0))/dx
 
-    Args:
-        model_fn: See :func:`gradient`.
-        inputs: See :func:`gradient`.
-        target: See :func:`gradient`.
-        baselines: x0, see :func:`input_x_gradient`.
-        n_steps: The number of nodes a_k.
-        quadrature: ``"gauss_legendre"``, ``"riemann_left"``, ``"riemann_right"``,
-            ``"riemann_middle"``, ``"riemann_trapezoid"`` or a callable ``n -> (nodes, weights)``.
-        multiply_by_inputs: ``False`` returns the integral without the factor (x - x0).
-        tolerance: Double the steps until every example's completeness gap is below this (in units
-            of the output), with no more than ``n_steps`` at once for ``chunk_size=None``; not
-            inside transforms or torch.compile.
-        chunk_size: How many steps are evaluated at once, which bounds the memory: ``"auto"`` (what
-            memory holds; inside a transform all), ``None`` (all) or a number.
-        batching: ``"fold"`` puts the steps into the batch axis; ``"vmap"`` serves models without a
-            usable one; ``"loop"`` takes one step at a time.
-        create_graph: See :func:`gradient`.
-        progress: Show a progress bar over the chunks.
-
     Returns:
         Attributions like the inputs; they sum to f(x) - f(x0) (completeness).
-
-    Raises:
-        TypeError: See :func:`gradient`.
-        ValueError: See :func:`gradient`; or an option is out of its range.
 
     Example:
         >>> import torch, attrfn
@@ -143,23 +124,16 @@ def _refined(
     return total
 
 
+@form_of(integrated_gradients, AtLayer)
 def layer_integrated_gradients(
     model_fn: ModelFn,
     inputs: Tree,
     *,
     layer: Layer,
     target: Target = None,
-    baselines: Baselines = None,
     at: At = "output",
     call: int | None = 0,
-    n_steps: int = 50,
-    quadrature: str | Rule = "gauss_legendre",
-    multiply_by_inputs: bool = True,
-    tolerance: float | None = None,
-    chunk_size: ChunkSize = "auto",
-    batching: Batching = "fold",
-    create_graph: bool = False,
-    progress: bool = False,
+    **options: Unpack[PathOptions],
 ) -> Tree:
     """Integrated gradients of a layer, along the path from head(x0) to head(x).
 
@@ -168,29 +142,14 @@ def layer_integrated_gradients(
     This is ``at_layer(integrated_gradients, layer)``; the inputs may be integers (token ids).
 
     Args:
-        model_fn: See :func:`layer_activation`.
-        inputs: See :func:`layer_activation`.
-        layer: See :func:`at_layer`: the layers of a list are explained together.
-        target: See :func:`gradient`.
-        baselines: x0 in the space of the inputs, see :func:`input_x_gradient`.
-        at: See :func:`layer_activation`.
-        call: See :func:`layer_activation`.
-        n_steps: See :func:`integrated_gradients`.
-        quadrature: See :func:`integrated_gradients`.
-        multiply_by_inputs: See :func:`integrated_gradients`.
-        tolerance: See :func:`integrated_gradients`.
-        chunk_size: See :func:`integrated_gradients`.
-        batching: See :func:`integrated_gradients`.
-        create_graph: See :func:`gradient`.
-        progress: See :func:`integrated_gradients`.
+        baselines: x0 in the space of the inputs; the head carries it to the layer.
 
     Returns:
         Attributions like the layer's activation; they sum to f(x) - f(x0) where the layer cuts the
         network.
 
     Raises:
-        TypeError: See :func:`layer_gradient_x_activation`.
-        ValueError: See :func:`layer_gradient_x_activation`; or an option is out of its range.
+        ValueError: An option is out of its range.
 
     Example:
         >>> import torch, attrfn
@@ -205,66 +164,30 @@ def layer_integrated_gradients(
         Sundararajan, Taly and Yan, Axiomatic Attribution for Deep Networks, 2017.
     """
     return at_layer(integrated_gradients, layer, at=at, call=call)(
-        model_fn,
-        inputs,
-        target=target,
-        baselines=baselines,
-        n_steps=n_steps,
-        quadrature=quadrature,
-        multiply_by_inputs=multiply_by_inputs,
-        tolerance=tolerance,
-        chunk_size=chunk_size,
-        batching=batching,
-        create_graph=create_graph,
-        progress=progress,
+        model_fn, inputs, target=target, **options
     )
 
 
+@form_of(integrated_gradients, AtLayer)
 def neuron_integrated_gradients(
     model_fn: ModelFn,
     inputs: Tree,
     *,
     layer: Layer,
     neuron: Target,
-    baselines: Baselines = None,
     at: At = "output",
     call: int | None = 0,
-    n_steps: int = 50,
-    quadrature: str | Rule = "gauss_legendre",
-    multiply_by_inputs: bool = True,
-    tolerance: float | None = None,
-    chunk_size: ChunkSize = "auto",
-    batching: Batching = "fold",
-    create_graph: bool = False,
-    progress: bool = False,
+    **options: Unpack[PathOptions],
 ) -> Tree:
     """Integrated gradients of a neuron with respect to the inputs.
 
         A = (x - x0) * integral_0^1 dn(x0 + s (x - x0))/dx ds,   n = neuron of head(x)
 
-    Args:
-        model_fn: See :func:`layer_activation`.
-        inputs: Floating tensors, see :func:`gradient`.
-        layer: See :func:`layer_activation`.
-        neuron: See :func:`neuron_gradient`.
-        baselines: x0, see :func:`input_x_gradient`.
-        at: See :func:`layer_activation`.
-        call: See :func:`layer_activation`.
-        n_steps: See :func:`integrated_gradients`.
-        quadrature: See :func:`integrated_gradients`.
-        multiply_by_inputs: See :func:`integrated_gradients`.
-        tolerance: See :func:`integrated_gradients`.
-        chunk_size: See :func:`integrated_gradients`.
-        batching: See :func:`integrated_gradients`.
-        create_graph: See :func:`gradient`.
-        progress: See :func:`integrated_gradients`.
-
     Returns:
         Attributions like the inputs; they sum to n(x) - n(x0).
 
     Raises:
-        TypeError: See :func:`neuron_gradient`.
-        ValueError: See :func:`neuron_gradient`; or an option is out of its range.
+        ValueError: An option is out of its range.
 
     Example:
         >>> import torch, attrfn
@@ -283,15 +206,5 @@ def neuron_integrated_gradients(
         Sundararajan, Taly and Yan, Axiomatic Attribution for Deep Networks, 2017.
     """
     return at_neuron(integrated_gradients, layer, neuron, at=at, call=call)(
-        model_fn,
-        inputs,
-        baselines=baselines,
-        n_steps=n_steps,
-        quadrature=quadrature,
-        multiply_by_inputs=multiply_by_inputs,
-        tolerance=tolerance,
-        chunk_size=chunk_size,
-        batching=batching,
-        create_graph=create_graph,
-        progress=progress,
+        model_fn, inputs, **options
     )

@@ -10,6 +10,8 @@ from attrfn._copies.chunks import Chunks, add, over_chunks
 from attrfn._explain.baseline import fill_baselines
 from attrfn._explain.explain import Explained, explain
 from attrfn._explain.features import features
+from attrfn._explain.forms import documented
+from attrfn._explain.options import Arguments, PerturbationOptions
 from attrfn._explain.quadrature import quadrature_rule
 from attrfn._torch.autodiff import gradients_allowed, transforming, values_and_gradients
 from attrfn._torch.precision import einsum
@@ -17,6 +19,7 @@ from attrfn._torch.typing import Baselines, Batching, ChunkSize, Leaves, ModelFn
 from attrfn._torch.warn import warn
 
 
+@documented(Arguments, PerturbationOptions)
 def integrated_hessians(
     model_fn: ModelFn,
     inputs: Tree,
@@ -41,26 +44,19 @@ def integrated_hessians(
     softplus.
 
     Args:
-        model_fn: See :func:`gradient`; twice differentiable.
-        inputs: See :func:`gradient`.
-        target: See :func:`gradient`.
-        baselines: x0, see :func:`input_x_gradient`.
-        feature_mask: See :func:`feature_ablation`; the entries of a feature's elements are summed.
-        n_features: See :func:`feature_ablation`.
+        model_fn: A twice differentiable function, called as ``model_fn(*inputs)`` when inputs is a
+            tuple, else ``model_fn(inputs)``.
+        feature_mask: The feature of each element, as for :func:`feature_ablation`; the entries of a
+            feature's elements are summed.
         n_steps: The number of nodes of the integral; each takes n evaluations with two backward
             passes for n features.
-        chunk_size: See :func:`feature_ablation`.
-        batching: See :func:`integrated_gradients`.
-        create_graph: See :func:`gradient`.
-        progress: See :func:`feature_ablation`.
 
     Returns:
         A symmetric matrix of the features in the order of their ids, (B, n, n). Its rows sum to
         integrated gradients, all its entries to f(x) - f(x0).
 
     Raises:
-        TypeError: See :func:`gradient`.
-        ValueError: See :func:`gradient`; or the mask does not fit the inputs.
+        ValueError: The mask does not fit the inputs.
 
     Example:
         >>> import torch, attrfn

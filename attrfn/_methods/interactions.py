@@ -11,8 +11,10 @@ from torch import Tensor
 
 from attrfn._copies.chunks import Chunks, add
 from attrfn._explain.features import Features, features
+from attrfn._explain.forms import documented
 from attrfn._explain.masked import Masked, Part, masked
 from attrfn._explain.noise import positive
+from attrfn._explain.options import BlackBox, PerturbationOptions, SamplingOptions
 from attrfn._methods.shapley import orderings, shapley_weights, subsets, taylor_weights
 from attrfn._random.keys import row_keys
 from attrfn._torch.precision import full_precision
@@ -22,6 +24,7 @@ Index = Literal["shapley_taylor", "shapley"]
 _MOST_FEATURES = 12
 
 
+@documented(BlackBox, PerturbationOptions, SamplingOptions)
 def interactions(
     model_fn: ModelFn,
     inputs: Tree,
@@ -49,32 +52,17 @@ def interactions(
                          I_ii = the Shapley value of i
 
     Args:
-        model_fn: See :func:`feature_ablation`.
-        inputs: See :func:`feature_ablation`.
         index: ``"shapley_taylor"`` (of order 2) or ``"shapley"``, the interaction index of Grabisch
             and Roubens.
-        target: See :func:`feature_ablation`.
-        baselines: See :func:`feature_ablation`.
-        feature_mask: See :func:`feature_ablation`.
-        n_features: See :func:`feature_ablation`.
         n_samples: The number of random orderings, each of about n^2 / 2 evaluations; None evaluates
             all 2^n coalitions, for at most 12 features.
         key: An int or a key of :mod:`attrfn.random`, (2,) or (B, 2), for the orderings.
         return_stderr: Return the standard errors of the mean over the orderings too.
-        chunk_size: See :func:`feature_ablation`.
-        batching: See :func:`integrated_gradients`.
-        create_graph: See :func:`feature_ablation`.
-        progress: See :func:`feature_ablation`.
 
     Returns:
         A symmetric matrix of the features in the order of their ids, (B, K..., n, n). With
         ``shapley_taylor`` its upper triangle with the diagonal sums to f(x) - f(x0). With
         ``return_stderr`` a tuple of it and its standard errors.
-
-    Raises:
-        TypeError: See :func:`feature_ablation`.
-        ValueError: See :func:`feature_ablation`; or there are more than 12 features without
-            ``n_samples``.
 
     Example:
         >>> import torch, attrfn

@@ -8,7 +8,9 @@ from torch import Tensor
 from attrfn._copies.batch import is_count, weighted_sum
 from attrfn._copies.chunks import Chunks
 from attrfn._explain.features import features
+from attrfn._explain.forms import documented
 from attrfn._explain.masked import masked
+from attrfn._explain.options import BlackBox, PerturbationOptions, SamplingOptions
 from attrfn._methods.kernel_design import Design, design
 from attrfn._random.keys import row_keys
 from attrfn._torch.precision import exact, full_precision
@@ -16,6 +18,7 @@ from attrfn._torch.typing import Baselines, Batching, ChunkSize, Key, ModelFn, T
 from attrfn._torch.warn import warn
 
 
+@documented(BlackBox, PerturbationOptions, SamplingOptions)
 def kernel_shap(
     model_fn: ModelFn,
     inputs: Tree,
@@ -44,31 +47,19 @@ def kernel_shap(
     together; a key of shape (B, 2) draws for each on its own.
 
     Args:
-        model_fn: See :func:`feature_ablation`.
-        inputs: See :func:`feature_ablation`.
-        target: See :func:`feature_ablation`.
-        baselines: See :func:`feature_ablation`.
-        feature_mask: See :func:`feature_ablation`.
-        n_features: See :func:`feature_ablation`.
         n_samples: The greatest number of coalitions that are evaluated beside x and x0; 2^n - 2 are
             all of them and give exact Shapley values, 2 n - 2 determine the fit.
-        key: An int or a key of :mod:`attrfn.random`, (2,) or (B, 2).
         return_stderr: Return standard errors of the sampling too, of the sandwich form. They are
             those of random coalitions: mostly too large for these, which are spread out. Infinite
             for less than 3 n samples, zero where all coalitions are enumerated.
         return_input_shape: ``False`` returns one score per feature, in the order of their ids.
-        chunk_size: See :func:`feature_ablation`.
-        batching: See :func:`integrated_gradients`.
-        create_graph: See :func:`feature_ablation`.
-        progress: See :func:`feature_ablation`.
 
     Returns:
         Attributions like the inputs, see :func:`feature_ablation`, or (B, K..., n); over the
         features they sum to f(x) - f(x0). With ``return_stderr`` a tuple of them and their errors.
 
     Raises:
-        TypeError: See :func:`feature_ablation`.
-        ValueError: See :func:`feature_ablation`; or there are less than two samples.
+        ValueError: There are less than two samples.
 
     Example:
         >>> import torch, attrfn

@@ -10,8 +10,10 @@ from torch import Tensor
 from attrfn import random, surrogates
 from attrfn._copies.chunks import Chunks, at_once
 from attrfn._explain.features import features
+from attrfn._explain.forms import documented
 from attrfn._explain.masked import Part, add_lists, masked
 from attrfn._explain.noise import positive
+from attrfn._explain.options import BlackBox, PerturbationOptions, SamplingOptions
 from attrfn._explain.tree import flatten
 from attrfn._random.keys import row_keys, sample_keys
 from attrfn._torch.autodiff import transforming
@@ -21,6 +23,7 @@ Perturb = Callable[[Tensor, int], Tensor]
 Transform = Callable[[Tensor, Tree, Tree], Tree]
 
 
+@documented(BlackBox, PerturbationOptions, SamplingOptions)
 def lime(
     model_fn: ModelFn,
     inputs: Tree,
@@ -50,14 +53,7 @@ def lime(
     its own.
 
     Args:
-        model_fn: See :func:`feature_ablation`.
-        inputs: See :func:`feature_ablation`.
-        target: See :func:`feature_ablation`.
-        baselines: See :func:`feature_ablation`.
-        feature_mask: See :func:`feature_ablation`.
-        n_features: See :func:`feature_ablation`.
         n_samples: The number of samples.
-        key: An int or a key of :mod:`attrfn.random`, (2,) or (B, 2).
         surrogate: The simple model: from z (S, 1 or B, n), values (S, B, K) and weights (S, B) to
             coefficients (B, K, n), as those of :mod:`attrfn.surrogates`. None: ``lasso(0.01)``.
         similarity: From the inputs with leaves (B, ...), the samples with leaves (S, B, ...) and z
@@ -69,17 +65,12 @@ def lime(
             ``x0 + z (x - x0)``.
         return_input_shape: ``False`` returns one coefficient per feature, in the order of their
             ids; so it is with a ``transform``.
-        chunk_size: See :func:`feature_ablation`.
-        batching: See :func:`integrated_gradients`.
-        create_graph: See :func:`feature_ablation`.
-        progress: See :func:`feature_ablation`.
 
     Returns:
         Attributions like the inputs, see :func:`feature_ablation`, or (B, K..., n).
 
     Raises:
-        TypeError: See :func:`feature_ablation`.
-        ValueError: See :func:`feature_ablation`; or a callable returns another shape.
+        ValueError: A callable returns another shape.
 
     Example:
         >>> import torch, attrfn

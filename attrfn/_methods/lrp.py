@@ -7,6 +7,8 @@ from typing import Any
 import torch
 
 from attrfn._explain.explain import explain
+from attrfn._explain.forms import documented
+from attrfn._explain.options import Arguments, AtLayer, GraphOptions
 from attrfn._layers.at import at_layer, each_layer
 from attrfn._rules.conservation import Audit, Leak
 from attrfn._rules.formulas import LinearRule
@@ -18,6 +20,22 @@ from attrfn._torch.autodiff import transforming
 from attrfn._torch.typing import At, Layer, ModelFn, Target, Tree
 
 
+class LrpOptions(GraphOptions, total=False):
+    """What LRP and its layer form take.
+
+    Raises:
+        UnsupportedOpError: The model calls an operation that the rules do not cover.
+        TypeError: ``rules`` is neither a composite nor a rule.
+        ValueError: A rule names a module that the model does not have, or whose forward does not
+            run.
+    """
+
+    rules: Rules | LinearRule | None
+    """A composite of :mod:`attrfn.rules` (default :func:`attrfn.rules.epsilon_plus`), or one rule
+    for all linear operations."""
+
+
+@documented(Arguments, LrpOptions)
 def lrp(
     model_fn: ModelFn,
     inputs: Tree,
@@ -33,23 +51,9 @@ def lrp(
     ReLU, sums, residual connections and pooling pass relevance on as it is; linear operations
     share it by the rules of a composite, softmax and normalisations as in AttnLRP.
 
-    Args:
-        model_fn: See :func:`gradient`.
-        inputs: See :func:`gradient`.
-        target: See :func:`gradient`.
-        rules: A composite of :mod:`attrfn.rules` (default :func:`attrfn.rules.epsilon_plus`), or
-            one rule for all linear operations.
-        create_graph: See :func:`gradient`.
-
     Returns:
         Relevances like the inputs; they sum to the explained output up to what biases and the
         epsilon of the rules take.
-
-    Raises:
-        UnsupportedOpError: The model calls an operation that the rules do not cover.
-        TypeError: See :func:`gradient`; or ``rules`` are none of these.
-        ValueError: See :func:`gradient`; or a rule names a module that the model does not have, or
-            whose forward does not run.
 
     Example:
         >>> import torch, attrfn
@@ -73,6 +77,7 @@ def lrp(
     return p.result(grads)
 
 
+@documented(Arguments, LrpOptions)
 def conservation(
     model_fn: ModelFn,
     inputs: Tree,
@@ -82,19 +87,12 @@ def conservation(
 ) -> list[Leak]:
     """What relevance each operation gets and hands on under rules of LRP, to find where it is lost.
 
-    Args:
-        model_fn: See :func:`gradient`.
-        inputs: See :func:`gradient`.
-        target: See :func:`gradient`.
-        rules: See :func:`lrp`.
-
     Returns:
         One :class:`attrfn.rules.Leak` for each operation that depends on the inputs, in the order
         of the calls: its name, its module and line, the relevance ``received`` at its outputs,
         ``passed`` to its inputs and ``lost`` between them, summed over the batch.
 
     Raises:
-        UnsupportedOpError: See :func:`lrp`.
         ValueError: Inside a torch.func transform or torch.compile, where values cannot be read.
 
     Example:
@@ -140,6 +138,7 @@ def lrp_rules(rules: Rules | LinearRule | None) -> Rules:
     return given
 
 
+@documented(AtLayer, Arguments, LrpOptions)
 def layer_lrp(
     model_fn: ModelFn,
     inputs: Tree,
@@ -156,23 +155,14 @@ def layer_lrp(
         A = a * d(target)/da by the rules,   a = head(x)
 
     Args:
-        model_fn: See :func:`layer_activation`.
-        inputs: See :func:`layer_activation`.
-        layer: See :func:`layer_activation`; each of several is explained on its own.
-        target: See :func:`gradient`.
-        at: See :func:`layer_activation`.
-        call: See :func:`layer_activation`.
-        rules: See :func:`lrp`; a rule for where the inputs are read does not apply at a layer.
-        create_graph: See :func:`gradient`.
+        rules: A composite or rule as for :func:`lrp`; a rule for where the inputs are read does not
+            apply at a layer.
 
     Returns:
         Relevances like the layer's activation; a list for several layers.
 
     Raises:
-        UnsupportedOpError: See :func:`lrp`.
-        TypeError: See :func:`layer_activation` and :func:`lrp`.
-        ValueError: See :func:`layer_activation`; or the rules name modules, which they cannot at a
-            layer.
+        ValueError: The rules name modules, which they cannot at a layer.
 
     Example:
         >>> import torch, attrfn

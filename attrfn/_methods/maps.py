@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import torch.nn.functional as F
 from torch import Tensor
 
+from attrfn._explain.options import GraphOptions
 from attrfn._explain.tree import flatten
 from attrfn._layers.at import each_layer
 from attrfn._layers.one_pass import activation_and_gradient
@@ -24,18 +25,52 @@ _MODES = {
 }
 
 
+class CamOptions(GraphOptions, total=False):
+    """What every class activation map takes.
+
+    Raises:
+        TypeError: The activation is not a single tensor.
+        ValueError: The activation has no channels, or ``upsample`` does not fit the map.
+    """
+
+    relu: bool
+    """Keep only what speaks for the target, as the papers do."""
+
+    upsample: str | None
+    """A mode of ``torch.nn.functional.interpolate`` (``"nearest"``, ``"bilinear"``, ...) that
+    resizes the map to the inputs' size, or ``None``."""
+
+    reshape: Reshape | None
+    """From the layer's activation to (B, C, *spatial) where it has another form, such as
+    ``lambda a: a[:, 1:].mT.unflatten(2, (14, 14))`` for the tokens of a ViT."""
+
+    at: At
+    """``"output"`` or ``"input"`` of the layer."""
+
+    call: int | None
+    """Which call of a layer that the model calls several times."""
+
+
+class GradientCamOptions(CamOptions, total=False):
+    """What a class activation map by gradients takes."""
+
+    target: Target
+    """Which scalar of each example is explained, see :func:`gradient`."""
+
+
 def channel_map(
     weigh: Callable[[Tensor, Tensor], Tensor],
     model_fn: ModelFn,
     inputs: Tree,
+    *,
     layer: Layer,
-    target: Target,
-    relu: bool,
-    upsample: str | None,
-    reshape: Reshape | None,
-    at: At,
-    call: int | None,
-    create_graph: bool,
+    target: Target = None,
+    relu: bool = False,
+    upsample: str | None = None,
+    reshape: Reshape | None = None,
+    at: At = "output",
+    call: int | None = 0,
+    create_graph: bool = False,
 ) -> Tree:
     """Sum over the channels of ``weigh(activation, gradient)``, rectified and resized."""
 

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from attrfn._copies.chunks import Chunks
 from attrfn._explain.features import features
+from attrfn._explain.forms import documented
 from attrfn._explain.masked import Masked, masked
+from attrfn._explain.options import AtLayer, BlackBox, ChunkOptions
 from attrfn._layers.at import each_layer, locate
-from attrfn._methods.maps import Reshape, channels, finish
+from attrfn._methods.maps import CamOptions, Reshape, channels, finish
 from attrfn._torch.typing import (
     At,
     Baselines,
@@ -28,6 +30,7 @@ from attrfn._torch.typing import (
 _SMOOTH = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
+@documented(AtLayer, CamOptions, BlackBox, ChunkOptions)
 def ablation_cam(
     model_fn: ModelFn,
     inputs: Tree,
@@ -49,26 +52,11 @@ def ablation_cam(
         A = sum_c w_c a_c,   w_c = (f(x) - f(x with a_c := 0)) / f(x)
 
     Args:
-        model_fn: See :func:`layer_activation`.
-        inputs: See :func:`layer_activation`.
-        layer: See :func:`grad_cam`.
-        target: See :func:`gradient`.
-        relu: See :func:`grad_cam`.
-        upsample: See :func:`grad_cam`.
-        reshape: See :func:`grad_cam`; it may move and drop elements, but not compute with them.
-        at: See :func:`layer_activation`.
-        call: See :func:`layer_activation`.
-        chunk_size: How many channels are ablated at once, see :func:`feature_ablation`.
-        batching: See :func:`integrated_gradients`.
-        create_graph: See :func:`feature_ablation`.
-        progress: See :func:`feature_ablation`.
+        reshape: From the layer's activation to (B, C, *spatial) where it has another form; it may
+            move and drop elements, but not compute with them.
 
     Returns:
         A map, see :func:`grad_cam`.
-
-    Raises:
-        TypeError: See :func:`grad_cam`.
-        ValueError: See :func:`grad_cam`.
 
     Example:
         >>> import torch, attrfn
@@ -86,6 +74,10 @@ def ablation_cam(
         Gradient-free Localization, 2020.
     """
     chunks = Chunks(chunk_size, batching, progress, "ablation_cam")
+    if isinstance(layer, (list, tuple)):
+        locate(
+            model_fn, inputs, layer, at=at, call=call
+        )  # refuses layers that depend on each other
 
     def one(layer: Layer) -> Tensor:
         here = locate(model_fn, inputs, layer, at=at, call=call, create_graph=create_graph)
@@ -105,6 +97,7 @@ def ablation_cam(
     return each_layer(one, layer)
 
 
+@documented(AtLayer, CamOptions, BlackBox, ChunkOptions)
 def score_cam(
     model_fn: ModelFn,
     inputs: Tree,
@@ -128,28 +121,15 @@ def score_cam(
         h_c = a_c resized to the inputs (linearly), from 0 where it is least to 1 where it is most
 
     Args:
-        model_fn: See :func:`layer_activation`.
-        inputs: See :func:`layer_activation`; those with as many dimensions as the activation are
-            masked.
-        layer: See :func:`grad_cam`.
-        target: See :func:`gradient`; the paper takes the probability of a class.
-        baselines: x0, see :func:`feature_ablation`.
-        relu: See :func:`grad_cam`.
-        upsample: See :func:`grad_cam`.
-        reshape: See :func:`grad_cam`.
-        at: See :func:`layer_activation`.
-        call: See :func:`layer_activation`.
-        chunk_size: How many channels are tried at once, see :func:`feature_ablation`.
-        batching: See :func:`integrated_gradients`.
-        create_graph: See :func:`feature_ablation`.
-        progress: See :func:`feature_ablation`.
+        inputs: The model's inputs; those with as many dimensions as the activation are masked.
+        target: Which scalar of each example is explained, see :func:`gradient`; the paper takes the
+            probability of a class.
 
     Returns:
         A map, see :func:`grad_cam`.
 
     Raises:
-        TypeError: See :func:`grad_cam`.
-        ValueError: See :func:`grad_cam`; or no input has the map's number of dimensions.
+        ValueError: No input has the map's number of dimensions.
 
     Example:
         >>> import torch, attrfn

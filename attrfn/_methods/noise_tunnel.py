@@ -13,15 +13,20 @@ from torch import Tensor
 from attrfn._copies.batch import flat_rows, repeat_bound, wide
 from attrfn._copies.chunks import Chunks, at_once, over_chunks
 from attrfn._explain.baseline import baseline_distribution
+from attrfn._explain.forms import documented
 from attrfn._explain.introspect import is_over_distribution, wraps
 from attrfn._explain.noise import Noise, positive
-from attrfn._explain.tree import batch_size, flatten, require_floating
-from attrfn._torch.typing import ChunkSize, Key, Leaves, Method, ModelFn, Target, Tree
+from attrfn._explain.options import PER_EXAMPLE, SamplingOptions
+from attrfn._explain.tree import batch_size, flatten, plain_mappings, require_floating
+from attrfn._layers.at import place_of, read
+from attrfn._layers.split import split_once
+from attrfn._torch.typing import At, ChunkSize, Key, Layer, Leaves, Method, ModelFn, Target, Tree
 
 Found = tuple[list[Any], list[torch.dtype], Any]
 Kind = Literal["smoothgrad", "smoothgrad_sq", "vargrad", "samples"]
 
 
+@documented(SamplingOptions)
 def noise_tunnel(
     method: Method,
     *,
@@ -48,11 +53,7 @@ def noise_tunnel(
             function that returns anything with the examples in dimension 0 (completeness gaps).
         kind: What is returned, see above.
         n_samples: The number of noisy copies.
-        stdevs: s in units of the inputs: a number or a pytree prefix of the inputs.
-        key: An int or a key of :mod:`attrfn.random`, (2,) or (B, 2).
-        chunk_size: How many copies are explained at once, see :func:`integrated_gradients`.
         draw_baselines: Draw one of the K baselines (K, ...) for each sample.
-        progress: Show a progress bar over the chunks.
 
     Returns:
         A method with the same options as ``method``.
@@ -96,7 +97,7 @@ def noise_tunnel(
         def part(i: slice) -> Found:
             copies = i.stop - i.start
             rows = [r.to(t.dtype) for r, t in zip(flat_rows(noisy_inputs(i)), x, strict=True)]
-            repeated = _repeat_options(method, options, batch, copies, x[0].ndim)
+            repeated = _repeat_options(method, options, model_fn, inputs, copies)
             if draw_baselines:
                 repeated["baselines"] = rebuild(_drawn(noise, i, pool, x))
             found = method(repeat_bound(model_fn, batch, copies), rebuild(rows), **repeated)
@@ -126,31 +127,45 @@ def _drawn(noise: Noise, i: slice, pool: Leaves, x: Leaves) -> Leaves:
 
 
 def _repeat_options(
-    method: Method, options: dict[str, Any], batch: int, copies: int, rank: int
+    method: Method, options: dict[str, Any], model_fn: ModelFn, inputs: Tree, copies: int
 ) -> dict[str, Any]:
-    """The options of a method for several copies: what has a row per example follows."""
+    """The options of a method for several copies: what has a row per example follows the batch."""
     if isinstance(method, functools.partial):
         options = {**method.keywords, **options}
+    x, _ = flatten(inputs)
+    batch = x[0].shape[0]
     repeated = dict(options)
-    over_pool = is_over_distribution(method)
-    for name in ("baselines", "feature_mask"):
-        if name in options:
-            pool = over_pool and name == "baselines"
-            repeat = functools.partial(
-                _repeat,
-                batch=batch,
-                copies=copies,
-                dim=1 if pool else 0,
-                least=rank + 1 if pool else 1,
-            )
-            repeated[name] = optree.tree_map(repeat, options[name], none_is_leaf=True)
-    for name in ("target", "neuron"):
-        if name in options:
-            repeated[name] = _repeat_target(options[name], batch, copies)
-    key = options.get("key")
-    if isinstance(key, Tensor) and key.ndim == 2:
-        repeated["key"] = key.repeat(copies, 1)
+    for name, form in PER_EXAMPLE.items():
+        value = options.get(name)
+        if value is None:
+            continue
+        if form == "index":
+            repeated[name] = _repeat_target(value, batch, copies)
+        elif form == "key":
+            many = isinstance(value, Tensor) and value.ndim == 2
+            repeated[name] = value.repeat(copies, 1) if many else value
+        else:
+            dim = 1 if name == "baselines" and is_over_distribution(method) else 0
+            moved = getattr(method, "moved_to", None) if name != "baselines" else None
+            place = moved or (form == "layer" and place_of(options)) or None
+            rows = functools.partial(_has_rows, batch=batch, dim=dim)
+            if any(map(rows, optree.tree_leaves(value, none_is_leaf=True))):
+                like = x if place is None else _activation(model_fn, inputs, *place)
+                ranks = {t.ndim + dim for t in like}
+                repeat = functools.partial(
+                    _repeat, batch=batch, copies=copies, dim=dim, ranks=ranks
+                )
+                repeated[name] = optree.tree_map(repeat, value, none_is_leaf=True)
     return repeated
+
+
+def _activation(
+    model_fn: ModelFn, inputs: Tree, layer: Layer, at: At, call: int | None
+) -> list[Tensor]:
+    """The tensors of a layer's activation, whose rank tells whether an option has rows."""
+    halves = split_once(model_fn, layer, at=at, call=call, frozen=True)
+    value = read(halves, inputs, create_graph=False)
+    return [t for t in optree.tree_leaves(plain_mappings(value)) if isinstance(t, Tensor)]
 
 
 def _repeat_target(target: Target, batch: int, copies: int) -> Target:
@@ -162,8 +177,13 @@ def _repeat_target(target: Target, batch: int, copies: int) -> Target:
     return repeated
 
 
-def _repeat(value: Any, batch: int, copies: int, dim: int, least: int) -> Any:
-    if not isinstance(value, Tensor) or value.ndim < least or value.shape[dim] != batch:
+def _has_rows(value: Any, batch: int, dim: int) -> bool:
+    return isinstance(value, Tensor) and value.ndim > dim and value.shape[dim] == batch
+
+
+def _repeat(value: Any, batch: int, copies: int, dim: int, ranks: set[int]) -> Any:
+    """A tensor with rows several times; one that only broadcasts to the examples as it is."""
+    if not _has_rows(value, batch, dim) or value.ndim not in ranks:
         return value
     return value.repeat([copies if d == dim else 1 for d in range(value.ndim)])
 

@@ -11,11 +11,14 @@ from torch import Tensor
 
 from attrfn._copies.batch import is_integer
 from attrfn._copies.chunks import Chunks
+from attrfn._explain.forms import documented
 from attrfn._explain.masked import masked
+from attrfn._explain.options import BlackBox, ChunkOptions
 from attrfn._torch.precision import full_precision
 from attrfn._torch.typing import Baselines, Batching, ChunkSize, Leaves, ModelFn, Target, Tree
 
 
+@documented(BlackBox, ChunkOptions)
 def occlusion(
     model_fn: ModelFn,
     inputs: Tree,
@@ -34,26 +37,19 @@ def occlusion(
         A_j = mean_{w covers j} (f(x) - f(x with window w := x0))
 
     Args:
-        model_fn: See :func:`feature_ablation`.
-        inputs: See :func:`feature_ablation`; each of several tensors is occluded on its own.
+        inputs: A tensor or pytree of tensors of any dtype with the examples in dimension 0; windows
+            slide over one tensor at a time.
         window: The window's size in each dimension behind the batch, such as (3, 8, 8) for images
             (B, 3, H, W); an int for the same in all dimensions; or a pytree prefix of those.
         stride: The steps of the window in the same form; None is 1. The last window of a dimension
             is cut off at the border.
-        target: See :func:`feature_ablation`.
-        baselines: See :func:`feature_ablation`.
-        chunk_size: See :func:`feature_ablation`.
-        batching: See :func:`integrated_gradients`.
-        create_graph: See :func:`feature_ablation`.
-        progress: See :func:`feature_ablation`.
 
     Returns:
         Attributions like the inputs, see :func:`feature_ablation`.
 
     Raises:
-        TypeError: See :func:`feature_ablation`; or a window is no int or tuple of ints.
-        ValueError: See :func:`feature_ablation`; or a window does not fit its input, or a stride
-            leaves gaps between windows.
+        TypeError: A window is no int or tuple of ints.
+        ValueError: A window does not fit its input, or a stride leaves gaps between windows.
 
     Example:
         >>> import torch, attrfn

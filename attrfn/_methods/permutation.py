@@ -11,11 +11,13 @@ from torch import Tensor
 from attrfn import random
 from attrfn._copies.chunks import Chunks
 from attrfn._explain.features import features
+from attrfn._explain.forms import documented, form_of
 from attrfn._explain.interpolate import choose_where
 from attrfn._explain.masked import masked
 from attrfn._explain.noise import positive
+from attrfn._explain.options import AtLayer, BlackBox, ChunkOptions, FeatureOptions, LayerFeatures
 from attrfn._explain.tree import flatten
-from attrfn._layers.at import each_layer, locate
+from attrfn._layers.at import locate
 from attrfn._random.keys import row_keys, sample_keys
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.typing import (
@@ -26,13 +28,33 @@ from attrfn._torch.typing import (
     Layer,
     Leaves,
     ModelFn,
+    OfLayer,
     Target,
     Tree,
+    Unpack,
 )
 
 Permute = Callable[[Tensor, int], Tensor]
 
 
+class PermutationOptions(ChunkOptions, total=False):
+    """What feature permutation and its layer form take."""
+
+    n_features: int | None
+    """The number of features, as for :func:`feature_ablation`."""
+
+    n_samples: int
+    """How many shuffles of each feature are averaged."""
+
+    key: Key
+    """An int or a key of :mod:`attrfn.random`, (2,)."""
+
+    permute: Permute | None
+    """From keys (S, 2) and the number B of examples to S permutations of them, (S, B), such as
+    ``lambda keys, b: torch.arange(b).roll(1).expand(len(keys), b)``; ``None`` draws them."""
+
+
+@documented(BlackBox, PermutationOptions, FeatureOptions)
 def feature_permutation(
     model_fn: ModelFn,
     inputs: Tree,
@@ -56,26 +78,16 @@ def feature_permutation(
     batch, -A is the permutation importance.
 
     Args:
-        model_fn: See :func:`feature_ablation`.
-        inputs: See :func:`feature_ablation`; at least two examples.
-        target: See :func:`feature_ablation`.
-        feature_mask: See :func:`feature_ablation`; the same for all examples.
-        n_features: See :func:`feature_ablation`.
-        n_samples: How many shuffles of each feature the mean is taken over.
-        key: An int or a key of :mod:`attrfn.random`, (2,).
-        permute: From keys (S, 2) and the number B of examples to S permutations of them, (S, B),
-            such as ``lambda keys, b: torch.arange(b).roll(1).expand(len(keys), b)``; None draws.
-        chunk_size: See :func:`feature_ablation`.
-        batching: See :func:`integrated_gradients`.
-        create_graph: See :func:`feature_ablation`.
-        progress: See :func:`feature_ablation`.
+        inputs: A tensor or pytree of tensors of any dtype with at least two examples in dimension
+            0.
+        feature_mask: The feature of each element, as for :func:`feature_ablation`; the same for all
+            examples.
 
     Returns:
         Attributions like the inputs, see :func:`feature_ablation`.
 
     Raises:
-        TypeError: See :func:`feature_ablation`.
-        ValueError: See :func:`feature_ablation`; or there are less than two examples.
+        ValueError: There are less than two examples.
 
     Example:
         >>> import torch, attrfn
@@ -149,51 +161,28 @@ def _check(batch: int, key: Key, ids: tuple[Tensor | int, ...]) -> None:
         )
 
 
+@form_of(feature_permutation, AtLayer, LayerFeatures)
 def layer_feature_permutation(
     model_fn: ModelFn,
     inputs: Tree,
     *,
     layer: Layer,
     target: Target = None,
-    layer_mask: Tree = None,
-    n_features: int | None = None,
-    n_samples: int = 1,
-    key: Key = 0,
-    permute: Permute | None = None,
+    layer_mask: OfLayer = None,
     at: At = "output",
     call: int | None = 0,
-    chunk_size: ChunkSize = "auto",
-    batching: Batching = "fold",
-    create_graph: bool = False,
-    progress: bool = False,
+    **options: Unpack[PermutationOptions],
 ) -> Tree:
     """Feature permutation of a layer: parts of the activation shuffled among the examples.
 
         A_k = f(x) - mean_s tail(a with part k of row b := that of row pi_sk(b), x),   a = head(x)
 
     Args:
-        model_fn: See :func:`layer_activation`.
-        inputs: See :func:`layer_activation`; at least two examples.
-        layer: See :func:`layer_activation`; each layer of a list is permuted on its own.
-        target: See :func:`feature_ablation`.
-        layer_mask: See :func:`layer_feature_ablation`; the same for all examples.
-        n_features: See :func:`feature_ablation`.
-        n_samples: See :func:`feature_permutation`.
-        key: See :func:`feature_permutation`.
-        permute: See :func:`feature_permutation`.
-        at: See :func:`layer_activation`.
-        call: See :func:`layer_activation`.
-        chunk_size: See :func:`feature_ablation`.
-        batching: See :func:`integrated_gradients`.
-        create_graph: See :func:`feature_ablation`.
-        progress: See :func:`feature_ablation`.
+        layer_mask: The part that each element of the activation belongs to, the same for all
+            examples.
 
     Returns:
         Attributions like the activation, see :func:`feature_ablation`.
-
-    Raises:
-        TypeError: See :func:`layer_gradient_x_activation`.
-        ValueError: See :func:`layer_gradient_x_activation` and :func:`feature_permutation`.
 
     Example:
         >>> import torch, attrfn
@@ -205,24 +194,11 @@ def layer_feature_permutation(
     Reference:
         Breiman, Random Forests, 2001.
     """
-
-    def one(layer: Layer) -> Tree:
-        here = locate(model_fn, inputs, layer, at=at, call=call, create_graph=create_graph)
-        leaves, _ = flatten(here.activation)
-        features(layer_mask, here.activation, leaves, n_features, "layer_mask")
-        return feature_permutation(
-            here.model,
-            here.activation,
-            target=target,
-            feature_mask=layer_mask,
-            n_features=n_features,
-            n_samples=n_samples,
-            key=key,
-            permute=permute,
-            chunk_size=chunk_size,
-            batching=batching,
-            create_graph=create_graph,
-            progress=progress,
-        )
-
-    return each_layer(one, layer)
+    here = locate(
+        model_fn, inputs, layer, at=at, call=call, create_graph=options.get("create_graph", False)
+    )
+    leaves, _ = flatten(here.activation)
+    features(layer_mask, here.activation, leaves, options.get("n_features"), "layer_mask")
+    return feature_permutation(
+        here.model, here.activation, target=target, feature_mask=layer_mask, **options
+    )

@@ -8,13 +8,16 @@ from torch import Tensor
 from attrfn import random
 from attrfn._copies.batch import weighted_sum, wide
 from attrfn._copies.chunks import Chunks, add, at_once
+from attrfn._explain.forms import documented
 from attrfn._explain.masked import Part, masked
 from attrfn._explain.noise import positive
+from attrfn._explain.options import BlackBox, PerturbationOptions, SamplingOptions
 from attrfn._random.keys import row_keys, sample_keys
 from attrfn._torch.precision import full_precision
 from attrfn._torch.typing import Baselines, Batching, ChunkSize, Key, Leaves, ModelFn, Target, Tree
 
 
+@documented(BlackBox, PerturbationOptions, SamplingOptions)
 def rise(
     model_fn: ModelFn,
     inputs: Tree,
@@ -39,25 +42,17 @@ def rise(
     gives in a batch; a key of shape (B, 2) draws for each on its own.
 
     Args:
-        model_fn: See :func:`feature_ablation`.
         inputs: Floating tensors (B, C, *spatial); a mask covers all channels alike.
-        target: See :func:`feature_ablation`.
-        baselines: x0, what a masked element is; see :func:`feature_ablation`.
         n_samples: N, the number of masks.
         grid: How many cells a mask has along each spatial dimension.
         p: The probability that a cell is kept.
-        key: An int or a key of :mod:`attrfn.random`, (2,) or (B, 2).
-        chunk_size: See :func:`feature_ablation`.
-        batching: See :func:`integrated_gradients`.
-        create_graph: See :func:`feature_ablation`.
-        progress: See :func:`feature_ablation`.
 
     Returns:
         Attributions like the inputs, equal in all channels; see :func:`feature_ablation`.
 
     Raises:
-        TypeError: See :func:`feature_ablation`; or the inputs are no floating tensors.
-        ValueError: See :func:`feature_ablation`; or the inputs have no spatial dimension.
+        TypeError: The inputs are no floating tensors.
+        ValueError: The inputs have no spatial dimension.
 
     Example:
         >>> import torch, attrfn

@@ -11,8 +11,10 @@ from torch import Tensor
 from attrfn import random
 from attrfn._copies.chunks import Chunks, add
 from attrfn._explain.features import Features, features
+from attrfn._explain.forms import documented
 from attrfn._explain.masked import Masked, Part, masked
 from attrfn._explain.noise import positive
+from attrfn._explain.options import BlackBox, PerturbationOptions, SamplingOptions
 from attrfn._random.keys import row_keys, sample_keys
 from attrfn._torch.precision import exact, full_precision
 from attrfn._torch.typing import Baselines, Batching, ChunkSize, Key, Leaves, ModelFn, Target, Tree
@@ -20,6 +22,7 @@ from attrfn._torch.typing import Baselines, Batching, ChunkSize, Key, Leaves, Mo
 _MOST_FEATURES = 20
 
 
+@documented(BlackBox, PerturbationOptions, SamplingOptions)
 def shapley_values(
     model_fn: ModelFn,
     inputs: Tree,
@@ -39,24 +42,15 @@ def shapley_values(
         v(S) = f(x where S, else x0)
 
     Args:
-        model_fn: See :func:`feature_ablation`.
-        inputs: See :func:`feature_ablation`.
-        target: See :func:`feature_ablation`.
-        baselines: See :func:`feature_ablation`.
-        feature_mask: See :func:`feature_ablation`; at most 20 features.
-        n_features: See :func:`feature_ablation`.
-        chunk_size: See :func:`feature_ablation`.
-        batching: See :func:`integrated_gradients`.
-        create_graph: See :func:`feature_ablation`.
-        progress: See :func:`feature_ablation`.
+        feature_mask: The feature of each element, as for :func:`feature_ablation`; at most 20
+            features.
 
     Returns:
         Attributions like the inputs, see :func:`feature_ablation`; over the features they sum to
         f(x) - f(x0).
 
     Raises:
-        TypeError: See :func:`feature_ablation`.
-        ValueError: See :func:`feature_ablation`; or there are more than 20 features.
+        ValueError: There are more than 20 features.
 
     Example:
         >>> import torch, attrfn
@@ -97,6 +91,7 @@ def shapley_values(
     return p.result(these.elements(total))
 
 
+@documented(BlackBox, PerturbationOptions, SamplingOptions)
 def shapley_value_sampling(
     model_fn: ModelFn,
     inputs: Tree,
@@ -122,29 +117,17 @@ def shapley_value_sampling(
     row alone gives what it gives in a batch; a key of shape (B, 2) draws for each on its own.
 
     Args:
-        model_fn: See :func:`feature_ablation`.
-        inputs: See :func:`feature_ablation`.
-        target: See :func:`feature_ablation`.
-        baselines: See :func:`feature_ablation`.
-        feature_mask: See :func:`feature_ablation`.
-        n_features: See :func:`feature_ablation`.
         n_samples: The number of orderings; each takes n - 1 evaluations for n features.
-        key: An int or a key of :mod:`attrfn.random`, (2,) or (B, 2).
         antithetic: Follow each ordering by its reverse, which cancels what features contribute in
             pairs: with interactions of two features at most, two orderings are exact.
         return_stderr: Return the standard errors of the mean too.
-        chunk_size: See :func:`feature_ablation`; a chunk reaches across orderings.
-        batching: See :func:`integrated_gradients`.
-        create_graph: See :func:`feature_ablation`.
-        progress: See :func:`feature_ablation`.
 
     Returns:
         Attributions like the inputs, see :func:`feature_ablation`; with ``return_stderr`` a tuple
         of those and their standard errors.
 
     Raises:
-        TypeError: See :func:`feature_ablation`.
-        ValueError: See :func:`feature_ablation`; or there are too few orderings for an error.
+        ValueError: There are too few orderings for an error.
 
     Example:
         >>> import torch, attrfn

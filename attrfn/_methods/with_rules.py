@@ -28,7 +28,7 @@ def with_rules(model_fn: ModelFn, rules: Rules) -> ModelFn:
     constants here; methods such as :func:`lrp` are differentiable through them.
 
     Args:
-        model_fn: See :func:`gradient`; called with floating tensors or pytrees of them.
+        model_fn: A model function of floating tensors or pytrees of them.
         rules: One of :mod:`attrfn.rules`.
 
     Returns:

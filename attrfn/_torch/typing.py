@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 from torch import Tensor, nn
+
+if sys.version_info >= (3, 11):
+    from typing import Unpack as Unpack
+else:  # torch and optree depend on it
+    from typing_extensions import Unpack as Unpack
+
+
+class PerExample(NamedTuple):
+    """Says of an option that it can hold something for each example, and in which form.
+
+    What repeats the batch repeats such an option with it.
+
+    Attributes:
+        form: ``"input"`` (a tree of tensors that broadcast to the inputs), ``"layer"`` (one that
+            broadcasts to the activation of the layer), ``"index"`` (a target) or ``"key"``.
+    """
+
+    form: Literal["input", "layer", "index", "key"]
+
 
 Tree: TypeAlias = Any
 """A tensor, or a pytree (optree) of tensors."""
@@ -17,30 +37,39 @@ ModelFn: TypeAlias = Callable[..., Any]
 """Called as ``model_fn(*inputs)`` when inputs is a tuple, else ``model_fn(inputs)``."""
 
 Index: TypeAlias = int | slice
-Target: TypeAlias = (
+
+Target: TypeAlias = Annotated[
     int
     | Tensor
     | tuple[Index, ...]
     | list[int]
     | list[tuple[Index, ...]]
     | Callable[[Any], Tensor]
-    | None
-)
+    | None,
+    PerExample("index"),
+]
 """Which scalar per example is explained (see :doc:`concepts`)."""
 
-Baselines: TypeAlias = Tree
+Baselines: TypeAlias = Annotated[Tree, PerExample("input")]
 """``None`` (zeros), a scalar, a tensor that broadcasts to the input, or a prefix tree of those."""
 
-Key: TypeAlias = int | Tensor
+FeatureMask: TypeAlias = Annotated[Tree, PerExample("input")]
+"""Integers that broadcast to the inputs, or a prefix tree of those."""
+
+OfLayer: TypeAlias = Annotated[Tree, PerExample("layer")]
+"""Numbers or tensors that broadcast to the activation of a layer, or a prefix tree of those."""
+
+Key: TypeAlias = Annotated[int | Tensor, PerExample("key")]
 """An int or a key tensor of :mod:`attrfn.random`."""
 
 Layer: TypeAlias = nn.Module | str | Sequence["nn.Module | str"]
 """A module, its qualified name, or a list of either."""
 
 At: TypeAlias = Literal["input", "output"]
-Batching: TypeAlias = Literal["fold", "vmap", "loop"]
-ChunkSize: TypeAlias = int | Literal["auto"] | None
 
+Batching: TypeAlias = Literal["fold", "vmap", "loop"]
+
+ChunkSize: TypeAlias = int | Literal["auto"] | None
 
 Method: TypeAlias = Callable[..., Tree]
 """An attribution method: ``method(model_fn, inputs, *, target, **options) -> attributions``."""

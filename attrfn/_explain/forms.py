@@ -1,0 +1,179 @@
+"""Forms of methods: a signature, a docstring and a check of options, from what is said once.
+
+A layer or neuron form is one line on top of ``at_layer`` or ``at_neuron``. Its options are those of
+the method that it moves: :func:`form_of` puts them into its signature, refuses what the method does
+not take, and :func:`documented` completes the docstring with the texts of
+:mod:`attrfn._explain.options`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import functools
+import inspect
+import itertools
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from attrfn._explain.introspect import is_over_distribution, takes_distribution
+
+F = TypeVar("F", bound=Callable[..., Any])
+Record = Any
+"""A TypedDict whose attributes have docstrings."""
+
+_CLASS_OR_OPTION = re.compile(
+    r"^class (?P<record>\w+)\((?P<base>\w+).*\):|"
+    r'^    (?P<option>\w+): .*\n    """(?P<text>[\s\S]*?)"""',
+    re.MULTILINE,
+)
+_SECTION = re.compile(r"^(Args|Returns|Raises|Example|Reference):$", re.MULTILINE)
+_ENTRY = re.compile(r"^    (\w+): ", re.MULTILINE)
+_texts: dict[str, dict[str, str]] = {}  # by record, then by option
+_read: set[str] = set()
+
+
+def documented(*records: Record) -> Callable[[F], F]:
+    """Complete the docstring of a function: arguments of records that it does not explain itself.
+
+    Args:
+        records: Where texts are looked up, the first that has one wins. The exceptions in their
+            docstrings are added, too.
+    """
+
+    def complete(function: F) -> F:
+        names = _parameters(function)
+        function.__doc__ = _completed(function.__doc__, names, records)
+        function.records = records  # type: ignore[attr-defined]
+        return function
+
+    return complete
+
+
+def form_of(method: Callable[..., Any], *records: Record) -> Callable[[F], F]:
+    """Make a function with ``**options: Unpack[...]`` a form of a method.
+
+    The signature shows the options with the method's defaults; an unknown option is refused with
+    the nearest name; the docstring is completed from the records and from those of the method.
+    """
+
+    def make(form: F) -> F:
+        takes = _signature(form, method)
+        known = frozenset(takes.parameters)
+
+        @functools.wraps(form)
+        def run(*args: Any, **options: Any) -> Any:
+            if not known.issuperset(options):
+                refuse_unknown(form.__name__, options, takes.parameters)
+            return form(*args, **options)
+
+        run.__signature__ = takes  # type: ignore[attr-defined]
+        if is_over_distribution(method):
+            takes_distribution(run)
+        return documented(*records, *getattr(method, "records", ()))(run)  # type: ignore[return-value]
+
+    return make
+
+
+def refuse_unknown(name: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse an option that a method does not have.
+
+    Raises:
+        TypeError: With the nearest name, or with all that there are.
+    """
+    options = [k for k in known if k not in ("model_fn", "inputs")]
+    for option in given:
+        if option not in options:
+            near = difflib.get_close_matches(option, options, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(options)}"
+            raise TypeError(f"{option} is not an option of {name}: {hint}")
+
+
+def _signature(form: Callable[..., Any], method: Callable[..., Any]) -> inspect.Signature:
+    """The form's parameters, with those that ``**options`` stands for in the method's order."""
+    own = inspect.signature(form)
+    (rest,) = [p for p in own.parameters.values() if p.kind is p.VAR_KEYWORD]
+    record = form.__globals__[str(rest.annotation).removeprefix("Unpack[").removesuffix("]")]
+    fixed = [p for p in own.parameters.values() if p is not rest]
+    options = [
+        p
+        for name, p in inspect.signature(method).parameters.items()
+        if name in record.__annotations__ and name not in own.parameters
+    ]
+    return own.replace(parameters=[*fixed, *options])
+
+
+def _parameters(function: Callable[..., Any]) -> list[str]:
+    """The names of a function's parameters."""
+    if hasattr(function, "__signature__"):
+        return list(function.__signature__.parameters)
+    code = function.__code__
+    return list(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
+
+
+def _completed(doc: str | None, names: list[str], records: Iterable[Record]) -> str | None:
+    """A docstring with the arguments and exceptions of the records."""
+    if doc is None:  # python -OO
+        return None
+    head, sections = _sections(inspect.cleandoc(doc))
+    own = _entries(sections.get("Args", ""))
+    texts = [_texts_of(record) for record in records]
+    for name in names:
+        known = own.get(name) or next((t[name] for t in texts if name in t), None)
+        if known is not None:
+            own[name] = known
+    ordered = [own[name] for name in names if name in own]
+    sections["Args"] = "".join([f"    {entry}\n" for entry in ordered])
+    raised = [_sections(inspect.cleandoc(r.__doc__ or ""))[1].get("Raises", "") for r in records]
+    sections["Raises"] = _merged([*dict.fromkeys(raised), sections.get("Raises", "")])
+    order = ("Args", "Returns", "Raises", "Example", "Reference")
+    parts = [f"{k}:\n{sections[k].rstrip()}\n" for k in order if sections.get(k, "").strip()]
+    return "\n".join([head.rstrip() + "\n", *parts])
+
+
+def _merged(bodies: Iterable[str]) -> str:
+    """Sections of exceptions as one, with one entry for each exception."""
+    found: dict[str, list[str]] = {}
+    for body in bodies:
+        for name, entry in _entries(body).items():
+            found.setdefault(name, []).append(entry.split(": ", 1)[1])
+    lines = ["\n        ".join(texts) for texts in found.values()]
+    return "".join([f"    {name}: {text}\n" for name, text in zip(found, lines, strict=True)])
+
+
+def _sections(doc: str) -> tuple[str, dict[str, str]]:
+    """The text before the first section, and the body of each section."""
+    head, *rest = _SECTION.split(doc)
+    bodies = [body.lstrip("\n").rstrip() + "\n" for body in rest[1::2]]
+    return head, dict(zip(rest[::2], bodies, strict=True))
+
+
+def _entries(body: str) -> dict[str, str]:
+    """The entries of a section by name, without the first line's indentation."""
+    starts = [*(m.start() for m in _ENTRY.finditer(body)), len(body)]
+    found = [body[a:b].strip("\n") for a, b in itertools.pairwise(starts)]
+    return {entry.split(":", 1)[0].strip(): entry[4:] for entry in found}
+
+
+def _texts_of(record: Record) -> Mapping[str, str]:
+    """The entries of a record's options, from the source of its module."""
+    module = record.__module__
+    if module not in _read:
+        _read.add(module)
+        with contextlib.suppress(Exception):  # no source: the docstrings stay as they are
+            _read_texts(sys.modules[module].__loader__.get_source(module))  # type: ignore[union-attr]
+    return _texts.get(record.__name__, {})
+
+
+def _read_texts(source: str) -> None:
+    """Keep the docstrings of the attributes of all TypedDicts in a source."""
+    texts: dict[str, str] = {}
+    for found in _CLASS_OR_OPTION.finditer(source):
+        if found["record"]:
+            texts = _texts[found["record"]] = dict(_texts.get(found["base"], {}))
+        else:
+            texts[found["option"]] = f"{found['option']}: " + found["text"].replace(
+                "\n    ", "\n        "
+            )

@@ -1,0 +1,218 @@
+"""The arguments and options that several methods share, each explained here and only here.
+
+A TypedDict is at the same time the type of ``**options`` of the forms of a method (mypy checks the
+names and the types of a call) and the text that ``help()`` and the documentation print under every
+method (:mod:`attrfn._explain.forms` reads it). What an option means for one method alone stands in
+the docstring of that method. The annotations are objects, because an option says by its type
+whether it holds something for each example (:class:`attrfn._torch.typing.PerExample`).
+"""
+
+from typing import TypedDict
+
+from attrfn._explain.quadrature import Rule
+from attrfn._torch.typing import (
+    At,
+    Baselines,
+    Batching,
+    ChunkSize,
+    FeatureMask,
+    Key,
+    Layer,
+    ModelFn,
+    OfLayer,
+    PerExample,
+    Target,
+    Tree,
+)
+
+
+class Arguments(TypedDict):
+    """What every method by derivatives takes.
+
+    Raises:
+        TypeError: An input is not a floating tensor, or the target is of no known kind.
+        ValueError: Batch sizes disagree, the target does not fit the output, or an option is out of
+            its range.
+    """
+
+    model_fn: ModelFn
+    """Called as ``model_fn(*inputs)`` when inputs is a tuple, else ``model_fn(inputs)``."""
+
+    inputs: Tree
+    """A floating tensor (B, ...) or a pytree of those."""
+
+    target: Target
+    """Which scalar of each example is explained: ``None`` (there is only one), an int, an integer
+    tensor () or (B,), a tuple of ints and slices (slices are summed), a list with one int or tuple
+    per example, or a callable ``outputs -> (B,)``."""
+
+    baselines: Baselines
+    """x0: ``None`` (zeros), a number, a tensor that broadcasts to the input, or a pytree prefix of
+    those."""
+
+
+class BlackBox(TypedDict):
+    """What every perturbation method takes.
+
+    Raises:
+        TypeError: An argument is of no known kind.
+        ValueError: Shapes disagree, or an option is out of its range.
+    """
+
+    model_fn: ModelFn
+    """Called as ``model_fn(*inputs)`` when inputs is a tuple, else ``model_fn(inputs)``. Tensors,
+    arrays and numbers are accepted as outputs; nothing is differentiated."""
+
+    inputs: Tree
+    """A tensor or pytree of tensors of any dtype with the examples in dimension 0."""
+
+    target: Target
+    """Which scalar of each example is explained, see :func:`gradient`; ``None`` explains all
+    outputs."""
+
+    baselines: Baselines
+    """x0: ``None`` (zeros), a number, a tensor that broadcasts to the input, or a pytree prefix of
+    those; for integers an integer, such as the id of a padding token."""
+
+
+class AtLayer(TypedDict):
+    """What says where a method looks inside a model.
+
+    Raises:
+        TypeError: The model function hides its module.
+        ValueError: The layer is not part of the model or is never called, or the neuron does not
+            exist.
+    """
+
+    model_fn: ModelFn
+    """A module, a bound method of one, or ``functools.partial`` of either."""
+
+    inputs: Tree
+    """The model's inputs, a tensor (B, ...) or a pytree of those; integers are accepted where they
+    are not differentiated."""
+
+    layer: Layer
+    """A module, its qualified name, or a list of either. The layers of a list are explained
+    together, and the result is a list. Methods that replace activations refuse a layer that depends
+    on another layer of the list."""
+
+    neuron: Target
+    """An int, a tuple of ints and slices (slices are summed), one of either per example, or a
+    callable from the layer's activation to (B,)."""
+
+    at: At
+    """``"output"`` or ``"input"`` of the layer."""
+
+    call: int | None
+    """Which call of a layer that the model calls several times; ``None`` takes all calls, and the
+    value of the layer is then a tuple."""
+
+
+class GraphOptions(TypedDict, total=False):
+    """What every method takes."""
+
+    create_graph: bool
+    """Let ``.backward()`` on the result reach inputs and parameters. Inside a torch.func transform
+    or torch.compile the result is differentiable without it."""
+
+
+class ChunkOptions(GraphOptions, total=False):
+    """What every method over copies of the batch takes."""
+
+    chunk_size: ChunkSize
+    """How many copies of the batch (steps, samples, masks) are evaluated at once: ``"auto"`` (what
+    memory holds; inside a transform all), ``None`` (all) or a number."""
+
+    batching: Batching
+    """``"fold"`` puts the copies into the batch axis; ``"vmap"`` serves models without a usable
+    one; ``"loop"`` takes one copy at a time, which serves any Python model."""
+
+    progress: bool
+    """Show a progress bar over the copies."""
+
+
+class StepOptions(ChunkOptions, total=False):
+    """What every integral along the path of the inputs takes."""
+
+    baselines: Baselines
+    """x0: ``None`` (zeros), a number, a tensor that broadcasts to the input, or a pytree prefix of
+    those."""
+
+    n_steps: int
+    """The number of nodes a_k of the integral."""
+
+    quadrature: str | Rule
+    """``"gauss_legendre"``, ``"riemann_left"``, ``"riemann_right"``, ``"riemann_middle"``,
+    ``"riemann_trapezoid"`` or a callable ``n -> (nodes, weights)``."""
+
+
+class PathOptions(StepOptions, total=False):
+    """What integrated gradients and their forms take."""
+
+    multiply_by_inputs: bool
+    """``False`` returns the integral without the factor (x - x0)."""
+
+    tolerance: float | None
+    """Double the steps until every example's completeness gap is below this (in units of the
+    output), with no more than ``n_steps`` at once for ``chunk_size=None``; not inside transforms
+    or torch.compile."""
+
+
+class SamplingOptions(ChunkOptions, total=False):
+    """What expected gradients and their forms take."""
+
+    n_samples: int
+    """The number of draws that are averaged."""
+
+    stdevs: Tree
+    """s, in units of the inputs: a number or a pytree prefix of the inputs."""
+
+    key: Key
+    """An int or a key of :mod:`attrfn.random`, (2,), or (B, 2) with one for each example."""
+
+    multiply_by_inputs: bool
+    """``False`` leaves out the factor (x' - b)."""
+
+
+class FeatureOptions(ChunkOptions, total=False):
+    """What a method that replaces features takes."""
+
+    feature_mask: FeatureMask
+    """The feature of each element: integers that broadcast to the inputs, or a pytree prefix of
+    those. Equal ids are one feature, also in different tensors; gaps between ids do not matter.
+    ``None``: each element is a feature."""
+
+    n_features: int | None
+    """The ids are 0 to ``n_features - 1``. Needed inside torch.compile, where the ids of a
+    ``feature_mask`` cannot be counted, and where a mask that differs from example to example has to
+    give an example alone the draws that it gets in a batch."""
+
+
+class PerturbationOptions(FeatureOptions, total=False):
+    """What a method that replaces features by baselines takes."""
+
+    baselines: Baselines
+    """x0: ``None`` (zeros), a number, a tensor that broadcasts to the input, or a pytree prefix of
+    those; for integers an integer, such as the id of a padding token."""
+
+
+class LayerFeatures(TypedDict):
+    """What a method that replaces parts of an activation takes."""
+
+    layer_baselines: OfLayer
+    """a0, which replaces the activation (the baselines of other layer methods replace the inputs):
+    ``None`` (zeros), a number, a tensor that broadcasts to the activation, or a pytree prefix of
+    those."""
+
+    layer_mask: OfLayer
+    """The part that each element of the activation belongs to, in the form of ``feature_mask``."""
+
+
+PER_EXAMPLE: dict[str, str] = {
+    name: mark.form
+    for record in (Arguments, AtLayer, LayerFeatures, SamplingOptions, PerturbationOptions)
+    for name, kind in record.__annotations__.items()
+    for mark in getattr(kind, "__metadata__", ())
+    if isinstance(mark, PerExample)
+}
+"""The options that hold something for each example, with the form in which they do."""

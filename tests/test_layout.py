@@ -24,6 +24,7 @@ FOR_TOPICS = ("_explain", "_copies", "_layers", "_random")
 # What the library needs is torch and optree; what the topic packages and options need besides.
 ALLOWED = {"attrfn", "optree", "torch"}
 EXTRAS = {
+    "attrfn._torch.typing": {"typing_extensions"},  # before Python 3.11; torch depends on it
     "attrfn._copies.progress": {"tqdm"},
     "attrfn.surrogates": {"sklearn", "numpy"},
     "attrfn.viz": {"matplotlib", "numpy"},

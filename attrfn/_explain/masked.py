@@ -17,7 +17,7 @@ from attrfn._explain.explain import explain, repeat_chosen
 from attrfn._explain.interpolate import mix
 from attrfn._explain.output import Outcome, outcome
 from attrfn._explain.target import Chosen
-from attrfn._explain.tree import call_model
+from attrfn._explain.tree import call_model, each
 from attrfn._torch.autodiff import transforming, twice_differentiable
 from attrfn._torch.typing import Baselines, Leaves, ModelFn, Target, Tree
 
@@ -105,7 +105,7 @@ class Masked(NamedTuple):
 
     def mixed(self, masks: Leaves) -> Leaves:
         """The points ``x0 + z (x - x0)``, (S, B, ...)."""
-        return tuple([mix(z, x, b) for z, x, b in zip(masks, self.x, self.x0, strict=True)])
+        return each(mix, masks, self.x, self.x0)
 
     def values(self, points: Leaves) -> Tensor:
         """Values at S copies of the batch (S, B, ...), as (S, R, K...) in a type to sum in."""

@@ -112,9 +112,11 @@ def each(f: Callable[..., Tensor], *leaves: Leaves) -> Leaves:
     return tuple([f(*tensors) for tensors in zip(*leaves, strict=True)])
 
 
-def total(leaves: Leaves, dtype: torch.dtype | None = None) -> Tensor:
+def row_total(
+    leaves: Leaves, precision: Callable[[torch.dtype], torch.dtype] = lambda dtype: dtype
+) -> Tensor:
     """The sum over all elements of each row, over all leaves: (R, ...) each to (R,)."""
-    return torch.stack([row_sums(t, dtype) for t in leaves]).sum(0)
+    return torch.stack([row_sums(t, precision(t.dtype)) for t in leaves]).sum(0)
 
 
 def spreads(inputs: Tree) -> bool:

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from attrfn._copies.batch import binds_rows, flat_rows, repeat_bound
 from attrfn._explain.baseline import baseline_distribution, fill_baselines, per_example
+from attrfn._explain.forms import documented
 from attrfn._explain.introspect import is_over_distribution, takes_baselines, wraps
+from attrfn._explain.options import AtLayer
 from attrfn._explain.target import raised_here
 from attrfn._explain.tree import batch_size, flatten, plain_mappings, spreads
 from attrfn._layers.split import Split, check_independent, layers_of, split_once
@@ -23,6 +25,7 @@ from attrfn._torch.compiling import is_compiling
 from attrfn._torch.typing import At, Baselines, Layer, Method, ModelFn, Target, Tree
 
 
+@documented(AtLayer)
 def at_layer(method: Method, layer: Layer, *, at: At = "output", call: int | None = 0) -> Method:
     """Move a method to a layer: it explains the layer's activation instead of the inputs.
 
@@ -33,19 +36,10 @@ def at_layer(method: Method, layer: Layer, *, at: At = "output", call: int | Non
 
     Args:
         method: Any attribution method.
-        layer: A module, its qualified name, or a list of either (then the result is a list and
-            the layers, none of which may lie behind another, are explained together).
-        at: ``"output"`` or ``"input"`` of the layer.
-        call: Which call of a layer that is used several times; ``None`` takes all of them (the
-            result is then a tuple).
 
     Returns:
         A method ``(model_fn, inputs, *, target, baselines, **options)`` whose attributions have the
         structure of the layer's activation; parts without the examples in dimension 0 are None.
-
-    Raises:
-        TypeError: The model function hides its module.
-        ValueError: The layer is no part of the model or is never called.
 
     Example:
         >>> import torch, attrfn
@@ -81,6 +75,7 @@ def at_layer(method: Method, layer: Layer, *, at: At = "output", call: int | Non
     return moved
 
 
+@documented(AtLayer)
 def at_neuron(
     method: Method, layer: Layer, neuron: Target, *, at: At = "output", call: int | None = 0
 ) -> Method:
@@ -90,19 +85,12 @@ def at_neuron(
 
     Args:
         method: Any attribution method.
-        layer: See :func:`at_layer`; a list of layers, or a layer with several tensors, needs a
-            callable neuron.
         neuron: An int, a tuple of ints and slices (slices are summed), one of either per example
-            (a tensor or a list), or a callable from the layer's activation to (B,).
-        at: See :func:`at_layer`.
-        call: See :func:`at_layer`.
+            (a tensor or a list), or a callable from the layer's activation to (B,). A list of
+            layers, or a layer with several tensors, needs a callable.
 
     Returns:
         A method ``(model_fn, inputs, *, baselines, **options)`` with attributions like the inputs.
-
-    Raises:
-        TypeError: The model function hides its module.
-        ValueError: The layer is no part of the model or is never called; the neuron does not exist.
 
     Example:
         >>> import torch, attrfn

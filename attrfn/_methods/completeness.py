@@ -5,14 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attrfn._copies.batch import row_sums, wide
+from attrfn._copies.batch import wide
 from attrfn._explain.baseline import fill_baselines
-from attrfn._explain.explain import Explained
+from attrfn._explain.explain import explain
 from attrfn._explain.forms import documented
 from attrfn._explain.options import Arguments, GraphOptions
-from attrfn._explain.target import choose
-from attrfn._explain.tree import batch_size, flatten
-from attrfn._model.bind import bind
+from attrfn._explain.tree import batch_size, flatten, row_total
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.typing import Baselines, ModelFn, Target, Tree
 
@@ -47,28 +45,16 @@ def completeness_delta(
     Reference:
         Sundararajan, Taly and Yan, Axiomatic Attribution for Deep Networks, 2017.
     """
-    x, rebuild = flatten(inputs)
-    batch = batch_size(x)
+    p = explain(model_fn, inputs, target, create_graph=create_graph, differentiated=False)
     scores, _ = flatten(attributions, "attributions")
-    if batch_size(scores, "attributions") != batch:
+    if batch_size(scores, "attributions") != p.batch:
         raise ValueError(
-            f"attributions has {scores[0].shape[0]} examples in dimension 0, expected {batch} as "
+            f"attributions has {scores[0].shape[0]} examples in dimension 0, expected {p.batch} as "
             "in inputs"
         )
-    x0 = fill_baselines(baselines, inputs, x)
-    p = Explained(
-        bind(model_fn, frozen=not create_graph),
-        x,
-        rebuild,
-        batch,
-        choose(target, batch),
-        create_graph,
-        False,
-        "target",
-    )
+    x0 = fill_baselines(baselines, inputs, p.x)
     keep = create_graph or transforming()
     with torch.set_grad_enabled(create_graph or (keep and torch.is_grad_enabled())):
-        change = p.values(x) - p.values(x0)
-    total = torch.stack([row_sums(s, wide(s.dtype)) for s in scores]).sum(0)
-    delta = (total - change).to(change.dtype)
+        change = p.values(p.x) - p.values(x0)
+    delta = (row_total(scores, wide) - change).to(change.dtype)
     return delta if keep else delta.detach()

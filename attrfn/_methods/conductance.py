@@ -7,7 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
-from attrfn._copies.batch import flat_rows, row_sums
+from attrfn._copies.batch import flat_rows
 from attrfn._explain.baseline import fill_baselines
 from attrfn._explain.explain import repeat_chosen
 from attrfn._explain.forms import documented
@@ -15,6 +15,7 @@ from attrfn._explain.options import Arguments, AtLayer, PathOptions
 from attrfn._explain.path import on_copies, over_path
 from attrfn._explain.quadrature import Rule
 from attrfn._explain.target import choose, select
+from attrfn._explain.tree import each, row_total
 from attrfn._layers.at import each_layer
 from attrfn._layers.flow import Flow, at_layer_over_path, flow_of
 from attrfn._torch.autodiff import transforming, values_and_gradients
@@ -79,7 +80,7 @@ def layer_conductance(
         if transforming():  # tangents batched where the rows are, as in-place operations need it
             steps = tuple([torch.zeros_like(r) + d for r, d in zip(rows, steps, strict=True)])
         change, grads = flow.along(rows, steps, copies)
-        return tuple([g * v for g, v in zip(grads, change, strict=True)])
+        return each(lambda g, v: g * v, grads, change)
 
     one = functools.partial(
         at_layer_over_path,
@@ -224,11 +225,8 @@ def neuron_conductance(
         _, picked = values_and_gradients(neurons, a, create_graph=create_graph)
 
         def passed_on(*z: Tensor) -> Tensor:
-            weighed = [
-                row_sums(v * g * n)
-                for v, g, n in zip(flow.head(copies, *z), grads, picked, strict=True)
-            ]
-            return functools.reduce(Tensor.add, weighed)
+            a = flow.head(copies, *z)
+            return row_total(each(lambda a, g, n: a * g * n, a, grads, picked))
 
         return values_and_gradients(passed_on, rows, create_graph=create_graph)[1]
 
@@ -244,5 +242,5 @@ def neuron_conductance(
         label="neuron_conductance",
     )
     if multiply_by_inputs:
-        total = tuple([(x - b) * t for x, b, t in zip(p.x, x0, total, strict=True)])
+        total = each(lambda x, x0, g: (x - x0) * g, p.x, x0, total)
     return p.result(total)

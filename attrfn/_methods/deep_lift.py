@@ -13,6 +13,7 @@ from attrfn._explain.explain import explain
 from attrfn._explain.forms import documented, form_of
 from attrfn._explain.introspect import takes_distribution
 from attrfn._explain.options import Arguments, AtLayer, GraphOptions
+from attrfn._explain.tree import each
 from attrfn._layers.at import at_layer, at_neuron
 from attrfn._model.bind import uncompiled
 from attrfn._rules.gradient import gradients_by_rules
@@ -101,7 +102,7 @@ def deep_lift(
     x0 = fill_baselines(baselines, inputs, p.x)
     grads, _ = gradients_by_rules(p, _rules(rule), p.x, x0)
     if multiply_by_inputs:
-        grads = tuple([(x - b) * m for x, b, m in zip(p.x, x0, grads, strict=True)])
+        grads = each(lambda x, x0, m: (x - x0) * m, p.x, x0, grads)
     return p.result(grads)
 
 
@@ -156,7 +157,7 @@ def deep_lift_shap(
         grads, _ = gradients_by_rules(p, rules, rows, rows0, copies=copies)
         found = split_rows(grads, copies)
         if multiply_by_inputs:
-            found = tuple([(e - b) * m for e, b, m in zip(ends, starts, found, strict=True)])
+            found = each(lambda x, x0, m: (x - x0) * m, tuple(ends), tuple(starts), found)
         return tuple([m.sum(0, dtype=wide(m.dtype)) for m in found])
 
     n = pairs[0].shape[0]

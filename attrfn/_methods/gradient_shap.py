@@ -10,6 +10,7 @@ from attrfn._explain.forms import documented, form_of
 from attrfn._explain.introspect import takes_distribution
 from attrfn._explain.noise import Noise, positive
 from attrfn._explain.options import Arguments, AtLayer, SamplingOptions
+from attrfn._explain.tree import each
 from attrfn._layers.at import at_layer, at_neuron
 from attrfn._torch.typing import (
     At,
@@ -93,7 +94,7 @@ def gradient_shap(
         ]
         _, grads = p.gradients(tuple(path), batching)
         if multiply_by_inputs:
-            grads = tuple([(e - b) * g for e, b, g in zip(ends, starts, grads, strict=True)])
+            grads = each(lambda x, x0, g: (x - x0) * g, tuple(ends), tuple(starts), grads)
         return tuple([g.sum(0, dtype=wide(g.dtype)) for g in grads])
 
     total = over_chunks(part, add, n, chunks, p.x[0].device, x=p.x)

@@ -9,7 +9,7 @@ from attrfn._explain.baseline import fill_baselines
 from attrfn._explain.explain import explain
 from attrfn._explain.forms import documented, form_of
 from attrfn._explain.options import Arguments, AtLayer, GraphOptions
-from attrfn._explain.tree import flatten
+from attrfn._explain.tree import each, flatten
 from attrfn._layers.at import at_neuron, each_layer, read
 from attrfn._layers.one_pass import activation_and_gradient
 from attrfn._layers.split import split_once
@@ -111,7 +111,7 @@ def input_x_gradient(
     p = explain(model_fn, inputs, target, create_graph=create_graph)
     x0 = fill_baselines(baselines, inputs, p.x)
     _, grads = values_and_gradients(lambda *x: p.values(x), p.x, create_graph=create_graph)
-    return p.result([(x - b) * g for x, b, g in zip(p.x, x0, grads, strict=True)])
+    return p.result(each(lambda x, x0, g: (x - x0) * g, p.x, x0, grads))
 
 
 @documented(AtLayer, GraphOptions)

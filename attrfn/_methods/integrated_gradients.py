@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 import torch
 
-from attrfn._copies.batch import row_sums
 from attrfn._explain.baseline import fill_baselines
 from attrfn._explain.explain import Explained, explain
 from attrfn._explain.forms import documented, form_of
 from attrfn._explain.options import Arguments, AtLayer, PathOptions
 from attrfn._explain.path import over_path
 from attrfn._explain.quadrature import Rule
+from attrfn._explain.tree import each, row_total
 from attrfn._layers.at import at_layer, at_neuron
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.typing import (
@@ -89,7 +89,7 @@ def integrated_gradients(
         at_once = functools.partial(integral, chunk_size=chunk_size or n_steps)
         total = _refined(p, x0, at_once, n_steps, tolerance)
     if multiply_by_inputs:
-        total = tuple([(x - b) * t for x, b, t in zip(p.x, x0, total, strict=True)])
+        total = each(lambda x, x0, g: (x - x0) * g, p.x, x0, total)
     return p.result(total)
 
 
@@ -111,8 +111,7 @@ def _refined(
     for doubling in range(_MOST_DOUBLINGS + 1):
         total = integral(n * 2**doubling)
         with torch.no_grad():
-            parts = [row_sums((x - b) * g) for x, b, g in zip(p.x, x0, total, strict=True)]
-            gap = (torch.stack(parts).sum(0) - change).abs()
+            gap = (row_total(each(lambda x, x0, g: (x - x0) * g, p.x, x0, total)) - change).abs()
         if p.batch == 0 or float(gap.max()) <= tolerance:
             return total
         if not bool(gap.isfinite().all()):

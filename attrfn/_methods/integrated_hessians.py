@@ -13,6 +13,7 @@ from attrfn._explain.features import features
 from attrfn._explain.forms import documented
 from attrfn._explain.options import Arguments, PerturbationOptions
 from attrfn._explain.quadrature import quadrature_rule
+from attrfn._explain.tree import each
 from attrfn._torch.autodiff import gradients_allowed, transforming, values_and_gradients
 from attrfn._torch.precision import einsum
 from attrfn._torch.typing import Baselines, Batching, ChunkSize, Leaves, ModelFn, Target, Tree
@@ -73,16 +74,16 @@ def integrated_hessians(
     x0 = fill_baselines(baselines, inputs, p.x)
     these = features(feature_mask, inputs, p.x, n_features)
     n, device = these.n, p.x[0].device
-    d = tuple([x - b for x, b in zip(p.x, x0, strict=True)])
+    d = each(lambda x, x0: x - x0, p.x, x0)
     t, first, second = _rule(n_steps, d[0])
     ids = torch.arange(n, device=device)
 
     def part(i: slice) -> Leaves:
         c = torch.arange(i.start, i.stop, device=device)
         own = (c % n)[:, None] == ids  # (S, n): copy c is node c // n in the direction of c % n
-        v = tuple([z * e for z, e in zip(these.masks(own[:, None]), d, strict=True)])
+        v = each(lambda z, d: z * d, these.masks(own[:, None]), d)
         slope, curve = _directional(p, _points(x0, d, t[c // n]), v, batching)
-        rows = these.sums(tuple([e * h for e, h in zip(d, curve, strict=True)]))
+        rows = these.sums(each(lambda d, h: d * h, d, curve))
         alone = (slope * first[c // n, None])[..., None] * own[:, None]
         rows = rows * second[c // n, None, None] + alone
         return (einsum("sk,sbl->bkl", own.to(rows), rows),)
@@ -109,7 +110,7 @@ def _rule(n_steps: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _points(x0: Leaves, d: Leaves, t: Tensor) -> Leaves:
     """``x0 + t d`` for S nodes, (S, B, ...)."""
-    return tuple([(b + along(t, b) * e).to(b.dtype) for b, e in zip(x0, d, strict=True)])
+    return each(lambda x0, d: (x0 + along(t, x0) * d).to(x0.dtype), x0, d)
 
 
 def _directional(

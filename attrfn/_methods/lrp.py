@@ -9,6 +9,7 @@ import torch
 from attrfn._explain.explain import explain
 from attrfn._explain.forms import documented
 from attrfn._explain.options import Arguments, AtLayer, GraphOptions
+from attrfn._explain.tree import each
 from attrfn._layers.at import at_layer, each_layer
 from attrfn._rules.conservation import Audit, Leak
 from attrfn._rules.formulas import LinearRule
@@ -73,7 +74,7 @@ def lrp(
     p = explain(model, inputs, target, create_graph=create_graph)
     grads, _ = gradients_by_rules(p, chosen, p.x, scope=scope)
     if chosen.linear.first is None:
-        grads = tuple([x * g for x, g in zip(p.x, grads, strict=True)])
+        grads = each(lambda x, g: x * g, p.x, grads)
     return p.result(grads)
 
 

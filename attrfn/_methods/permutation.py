@@ -16,7 +16,7 @@ from attrfn._explain.interpolate import choose_where
 from attrfn._explain.masked import masked
 from attrfn._explain.noise import positive
 from attrfn._explain.options import AtLayer, BlackBox, ChunkOptions, FeatureOptions, LayerFeatures
-from attrfn._explain.tree import flatten
+from attrfn._explain.tree import each, flatten
 from attrfn._layers.at import locate
 from attrfn._random.keys import row_keys, sample_keys
 from attrfn._torch.autodiff import transforming
@@ -119,7 +119,7 @@ def feature_permutation(
             _check_order(order, (i.stop - i.start, p.batch))
         moved = torch.arange(i.start, i.stop, device=p.device) % n
         masks = these.masks((moved[:, None] == ids)[:, None])
-        return tuple([choose_where(z, x[order], x) for z, x in zip(masks, p.x, strict=True)])
+        return each(lambda z, x: choose_where(z, x[order], x), masks, p.x)
 
     shuffled = p.at(copies, points)
     mean = shuffled.reshape(n_samples, n, *shuffled.shape[1:]).mean(0)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import re
 from typing import Any
 
 import pytest
 import torch
 import zoo
+from registry import REGISTRY, Row
 from torch import Tensor
 from zoo import randn
 
@@ -23,27 +25,31 @@ def f(x: Tensor) -> Tensor:
     return torch.tanh(x.flatten(1)).sum(1)
 
 
-MASKED = {
-    "feature_ablation": attrfn.feature_ablation,
-    "feature_permutation": attrfn.feature_permutation,
-    "shapley_values": attrfn.shapley_values,
-    "shapley_value_sampling": attrfn.shapley_value_sampling,
-    "kernel_shap": attrfn.kernel_shap,
-    "lime": attrfn.lime,
-    "interactions": attrfn.interactions,
-    "sampled_interactions": functools.partial(attrfn.interactions, n_samples=2),
-    "integrated_hessians": attrfn.integrated_hessians,
-    "neuron_feature_ablation": lambda m, x, **o: attrfn.neuron_feature_ablation(
-        NET, x[:, 0], layer="1", neuron=0, **o
-    ),
-}
-FAMILY = {
-    **MASKED,
-    "occlusion": functools.partial(attrfn.occlusion, window=2),
-    "rise": functools.partial(attrfn.rise, n_samples=3),
-}
+def _of(r: Row) -> Any:
+    """The public method; of the row's options those that it cannot do without, or not quickly."""
+    method = getattr(attrfn, r.name)
+    if r.neuron:
+        return lambda m, x, **o: method(NET, x[:, 0], layer="1", neuron=0, **o)
+    needed = {k: v for k, v in r.options.items() if k in ("window", "grid")}
+    return functools.partial(method, **needed, **({"n_samples": 3} if r.images else {}))
 
-CAMS = {"ablation_cam": attrfn.ablation_cam, "score_cam": attrfn.score_cam}
+
+def takes(r: Row, option: str) -> bool:
+    return option in inspect.signature(getattr(attrfn, r.name)).parameters
+
+
+PERTURBING = [
+    r
+    for r in REGISTRY
+    if r.name in r.covers and r.chunked and not r.gradient and r.explains in ("input", "pairs")
+]
+MASKED = {r.name: _of(r) for r in REGISTRY if r.name in r.covers and takes(r, "feature_mask")}
+MASKED["sampled_interactions"] = functools.partial(attrfn.interactions, n_samples=2)
+FAMILY = {**MASKED, **{r.name: _of(r) for r in PERTURBING if r.name not in MASKED}}
+
+CAMS = {
+    r.name: r.method for r in REGISTRY if r.name in r.covers and takes(r, "upsample") and r.batching
+}
 
 family = pytest.mark.parametrize("method", FAMILY.values(), ids=FAMILY)
 

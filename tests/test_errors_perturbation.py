@@ -8,21 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-import zoo
-from perturbation_cases import CAMS, FAMILY, MASKED, NET, X, f, family, refused
+from perturbation_cases import FAMILY, MASKED, NET, PERTURBING, X, f, refused, takes
+from registry import REGISTRY
 from torch import Tensor
-from zoo import randn
 
 import attrfn
 
-SAMPLING = {
-    name: FAMILY[name]
-    for name in ("feature_permutation", "shapley_value_sampling", "kernel_shap", "lime", "rise")
-}
-LAYERS = {
-    "layer_feature_ablation": attrfn.layer_feature_ablation,
-    "layer_feature_permutation": attrfn.layer_feature_permutation,
-}
+SAMPLING = {r.name: FAMILY[r.name] for r in PERTURBING if r.keyed and r.explains == "input"}
+LAYERS = {r.name: r.method for r in REGISTRY if r.name in r.covers and takes(r, "layer_mask")}
 
 masked = pytest.mark.parametrize("method", MASKED.values(), ids=MASKED)
 
@@ -241,25 +234,12 @@ def test_windows_and_strides_of_another_tree():
 # --- numbers --------------------------------------------------------------------------------------
 
 
-@sampling
-@pytest.mark.parametrize("wrong", [0, -1, 2.5, True, "5", None], ids=repr)
-def test_n_samples(method, wrong):
-    options = {"n_samples": wrong}
-    kinds = (TypeError, ValueError)
-    refused(kinds, "n_samples", repr(wrong), method, f, X, **options)
-
-
 @pytest.mark.parametrize("wrong", [0, -1, 2.5, True, "5"], ids=repr)
 @pytest.mark.parametrize("stderr", [False, True])
 def test_n_samples_of_interactions(wrong, stderr):
     options = {"n_samples": wrong, "return_stderr": stderr}
     kinds = (TypeError, ValueError)
     refused(kinds, "n_samples", wrong, attrfn.interactions, f, X, **options)
-
-
-def test_n_samples_of_layer_feature_permutation():
-    options = {"layer": "1", "target": 0, "n_samples": 0}
-    refused(ValueError, "n_samples", 0, attrfn.layer_feature_permutation, NET, X[:, 0], **options)
 
 
 def test_one_coalition_is_none():
@@ -278,50 +258,9 @@ def test_too_few_orderings_for_a_standard_error():
     refused(ValueError, "n_samples", None, what)
 
 
-@pytest.mark.parametrize("wrong", [0, -7, 3.5, True, "7", None], ids=repr)
-def test_grid(wrong):
-    kinds = (TypeError, ValueError)
-    refused(kinds, "grid", repr(wrong), attrfn.rise, f, X, n_samples=2, grid=wrong)
-
-
 @pytest.mark.parametrize("wrong", [0, 0.0, -0.1, 1.5, float("nan"), float("inf")])
 def test_p(wrong):
     refused(ValueError, "p", wrong, attrfn.rise, f, X, n_samples=2, p=wrong)
-
-
-@pytest.mark.parametrize("wrong", ["half", None, [0.5]], ids=repr)
-def test_p_of_the_wrong_type(wrong):
-    refused((TypeError, ValueError), "p", wrong, attrfn.rise, f, X, n_samples=2, p=wrong)
-
-
-@pytest.mark.parametrize("wrong", ["taylor", "Shapley", "", None, 2], ids=repr)
-def test_index(wrong):
-    refused(ValueError, "index", repr(wrong), attrfn.interactions, f, X, index=wrong)
-
-
-@pytest.mark.parametrize("wrong", [0, -1, 2.5, "5", None], ids=repr)
-def test_n_steps(wrong):
-    refused(ValueError, "n_steps", repr(wrong), attrfn.integrated_hessians, f, X, n_steps=wrong)
-
-
-@family
-@pytest.mark.parametrize("wrong", [0, -3, 2.0, "all", True], ids=repr)
-def test_chunk_size(method, wrong):
-    refused(ValueError, "chunk_size", repr(wrong), method, f, X, chunk_size=wrong)
-
-
-@family
-@pytest.mark.parametrize("wrong", ["folded", None, 1], ids=repr)
-def test_batching(method, wrong):
-    refused(ValueError, "batching", repr(wrong), method, f, X, batching=wrong)
-
-
-@pytest.mark.parametrize("method", (LAYERS | CAMS).values(), ids=LAYERS | CAMS)
-def test_chunks_of_layer_methods(method):
-    model, x = zoo.cnn(), randn(2, 2, 8, 8)
-    options = {"layer": "4", "target": 0}
-    refused(ValueError, "chunk_size", "0", method, model, x, chunk_size=0, **options)
-    refused(ValueError, "batching", "'all'", method, model, x, batching="all", **options)
 
 
 @sampling

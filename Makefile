@@ -25,7 +25,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo sentences test doctest capabilities test-oldest bench-check lint format types docs bench clean
+.PHONY: help demo sentences test quick fuzz doctest capabilities test-oldest bench-check lint format types docs bench clean
 # Keep the stamps of the set-up below.
 .SECONDARY:
 
@@ -47,6 +47,13 @@ sentences: $(VENV)/installed-sentences ## Explain a sentence encoder (fetches it
 test: $(VENV)/installed-test ## Run all tests, and the examples of docstrings, README and docs.
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) --doctest-modules --doctest-glob='*.md' \
 		--ignore-glob='docs/*.py' $(PYTEST_ARGS) tests attrfn README.md docs
+
+quick: $(VENV)/installed-test ## Run the tests but those that compile or are slow: in under 4 minutes.
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) -m "not compiles and not slow and not fuzz" \
+		$(PYTEST_ARGS) tests
+
+fuzz: $(VENV)/installed-test ## Run the whole grid of wrong options, of which `make test` takes a sample.
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) -m fuzz $(PYTEST_ARGS) tests
 
 doctest: $(VENV)/installed-test ## Run only the examples of docstrings, README and docs.
 	$(TEST_ENV) $(BIN)/python -m pytest --doctest-modules --doctest-glob='*.md' \

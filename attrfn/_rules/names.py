@@ -110,10 +110,23 @@ def _all() -> dict[Any, Spelling]:
         ops.SELECTIONS,
     ):
         for name in text.split():
-            found.update(spellings(name))
+            spelled = spellings(name)
+            if not spelled and _should_have(name):
+                raise ImportError(
+                    f"{name!r} is not an operation of torch {torch.__version__}: correct the name "
+                    "in attrfn._rules.ops, or say in SINCE which torch it came with"
+                )
+            found.update(spelled)
     for name in ops.ATTRIBUTES_OF_STRUCTURE:
         found[getter(name)] = Spelling("T", None, None)
     return found
+
+
+def _should_have(name: str) -> bool:
+    """Whether this torch should have a function for an operation."""
+    version = tuple(map(int, torch.__version__.split(".")[:2]))
+    known = ops.SINCE.get(name, ()) <= version <= ops.NEWEST
+    return known and name not in ops.IN_EXPORTED_GRAPHS
 
 
 def _passive() -> frozenset[Any]:

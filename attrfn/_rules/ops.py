@@ -22,7 +22,7 @@ interpolate upsample upsample_nearest upsample_bilinear
 avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
 pixel_shuffle pixel_unshuffle channel_shuffle max_unpool1d max_unpool2d max_unpool3d
 embedding embedding_bag nll_loss deg2rad rad2deg trapezoid nansum nanmean
-requires_grad retain_grad identity
+requires_grad retain_grad
 """
 """Linear in all tensors together: their derivative is right for every rule."""
 
@@ -56,7 +56,7 @@ THROUGH_ZERO = "relu leaky_relu prelu abs absolute"
 CONSTANT = """
 zeros_like ones_like full_like empty_like rand_like randn_like randint_like new_zeros new_ones
 new_full new_empty new_tensor size dim ndimension numel nelement stride storage_offset
-is_floating_point is_complex is_contiguous element_size get_device type_check isnan isinf isfinite
+is_floating_point is_complex is_contiguous element_size get_device isnan isinf isfinite
 isposinf isneginf is_nonzero is_same_size __len__ __repr__ __format__ __hash__ __bool__ equal
 allclose is_tensor result_type can_cast is_pinned register_hook __reduce_ex__ sym_size sym_numel
 sym_stride _assert_async _assert_tensor_metadata
@@ -178,3 +178,14 @@ DROPOUTS = (
     "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout feature_dropout "
     "native_dropout"
 )
+
+SINCE = {"lp_pool3d": (2, 3), "rms_norm": (2, 4)}
+"""The torch that each of these operations came with; the others are older than any supported."""
+
+NEWEST = (2, 13)
+"""The newest torch that the tables were compared with; a later one may have dropped a name."""
+
+IN_EXPORTED_GRAPHS = frozenset(
+    ["alias", "lift_fresh", "slice", "_to_copy", "sym_size", "sym_numel", "sym_stride"]
+)
+"""Operations of torch.ops.aten that no public function of torch has."""

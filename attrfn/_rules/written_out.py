@@ -114,11 +114,6 @@ def softmin(input: Tensor, dim: int | None = None, *_: Any, **options: Any) -> T
     return F.softmax(-input, dim, dtype=options.get("dtype"))
 
 
-def log_sigmoid(input: Tensor) -> Tensor:
-    """``-softplus(-x)``."""
-    return -F.softplus(-input)
-
-
 def addcdiv(input: Tensor, a: Tensor, b: Tensor, *, value: float = 1.0) -> Tensor:
     """``x + value * a / b``."""
     return input + value * (a / b)

@@ -1,0 +1,66 @@
+"""The public names, written out: a name that comes or goes does so here, and in the changelog."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+from types import ModuleType
+
+import pytest
+
+PUBLIC = {
+    "attrfn": """
+        CompileError Split UnsupportedOpError ablation_cam at_layer at_neuron compile
+        completeness_delta deconvolution deep_lift deep_lift_shap eigen_cam feature_ablation
+        feature_permutation grad_cam grad_cam_plus_plus gradient gradient_shap guided_backprop
+        guided_grad_cam hires_cam input_x_gradient integrated_gradients integrated_hessians
+        interactions internal_influence kernel_shap layer_activation layer_cam layer_conductance
+        layer_deep_lift layer_deep_lift_shap layer_feature_ablation layer_feature_permutation
+        layer_gradient_shap layer_gradient_x_activation layer_integrated_gradients layer_lrp
+        lime lrp neuron_conductance neuron_deconvolution neuron_deep_lift neuron_deep_lift_shap
+        neuron_feature_ablation neuron_gradient neuron_gradient_shap neuron_guided_backprop
+        neuron_integrated_gradients noise_tunnel occlusion random rise rules saliency score_cam
+        shapley_value_sampling shapley_values split surrogates with_rules xgrad_cam
+    """,
+    "attrfn.random": """
+        as_key bernoulli bits fold_in key normal permutation randint split uniform
+    """,
+    "attrfn.rules": """
+        Leak LinearRule Rules alpha_beta attn_lrp composite conservation cp_lrp deconv epsilon
+        epsilon_alpha2_beta1 epsilon_alpha2_beta1_flat epsilon_gamma_box epsilon_plus
+        epsilon_plus_flat flat fold_batch_norm gamma guided identity rescale reveal_cancel
+        w_square z_box z_plus
+    """,
+    "attrfn.surrogates": """
+        constant exponential_kernel lasso linear ridge scikit_learn
+    """,
+    "attrfn.viz": """
+        Html bar image_grid image_overlay report strip text time_series
+    """,
+}
+
+
+def public(module: ModuleType) -> list[str]:
+    """``__all__``, else what the source defines or passes on with ``import name as name``."""
+    listed = getattr(module, "__all__", None)
+    if listed is not None:
+        return sorted(listed)
+    found: set[str] = set()
+    for node in ast.parse(inspect.getsource(module)).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        if isinstance(node, ast.Assign):
+            found |= {t.id for t in node.targets if isinstance(t, ast.Name)}
+        if isinstance(node, ast.AnnAssign):
+            found.add(ast.unparse(node.target))
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            found |= {a.name for a in node.names if a.asname == a.name}
+    return sorted(name for name in found if not name.startswith("_"))
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_names(name: str) -> None:
+    module = importlib.import_module(name)
+    assert public(module) == PUBLIC[name].split()
+    assert all(hasattr(module, n) for n in public(module))

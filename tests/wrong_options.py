@@ -1,0 +1,251 @@
+"""Wrong values for the options of every public method: one table for all methods.
+
+``cells`` makes the grid of methods, options and values from the signatures; ``call`` makes one call
+of it on the net and with the other options that the method's row of the registry has.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from models import CLASSES, targets
+from registry import ROWS, Row, needs, primary
+from torch import nn
+
+import attrfn
+
+NAN = float("nan")
+FLOATS = torch.ones(2)
+COUNTS = {"none": None, "zero": 0, "negative": -1, "fraction": 2.5, "string": "5", "bool": True}
+FLAGS = {"string": "yes", "int": 2, "none": None}
+NOT_CALLABLE = {"int": 3, "string": "a"}
+MASKS = {
+    "string": "a",
+    "floats": torch.zeros(1),
+    "shape": torch.zeros(7, 5, dtype=torch.long),
+    "tree": {"a": torch.zeros(1, dtype=torch.long)},
+}
+VALUES = {
+    "string": "zero",
+    "shape": torch.zeros(7, 5, dtype=torch.float64),
+    "tree": {"a": 0.0},
+    "object": object(),
+}
+
+WRONG: dict[str, dict[str, Any]] = {
+    "model_fn": {"none": None, "int": 3, "string": "model"},
+    "model": {"none": None, "int": 3, "string": "model"},
+    "method": {"none": None, "int": 3, "string": "gradient"},
+    "inputs": {
+        "none": None,
+        "string": "x",
+        "list of floats": [1.0, 2.0],
+        "array": np.ones((3, 4)),
+        "0-d": torch.tensor(1.0),
+        "lengths": (torch.ones(3, 4), torch.ones(2, 4)),
+    },
+    "attributions": {
+        "none": None,
+        "list of floats": [1.0],
+        "0-d": torch.tensor(1.0),
+        "length": torch.ones(2, 4),
+    },
+    "target": {
+        "too large": CLASSES,
+        "too small": -CLASSES - 1,
+        "string": "cat",
+        "float": 1.5,
+        "floats": torch.ones(3),
+        "length": torch.tensor([0, 1]),
+        "list too long": [0, 1, 0, 1],
+    },
+    "layer": {"none": None, "int": 1, "class": nn.Linear, "no such": "nope", "other's": nn.Tanh()},
+    "neuron": {"none": None, "string": "a", "float": 1.5, "too large": 99, "too many": (0,) * 9},
+    "at": {"none": None, "int": 1, "no such": "out"},
+    "call": {"negative": -1, "too large": 9, "fraction": 0.5, "string": "0", "bool": True},
+    "baselines": VALUES,
+    "layer_baselines": VALUES,
+    "feature_mask": MASKS,
+    "layer_mask": MASKS,
+    "n_features": {"negative": -1, "fraction": 2.5, "string": "a", "bool": True},
+    "n_samples": COUNTS,
+    "n_steps": COUNTS,
+    "chunk_size": {what: v for what, v in COUNTS.items() if v is not None},
+    "batching": {"none": None, "int": 1, "no such": "folded"},
+    "create_graph": FLAGS,
+    "progress": FLAGS,
+    "multiply_by_inputs": FLAGS,
+    "relu": FLAGS,
+    "absolute": FLAGS,
+    "antithetic": FLAGS,
+    "return_stderr": FLAGS,
+    "return_input_shape": FLAGS,
+    "draw_baselines": FLAGS,
+    "frozen": FLAGS,
+    "key": {
+        "none": None,
+        "float": 1.5,
+        "string": "7",
+        "bool": True,
+        "floats": FLOATS,
+        "shape": torch.zeros(3, dtype=torch.long),
+        "length": torch.zeros(4, 2, dtype=torch.long),
+    },
+    "stdevs": {"none": None, "string": "1", "bool": True, "negative": -0.1, "nan": NAN, **VALUES},
+    "tolerance": {"zero": 0, "negative": -0.1, "nan": NAN, "string": "a"},
+    "quadrature": {"none": None, "int": 3, "no such": "simpson"},
+    "upsample": {"int": 3, "no such": "cubic"},
+    "interpolate_mode": {"int": 3, "no such": "cubic"},
+    "reshape": NOT_CALLABLE,
+    "rule": {"none": None, "int": 3, "no such": "nope"},
+    "rules": {"int": 3, "string": "epsilon"},
+    "permute": NOT_CALLABLE,
+    "index": {"none": None, "int": 3, "no such": "banzhaf"},
+    "surrogate": NOT_CALLABLE,
+    "similarity": NOT_CALLABLE,
+    "perturb": NOT_CALLABLE,
+    "transform": NOT_CALLABLE,
+    "kind": {"none": None, "int": 3, "no such": "mean"},
+    "window": {"zero": 0, "fraction": 1.5, "string": "a", "length": (1,) * 9, "too large": 99},
+    "stride": {"zero": 0, "fraction": 1.5, "string": "a", "length": (1,) * 9},
+    "grid": COUNTS,
+    "p": {"zero": 0.0, "above one": 1.5, "negative": -0.1, "string": "a", "nan": NAN},
+}
+"""By option and by what is wrong with the value."""
+
+RIGHT = {("interactions", "n_samples", "none")}
+"""Cells whose value is right for that method."""
+
+FIELDS = {"Split": ("head", "tail")}
+"""Of a class: what it holds, which no one passes in."""
+
+BEGINS = {
+    "at": "at is {}, expected 'input' or 'output'",
+    "batching": "batching is {}, expected 'fold', 'vm",
+    "chunk_size": "chunk_size is {}, expected None (all at once), ",
+    "grid": "grid is {}, expected an int of at least ",
+    "index": "index is {}, expected ",
+    "kind": "kind is {}, expected 'smoothgrad', 'smoothgrad_sq', ",
+    "n_features": "n_features is {}, expected ",
+    "n_samples": "n_samples is {}, expected an int of at least ",
+    "n_steps": "n_steps is {}, expected an int of at least ",
+    "quadrature": "quadrature is {}, expected one of gauss_legendre, riemann_left, ",
+    "rule": "rule is {}, expected ",
+    "tolerance": "tolerance is {}, expected a number above 0 in units of the output",
+    "upsample": "upsample is {}, expected ",
+}
+"""How messages begin, with the value in the place of {}, where all methods say the same."""
+
+
+class Cell(NamedTuple):
+    """One wrong value of one option of one method; ``sample`` tells whether every run has it."""
+
+    name: str
+    option: str
+    what: str
+    sample: bool
+
+    def __str__(self) -> str:
+        return f"{self.name}-{self.option}-{self.what}"
+
+
+def options(name: str) -> list[str]:
+    """The parameters of a public callable, by its signature."""
+    found = inspect.signature(getattr(attrfn, name)).parameters
+    return [option for option in found if option not in FIELDS.get(name, ())]
+
+
+def cells(names: list[str]) -> Iterator[Cell]:
+    """The grid; its sample has every option of every method, and every value of every option.
+
+    The methods that have an option take turns at its values.
+    """
+    having = Counter(option for name in names for option in options(name))
+    turn: Counter[str] = Counter()
+    for name in names:
+        for option in options(name):
+            values = WRONG.get(option, {})
+            for k, what in enumerate(values):
+                if (name, option, what) in RIGHT:
+                    continue
+                m, n = turn[option], having[option]
+                yield Cell(name, option, what, k == m % len(values) or k % n == m)
+            turn[option] += 1
+
+
+def call(cell: Cell) -> None:
+    """Call the method with the wrong value, and with right ones for all else."""
+    r, wrong = _row(cell.name), {cell.option: WRONG[cell.option][cell.what]}
+    if cell.name in _MADE:
+        _MADE[cell.name](r, wrong)
+        return
+    method = getattr(attrfn, cell.name)
+    given = {**_given(r, method), **wrong}
+    model, x = given.pop("model_fn"), given.pop("inputs")
+    first = [given.pop("attributions")] if "attributions" in given else []
+    method(model, x, *first, **given)
+
+
+def _row(name: str) -> Row:
+    return (
+        ROWS[name] if name in ROWS else next(ROWS[r] for r in primary() if name in ROWS[r].covers)
+    )
+
+
+def _given(r: Row, method: Callable[..., Any]) -> dict[str, Any]:
+    takes = inspect.signature(method).parameters
+    given = {k: v for k, v in needs(r, r.net).items() if k in takes}
+    x = r.net.inputs()
+    given |= {"model_fn": r.net.build(), "inputs": x}
+    if "target" in takes:
+        given["target"] = targets(len(x))
+    if "feature_mask" in takes:
+        given["feature_mask"] = torch.arange(x[0].numel()).reshape(x.shape[1:]) % 3
+    if "attributions" in takes:
+        given["attributions"] = x
+    return given
+
+
+def _tunnel(r: Row, wrong: dict[str, Any]) -> None:
+    given = {"method": functools.partial(attrfn.integrated_gradients, n_steps=2), "n_samples": 2}
+    given |= wrong
+    baselines = r.net.pool if given.get("draw_baselines") else None
+    tunnel = attrfn.noise_tunnel(given.pop("method"), **given)
+    tunnel(r.net.build(), r.net.inputs(), target=0, baselines=baselines)
+
+
+def _at_layer(r: Row, wrong: dict[str, Any]) -> None:
+    given = {"method": attrfn.gradient, "layer": "mid", **wrong}
+    attrfn.at_layer(**given)(r.net.build(), r.net.inputs(), target=0)
+
+
+def _at_neuron(r: Row, wrong: dict[str, Any]) -> None:
+    given = {"method": attrfn.gradient, "layer": "mid", "neuron": r.net.neuron, **wrong}
+    attrfn.at_neuron(**given)(r.net.build(), r.net.inputs())
+
+
+def _split(r: Row, wrong: dict[str, Any]) -> None:
+    head, tail = attrfn.split(**{"model": r.net.build(), "layer": "mid", **wrong})
+    x = r.net.inputs()
+    tail(head(x), x)
+
+
+def _with_rules(r: Row, wrong: dict[str, Any]) -> None:
+    given = {"model_fn": r.net.build(), "rules": attrfn.rules.rescale(), **wrong}
+    attrfn.gradient(attrfn.with_rules(**given), r.net.inputs(), target=0)
+
+
+_MADE = {
+    "noise_tunnel": _tunnel,
+    "at_layer": _at_layer,
+    "at_neuron": _at_neuron,
+    "split": _split,
+    "with_rules": _with_rules,
+}
+"""What makes a method or a function, and what shows a wrong option of it."""

@@ -90,7 +90,7 @@ def feature_permutation(
         Fisher, Rudin and Dominici, All Models are Wrong, but Many are Useful: Learning a Variable's
         Importance by Studying an Entire Class of Prediction Models Simultaneously, 2019.
     """
-    chunks = Chunks(chunk_size, batching, progress, "feature_permutation")
+    chunks = Chunks(chunk_size, batching, progress, "feature_permutation", backward=False)
     p = masked(model_fn, inputs, target, None, chunks, create_graph=create_graph)
     these = features(feature_mask, inputs, p.x, n_features)
     n, draw = these.n, permute or random.permutation

@@ -152,7 +152,7 @@ def _run(
     advance: Callable[[int], object],
 ) -> T:
     adapts = chunks.size == "auto" and chunks.batching != "loop" and not transforming()
-    size = n if chunks.size in (None, "auto") else int(chunks.size)
+    size = n if chunks.size in (None, "auto") else int(chunks.size)  # type: ignore[arg-type]
     size = 1 if chunks.batching == "loop" else size
     if adapts:
         size = budget(device) // one_copy if one_copy else first_copies(x)

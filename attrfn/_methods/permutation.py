@@ -11,7 +11,6 @@ from torch import Tensor
 from attrfn import random
 from attrfn._copies.chunks import Chunks
 from attrfn._explain.features import features
-from attrfn._explain.interpolate import choose_where
 from attrfn._explain.masked import masked
 from attrfn._explain.noise import positive
 from attrfn._explain.tree import flatten
@@ -107,7 +106,7 @@ def feature_permutation(
             _check_order(order, (i.stop - i.start, p.batch))
         moved = torch.arange(i.start, i.stop, device=p.device) % n
         masks = these.masks((moved[:, None] == ids)[:, None])
-        return tuple([choose_where(z, x[order], x) for z, x in zip(masks, p.x, strict=True)])
+        return tuple([torch.where(z, x[order], x) for z, x in zip(masks, p.x, strict=True)])
 
     shuffled = p.at(copies, points)
     mean = shuffled.reshape(n_samples, n, *shuffled.shape[1:]).mean(0)

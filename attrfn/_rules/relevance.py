@@ -46,7 +46,7 @@ from attrfn._rules.record import Record
 from attrfn._rules.replay import Replay
 from attrfn._rules.rescale import COMMON, OPENED, WRITTEN, each, inside, ruled
 from attrfn._rules.run import Run, Values
-from attrfn._rules.table import Memory, OfOne, Op, Rules, plain, written
+from attrfn._rules.table import OfOne, Op, Rules, plain, written
 from attrfn._torch.autodiff import transforming
 
 _STABLE = 1e-6
@@ -292,7 +292,7 @@ def composite(
         table = {name: _reading(name, op) for name, op in table.items()}
     linear = LinearRules(conv, dense, first, names or {})
     adapt = None if first is None else _reading
-    return Rules(name, table, linear=linear, adapt=adapt, memory=Memory())
+    return Rules(name, table, linear=linear, adapt=adapt)
 
 
 def _reading(name: str, op: Op) -> Op:

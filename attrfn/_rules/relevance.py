@@ -167,7 +167,7 @@ def _normalised(centred: bool) -> Callable[..., Tensor]:
             refuse_unknown(call, run.table.name, "its weights depend on the inputs")
         y: Tensor = call(*x)
         dims, weight, eps = norm_arguments(call, centred)
-        r = statistics_of(x[0], dims, eps, centred, run.once)[1]
+        r = statistics_of(x[0], dims, eps, centred)[1]
         scale = r if weight is None else r * weight
 
         def parts(t: Values) -> list[Tensor]:

@@ -495,18 +495,3 @@ def test_tables_are_not_kept():
     del held, box, repaired, first
     gc.collect()
     assert [ref() for ref in alive] == [None, None]
-
-
-@pytest.mark.parametrize("exported", [False, True])
-def test_functions_are_looked_up_once(exported):
-    """The next run with a table, or a copy of it, knows the functions that this one has met."""
-    model = seeded(lambda: nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)))
-    if exported:
-        model = torch.export.export(model, (X,)).module()
-    table = rules.rescale().allow(torch.prod)
-    attrfn.deep_lift(model, X, target=0, baselines=X0, rule=table)
-    met = dict(table.memory.glances)
-    assert len(met) >= 2
-    attrfn.deep_lift(model, X, target=0, rule=table._replace(baselines=X0))
-    assert table.memory.glances == met
-    assert table.allow(torch.cumprod).memory.glances == {}

@@ -136,7 +136,6 @@ class _Compiled:
         takes = parameters(method)
         self.known = frozenset(takes)
         self.chunk_size = takes["chunk_size"].default if "chunk_size" in takes else None
-        self.counts = "chunk_size" in takes and "progress" in takes
         self.promises = "create_graph" in takes and is_ours(method)
         self.sizes: dict[object, ChunkSize] = {}
         self.widths: dict[object, int | None] = {}
@@ -186,13 +185,13 @@ class _Compiled:
         size = every.get("chunk_size", self.chunk_size)
         if size != "auto":
             return changing.get("chunk_size", "given")
-        if not self.counts or every.get("batching") == "loop" or transforming():
+        if every.get("batching") == "loop" or transforming():
             return "given"
         others = {k: v for k, v in changing.items() if k not in ("target", "key")}
         place = shapes((inputs, others))
         if place not in self.sizes:
             self.sizes[place] = static_size(
-                lambda: self.run(inputs, {**changing, "progress": True}),
+                lambda ask: self.run(inputs, {**changing, "chunk_size": ask}),
                 self.model_fn,
                 inputs,
                 {size for size, _ in self.graphs if isinstance(size, int)},

@@ -3,49 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import optree
 import torch
 from torch import Tensor
 
+from attrfn._copies.chunks import Demand, demand_of
 from attrfn._copies.memory import Peak, budget, first_copies
-from attrfn._copies.progress import Task, task
 from attrfn._explain.tree import call_model, flatten
 from attrfn._model.bind import bind, uncompiled
 from attrfn._torch.typing import ModelFn, Tree
 
 MOST = 32  # chunks in a graph: the loop over them is unrolled
 _ALIKE = 4  # a size that is at most so many times too small serves, too
-_FORWARD = {  # by the labels of their bars: nothing is kept for a backward pass
-    "ablation_cam",
-    "feature_ablation",
-    "feature_permutation",
-    "interactions",
-    "kernel_shap",
-    "lime",
-    "occlusion",
-    "rise",
-    "score_cam",
-    "shapley_value_sampling",
-    "shapley_values",
-}
-_TWICE = {"integrated_hessians"}
 
 
 def static_size(
-    run: Callable[[], object], model_fn: ModelFn, inputs: Tree, known: Iterable[int]
+    run: Callable[[Any], object], model_fn: ModelFn, inputs: Tree, known: Iterable[int]
 ) -> int | None:
     """How many copies of the batch fit into memory at once: None (all) or a power of two.
 
     The method runs up to its first chunk, and the model once.
 
     Args:
-        run: Calls the method on the inputs with ``progress=True``.
+        run: Calls the method on the inputs with the ``chunk_size`` that it is given.
         model_fn: The model function.
         inputs: Its inputs.
         known: Sizes for which there is a graph; one of them is taken where it is about right.
     """
-    found = task(run)
+    found = demand_of(run)
     leaves = flatten(inputs)[0]
     if found is None or leaves[0].shape[0] == 0:
         return None
@@ -65,17 +52,16 @@ def rounded(copies: int, fit: int) -> int | None:
     return None if max(size, fit) >= copies else size
 
 
-def one_copy(model_fn: ModelFn, inputs: Tree, of: Task) -> int:
+def one_copy(model_fn: ModelFn, inputs: Tree, of: Demand) -> int:
     """The bytes that one copy of the batch takes, with what is kept for the backward passes."""
-    forward = of.label in _FORWARD
     leaves, rebuild = flatten(inputs)
     frozen = any(t.is_floating_point() for t in leaves)
-    model = bind(uncompiled(model_fn), frozen=frozen, forward_only=forward)
-    with torch.inference_mode(False), torch.set_grad_enabled(not forward), Peak() as peak:
-        x = [_leaf(t, not forward) for t in leaves]
+    model = bind(uncompiled(model_fn), frozen=frozen, forward_only=not of.backward)
+    with torch.inference_mode(False), torch.set_grad_enabled(of.backward), Peak() as peak:
+        x = [_leaf(t, of.backward) for t in leaves]
         call_model(model, rebuild(x), fresh=True)
     took: int = max(1, peak.bytes)
-    return took * (3 if of.label in _TWICE else 1)
+    return took * of.passes
 
 
 def shapes(tree: Tree) -> object:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -30,12 +30,56 @@ class Chunks(NamedTuple):
         batching: ``"fold"`` into the batch, ``"vmap"`` or ``"loop"`` (one by one).
         progress: Show a bar.
         label: What the bar says.
+        backward: Whether a backward pass follows, for which results of operations are kept.
+        passes: How many times as much as one pass of the model a copy keeps.
     """
 
-    size: ChunkSize
+    size: ChunkSize | Ask
     batching: Batching
     progress: bool
     label: str
+    backward: bool = True
+    passes: int = 1
+
+
+class Demand(NamedTuple):
+    """What a method asks of :func:`over_chunks`: its copies of the batch, and what they keep."""
+
+    copies: int
+    backward: bool
+    passes: int
+
+
+class Ask:
+    """In the place of a size: :func:`over_chunks` answers with the demand and evaluates nothing."""
+
+
+class _Answer(BaseException):
+    """Carries a demand from :func:`over_chunks` past the method, which has no use for it.
+
+    No result could stand for the missing one: methods check their sums, and solve equations.
+    """
+
+    def __init__(self, to: Ask, demand: Demand) -> None:
+        super().__init__()
+        self.to = to
+        self.demand = demand
+
+
+def demand_of(run: Callable[[Any], object]) -> Demand | None:
+    """What a method asks of :func:`over_chunks` first; None where it never gets there.
+
+    Args:
+        run: Calls the method with the ``chunk_size`` that it is given.
+    """
+    ask = Ask()
+    try:
+        run(ask)
+    except _Answer as answer:
+        if answer.to is not ask:
+            raise
+        return answer.demand
+    return None
 
 
 def over_chunks(
@@ -62,6 +106,8 @@ def over_chunks(
     Raises:
         ValueError: The size is no count, or the batching none of the three.
     """
+    if isinstance(chunks.size, Ask):
+        raise _Answer(chunks.size, Demand(n, chunks.backward, chunks.passes))
     if chunks.batching not in ("fold", "vmap", "loop"):
         raise ValueError(f"batching is {chunks.batching!r}, expected 'fold', 'vmap' or 'loop'")
     if chunks.size not in (None, "auto") and not is_count(chunks.size):
@@ -106,7 +152,7 @@ def _run(
     advance: Callable[[int], object],
 ) -> T:
     adapts = chunks.size == "auto" and chunks.batching != "loop" and not transforming()
-    size = n if chunks.size in (None, "auto") else int(chunks.size)
+    size = n if chunks.size in (None, "auto") else int(chunks.size)  # type: ignore[arg-type]
     size = 1 if chunks.batching == "loop" else size
     if adapts:
         size = budget(device) // one_copy if one_copy else first_copies(x)

@@ -4,51 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
-
-
-class Task(NamedTuple):
-    """What a bar would show: how many copies of the batch, and of which method."""
-
-    copies: int
-    label: str
-
-
-class _Found(BaseException):
-    """Leaves a method whose task is all that is asked for."""
-
-    def __init__(self, task: Task) -> None:
-        super().__init__()
-        self.task = task
-
-
-_asked = threading.local()
-
-
-def task(run: Callable[[], object]) -> Task | None:
-    """The task of a method, which runs up to its first chunk; None where it shows no bar.
-
-    Args:
-        run: Calls the method with ``progress=True``.
-    """
-    _asked.now = True
-    try:
-        run()
-    except _Found as found:
-        return found.task
-    finally:
-        _asked.now = False
-    return None
 
 
 @contextlib.contextmanager
 def bar(total: int, label: str) -> Iterator[Callable[[int], object]]:
     """Show rate and remaining time; yields ``advance(n)``, which counts n finished copies."""
-    if getattr(_asked, "now", False):
-        raise _Found(Task(total, label))
     try:
         from tqdm.auto import tqdm
     except ImportError:

@@ -70,7 +70,7 @@ def feature_ablation(
     Reference:
         Zeiler and Fergus, Visualizing and Understanding Convolutional Networks, 2014.
     """
-    chunks = Chunks(chunk_size, batching, progress, "feature_ablation")
+    chunks = Chunks(chunk_size, batching, progress, "feature_ablation", backward=False)
     p = masked(model_fn, inputs, target, baselines, chunks, create_graph=create_graph)
     these = features(feature_mask, inputs, p.x, n_features)
     ids = torch.arange(these.n, device=p.device)

@@ -88,7 +88,7 @@ def integrated_hessians(
         rows = rows * second[c // n, None, None] + alone
         return (einsum("sk,sbl->bkl", own.to(rows), rows),)
 
-    chunks = Chunks(chunk_size, batching, progress, "integrated_hessians")
+    chunks = Chunks(chunk_size, batching, progress, "integrated_hessians", passes=3)
     with gradients_allowed():
         (total,) = over_chunks(part, add, len(t) * n, chunks, device) if n else (_none(p),)
     if not transforming():

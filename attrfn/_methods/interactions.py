@@ -84,7 +84,7 @@ def interactions(
         raise ValueError(
             f"n_samples is {n_samples}, expected at least 2 for standard errors (None is exact)"
         )
-    chunks = Chunks(chunk_size, batching, progress, "interactions")
+    chunks = Chunks(chunk_size, batching, progress, "interactions", backward=False)
     p = masked(model_fn, inputs, target, baselines, chunks, create_graph=create_graph)
     these = features(feature_mask, inputs, p.x, n_features)
     if n_samples is None:

@@ -74,7 +74,7 @@ def kernel_shap(
     """
     if not is_count(n_samples) or n_samples < 2:
         raise ValueError(f"n_samples is {n_samples!r}, expected an int of at least 2")
-    chunks = Chunks(chunk_size, batching, progress, "kernel_shap")
+    chunks = Chunks(chunk_size, batching, progress, "kernel_shap", backward=False)
     p = masked(model_fn, inputs, target, baselines, chunks, create_graph=create_graph)
     these = features(feature_mask, inputs, p.x, n_features)
     keys = row_keys(key, p.batch, p.device)

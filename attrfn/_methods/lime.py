@@ -87,7 +87,7 @@ def lime(
     _check_callables(surrogate=surrogate, similarity=similarity, perturb=perturb)
     fit = surrogate or surrogates.lasso(0.01)
     weigh = similarity or surrogates.exponential_kernel()
-    chunks = Chunks(chunk_size, batching, progress, "lime")
+    chunks = Chunks(chunk_size, batching, progress, "lime", backward=False)
     p = masked(model_fn, inputs, target, baselines, chunks, create_graph=create_graph)
     x, x0 = p.rebuild(p.x), p.rebuild(p.x0)
     if transform is None:

@@ -73,11 +73,9 @@ def ablation_cam(
         Desai and Ramaswamy, Ablation-CAM: Visual Explanations for Deep Convolutional Network via
         Gradient-free Localization, 2020.
     """
-    chunks = Chunks(chunk_size, batching, progress, "ablation_cam")
-    if isinstance(layer, (list, tuple)):
-        locate(
-            model_fn, inputs, layer, at=at, call=call
-        )  # refuses layers that depend on each other
+    chunks = Chunks(chunk_size, batching, progress, "ablation_cam", backward=False)
+    if isinstance(layer, (list, tuple)):  # refuse layers that depend on each other
+        locate(model_fn, inputs, layer, at=at, call=call)
 
     def one(layer: Layer) -> Tensor:
         here = locate(model_fn, inputs, layer, at=at, call=call, create_graph=create_graph)
@@ -146,7 +144,7 @@ def score_cam(
         Wang et al., Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural
         Networks, 2020.
     """
-    chunks = Chunks(chunk_size, batching, progress, "score_cam")
+    chunks = Chunks(chunk_size, batching, progress, "score_cam", backward=False)
 
     def one(layer: Layer) -> Tensor:
         here = locate(model_fn, inputs, layer, at=at, call=call, create_graph=create_graph)

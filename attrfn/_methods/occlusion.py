@@ -60,7 +60,7 @@ def occlusion(
     Reference:
         Zeiler and Fergus, Visualizing and Understanding Convolutional Networks, 2014.
     """
-    chunks = Chunks(chunk_size, batching, progress, "occlusion")
+    chunks = Chunks(chunk_size, batching, progress, "occlusion", backward=False)
     p = masked(model_fn, inputs, target, baselines, chunks, create_graph=create_graph)
     grids = windows(window, stride, inputs, p.x)
     ends = [sum(g.n for g in grids[: k + 1]) for k in range(len(grids))]

@@ -12,7 +12,6 @@ from attrfn import random
 from attrfn._copies.chunks import Chunks
 from attrfn._explain.features import features
 from attrfn._explain.forms import documented, form_of
-from attrfn._explain.interpolate import choose_where
 from attrfn._explain.masked import masked
 from attrfn._explain.noise import positive
 from attrfn._explain.options import AtLayer, BlackBox, ChunkOptions, FeatureOptions, LayerFeatures
@@ -102,7 +101,7 @@ def feature_permutation(
         Fisher, Rudin and Dominici, All Models are Wrong, but Many are Useful: Learning a Variable's
         Importance by Studying an Entire Class of Prediction Models Simultaneously, 2019.
     """
-    chunks = Chunks(chunk_size, batching, progress, "feature_permutation")
+    chunks = Chunks(chunk_size, batching, progress, "feature_permutation", backward=False)
     p = masked(model_fn, inputs, target, None, chunks, create_graph=create_graph)
     these = features(feature_mask, inputs, p.x, n_features)
     n, draw = these.n, permute or random.permutation
@@ -119,7 +118,7 @@ def feature_permutation(
             _check_order(order, (i.stop - i.start, p.batch))
         moved = torch.arange(i.start, i.stop, device=p.device) % n
         masks = these.masks((moved[:, None] == ids)[:, None])
-        return each(lambda z, x: choose_where(z, x[order], x), masks, p.x)
+        return each(lambda z, x: torch.where(z, x[order], x), masks, p.x)
 
     shuffled = p.at(copies, points)
     mean = shuffled.reshape(n_samples, n, *shuffled.shape[1:]).mean(0)

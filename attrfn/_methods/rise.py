@@ -66,7 +66,7 @@ def rise(
         Models, 2018.
     """
     _check_probability(p)
-    chunks = Chunks(chunk_size, batching, progress, "rise")
+    chunks = Chunks(chunk_size, batching, progress, "rise", backward=False)
     f = masked(model_fn, inputs, target, baselines, chunks, create_graph=create_graph)
     for x in f.x:
         if not x.is_floating_point():

@@ -62,7 +62,7 @@ def shapley_values(
         Shapley, A Value for n-Person Games, 1953.
         Lundberg and Lee, A Unified Approach to Interpreting Model Predictions, 2017.
     """
-    chunks = Chunks(chunk_size, batching, progress, "shapley_values")
+    chunks = Chunks(chunk_size, batching, progress, "shapley_values", backward=False)
     p = masked(model_fn, inputs, target, baselines, chunks, create_graph=create_graph)
     these = features(feature_mask, inputs, p.x, n_features)
     n = these.n
@@ -148,7 +148,7 @@ def shapley_value_sampling(
             f"n_samples is {n_samples}, expected at least {least} for standard errors"
             + (" of pairs of orderings" if antithetic else "")
         )
-    chunks = Chunks(chunk_size, batching, progress, "shapley_value_sampling")
+    chunks = Chunks(chunk_size, batching, progress, "shapley_value_sampling", backward=False)
     p = masked(model_fn, inputs, target, baselines, chunks, create_graph=create_graph)
     these = features(feature_mask, inputs, p.x, n_features)
     rank = orderings(row_keys(key, p.batch, p.device), n_samples, these.n, antithetic)

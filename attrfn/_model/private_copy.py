@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
@@ -241,48 +240,20 @@ def _tapped(cls: Any) -> Any:
 
 @functools.lru_cache(maxsize=256)
 def _without_fast_path(cls: Any) -> Any:
-    """MultiheadAttention takes a fused path that hides its parts if query is key: go round it."""
+    """MultiheadAttention takes a fused path that hides its parts if query is key: go round it.
+
+    Where a mode is active, it goes round that path itself, and the mode is shown self-attention.
+    """
     if not issubclass(cls, nn.MultiheadAttention):
         return cls
-    own = cls.forward is nn.MultiheadAttention.forward
 
     def forward(self: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kw: Any) -> Any:
-        if own and query is key is value and not args and _is_plain(self, query, **kw):
-            return _self_attention(self, query)
-        key = key.view_as(key) if key is query else key
-        value = value.view_as(value) if value is query else value
+        if not torch.overrides.has_torch_function((query,)):
+            key = key.view_as(key) if key is query else key
+            value = value.view_as(value) if value is query else value
         return cls.forward(self, query, key, value, *args, **kw)
 
     return _subclass(cls, forward)
-
-
-def _is_plain(
-    module: Any,
-    x: Tensor,
-    *,
-    need_weights: bool = True,
-    attn_mask: Any = None,
-    key_padding_mask: Any = None,
-    is_causal: bool = False,
-    **_: Any,
-) -> bool:
-    """Whether attention has no masks and no second output."""
-    if need_weights or is_causal or attn_mask is not None or key_padding_mask is not None:
-        return False
-    return module.in_proj_weight is not None and x.dim() == 3
-
-
-def _self_attention(module: Any, x: Tensor) -> tuple[Tensor, None]:
-    """What MultiheadAttention does, without its look at everything that it was given."""
-    x = x.transpose(0, 1) if module.batch_first else x
-    out, _ = F.multi_head_attention_forward(
-        *(x, x, x, module.embed_dim, module.num_heads),
-        *(module.in_proj_weight, module.in_proj_bias, module.bias_k, module.bias_v),
-        *(module.add_zero_attn, module.dropout, module.out_proj.weight, module.out_proj.bias),
-        training=module.training,
-        need_weights=False,
-    )
-    return out.transpose(0, 1) if module.batch_first else out, None
 
 
 def _subclass(cls: type[nn.Module], forward: Forward) -> type[nn.Module]:

@@ -26,8 +26,8 @@ def normalised(centred: bool) -> Callable[..., Tensor]:
             refuse_unknown(call, run.table.name, "its weights depend on the inputs")
         y: Tensor = call(*x)
         dims, weight, eps = norm_arguments(call, centred)
-        c, r = statistics_of(x[0], dims, eps, centred, run.once)
-        c0, r0 = statistics_of(x0[0], dims, eps, centred, run.once)
+        c, r = statistics_of(x[0], dims, eps, centred)
+        c0, r0 = statistics_of(x0[0], dims, eps, centred)
         mean_c, mean_n, over_s = (c + c0) / 2, (c * r + c0 * r0) / 2, 2 * r * r0 / (r + r0)
 
         def parts(t: Values) -> list[Tensor]:
@@ -56,12 +56,9 @@ def norm_arguments(call: Call, centred: bool) -> tuple[tuple[int, ...], Tensor |
 
 
 def statistics_of(
-    x: Tensor, dims: tuple[int, ...], eps: float, centred: bool, once: bool
+    x: Tensor, dims: tuple[int, ...], eps: float, centred: bool
 ) -> tuple[Tensor, Tensor]:
-    """C and r of :func:`normalised`, in one kernel where nobody differentiates them."""
+    """C and r of :func:`normalised`."""
     x = x.to(wide(x.dtype))
-    if once and centred:
-        _, mean, r = torch.native_layer_norm(x, x.shape[dims[0] :], None, None, eps)
-        return x - mean, r
     c = x - x.mean(dims, keepdim=True) if centred else x
     return c, torch.rsqrt(c.square().mean(dims, keepdim=True) + eps)

@@ -46,7 +46,7 @@ from attrfn._rules.record import Record
 from attrfn._rules.replay import Replay
 from attrfn._rules.rescale import COMMON, OPENED, WRITTEN, each, inside, ruled
 from attrfn._rules.run import Run, Values
-from attrfn._rules.table import Memory, OfOne, Op, Rules, plain, written
+from attrfn._rules.table import OfOne, Op, Rules, plain, written
 from attrfn._torch.autodiff import transforming
 
 _STABLE = 1e-6
@@ -167,7 +167,7 @@ def _normalised(centred: bool) -> Callable[..., Tensor]:
             refuse_unknown(call, run.table.name, "its weights depend on the inputs")
         y: Tensor = call(*x)
         dims, weight, eps = norm_arguments(call, centred)
-        r = statistics_of(x[0], dims, eps, centred, run.once)[1]
+        r = statistics_of(x[0], dims, eps, centred)[1]
         scale = r if weight is None else r * weight
 
         def parts(t: Values) -> list[Tensor]:
@@ -292,7 +292,7 @@ def composite(
         table = {name: _reading(name, op) for name, op in table.items()}
     linear = LinearRules(conv, dense, first, names or {})
     adapt = None if first is None else _reading
-    return Rules(name, table, linear=linear, adapt=adapt, memory=Memory())
+    return Rules(name, table, linear=linear, adapt=adapt)
 
 
 def _reading(name: str, op: Op) -> Op:

@@ -14,7 +14,7 @@ from attrfn._rules.graft import positive, rectified
 from attrfn._rules.record import Record
 from attrfn._rules.replay import Replay
 from attrfn._rules.run import Values
-from attrfn._rules.table import Memory, Op, Rules, plain
+from attrfn._rules.table import Op, Rules, plain
 from attrfn._torch.autodiff import transforms
 from attrfn._torch.compiling import whole_in_graph
 
@@ -115,7 +115,7 @@ def _through(passing: Passing, direct: Callable[[Replay, Tensor], Tensor]) -> Op
 
 def _rules(name: str, op: Op) -> Rules:
     ops = dict.fromkeys(("relu", "clamp", "clip", "clamp_min"), op)
-    return Rules(name, ops, strict=False, memory=Memory())
+    return Rules(name, ops, strict=False)
 
 
 def _guided_once(run: Replay, z: Tensor) -> Tensor:

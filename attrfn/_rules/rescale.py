@@ -14,7 +14,7 @@ from attrfn._rules.errors import refuse_unknown
 from attrfn._rules.record import Record
 from attrfn._rules.replay import Replay
 from attrfn._rules.run import Rule, Run
-from attrfn._rules.table import Evaluating, Memory, OfOne, Op, Rules, plain, written
+from attrfn._rules.table import Evaluating, OfOne, Op, Rules, plain, written
 
 
 def ruled(rule: Rule) -> Callable[[Any, Call], Any]:
@@ -159,4 +159,4 @@ DIFFERENCE: dict[str, Op] = {
     "amin": Op("maximum", _along(torch.amin)),
 }
 
-RESCALE = Rules("deep_lift", DIFFERENCE, complete=True, memory=Memory())
+RESCALE = Rules("deep_lift", DIFFERENCE, complete=True)

@@ -31,7 +31,7 @@ from attrfn._rules.record import Record
 from attrfn._rules.replay import Replay
 from attrfn._rules.rescale import DIFFERENCE
 from attrfn._rules.run import Values
-from attrfn._rules.table import Memory, Op, Rules, plain
+from attrfn._rules.table import Op, Rules, plain
 
 
 class Parts(NamedTuple):
@@ -191,5 +191,4 @@ REVEAL_CANCEL = Rules(
         "batch_norm": Op("linear (evaluation mode)", _batch_norm),
     },
     complete=True,
-    memory=Memory(),
 )

@@ -21,9 +21,9 @@ from attrfn._rules.call import Call, Place, tensors
 from attrfn._rules.errors import (
     refuse_hidden,
 )
-from attrfn._rules.names import FUNCTIONS, PASSIVE, Spelling
+from attrfn._rules.names import Spelling
 from attrfn._rules.ops import PATTERNED, SIDE_BY_SIDE
-from attrfn._rules.table import Evaluating, OfOne, Op, Rules, Stopped, plain
+from attrfn._rules.table import Op, Rules, Stopped
 from attrfn._rules.tags import Tags
 from attrfn._torch.autodiff import transforming, transforms
 from attrfn._torch.compiling import is_compiling
@@ -34,8 +34,6 @@ Rule = Callable[[Any, Call, Values, Values, Values], Any]
 
 _FIRST = "with a rule for the first layer"
 _OWN = "as a model of their own"
-
-_PASSIVE, _PLAIN, _ALONE, _OFF, _LOOK = "passive", "plain", "plain alone", "switched off", "look"
 
 Seen = tuple[str, tuple[Tensor, ...], Any]
 
@@ -57,9 +55,6 @@ class Run(TorchFunctionMode):
         self.compiling = is_compiling()
         self.transforms = transforms()
         self.ops: dict[Any, tuple[Spelling, Op] | None] = {}
-        self.glances: dict[Any, str] | None = None
-        if not self.compiling:
-            self.glances = {} if table.memory is None else table.memory.glances
         self.inputs: tuple[Tensor, ...] = ()
         self.marked = Tags("depends")  # on the inputs
         self.stopped = Tags("constant")  # though it depends on them
@@ -80,18 +75,6 @@ class Run(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if self.glances is not None:
-            how = self.glances.get(func) or self.glance(func)
-            if how is _PASSIVE:
-                return func(*args, **kwargs)
-            if how is not _LOOK and self.direct(how, args, kwargs):
-                if how is _OFF:
-                    return args[0]
-                out = func(*args, **kwargs)
-                if isinstance(out, Tensor):
-                    self.follow(out)
-                    return out
-                return self.mark(out, Call(func, args, kwargs, (), ""))
         if func is Tensor.unflatten:  # has super(), which torch.compile cannot enter
             func = torch.unflatten
         if not self.table.strict:
@@ -121,38 +104,6 @@ class Run(TorchFunctionMode):
             if not transforming() and call.args[0]._base is not None:  # a view of something
                 self.follow(call.args[0]._base)
         return out.value if isinstance(out, Stopped) else self.mark(out, call)
-
-    def glance(self, func: Any) -> str:
-        """What can be said of a function without a look at its arguments."""
-        found = None if func in PASSIVE else self.find(func)
-        strict = self.table.strict
-        if found is None:
-            how = _PASSIVE if func in PASSIVE or not strict else _LOOK
-        else:
-            how = _glance(*found) if strict else _LOOK
-        torchs = func in PASSIVE or func in FUNCTIONS or isinstance(func, torch._ops.OpOverload)
-        if self.glances is not None and torchs:  # others may end with the run
-            self.glances[func] = how
-        return how
-
-    def direct(self, how: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Whether a function that can have its own derivative has it with these arguments.
-
-        So it is with most calls: :meth:`__torch_function__` finds the same out, more slowly.
-        """
-        known = self.marked.known
-        if self.any_cut or not args or id(args[0]) not in known:
-            return False
-        if how is _OFF:
-            return len(args) > 3 and args[2] is False and args[3] is False
-        alone = how is _ALONE
-        for value in (*args[1:], *kwargs.values()) if kwargs else args[1:]:
-            if isinstance(value, Tensor):
-                if alone if id(value) in known else value.requires_grad:
-                    return False
-            elif isinstance(value, (tuple, list)):
-                return False
-        return True
 
     def find(self, func: Any) -> tuple[Spelling, Op] | None:
         """The op of a torch function, or None."""
@@ -312,12 +263,3 @@ def members(value: Any) -> Iterator[Tensor]:
             yield from members(item)
     elif value is not None and not isinstance(value, (int, float, str)):
         yield from (leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor))
-
-
-def _glance(spelling: Spelling, op: Op) -> str:
-    if isinstance(op.apply, Evaluating) and spelling.flag == 3:
-        return _OFF
-    writes = spelling.pure is not None or spelling.flag is not None
-    if writes or not op.follows or spelling.name in SIDE_BY_SIDE:
-        return _LOOK
-    return _PLAIN if op.apply is plain else _ALONE if isinstance(op.apply, OfOne) else _LOOK

@@ -40,17 +40,6 @@ class Stopped(NamedTuple):
     value: Any
 
 
-class Memory:
-    """What runs found out about functions of torch; it lives as long as the table that it is of.
-
-    Attributes:
-        glances: What can be said of a function without a look at its arguments.
-    """
-
-    def __init__(self) -> None:
-        self.glances: dict[Any, str] = {}
-
-
 class Rules(NamedTuple):
     """Rules for operations, to be extended with ``rules | {...}`` and ``rules.allow(...)``.
 
@@ -64,8 +53,6 @@ class Rules(NamedTuple):
         linear: The rules of linear operations with weights (of LRP).
         baselines: The baselines of rules that compare with some, for :func:`with_rules`.
         adapt: What becomes of an op that is added, from its name and itself; None leaves it.
-        memory: What runs found out, for the next one; None remembers nothing. Copies with the same
-            ``ops`` and ``own`` share it.
     """
 
     name: str
@@ -76,7 +63,6 @@ class Rules(NamedTuple):
     linear: Any = None
     baselines: Any = None
     adapt: Callable[[str, Op], Op] | None = None
-    memory: Memory | None = None
 
     def find(self, func: Any) -> tuple[Spelling, Op] | None:
         """The op of a torch function, or None."""
@@ -124,7 +110,7 @@ class Rules(NamedTuple):
             if func in others:
                 own.update({f: op for f, spelled in others.items() if spelled.pure is None})
                 ops[name] = op  # by which the functions of exported graphs are known
-        return self._replace(ops=ops, own=own, memory=Memory())
+        return self._replace(ops=ops, own=own)
 
     def _op(self, func: Any, rule: str | Callable[..., Any]) -> Op:
         examples = {"linear": "sum", "elementwise": "tanh", "product": "mul"}

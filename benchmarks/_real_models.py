@@ -1,0 +1,108 @@
+"""Networks of the size that people explain, with random weights: what is timed is their shape."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+# expansion, kernel, stride, channels, blocks of EfficientNet-Lite0
+_STAGES = (
+    (1, 3, 1, 16, 1),
+    (6, 3, 2, 24, 2),
+    (6, 5, 2, 40, 2),
+    (6, 3, 2, 80, 3),
+    (6, 5, 1, 112, 3),
+    (6, 5, 2, 192, 4),
+    (6, 3, 1, 320, 1),
+)
+
+
+def _unit(a: int, b: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+    """A convolution with batch norm and ReLU6."""
+    conv = nn.Conv2d(a, b, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return [conv, nn.BatchNorm2d(b), nn.ReLU6()]
+
+
+class _Block(nn.Module):
+    """An inverted residual block."""
+
+    def __init__(self, a: int, b: int, expansion: int, kernel: int, stride: int) -> None:
+        super().__init__()
+        wide = a * expansion
+        self.layers = nn.Sequential(
+            *(_unit(a, wide, 1) if expansion > 1 else []),
+            *_unit(wide, wide, kernel, stride, wide),
+            *_unit(wide, b, 1)[:2],
+        )
+        self.residual = stride == 1 and a == b
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x) if self.residual else self.layers(x)
+
+
+class EfficientNet(nn.Module):
+    """The layers of EfficientNet-Lite0: 49 convolutions, most of them depthwise or 1 x 1."""
+
+    shape = (3, 224, 224)
+    layer = "head.0"
+
+    def __init__(self) -> None:
+        super().__init__()
+        blocks: list[nn.Module] = [*_unit(3, 32, 3, 2)]
+        a = 32
+        for expansion, kernel, stride, b, n in _STAGES:
+            for i in range(n):
+                blocks.append(_Block(a, b, expansion, kernel, stride if i == 0 else 1))
+                a = b
+        self.features = nn.Sequential(*blocks)
+        self.head = nn.Sequential(*_unit(a, 1280, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.classes = nn.Linear(1280, 1000)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classes(self.head(self.features(x)))
+
+
+def _encoder(width: int, heads: int, depth: int, norm_first: bool) -> nn.TransformerEncoder:
+    layer = nn.TransformerEncoderLayer(
+        width, heads, 4 * width, activation="gelu", batch_first=True, norm_first=norm_first
+    )
+    return nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
+
+
+class VisionTransformer(nn.Module):
+    """The layers of ViT-S/16: twelve of width 384 on 197 tokens."""
+
+    shape = (3, 224, 224)
+    layer = "encoder.layers.6"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 384, 16, 16)
+        self.token = nn.Parameter(torch.zeros(1, 1, 384))
+        self.places = nn.Parameter(0.02 * torch.randn(1, 197, 384))
+        self.encoder = _encoder(384, 6, 12, norm_first=True)
+        self.norm = nn.LayerNorm(384)
+        self.classes = nn.Linear(384, 1000)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.token.expand(len(x), -1, -1), tokens], 1) + self.places
+        return self.classes(self.norm(self.encoder(tokens))[:, 0])
+
+
+class Encoder(nn.Module):
+    """Six layers of BERT's width on 128 embedded tokens."""
+
+    shape = (128, 768)
+    layer = "encoder.layers.3"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = _encoder(768, 12, 6, norm_first=False)
+        self.classes = nn.Linear(768, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classes(self.encoder(x)[:, 0])
+
+
+REAL = {"EfficientNet": EfficientNet, "ViT": VisionTransformer, "BERT": Encoder}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from attrfn._copies.batch import wide
 from attrfn._torch.autodiff import transforming
+from attrfn._torch.private import in_forward_mode
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -43,7 +43,7 @@ def _is_bits(t: Tensor) -> bool:
     """Whether the elements of a tensor are plain numbers in the memory of the CPU, and no more."""
     return (
         t.device.type == "cpu"
-        and forward_ad._current_level < 0  # of any thread
+        and not in_forward_mode()
         and not (t.requires_grad or t.is_complex() or t.is_neg())
         and t.dtype != torch.bool
         and type(t) is Tensor

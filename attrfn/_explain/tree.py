@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optree
-import torch.utils._pytree as pytree
 from torch import Tensor
 
+from attrfn._torch import pytree
 from attrfn._torch.autodiff import (
     gradients_allowed,
     in_inference,

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -25,8 +24,10 @@ from attrfn._rules.names import FUNCTIONS, PASSIVE, Spelling
 from attrfn._rules.ops import PATTERNED, SIDE_BY_SIDE
 from attrfn._rules.table import Evaluating, OfOne, Op, Rules, Stopped, plain
 from attrfn._rules.tags import Tags
+from attrfn._torch import pytree
 from attrfn._torch.autodiff import transforming, transforms
 from attrfn._torch.compiling import is_compiling
+from attrfn._torch.private import OpOverload, base
 
 Values = Sequence[Tensor]
 Rule = Callable[[Any, Call, Values, Values, Values], Any]
@@ -118,8 +119,8 @@ class Run(TorchFunctionMode):
         out = op.apply(self, call) if natively else self.pure(call, spelling, op)
         if call.in_place:
             self.made.drop(call.args[0])
-            if not transforming() and call.args[0]._base is not None:  # a view of something
-                self.follow(call.args[0]._base)
+            if not transforming() and (viewed := base(call.args[0])) is not None:
+                self.follow(viewed)
         return out.value if isinstance(out, Stopped) else self.mark(out, call)
 
     def glance(self, func: Any) -> str:
@@ -130,7 +131,7 @@ class Run(TorchFunctionMode):
             how = _PASSIVE if func in PASSIVE or not strict else _LOOK
         else:
             how = _glance(*found) if strict else _LOOK
-        torchs = func in PASSIVE or func in FUNCTIONS or isinstance(func, torch._ops.OpOverload)
+        torchs = func in PASSIVE or func in FUNCTIONS or isinstance(func, OpOverload)
         if self.glances is not None and torchs:  # others may end with the run
             self.glances[func] = how
         return how

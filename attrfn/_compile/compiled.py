@@ -14,8 +14,6 @@ from torch import Tensor
 
 from attrfn._compile.dynamo import (
     check_options,
-    limit_errors,
-    own_code,
     parameters,
     settings,
     too_often,
@@ -28,6 +26,7 @@ from attrfn._explain.tree import clone_tensors, flatten, output_width
 from attrfn._model.bind import bind, uncompiled
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.compiling import require_compiler
+from attrfn._torch.private_compiler import compiler_error, limit_errors, own_code
 from attrfn._torch.typing import ChunkSize, ModelFn, Tree
 
 Graph = Callable[[Tree, Mapping[str, Any]], Any]
@@ -159,7 +158,7 @@ class _Compiled:
             return clone_tensors(found) if self.overwrites else found
         except limit_errors() as error:
             raise CompileError(too_often(self.method, code)) from error
-        except torch._dynamo.exc.TorchDynamoException as error:
+        except compiler_error() as error:
             failure = error
         self.run(inputs, changing)  # its own error has numbers where the compiler has symbols
         raise CompileError(why(self.method, failure)) from failure

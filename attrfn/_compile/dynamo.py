@@ -7,27 +7,27 @@ import inspect
 import re
 import types
 from collections.abc import Callable, Mapping, Sequence
-from itertools import count
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import nn
 
-F = TypeVar("F", bound=Callable[..., Any])
+from attrfn._torch.private_compiler import (
+    GUARDED_BUILTINS,
+    GUARDS_OF_IDENTITY,
+    RAISED,
+    guard_failures,
+    guard_on_module,
+    guarded_package,
+    mode_options,
+    recompile_limit,
+)
 
-_RAISED = "debug context: raised exception "
 _FRAME = re.compile(r'File "(.+)", line (\d+)')
 _INNER = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
-_numbers = count()
-_LASTING = ("G['__import_attrfn_dot_", "G['__import_optree_dot_", "G['__builtins_dict__")
+_LASTING = (guarded_package("attrfn"), guarded_package("optree"), GUARDED_BUILTINS)
 _CLONES = "._CLONES."  # private, but what they hold may be the user's, unless it is this:
-_SHELL = re.compile(  # a module of a clone, or what each module has
-    r"G\['\w+'\]\._CLONES\.clone_\d+\.(module|sites\[\d+\])"
-    r"((\.__dict__)?(\._modules|\['_modules'\])\['[^']*'\])*(\.__dict__)?"
-    rf"((\.|\[')({'|'.join(vars(nn.Module()))})('\])?)?"
-)
-_SAME = frozenset({"BUILTIN_MATCH", "CLASS_MATCH", "CLOSURE_MATCH", "ID_MATCH", "MODULE_MATCH"})
+_SHELL = guard_on_module(r"\._CLONES\.clone_\d+\.(module|sites\[\d+\])")
 
 
 def needed(guards: Sequence[Any]) -> list[bool]:
@@ -43,7 +43,7 @@ def needed(guards: Sequence[Any]) -> list[bool]:
 def _may_fail(kind: str, name: str) -> bool:
     if _CLONES in name:
         return _SHELL.fullmatch(name) is None
-    return kind not in _SAME or not name.startswith(_LASTING)
+    return kind not in GUARDS_OF_IDENTITY or not name.startswith(_LASTING)
 
 
 def settings(
@@ -59,19 +59,8 @@ def settings(
         return how | {"mode": mode}
     options: dict[str, Any] = {"guard_filter_fn": needed}
     if mode is not None:
-        import torch._inductor as inductor
-
-        options |= inductor.list_mode_options(mode, dynamic)
+        options |= mode_options(mode, dynamic)
     return how | {"options": options}
-
-
-def own_code(function: F) -> F:
-    """The same function with a code object of its own, because torch.compile counts by those."""
-    code = function.__code__.replace(co_name=f"{function.__name__}_{next(_numbers)}")
-    new = types.FunctionType(
-        code, function.__globals__, code.co_name, function.__defaults__, function.__closure__
-    )
-    return new  # type: ignore[return-value]
 
 
 def parameters(method: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -102,22 +91,14 @@ def check_options(method: Callable[..., Any], options: Mapping[str, Any]) -> Non
             )
 
 
-def limit_errors() -> tuple[type[Exception], ...]:
-    """What the compiler raises where it has compiled a function too often; torch 2.7 renamed it."""
-    names = ("FailOnRecompileLimitHit", "FailOnCacheLimitHit")
-    return tuple([getattr(torch._dynamo.exc, n) for n in names if hasattr(torch._dynamo.exc, n)])
-
-
 def too_often(method: Callable[..., Any], code: types.CodeType) -> str:
     """One sentence: what was another at each call."""
-    reasons = torch._dynamo.utils.guard_failures.get(code) or ["unknown"]
-    changed = str(reasons[-1]).strip().splitlines()[0]
-    config: Any = torch._dynamo.config
-    limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+    reasons = guard_failures(code) or ["unknown"]
+    changed = reasons[-1].strip().splitlines()[0]
+    limit, times = recompile_limit()
     return (
-        f"{_name(method)} of this model was compiled {getattr(config, limit)} times, because "
-        f"something changes from call to call (last: {changed}): keep it the same, give it as a "
-        f"tensor, or raise torch._dynamo.config.{limit}"
+        f"{_name(method)} of this model was compiled {times} times, because something changes from "
+        f"call to call (last: {changed}): keep it the same, give it as a tensor, or raise {limit}"
     )
 
 
@@ -128,7 +109,7 @@ def _name(method: Callable[..., Any]) -> str:
 def why(method: Callable[..., Any], error: Exception) -> str:
     """One sentence: what could not be captured, and where in the user's code."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    raised = [line.split(_RAISED, 1)[1] for line in lines if _RAISED in line]
+    raised = [line.split(RAISED, 1)[1] for line in lines if RAISED in line]
     why = (raised or lines or [type(error).__name__])[0]
     places = [found for line in lines if (found := _FRAME.match(line))]
     users = [found for found in places if not found[1].startswith(_INNER)]

@@ -8,10 +8,10 @@ from typing import Any
 
 import optree
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from attrfn._model.source import is_functional
+from attrfn._torch import pytree
 from attrfn._torch.compiling import is_compiling
 from attrfn._torch.precision import full_precision
 from attrfn._torch.typing import Leaves

@@ -7,11 +7,18 @@ import weakref
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from attrfn._torch import pytree
 from attrfn._torch.compiling import is_compiling
+from attrfn._torch.private import (
+    is_wrapped,
+    no_overrides,
+    says_out_of_memory,
+    storage_id,
+    unwrapped,
+)
 from attrfn._torch.typing import Leaves
 
 _BLOW_UP = 64  # how much larger than its inputs a usual model becomes inside ...
@@ -59,12 +66,12 @@ class Peak(TorchFunctionMode):
     def _count(self, t: Tensor, of: object) -> None:
         if not t.requires_grad and t.numel() * t.element_size() < self.least:
             return
-        with torch._C.DisableTorchFunction():
+        with no_overrides():
             data = _bare(t)
             if not _is_strided(data):
                 return
             storage = data.untyped_storage()
-            size, place, kept = storage.nbytes(), storage._cdata, data.requires_grad
+            size, place, kept = storage.nbytes(), storage_id(storage), data.requires_grad
             if place not in self._holders and _has(of, place):  # a view of what was there before
                 return
         if kept:
@@ -88,8 +95,8 @@ class Peak(TorchFunctionMode):
 
 def _bare(t: Tensor) -> Tensor:
     """A tensor without the wrappers of torch.func."""
-    while torch._C._functorch.is_functorch_wrapped_tensor(t):
-        t = torch._C._functorch.get_unwrapped(t)
+    while is_wrapped(t):
+        t = unwrapped(t)
     return t
 
 
@@ -97,8 +104,7 @@ def _has(x: object, place: int) -> bool:
     """Whether something is a tensor on a storage."""
     if not isinstance(x, Tensor) or not _is_strided(bare := _bare(x)):
         return False
-    found: bool = bare.untyped_storage()._cdata == place
-    return found
+    return storage_id(bare.untyped_storage()) == place
 
 
 def _is_strided(t: Tensor) -> bool:
@@ -127,8 +133,7 @@ def first_copies(x: Leaves) -> int:
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that there is not enough memory."""
     return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError)
-        and any(s in str(error).lower() for s in ("out of memory", "can't allocate memory"))
+        isinstance(error, RuntimeError) and says_out_of_memory(error)
     )
 
 

@@ -19,6 +19,7 @@ from attrfn._explain.output import Outcome, outcome
 from attrfn._explain.target import Chosen
 from attrfn._explain.tree import call_model, each
 from attrfn._torch.autodiff import transforming, twice_differentiable
+from attrfn._torch.private import reads_values
 from attrfn._torch.typing import Baselines, Leaves, ModelFn, Target, Tree
 
 _FEW = 16  # copies: of smaller inputs the first chunk is measured and not the run on x
@@ -199,7 +200,8 @@ def masked(
     measured = chunks.size == "auto" and not transforming() and first_copies(x) < _FEW
     with Peak() if measured else contextlib.nullcontext() as peak:
         full, whole, dtype = p._evaluate(own)
-    one_copy = 0 if peak is None else max(1, peak.bytes + 2 * sum(t.nbytes for t in x))
+    given = sum(t.numel() * t.element_size() for t in x)
+    one_copy = 0 if peak is None else max(1, peak.bytes + 2 * given)
     return p._replace(full=full[0], whole=whole, dtype=dtype, one_copy=one_copy)
 
 
@@ -207,7 +209,7 @@ def _vmapped(rows: Callable[..., Tensor], points: Leaves) -> Tensor:
     try:
         found: Tensor = torch.func.vmap(rows, randomness="different")(*points)
     except RuntimeError as error:
-        if "vmap: It looks like you're" not in str(error):
+        if not reads_values(error):
             raise
         raise ValueError(
             "batching is 'vmap', but the model reads values (as float(), .item() or if do), "

@@ -8,10 +8,10 @@ from typing import Any
 
 import optree
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 
 from attrfn._copies.batch import row_sums
+from attrfn._torch import pytree
 from attrfn._torch.autodiff import (
     gradients_allowed,
     in_inference,

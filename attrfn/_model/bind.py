@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from attrfn._model.clone import run_clone
 from attrfn._model.private_copy import Shells, Tap
 from attrfn._model.source import Source, find, foreign, source
+from attrfn._torch import private_compiler
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.compiling import is_compiling, require_compiler
 from attrfn._torch.typing import ModelFn
@@ -50,8 +51,7 @@ def uncompiled(model_fn: ModelFn) -> ModelFn:
         return functools.partial(inner, *model_fn.args, **model_fn.keywords)
     if isinstance(model_fn, nn.Module):
         return model_fn
-    original: ModelFn = getattr(model_fn, "_torchdynamo_orig_callable", model_fn)
-    return original
+    return private_compiler.uncompiled(model_fn)
 
 
 class Again:

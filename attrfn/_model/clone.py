@@ -20,6 +20,7 @@ from torch.func import functional_call
 from attrfn._model.private_copy import Shells, Tap
 from attrfn._model.source import Source, find, foreign, plain
 from attrfn._torch.compiling import constant
+from attrfn._torch.private import OF_STATE_DICTS
 
 
 class _Clones:
@@ -45,15 +46,8 @@ class _Caller(nn.Module):
 
 _CLONES = _Clones()
 _SHORT = 64  # a guard for each value
-_OF_FILES = (  # hooks and names that a forward pass does not look at
-    "_load_state_dict_post_hooks",
-    "_load_state_dict_pre_hooks",
-    "_non_persistent_buffers_set",
-    "_state_dict_hooks",
-    "_state_dict_pre_hooks",
-)
 _DICTS = tuple(
-    [k for k, v in vars(nn.Module()).items() if isinstance(v, dict) and k not in _OF_FILES]
+    [k for k, v in vars(nn.Module()).items() if isinstance(v, dict) and k not in OF_STATE_DICTS]
 )
 _numbers = count()
 
@@ -80,7 +74,7 @@ def _plain_state(module: nn.Module) -> tuple[Any, ...]:
         [
             tuple(v) if k in _DICTS else _plain_value(v)
             for k, v in module.__dict__.items()
-            if k not in _OF_FILES
+            if k not in OF_STATE_DICTS
         ]
     )
 

@@ -12,9 +12,20 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
+from attrfn._torch.private import (
+    BUFFERS,
+    COMPILED_CALL,
+    COMPILED_MODULE,
+    FUSED_LAYER,
+    MODULES,
+    NESTED_TENSOR,
+    PARAMETERS,
+    BatchNorm,
+    Dropout,
+    slots,
+    version,
+)
 from attrfn._torch.warn import warn
 
 _CONSTANT = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device})
@@ -59,7 +70,7 @@ class Shells:
             return self.memo[key]
         if isinstance(module, torch.jit.ScriptModule):
             return module
-        if (inner := module.__dict__.get("_modules", {}).get("_orig_mod")) is not None:
+        if (inner := slots(module, MODULES).get(COMPILED_MODULE)) is not None:
             if key in self.taps:
                 self.taps[id(inner)] = self.taps[key]
             new = self.memo[key] = self.module(inner)
@@ -78,12 +89,12 @@ class Shells:
                 state[name] = value.copy() if value else kind()
             elif kind is set:
                 state[name] = value.copy()
-        state["_parameters"] = {k: self.parameter(p) for k, p in module._parameters.items()}
-        state["_buffers"] = {k: self.buffer(b) for k, b in module._buffers.items()}
-        state["_modules"] = {
-            k: None if m is None else self.module(m) for k, m in module._modules.items()
+        state[PARAMETERS] = {k: self.parameter(p) for k, p in slots(module, PARAMETERS).items()}
+        state[BUFFERS] = {k: self.buffer(b) for k, b in slots(module, BUFFERS).items()}
+        state[MODULES] = {
+            k: None if m is None else self.module(m) for k, m in slots(module, MODULES).items()
         }
-        state["_compiled_call_impl"] = None
+        state[COMPILED_CALL] = None
         _no_fast_path(cls, state, self.fused)
         if key in self.taps:
             state["_attrfn_tap"] = self.taps[key]
@@ -111,7 +122,7 @@ class Shells:
         key = id(b)
         if key not in self.memo:
             copy = self.memo[key] = b.detach().clone() if self.frozen else b.clone()
-            self.copies.append((copy, b, copy._version))
+            self.copies.append((copy, b, version(copy)))
         new: Tensor = self.memo[key]
         return new
 
@@ -201,12 +212,12 @@ class Kept(NamedTuple):
         )
 
 
-def _is_copy(copy: Tensor, of: Tensor, version: int) -> bool:
+def _is_copy(copy: Tensor, of: Tensor, written: int) -> bool:
     """Whether nothing has been written into a copy, by ``.data`` or a kernel that says nothing.
 
     To ask that of an accelerator would wait for it; a new copy does not.
     """
-    if copy._version != version or copy.device.type != "cpu" or type(copy) is not Tensor:
+    if version(copy) != written or copy.device.type != "cpu" or type(copy) is not Tensor:
         return False
     return copy.layout == torch.strided and torch.equal(copy, of)
 
@@ -219,9 +230,9 @@ def _mixes_or_draws(module: nn.Module) -> bool:
     """Whether a module in training mode ties rows together or draws random numbers."""
     if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
         return module.dropout > 0
-    if isinstance(module, _DropoutNd):
+    if isinstance(module, Dropout):
         return module.p > 0
-    return isinstance(module, (_BatchNorm, nn.RReLU))
+    return isinstance(module, (BatchNorm, nn.RReLU))
 
 
 @functools.lru_cache(maxsize=256)
@@ -264,6 +275,6 @@ def _subclass(cls: type[nn.Module], forward: Forward) -> type[nn.Module]:
 def _no_fast_path(cls: type[nn.Module], state: dict[str, Any], fused: bool) -> None:
     """Fused encoder layers skip their parts and answer padded rows differently: switch off."""
     if issubclass(cls, nn.TransformerEncoderLayer) and not fused:
-        state["activation_relu_or_gelu"] = 0
+        state[FUSED_LAYER] = 0
     if issubclass(cls, nn.TransformerEncoder):
-        state["use_nested_tensor"] = state["enable_nested_tensor"] = False
+        state |= dict.fromkeys(NESTED_TENSOR, False)

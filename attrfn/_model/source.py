@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from attrfn._torch.private import COMPILED_MODULE
 from attrfn._torch.typing import ModelFn
 
 
@@ -104,4 +105,4 @@ def describe(layer: Any) -> str:
 
 def plain(name: str) -> str:
     """A qualified name without the wrapper that torch.compile puts around a module."""
-    return name.replace("_orig_mod.", "")
+    return name.replace(f"{COMPILED_MODULE}.", "")

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 
 from attrfn._rules.call import Call, tensors
@@ -14,6 +13,7 @@ from attrfn._rules.errors import where
 from attrfn._rules.names import PASSIVE, public_name
 from attrfn._rules.replay import Replay
 from attrfn._rules.table import Rules
+from attrfn._torch import pytree
 
 
 class Leak(NamedTuple):

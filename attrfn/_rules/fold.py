@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from attrfn._rules.linear import folded
+from attrfn._torch.private import BatchNorm, Convolution, TransposedConvolution
 
-_BEFORE = (nn.Linear, _ConvNd)
+_BEFORE = (nn.Linear, Convolution)
 
 
 def fold_batch_norm(
@@ -79,7 +78,7 @@ def fold_batch_norm(
             gain,
             shift,
             float(bn.eps),
-            transposed=isinstance(layer, _ConvTransposeNd),
+            transposed=isinstance(layer, TransposedConvolution),
         )
         found[f"{before}.weight"] = weight
         found[f"{norm}.running_var"] = torch.full_like(var, 1 - bn.eps)
@@ -100,10 +99,10 @@ def _neighbours(model: nn.Module) -> list[tuple[str, str]]:
     for path, module in model.named_modules():
         children = [(f"{path}.{k}" if path else k, m) for k, m in module.named_children()]
         for i, ((before, layer), (norm, bn)) in enumerate(itertools.pairwise(children)):
-            if not isinstance(layer, _BEFORE) or not isinstance(bn, _BatchNorm):
+            if not isinstance(layer, _BEFORE) or not isinstance(bn, BatchNorm):
                 continue
             behind = children[i + 2][1] if i + 2 < len(children) else None
-            if isinstance(behind, _BatchNorm) or _width(layer) != bn.num_features:
+            if isinstance(behind, BatchNorm) or _width(layer) != bn.num_features:
                 raise ValueError(
                     f"the batch norm {norm!r} is registered directly behind {before!r}, but "
                     "another batch norm follows it or their channels differ, so modules are not "
@@ -132,9 +131,9 @@ def _refuse_reused(model: nn.Module, names: list[str]) -> None:
 
 
 def _fit(layer: nn.Module | None, bn: nn.Module | None) -> bool:
-    if not isinstance(layer, _BEFORE) or not isinstance(bn, _BatchNorm):
+    if not isinstance(layer, _BEFORE) or not isinstance(bn, BatchNorm):
         return False
-    if bn.running_mean is None or (isinstance(layer, _ConvTransposeNd) and layer.groups > 1):
+    if bn.running_mean is None or (isinstance(layer, TransposedConvolution) and layer.groups > 1):
         return False
     return _width(layer) == bn.num_features
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 
 from attrfn._explain.explain import Explained
@@ -16,6 +15,7 @@ from attrfn._rules.record import Record
 from attrfn._rules.replay import Replay
 from attrfn._rules.run import Seen
 from attrfn._rules.table import Rules
+from attrfn._torch import pytree
 from attrfn._torch.autodiff import normal, transforming, values_and_gradients
 from attrfn._torch.compiling import is_compiling
 from attrfn._torch.typing import Leaves

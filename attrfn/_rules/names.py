@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attrfn._rules import ops
+from attrfn._torch.private import OpOverload, nn_functions, overload_name, variable_functions
 
 _SPACES = {
     torch: "",
@@ -18,12 +19,12 @@ _SPACES = {
     torch.special: "special_",
     torch.linalg: "linalg_",
     torch.fft: "fft_",
-    torch._C._nn: "",
-    torch._C._VariableFunctions: "",  # what torch._VF looks into
+    nn_functions: "",
+    variable_functions: "",
 }
 # Asking a module for what it lacks is slow, and this module is part of every start.
 _LISTED = {space: frozenset(dir(space)) for space in _SPACES}
-_LISTED[torch._C._VariableFunctions] -= frozenset(dir(object))
+_LISTED[variable_functions] -= frozenset(dir(object))
 
 
 class Spelling(NamedTuple):
@@ -76,14 +77,14 @@ _OTHERWISE = {
 
 def exported(func: Any) -> Spelling:
     """The operation of a function of an exported graph, such as ``aten.relu_.default``."""
-    if not isinstance(func, torch._ops.OpOverload) or func.namespace != "aten":
+    if not isinstance(func, OpOverload) or func.namespace != "aten":
         return Spelling("", None, None)
     name = str(func.overloadpacket.__name__)
     short = name.removesuffix("_")
     pure = getattr(torch.ops.aten, short, None) if short != name else None
     resized = short.strip("_").startswith("upsample_")
     operation = "interpolate" if resized else _OTHERWISE.get(short, short)
-    return Spelling(operation, getattr(pure, func._overloadname, None), None)
+    return Spelling(operation, getattr(pure, overload_name(func), None), None)
 
 
 def public_name(func: Any) -> str:
@@ -91,7 +92,7 @@ def public_name(func: Any) -> str:
     name = getattr(func, "__name__", None) or repr(func)
     if name == "__get__":
         return f"torch.Tensor.{getattr(func.__self__, '__name__', name)}"
-    if isinstance(func, torch._ops.OpOverload):
+    if isinstance(func, OpOverload):
         return f"torch.ops.{func}"
     for space, prefix in ((torch, "torch"), (F, "torch.nn.functional"), (Tensor, "torch.Tensor")):
         if getattr(space, name, None) is func:

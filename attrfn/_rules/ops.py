@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from attrfn._torch import private
+
 STRUCTURE = """
 add sub subtract rsub __radd__ __rsub__ neg negative positive sum mean cumsum diff trace
 view view_as reshape reshape_as flatten ravel unflatten squeeze unsqueeze permute transpose
@@ -122,7 +124,7 @@ ATTRIBUTES = (
         "is_quantized",
         "itemsize",
     ),
-    *("nbytes", "_version", "_backward_hooks", "output_nr"),
+    *("nbytes", "output_nr", *private.ATTRIBUTES),
 )
 """Attributes of tensors that tell nothing of their values."""
 

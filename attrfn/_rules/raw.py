@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 
 from attrfn._rules import ops
@@ -16,6 +15,7 @@ from attrfn._rules.record import Record
 from attrfn._rules.replay import Replay
 from attrfn._rules.run import Values
 from attrfn._rules.table import Op
+from attrfn._torch import pytree
 
 _MOVES = frozenset([*ops.MOVES.split(), *ops.DROPOUTS.split()])
 _SHIFTS = frozenset(["add", "sub", "subtract", "mul", "multiply", "div", "divide", "true_divide"])

@@ -10,6 +10,7 @@ from torch import Tensor
 from attrfn._rules.call import Call
 from attrfn._rules.run import Rule, Run, Seen
 from attrfn._rules.table import Rules, Stopped
+from attrfn._torch.private import version
 
 
 class Record(Run):
@@ -46,14 +47,14 @@ class Record(Run):
             self.seen.append((call.name, tuple([v.clone() for v in call.values]), None))
             return out
         self.seen.append((call.name, call.values, out if isinstance(out, Tensor) else None))
-        self.versions.extend([(t, t._version) for t in call.values])
+        self.versions.extend([(t, version(t)) for t in call.values])
         if isinstance(out, Tensor):
-            self.versions.append((out, out._version))
+            self.versions.append((out, version(out)))
         return out
 
     def overwritten(self) -> bool:
         """Whether something that was written down has been changed in place since."""
-        return any(t._version != version for t, version in self.versions)
+        return any(version(t) != before for t, before in self.versions)
 
     def constant(self, call: Call) -> Stopped:
         """An operation whose value counts as a constant."""

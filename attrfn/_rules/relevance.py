@@ -48,6 +48,7 @@ from attrfn._rules.rescale import COMMON, OPENED, WRITTEN, each, inside, ruled
 from attrfn._rules.run import Run, Values
 from attrfn._rules.table import OfOne, Op, Rules, plain, written
 from attrfn._torch.autodiff import transforming
+from attrfn._torch.private import version
 
 _STABLE = 1e-6
 
@@ -77,7 +78,7 @@ def _linear(run: Record | Replay, call: Call) -> Any:
         return plain(run, call)
     rule = _chosen(run, call)
     out = run.primitive(call, functools.partial(_by_rule, op, rule))
-    run.made.put(out, (op, rule, None if transforming() else out._version))
+    run.made.put(out, (op, rule, None if transforming() else version(out)))
     return out
 
 
@@ -208,8 +209,8 @@ def _batch_norm(run: Record | Replay, call: Call) -> Any:
     made = run.made.get(call.values[0])
     if made is None or len(call.places) > 1:
         return out
-    op, rule, version = made
-    if not transforming() and call.values[0]._version != version:  # written since, maybe by a view
+    op, rule, written = made
+    if not transforming() and version(call.values[0]) != written:  # written since, maybe by a view
         return out
     if op.call.name not in ("linear", *CONVOLUTIONS.split()) or (
         "transpose" in op.call.name and op.call.argument(6, "groups", 1) != 1

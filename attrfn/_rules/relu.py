@@ -17,6 +17,7 @@ from attrfn._rules.run import Values
 from attrfn._rules.table import Op, Rules, plain
 from attrfn._torch.autodiff import transforms
 from attrfn._torch.compiling import whole_in_graph
+from attrfn._torch.private import is_wrapped
 
 Passing = Callable[[Tensor, Tensor], Tensor]
 """From z - x and x to what passes."""
@@ -94,7 +95,7 @@ def deconvolved(u: Tensor, x: Tensor) -> Tensor:
 
 def _through(passing: Passing, direct: Callable[[Replay, Tensor], Tensor]) -> Op:
     def once(run: Replay, z: Tensor) -> Tensor:
-        if torch._C._functorch.is_functorch_wrapped_tensor(z):
+        if is_wrapped(z):
             return torch.relu(z.detach()) + passing(z - z.detach(), z.detach())
         return direct(run, z)
 

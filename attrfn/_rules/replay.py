@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 
 from attrfn._rules.call import Call
@@ -17,7 +15,9 @@ from attrfn._rules.run import Rule, Run, Seen, Values
 from attrfn._rules.table import Rules, Stopped
 from attrfn._rules.tags import Tags
 from attrfn._rules.unseen import graph, refuse_unseen_relus
+from attrfn._torch import pytree
 from attrfn._torch.autodiff import in_functorch, transforming
+from attrfn._torch.private import is_differentiated, level_of, transform_level
 
 Parts = Callable[[Any], Sequence[Tensor]]
 
@@ -200,14 +200,4 @@ def _has_graph(out: Any) -> bool:
 
 def _of_this_level(t: Tensor) -> bool:
     """Whether a tensor depends on what the innermost torch.func transform differentiates by."""
-    functorch = torch._C._functorch
-    return functorch.maybe_get_level(t) == _level() and functorch.is_gradtrackingtensor(t)
-
-
-def _level() -> int | None:
-    """The level of the innermost torch.func transform."""
-    current = getattr(torch._C._functorch, "maybe_current_level", None)
-    if current is not None:
-        return current()  # type: ignore[no-any-return]
-    stack: Any = torch._C._functorch.peek_interpreter_stack()  # torch 2.2
-    return None if stack is None else stack.level()
+    return level_of(t) == transform_level() and is_differentiated(t)

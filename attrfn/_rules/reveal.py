@@ -20,7 +20,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 
 from attrfn._rules import ops
@@ -32,6 +31,7 @@ from attrfn._rules.replay import Replay
 from attrfn._rules.rescale import DIFFERENCE
 from attrfn._rules.run import Values
 from attrfn._rules.table import Op, Rules, plain
+from attrfn._torch import pytree
 
 
 class Parts(NamedTuple):

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -25,8 +24,10 @@ from attrfn._rules.names import Spelling
 from attrfn._rules.ops import PATTERNED, SIDE_BY_SIDE
 from attrfn._rules.table import Op, Rules, Stopped
 from attrfn._rules.tags import Tags
+from attrfn._torch import pytree
 from attrfn._torch.autodiff import transforming, transforms
 from attrfn._torch.compiling import is_compiling
+from attrfn._torch.private import base
 
 Values = Sequence[Tensor]
 Rule = Callable[[Any, Call, Values, Values, Values], Any]
@@ -101,8 +102,8 @@ class Run(TorchFunctionMode):
         out = op.apply(self, call) if natively else self.pure(call, spelling, op)
         if call.in_place:
             self.made.drop(call.args[0])
-            if not transforming() and call.args[0]._base is not None:  # a view of something
-                self.follow(call.args[0]._base)
+            if not transforming() and (viewed := base(call.args[0])) is not None:
+                self.follow(viewed)
         return out.value if isinstance(out, Stopped) else self.mark(out, call)
 
     def find(self, func: Any) -> tuple[Spelling, Op] | None:

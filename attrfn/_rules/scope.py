@@ -7,13 +7,13 @@ import functools
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from attrfn._model.bind import bind_source, uncompiled
 from attrfn._model.source import plain, source
 from attrfn._rules.formulas import LinearRule
 from attrfn._rules.table import Rules
 from attrfn._torch.compiling import constant
+from attrfn._torch.private import ProjectionOfAttention
 from attrfn._torch.typing import ModelFn
 
 
@@ -40,7 +40,7 @@ def scoped(model_fn: ModelFn, rules: Rules, scope: list[LinearRule], *, frozen: 
             )
         matched[pattern] = names
         taps.update({name: _Tap(rule, scope) for name in names})
-    hidden = [n for n in taps if isinstance(modules[n], NonDynamicallyQuantizableLinear)]
+    hidden = [n for n in taps if isinstance(modules[n], ProjectionOfAttention)]
     layers: list[nn.Module | str] = list(taps)
     bound: Any = bind_source(src, layers, list(taps.values()), frozen=frozen)
 

@@ -10,19 +10,26 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
-from torch.autograd.function import BackwardCFunction
 
 from attrfn._model.source import source
 from attrfn._rules.errors import refuse_inside
+from attrfn._torch import pytree
 from attrfn._torch.compiling import is_compiling
+from attrfn._torch.private import (
+    MODULES,
+    NODE_OF_CPP,
+    NODE_OF_CUSTOM_OP,
+    NODE_OF_RELU,
+    NODE_OF_SCRIPT,
+    PythonNode,
+    function_of,
+    slots,
+)
 from attrfn._torch.typing import ModelFn
 
-_OWN = frozenset(["_GuidedBackward", "_DeconvBackward", "_PositiveBackward"])
-_CUSTOM_OP = "GeneratedBackwardFor_"  # of torch.library, an operation that the mode sees
-_SUSPECT = frozenset(["ReluBackward0", "CppFunction"])
-_SCRIPTED = "DifferentiableGraphBackward"
+_OWN = frozenset(["_Guided", "_Deconv", "_Positive"])
+_SUSPECT = frozenset([NODE_OF_RELU, NODE_OF_CPP])
 
 
 def refuse_scripted(model_fn: ModelFn, rules: str) -> None:
@@ -43,7 +50,7 @@ def _has_scripted(root: nn.Module) -> bool:
         if isinstance(module, torch.jit.ScriptModule):
             return True
         if module is not None:
-            todo.extend(module._modules.values())
+            todo.extend(slots(module, MODULES).values())
     return False
 
 
@@ -62,7 +69,7 @@ def refuse_unseen_relus(
     leaves = [outputs] if isinstance(outputs, Tensor) else pytree.tree_leaves(outputs)
     for node in graph([t.grad_fn for t in leaves if isinstance(t, Tensor)], roots):
         kind = type(node)
-        if kind.__name__ not in _SUSPECT and not issubclass(kind, BackwardCFunction):
+        if kind.__name__ not in _SUSPECT and not issubclass(kind, PythonNode):
             continue
         what = _opaque(node, seen)
         if what and any(behind in roots for behind in graph([node], roots)):
@@ -72,12 +79,13 @@ def refuse_unseen_relus(
 def _opaque(node: Any, seen: Collection[Any] | None) -> str:
     """What a node can be that contains a ReLU which nobody saw; else nothing."""
     name = node.name()
-    if isinstance(node, BackwardCFunction):
-        known = name.replace("Vmapped", "") in _OWN or name.startswith(_CUSTOM_OP)
+    if isinstance(node, PythonNode):
+        # an operation of torch.library is a call that the mode sees
+        known = function_of(name) in _OWN or name.startswith(NODE_OF_CUSTOM_OP)
         return "" if known else f"the custom autograd.Function of {name}"
-    if name.endswith(_SCRIPTED):
+    if name.endswith(NODE_OF_SCRIPT):
         return "a scripted module or function"
-    if name == "ReluBackward0" and seen is not None and node not in seen:
+    if name == NODE_OF_RELU and seen is not None and node not in seen:
         return "a traced module or function, or a fused operation"
     return ""
 

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from attrfn._torch import pytree
 from attrfn._torch.compiling import is_compiling, unreadable
 from attrfn._torch.decomposed import PlainOps
+from attrfn._torch.private import in_forward_mode, in_transform, transform_level
 from attrfn._torch.typing import Leaves
 from attrfn._torch.warn import warn
 
@@ -29,17 +30,12 @@ def transforming() -> bool:
 
 def in_functorch() -> bool:
     """Whether a torch.func transform (vmap, grad, jvp ...) surrounds this call in eager mode."""
-    if is_compiling():
-        return False
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    return not is_compiling() and in_transform()
 
 
 def transforms() -> int:
     """How many torch.func transforms surround this call in eager mode."""
-    if is_compiling():
-        return 0
-    innermost: Any = torch._C._functorch.peek_interpreter_stack()
-    return 0 if innermost is None else int(innermost.level())
+    return 0 if is_compiling() else transform_level()
 
 
 def twice_differentiable(create_graph: bool) -> contextlib.AbstractContextManager[object]:
@@ -122,7 +118,7 @@ def tangents_on(x: Leaves, tangents: Leaves) -> Iterator[tuple[Leaves, Callable[
 
 def takes_tangents() -> bool:
     """Whether :func:`tangents_on` may be used: torch has a single level of forward mode."""
-    return not transforming() and forward_ad._current_level < 0
+    return not (transforming() or in_forward_mode())
 
 
 def refuse_tangents() -> None:

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
+from attrfn._torch.private import in_transform
+
 
 class PlainOps(TorchFunctionMode):
     """While active, attention and layer norm run as written out (in this thread only).
@@ -63,7 +65,7 @@ class ForwardOps(PlainOps):
         kwargs = kwargs or {}
         if self.off:
             return func(*args, **kwargs)
-        if func in _LINEAR and args and not _in_functorch():
+        if func in _LINEAR and args and not in_transform():
             x, *rest = (_parts(a) for a in args)
             if x[1] is not None and not any(t is not None for _, t in rest) and not kwargs:
                 bias = [None] if len(args) > 2 else []
@@ -73,10 +75,6 @@ class ForwardOps(PlainOps):
 
 
 _LINEAR = frozenset({F.linear, F.conv1d, F.conv2d, F.conv3d})
-
-
-def _in_functorch() -> bool:
-    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _parts(a: Any) -> tuple[Any, Tensor | None]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from attrfn._torch import pytree
 
 
 class Marks(TorchFunctionMode):

@@ -1,0 +1,166 @@
+"""Private and undocumented names of torch's compiler; see :mod:`attrfn._torch.private`.
+
+``import attrfn`` must not import the compiler, which takes seconds. So everything that is in
+``torch._dynamo`` or ``torch._inductor`` is asked for inside a function.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import sys
+import types
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.utils import _python_dispatch
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# --- Tracing ------------------------------------------------------------------------------------
+
+# torch.compile answers these with True, without a call.
+if hasattr(torch, "compiler") and hasattr(torch.compiler, "is_compiling"):  # torch >= 2.3
+
+    def is_compiling() -> bool:
+        """Whether torch.compile (or torch.export) traces this call."""
+        return torch.compiler.is_compiling()
+
+elif hasattr(torch, "compiler"):  # torch 2.1 and 2.2
+
+    def is_compiling() -> bool:
+        """Whether torch.compile traces this call."""
+        return bool(torch._dynamo.is_compiling())
+
+else:
+
+    def is_compiling() -> bool:
+        """Whether torch.compile traces this call."""
+        return bool(torch._utils.is_compiling())
+
+
+def unreadable() -> bool:
+    """Whether values cannot be read: torch.compile, torch.export or make_fx traces this call."""
+    if is_compiling():
+        return True
+    tracer = sys.modules.get("torch.fx.experimental.proxy_tensor")
+    if tracer is None:
+        return False
+    mode = getattr(tracer, "get_proxy_mode", None) or tracer.get_innermost_proxy_mode  # torch < 2.5
+    return mode() is not None
+
+
+without_modes = _python_dispatch._disable_current_modes
+"""A context without the modes of fake tensors and of tracers, whose values cannot be read."""
+
+# --- What torch.compile is told -----------------------------------------------------------------
+
+COMPILER = "torch._dynamo"
+"""The module whose import loads the compiler."""
+
+MARK_OF_CONSTANT = "_dynamo_marked_constant"
+"""What ``torch.compiler.assume_constant_result`` sets, which imports the compiler first."""
+
+
+def allow_in_graph(function: F) -> F:
+    """``torch.compiler.allow_in_graph``, which torch 2.0 has in its compiler alone."""
+    where: Any = torch.compiler if hasattr(torch, "compiler") else sys.modules[COMPILER]
+    where.allow_in_graph(function)
+    return function
+
+
+_numbers = itertools.count()
+
+
+def own_code(function: F) -> F:
+    """The same function with a code object of its own.
+
+    The compiler keeps graphs, and counts how many there are, by code object: two functions from one
+    ``def`` would share them.
+    """
+    code = function.__code__.replace(co_name=f"{function.__name__}_{next(_numbers)}")
+    new = types.FunctionType(
+        code, function.__globals__, code.co_name, function.__defaults__, function.__closure__
+    )
+    return new  # type: ignore[return-value]
+
+
+def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function of ``torch.compile(function)``; any other is returned as it is."""
+    original: Callable[..., Any] = getattr(function, "_torchdynamo_orig_callable", function)
+    return original
+
+
+def mode_options(mode: str, dynamic: bool | None) -> dict[str, Any]:
+    """The options for which a mode of ``torch.compile`` stands, to be given with other options.
+
+    Raises:
+        RuntimeError: The mode is unknown.
+    """
+    import torch._inductor as inductor
+
+    options: dict[str, Any] = inductor.list_mode_options(mode, dynamic)
+    return options
+
+
+# --- Guards -------------------------------------------------------------------------------------
+
+GUARDS_OF_IDENTITY = frozenset(
+    {"BUILTIN_MATCH", "CLASS_MATCH", "CLOSURE_MATCH", "ID_MATCH", "MODULE_MATCH"}
+)
+"""The kinds of guards that ask whether a function, class or module is the same object."""
+
+GUARDED_BUILTINS = "G['__builtins_dict__"
+"""The start of the names of guards on functions of Python itself."""
+
+
+def guarded_package(name: str) -> str:
+    """The start of the names of guards on what a package holds."""
+    return f"G['__import_{name}_dot_"
+
+
+def guard_on_module(holder: str) -> re.Pattern[str]:
+    """Matches names of guards on a module, or on what each module has and not this one alone.
+
+    Args:
+        holder: A regular expression for the name of what holds the module.
+    """
+    own = "|".join(vars(nn.Module()))
+    return re.compile(
+        rf"G\['\w+'\]{holder}"
+        r"((\.__dict__)?(\._modules|\['_modules'\])\['[^']*'\])*(\.__dict__)?"
+        rf"((\.|\[')({own})('\])?)?"
+    )
+
+
+# --- Errors -------------------------------------------------------------------------------------
+
+RAISED = "debug context: raised exception "
+"""What comes before the text of an exception that the user's code raised while it was traced."""
+
+
+def compiler_error() -> type[Exception]:
+    """The class of everything that the compiler raises by itself."""
+    found: type[Exception] = torch._dynamo.exc.TorchDynamoException
+    return found
+
+
+def limit_errors() -> tuple[type[Exception], ...]:
+    """What the compiler raises where it has compiled a function too often; torch 2.7 renamed it."""
+    exc: Any = torch._dynamo.exc
+    names = ("FailOnRecompileLimitHit", "FailOnCacheLimitHit")
+    return tuple([getattr(exc, name) for name in names if hasattr(exc, name)])
+
+
+def recompile_limit() -> tuple[str, int]:
+    """The name of the option that limits how often a function is compiled, and its value."""
+    config: Any = torch._dynamo.config
+    name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+    return f"torch._dynamo.config.{name}", getattr(config, name)  # torch 2.7 renamed it
+
+
+def guard_failures(code: types.CodeType) -> list[str]:
+    """Why the graphs of a code object did not fit the calls that came after, the latest last."""
+    return [str(reason) for reason in torch._dynamo.utils.guard_failures.get(code, [])]

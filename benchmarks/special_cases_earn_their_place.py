@@ -29,7 +29,7 @@ from attrfn._explain import interpolate, masked
 from attrfn._methods import gradient_shap, lime, noise_tunnel, permutation, rise
 from attrfn._model import bind, private_copy
 from attrfn._random import philox
-from attrfn._rules import norm, relevance, run, written_out
+from attrfn._rules import decompositions, norm, relevance, run
 from attrfn._torch import decomposed
 
 LAYERS = {"MLP": "layers.1", "CNN": "features.4", "transformer": "encoder.layers.0"}
@@ -114,7 +114,7 @@ def no_self_attention() -> Sequence[contextlib.AbstractContextManager[Any]]:
 def no_packed_rules() -> Sequence[contextlib.AbstractContextManager[Any]]:
     @contextlib.contextmanager
     def torchs() -> Iterator[None]:
-        shortcut = written_out.multi_head_attention_forward  # its rule holds it, not its name
+        shortcut = decompositions.multi_head_attention_forward  # its rule holds it, not its name
         code = shortcut.__code__
         shortcut.__code__ = (lambda *args, **options: _open_attention(*args, **options)).__code__  # noqa: F821
         try:

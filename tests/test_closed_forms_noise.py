@@ -330,7 +330,7 @@ def test_noise_tunnel_with_drawn_baselines_and_noise():
 
 
 def test_noise_tunnel_inside_a_noise_tunnel():
-    """Independent noise of spreads s and t adds up: E (2x')^2 = 4(x^2 + s^2 + t^2)."""
+    """Independent noise of is_arguments s and t adds up: E (2x')^2 = 4(x^2 + s^2 + t^2)."""
     x, s, t, n = torch.ones(1, 400).double(), 0.5, 0.8, 30
     inner = attrfn.noise_tunnel(attrfn.gradient, kind="smoothgrad_sq", n_samples=n, stdevs=s, key=1)
     outer = attrfn.noise_tunnel(inner, n_samples=n, stdevs=t, key=2)

@@ -128,7 +128,7 @@ def test_unchanged_shells_run_again() -> None:
 
 
 def test_error_leaves_nothing_behind() -> None:
-    """Shells of a run that raised are not used again."""
+    """PrivateCopy of a run that raised are not used again."""
     calls = []
 
     class Raises(Counts):

@@ -175,7 +175,7 @@ def test_chunks_follow_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     # two hidden results of 2 * 100 doubles live at once; points of 2 * 8, twice; under 200 bytes
     one = 2 * 2 * 100 * 8 + 2 * 2 * 8 * 8 + 200
     monkeypatch.setattr(chunks_module, "budget", lambda device: 3 * one)
-    monkeypatch.setattr(masked_module, "first_copies", lambda x: 0)
+    monkeypatch.setattr(masked_module, "unmeasured_copies", lambda x: 0)
     attrfn.feature_ablation(f, x)
     assert seen == [2, 6, 6, 4]
 
@@ -258,7 +258,7 @@ def test_gradient_methods_measure_their_first_copy(
     model, seen = net.build(), []
     model.mid.register_forward_pre_hook(lambda m, args: seen.append(args[0].shape[0]))
     monkeypatch.setattr(chunks_module, "budget", lambda device: 2**40)
-    monkeypatch.setattr(chunks_module, "first_copies", lambda x: 0)
+    monkeypatch.setattr(chunks_module, "unmeasured_copies", lambda x: 0)
     r = ROWS[name]
     found = explain(r, net, model, **{r.copies: 7}, chunk_size="auto")
     assert 3 in seen

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from zoo import make, randn
 
 import attrfn
-from attrfn._torch.decomposed import ForwardOps
+from attrfn._torch.decomposed import DecomposedForward
 
 ALONG_A_PATH = {
     "layer_conductance": (attrfn.layer_conductance, {"n_steps": 3}),
@@ -188,7 +188,7 @@ def test_conductance_of_what_has_no_forward_mode() -> None:
 def test_a_linear_layer_has_the_tangent_of_its_input() -> None:
     layer = make(lambda: nn.Linear(3, 4))
     x, t = randn(2, 3), randn(2, 3, seed=1)
-    with torch.autograd.forward_ad.dual_level(), ForwardOps():
+    with torch.autograd.forward_ad.dual_level(), DecomposedForward():
         dual = torch.autograd.forward_ad.make_dual(x, t)
         value, tangent = torch.autograd.forward_ad.unpack_dual(layer(dual))
         assert_close(value, layer(x))
@@ -197,7 +197,7 @@ def test_a_linear_layer_has_the_tangent_of_its_input() -> None:
 
 def test_weights_with_tangents_keep_them() -> None:
     x, w = randn(2, 3), randn(4, 3, seed=1)
-    with torch.autograd.forward_ad.dual_level(), ForwardOps():
+    with torch.autograd.forward_ad.dual_level(), DecomposedForward():
         duals = [torch.autograd.forward_ad.make_dual(t, torch.ones_like(t)) for t in (x, w)]
         found = torch.autograd.forward_ad.unpack_dual(torch.nn.functional.linear(*duals)).tangent
     assert_close(found, torch.ones_like(x) @ w.T + x @ torch.ones_like(w).T)

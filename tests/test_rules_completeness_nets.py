@@ -139,7 +139,7 @@ def copied(model, like):
 LOWER = torch.ones(5, 5, dtype=torch.bool).tril()
 
 
-def written_out(q, k, v, low=-math.inf):
+def decompositions(q, k, v, low=-math.inf):
     scores = (q @ k.mT / 2).masked_fill(~LOWER, low)
     return F.dropout(scores.softmax(-1), 0.1, training=False) @ v
 
@@ -160,8 +160,8 @@ ATTENTION = {
     "mask of the inputs that closes a row": lambda q, k, v: fused(
         *(q, k, v), attn_mask=(q @ k.mT).masked_fill(torch.arange(5)[:, None] == 2, -math.inf)
     ),
-    "written out": written_out,
-    "written out, finite": functools.partial(written_out, low=-1e9),
+    "written out": decompositions,
+    "written out, finite": functools.partial(decompositions, low=-1e9),
     "added mask": lambda q, k, v: (
         (q @ k.mT / 2 + torch.zeros(5, 5, dtype=q.dtype).masked_fill(~LOWER, -math.inf)).softmax(-1)
         @ v

@@ -34,7 +34,7 @@ def _little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("_copies.memory", "_copies.chunks", "_compile.static_chunks"):
         monkeypatch.setattr(f"attrfn.{module}.budget", lambda device: 40_000)
     for module in ("_explain.masked", "_copies.chunks", "_compile.static_chunks"):
-        monkeypatch.setattr(f"attrfn.{module}.first_copies", lambda x: 0)
+        monkeypatch.setattr(f"attrfn.{module}.unmeasured_copies", lambda x: 0)
 
 
 class Wide:

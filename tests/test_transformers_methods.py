@@ -63,8 +63,8 @@ def test_layers_of_a_vit_by_name(form):
     by_module = FORMS[form](vit(), IMAGES, layer=vit().vit.layers[0])
     assert torch.equal(whole, by_module)
     # the eager attention takes its softmax in float32
-    written_out = FORMS[form](vit("eager"), IMAGES, layer="vit.layers.0")
-    torch.testing.assert_close(whole, written_out, rtol=1e-4, atol=1e-6)
+    decompositions = FORMS[form](vit("eager"), IMAGES, layer="vit.layers.0")
+    torch.testing.assert_close(whole, decompositions, rtol=1e-4, atol=1e-6)
     for i in range(2):
         alone = FORMS[form](vit(), IMAGES[i : i + 1], layer="vit.layers.0")
         torch.testing.assert_close(alone[0], whole[i], rtol=1e-8, atol=1e-10)

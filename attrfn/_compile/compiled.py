@@ -150,10 +150,10 @@ class _Compiled:
         target = given.get("target")
         if isinstance(target, int) and not isinstance(target, bool):
             given = {**given, "target": self.index(inputs, target)}
-        alone = self.alone(inputs, changing)
-        graph, code = self.graph(size, alone)
+        undifferentiated = self.undifferentiated(inputs, changing)
+        graph, code = self.graph(size, undifferentiated)
         try:
-            with torch.no_grad() if alone else contextlib.nullcontext():
+            with torch.no_grad() if undifferentiated else contextlib.nullcontext():
                 found = graph(inputs, given)
             return clone_tensors(found) if self.overwrites else found
         except limit_errors() as error:
@@ -197,7 +197,7 @@ class _Compiled:
             )
         return self.sizes[place]
 
-    def alone(self, inputs: Tree, changing: dict[str, Any]) -> bool:
+    def undifferentiated(self, inputs: Tree, changing: dict[str, Any]) -> bool:
         """Whether nobody can differentiate the attributions."""
         if not self.promises or "create_graph" in {**self.options, **changing} or transforming():
             return False
@@ -206,19 +206,19 @@ class _Compiled:
         given = _tensors(inputs) + _tensors(changing) + _tensors(self.holding)
         return not any(t.requires_grad for t in given)
 
-    def graph(self, size: Any, alone: bool = False) -> tuple[Graph, types.CodeType]:
+    def graph(self, size: Any, undifferentiated: bool = False) -> tuple[Graph, types.CodeType]:
         """The compiled function for a size of chunks."""
-        if (size, alone) not in self.graphs:
+        if (size, undifferentiated) not in self.graphs:
             fixed = {} if size == "given" else {"chunk_size": size}
-            fixed |= {"create_graph": None} if alone else {}
+            fixed |= {"create_graph": None} if undifferentiated else {}
 
             def attribute(inputs: Tree, changing: Mapping[str, Any]) -> Any:
                 return self.run(inputs, {**changing, **fixed})
 
             attribute = own_code(attribute)
             graph = torch.compile(attribute, fullgraph=True, **self.how())
-            self.graphs[size, alone] = graph, attribute.__code__
-        return self.graphs[size, alone]
+            self.graphs[size, undifferentiated] = graph, attribute.__code__
+        return self.graphs[size, undifferentiated]
 
 
 def _tensors(tree: Any) -> list[Tensor]:

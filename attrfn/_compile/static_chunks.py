@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attrfn._copies.chunks import Demand, demand_of
-from attrfn._copies.memory import Peak, budget, first_copies
+from attrfn._copies.memory import Peak, budget, unmeasured_copies
 from attrfn._explain.tree import call_model, flatten
 from attrfn._model.bind import bind, uncompiled
 from attrfn._torch.typing import ModelFn, Tree
@@ -37,7 +37,7 @@ def static_size(
     if found is None or leaves[0].shape[0] == 0:
         return None
     most = budget(leaves[0].device)
-    if first_copies(leaves) >= found.copies:
+    if unmeasured_copies(leaves) >= found.copies:
         return None
     size = rounded(found.copies, most // one_copy(model_fn, inputs, found))
     if size is None:

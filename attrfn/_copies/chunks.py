@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from attrfn._copies.batch import is_count
-from attrfn._copies.memory import Peak, budget, first_copies, out_of_memory
+from attrfn._copies.memory import Peak, budget, out_of_memory, unmeasured_copies
 from attrfn._copies.progress import bar
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.compiling import is_compiling
@@ -155,7 +155,7 @@ def _run(
     size = n if chunks.size in (None, "auto") else int(chunks.size)  # type: ignore[arg-type]
     size = 1 if chunks.batching == "loop" else size
     if adapts:
-        size = budget(device) // one_copy if one_copy else first_copies(x)
+        size = budget(device) // one_copy if one_copy else unmeasured_copies(x)
         size = max(1, size)
     done: list[T] = []
     start = 0

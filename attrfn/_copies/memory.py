@@ -121,7 +121,7 @@ def budget(device: torch.device) -> int:
     return min(_MOST_ON_CPU * torch.get_num_threads(), _free_on_cpu() // 4)
 
 
-def first_copies(x: Leaves) -> int:
+def unmeasured_copies(x: Leaves) -> int:
     """How many copies of the inputs may be tried before anything was measured, perhaps 0."""
     most, copies = _UNMEASURED
     bytes_ = sum(t.numel() * t.element_size() for t in x)

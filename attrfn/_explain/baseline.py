@@ -26,7 +26,7 @@ def fill_baselines(
         name: The argument's name for messages.
     """
     return tuple(
-        _fill(b, t, name) for b, t in zip(spread(baselines, inputs, x, name), x, strict=True)
+        _fill(b, t, name) for b, t in zip(per_leaf(baselines, inputs, x, name), x, strict=True)
     )
 
 
@@ -39,7 +39,7 @@ def baseline_distribution(baselines: Baselines, inputs: Tree, x: Leaves) -> Leav
         x: Its leaves.
     """
     out = []
-    for b, t in zip(spread(baselines, inputs, x, "baselines"), x, strict=True):
+    for b, t in zip(per_leaf(baselines, inputs, x, "baselines"), x, strict=True):
         if not isinstance(b, Tensor) or b.ndim == 0:
             raise TypeError(
                 f"baselines has {_say(b)} for an input of shape {tuple(t.shape)}, expected a "
@@ -62,7 +62,7 @@ def baseline_distribution(baselines: Baselines, inputs: Tree, x: Leaves) -> Leav
     return tuple(out)
 
 
-def spread(baselines: Baselines, inputs: Tree, x: Leaves, name: str) -> list[Any]:
+def per_leaf(baselines: Baselines, inputs: Tree, x: Leaves, name: str) -> list[Any]:
     """The prefix tree with one entry per leaf of the inputs."""
     if baselines is None or isinstance(baselines, (Tensor, Number)):
         return [baselines] * len(x)

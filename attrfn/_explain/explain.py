@@ -115,9 +115,9 @@ def explain(
     if not (create_graph or transforming()):
         x = tuple([t.detach() for t in x])
     model = bind(model_fn, frozen=not create_graph, forward_only=forward_only)
-    alone = create_graph is None and is_compiling()
+    undifferentiated = create_graph is None and is_compiling()
     chosen = choose(target, batch, name)
-    return Explained(model, x, rebuild, batch, chosen, bool(create_graph), alone, name)
+    return Explained(model, x, rebuild, batch, chosen, bool(create_graph), undifferentiated, name)
 
 
 def repeat_chosen(chosen: Chosen, batch: int, copies: int) -> Chosen:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attrfn._copies.batch import is_integer
-from attrfn._explain.baseline import broadcasts, spread
+from attrfn._explain.baseline import broadcasts, per_leaf
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.compiling import unreadable
 from attrfn._torch.typing import Leaves, Tree
@@ -92,7 +92,7 @@ def features(
         raise ValueError(f"n_features is {n_features!r}, expected an int of at least 0")
     if mask is None:
         return _each_element(x, n_features)
-    ids = [_ids(m, t, name) for m, t in zip(spread(mask, inputs, x, name), x, strict=True)]
+    ids = [_ids(m, t, name) for m, t in zip(per_leaf(mask, inputs, x, name), x, strict=True)]
     if n_features is None:
         return Features(*_counted(ids, name), x)
     _check_range(ids, n_features, name)

@@ -35,17 +35,18 @@ _texts: dict[str, dict[str, str]] = {}  # by record, then by option
 _read: set[str] = set()
 
 
-def documented(*records: Record) -> Callable[[F], F]:
+def documented(*records: Record, like: str | None = None) -> Callable[[F], F]:
     """Complete the docstring of a function: arguments of records that it does not explain itself.
 
     Args:
         records: Where texts are looked up, the first that has one wins. The exceptions in their
             docstrings are added, too.
+        like: A docstring whose references hold where the function names none.
     """
 
     def complete(function: F) -> F:
         names = _parameters(function)
-        function.__doc__ = _completed(function.__doc__, names, records)
+        function.__doc__ = _completed(function.__doc__, names, records, like)
         function.records = records  # type: ignore[attr-defined]
         return function
 
@@ -72,7 +73,7 @@ def form_of(method: Callable[..., Any], *records: Record) -> Callable[[F], F]:
         run.__signature__ = takes  # type: ignore[attr-defined]
         if is_over_distribution(method):
             takes_distribution(run)
-        return documented(*records, *getattr(method, "records", ()))(run)  # type: ignore[return-value]
+        return documented(*records, *getattr(method, "records", ()), like=method.__doc__)(run)  # type: ignore[return-value]
 
     return make
 
@@ -113,7 +114,9 @@ def _parameters(function: Callable[..., Any]) -> list[str]:
     return list(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
 
 
-def _completed(doc: str | None, names: list[str], records: Iterable[Record]) -> str | None:
+def _completed(
+    doc: str | None, names: list[str], records: Iterable[Record], like: str | None
+) -> str | None:
     """A docstring with the arguments and exceptions of the records."""
     if doc is None:  # python -OO
         return None
@@ -128,6 +131,7 @@ def _completed(doc: str | None, names: list[str], records: Iterable[Record]) -> 
     sections["Args"] = "".join([f"    {entry}\n" for entry in ordered])
     raised = [_sections(inspect.cleandoc(r.__doc__ or ""))[1].get("Raises", "") for r in records]
     sections["Raises"] = _merged([*dict.fromkeys(raised), sections.get("Raises", "")])
+    sections.setdefault("Reference", _sections(like or "")[1].get("Reference", ""))
     order = ("Args", "Returns", "Raises", "Example", "Reference")
     parts = [f"{k}:\n{sections[k].rstrip()}\n" for k in order if sections.get(k, "").strip()]
     return "\n".join([head.rstrip() + "\n", *parts])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attrfn._copies.batch import flat_rows, repeat_bound, wide
 from attrfn._copies.chunks import Chunks, at_once, over_chunks
-from attrfn._copies.memory import Peak, first_copies
+from attrfn._copies.memory import Peak, unmeasured_copies
 from attrfn._explain.baseline import fill_baselines
 from attrfn._explain.explain import explain, repeat_chosen
 from attrfn._explain.interpolate import mix
@@ -54,7 +54,7 @@ class Masked(NamedTuple):
     create_graph: bool
     chunks: Chunks
     full: Tensor
-    whole: bool
+    per_batch: bool
     dtype: torch.dtype
     one_copy: int
 
@@ -100,7 +100,7 @@ class Masked(NamedTuple):
             points, finish = part(i)
             return finish(self.values(points))
 
-        alone = self.whole and self.chunks.batching != "vmap"  # copies cannot share a batch
+        alone = self.per_batch and self.chunks.batching != "vmap"  # copies cannot share a batch
         chunks = self.chunks._replace(size=1) if alone else self.chunks
         return over_chunks(run, merge, n, chunks, self.device, self.one_copy, self.x)
 
@@ -142,7 +142,7 @@ class Masked(NamedTuple):
         Raises:
             ValueError: So it is.
         """
-        if keys > 1 and self.whole:
+        if keys > 1 and self.per_batch:
             raise ValueError(
                 f"key has {keys} rows, expected a single key (2,) for a model that returns one "
                 "value for the whole batch"
@@ -197,12 +197,12 @@ def masked(
         model, x, x0, rebuild, batch, chosen, create_graph, chunks, nothing, False, nothing.dtype, 0
     )
     own = tuple([t.clone()[None] for t in x])
-    measured = chunks.size == "auto" and not transforming() and first_copies(x) < _FEW
+    measured = chunks.size == "auto" and not transforming() and unmeasured_copies(x) < _FEW
     with Peak() if measured else contextlib.nullcontext() as peak:
-        full, whole, dtype = p._evaluate(own)
+        full, per_batch, dtype = p._evaluate(own)
     given = sum(t.numel() * t.element_size() for t in x)
     one_copy = 0 if peak is None else max(1, peak.bytes + 2 * given)
-    return p._replace(full=full[0], whole=whole, dtype=dtype, one_copy=one_copy)
+    return p._replace(full=full[0], per_batch=per_batch, dtype=dtype, one_copy=one_copy)
 
 
 def _vmapped(rows: Callable[..., Tensor], points: Leaves) -> Tensor:

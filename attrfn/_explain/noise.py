@@ -7,7 +7,7 @@ from torch import Tensor
 
 from attrfn import random
 from attrfn._copies.batch import is_count, wide
-from attrfn._explain.baseline import broadcasts, spread
+from attrfn._explain.baseline import broadcasts, per_leaf
 from attrfn._random.keys import row_keys, sample_keys
 from attrfn._torch.typing import Key, Leaves, Tree
 
@@ -25,7 +25,7 @@ class Noise:
     def __init__(self, key: Key, stdevs: Tree, inputs: Tree, x: Leaves) -> None:
         self.x = x
         self.keys = row_keys(key, x[0].shape[0], x[0].device)
-        self.stdevs = spread(stdevs, inputs, x, "stdevs")
+        self.stdevs = per_leaf(stdevs, inputs, x, "stdevs")
         for s, t in zip(self.stdevs, x, strict=True):
             if isinstance(s, bool) or not isinstance(s, (int, float, Tensor)):
                 raise TypeError(f"stdevs has {s!r}, expected a number for each input, at least 0")
@@ -69,7 +69,7 @@ def _rows(pool: Tensor, chosen: Tensor, like: Tensor) -> Tensor:
     return pool[chosen.expand(chosen.shape[0], like.shape[0]), examples]
 
 
-def positive(name: str, value: int) -> int:
+def count_of(name: str, value: int) -> int:
     """A count of at least 1."""
     if not is_count(value):
         raise ValueError(f"{name} is {value!r}, expected an int of at least 1")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attrfn._explain.target import Chosen, select
-from attrfn._torch.precision import exact
+from attrfn._torch.precision import widest
 
 
 class Outcome(NamedTuple):
@@ -22,7 +22,7 @@ class Outcome(NamedTuple):
     """
 
     values: Tensor
-    whole: bool
+    per_batch: bool
     dtype: torch.dtype
 
 
@@ -86,4 +86,4 @@ def _tensor(value: Any, giver: str, name: str) -> tuple[Tensor, torch.dtype]:
         )
     if value.is_floating_point():
         return value, value.dtype
-    return value.to(exact(value.device)), torch.get_default_dtype()
+    return value.to(widest(value.device)), torch.get_default_dtype()

@@ -94,7 +94,7 @@ def call_model(model_fn: ModelFn, inputs: Tree, *, fresh: bool = False) -> Any:
     Tensors that nobody else holds (``fresh``) are not copied.
     """
     fresh = fresh and not in_inference()
-    if not spreads(inputs):
+    if not is_arguments(inputs):
         inputs = (inputs,)
     with twice_differentiable(False), gradients_allowed():
         return normal_bound(model_fn)(*(inputs if fresh else clone_tensors(inputs)))
@@ -119,7 +119,7 @@ def row_total(
     return torch.stack([row_sums(t, precision(t.dtype)) for t in leaves]).sum(0)
 
 
-def spreads(inputs: Tree) -> bool:
+def is_arguments(inputs: Tree) -> bool:
     """Whether the model takes each entry as an argument of its own: a plain tuple."""
     return isinstance(inputs, tuple) and not hasattr(inputs, "_fields")
 
@@ -152,12 +152,12 @@ def map_tensors(f: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
     return optree.tree_map(leaf, tree)
 
 
-def plain_mappings(tree: Tree) -> Tree:
+def as_dicts(tree: Tree) -> Tree:
     """Mappings that optree does not know, such as the outputs of transformers, as dicts."""
 
     def open_up(leaf: Any) -> Any:
         if not isinstance(leaf, Mapping):
             return leaf
-        return {k: plain_mappings(v) for k, v in leaf.items()}
+        return {k: as_dicts(v) for k, v in leaf.items()}
 
     return optree.tree_map(open_up, tree)

@@ -17,7 +17,7 @@ from attrfn._explain.forms import documented
 from attrfn._explain.introspect import is_over_distribution, takes_baselines, wraps
 from attrfn._explain.options import AtLayer
 from attrfn._explain.target import raised_here
-from attrfn._explain.tree import batch_size, flatten, plain_mappings, spreads
+from attrfn._explain.tree import as_dicts, batch_size, flatten, is_arguments
 from attrfn._layers.split import Split, check_independent, layers_of, split_once
 from attrfn._model.source import describe
 from attrfn._torch.autodiff import refuse_tangents, transforming, twice_differentiable
@@ -196,7 +196,9 @@ def locate(
     activation = with_examples(read(halves, inputs, create_graph), halves, inputs, batch, layer, at)
     if (isinstance(layer, (list, tuple)) or call is None) and not is_compiling():
         check_independent(model_fn, layer, at, call, activation, inputs)
-    model = functools.partial(of_activation, halves.tail, inputs=inputs, spread=spreads(activation))
+    model = functools.partial(
+        of_activation, halves.tail, inputs=inputs, spread=is_arguments(activation)
+    )
     return Located(model, activation, inputs, halves, create_graph)
 
 
@@ -259,12 +261,12 @@ def explainable(value: Tree, batch: int) -> Tree:
             return None
         return leaf if leaf.shape[0] == batch else None
 
-    return optree.tree_map(keep, plain_mappings(value))
+    return optree.tree_map(keep, as_dicts(value))
 
 
 def like(activation: Tree, value: Tree) -> Tree:
     """The parts of a value that the activation has."""
-    return optree.tree_map(_second, activation, plain_mappings(value), none_is_leaf=True)
+    return optree.tree_map(_second, activation, as_dicts(value), none_is_leaf=True)
 
 
 def _second(a: Any, b: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The head of a model and the gradient behind it, along the path of the inputs."""
+"""The head of a model and the gradient downstream it, along the path of the inputs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from attrfn._explain.baseline import fill_baselines
 from attrfn._explain.explain import Explained, explain, repeat_chosen
 from attrfn._explain.path import on_copies, over_path
 from attrfn._explain.target import select
-from attrfn._explain.tree import call_model, flatten, spreads
+from attrfn._explain.tree import call_model, flatten, is_arguments
 from attrfn._layers.at import like, locate, of_activation
 from attrfn._layers.split import Split, watched
 from attrfn._torch.autodiff import (
@@ -32,7 +32,7 @@ from attrfn._torch.typing import At, Baselines, Batching, Layer, Leaves, ModelFn
 
 
 class Flow(NamedTuple):
-    """The head, and the gradient behind it, for the rows of any number of copies.
+    """The head, and the gradient downstream it, for the rows of any number of copies.
 
     Attributes:
         p: The explained inputs and target.
@@ -105,7 +105,7 @@ class Flow(NamedTuple):
                 of_activation,
                 tail,
                 inputs=self.p.rebuild(rows),
-                spread=spreads(self.rebuild(a)),
+                spread=is_arguments(self.rebuild(a)),
             ),
             rebuild=self.rebuild,
             batch=copies * self.p.batch,

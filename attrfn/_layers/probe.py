@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from attrfn._explain.tree import clone_tensors, plain_mappings
-from attrfn._model.bind import Again
+from attrfn._explain.tree import as_dicts, clone_tensors
+from attrfn._model.bind import Reused
 from attrfn._model.private_copy import Forward
 from attrfn._model.source import describe
 from attrfn._torch.compiling import is_compiling
-from attrfn._torch.decomposed import ForwardOps
+from attrfn._torch.decomposed import DecomposedForward
 from attrfn._torch.marks import Marks
 from attrfn._torch.typing import At, Tree
 
@@ -27,14 +27,14 @@ class Where(NamedTuple):
     call: int | None
     many: bool
     frozen: bool
-    again: Again | None
+    reused: Reused | None
 
 
 class Done(BaseException):
     """Leaves the model once every layer has been read; ends in :mod:`attrfn._layers.split`."""
 
 
-class Tap:
+class Probe:
     """What happens at one layer during one run: its calls are counted, read, or overwritten."""
 
     def __init__(
@@ -48,9 +48,9 @@ class Tap:
         self.plant = plant
         self.read: list[Tree] = []
         self.count = 0
-        self.peers: list[Tap] = []
+        self.peers: list[Probe] = []
         self.marks = marks
-        self.behind = False
+        self.downstream = False
 
     def __call__(self, run: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         number = self.count
@@ -62,7 +62,7 @@ class Tap:
         place = 0 if self.call is not None else number
         if self.marks is None:
             return self._write(run, args, kwargs, place)
-        self.behind = self.behind or self.marks.on((args, kwargs))
+        self.downstream = self.downstream or self.marks.on((args, kwargs))
         return self.marks.add(self._write(run, args, kwargs, place))
 
     def _read(self, run: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -99,11 +99,11 @@ class Seen(NamedTuple):
     tangents: Tree
 
 
-class Watch(Tap):
+class Watch(Probe):
     """Lets the model run on from copies of what it reads that autograd can go back to.
 
     Attributes:
-        end: Ends the tangents of forward mode, if there are any: nothing behind the layer has them.
+        end: Ends the tangents of forward mode, if there are any: nothing downstream the layer has them.
         before: A mode for the part that has them.
         seen: What was read.
     """
@@ -111,7 +111,7 @@ class Watch(Tap):
     def __init__(self, where: Where, end: Callable[[], None] | None) -> None:
         super().__init__(where)
         self.end = end
-        self.before = ForwardOps()
+        self.before = DecomposedForward()
         self.seen: list[Seen] = []
 
     def _read(self, run: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -120,7 +120,7 @@ class Watch(Tap):
         return self._start(run(*args, **kwargs))
 
     def _start(self, value: Tree) -> Tree:
-        parts = plain_mappings(value)
+        parts = as_dicts(value)
         tangents = None if self.end is None else _of_tensors(_tangent, parts)
         if self.end is not None:
             self.end()
@@ -159,24 +159,24 @@ def call_with(run: Forward, new: Any, args: tuple[Any, ...], kwargs: dict[str, A
     return run(*(new if len(args) > 1 else (new,)), **kwargs)
 
 
-def value_of(tap: Tap, layer: nn.Module | str) -> Tree:
-    """What a tap has read: one value, or all as a tuple."""
-    check_called(tap, layer)
-    return tuple(tap.read) if tap.call is None else tap.read[0]
+def value_of(probe: Probe, layer: nn.Module | str) -> Tree:
+    """What a probe has read: one value, or all as a tuple."""
+    check_called(probe, layer)
+    return tuple(probe.read) if probe.call is None else probe.read[0]
 
 
-def check_called(tap: Tap, layer: nn.Module | str) -> None:
+def check_called(probe: Probe, layer: nn.Module | str) -> None:
     """Refuse a layer, or a call of it, that did not happen."""
-    if tap.count == 0:
+    if probe.count == 0:
         raise ValueError(
             f"layer {describe(layer)} was not called while the model ran, so it has no value: "
             "choose a layer that the model calls as a module (scripted, compiled or bypassed ones "
             "are not)"
         )
-    if tap.call is not None and not 0 <= tap.call < tap.count:
+    if probe.call is not None and not 0 <= probe.call < probe.count:
         raise ValueError(
-            f"layer {describe(layer)} was called {tap.count} time(s), so call={tap.call} does not "
-            f"exist: expected 0 to {tap.count - 1}, or None for all calls"
+            f"layer {describe(layer)} was called {probe.count} time(s), so call={probe.call} does not "
+            f"exist: expected 0 to {probe.count - 1}, or None for all calls"
         )
 
 

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 
 from attrfn._explain.tree import call_model
-from attrfn._layers.probe import Done, Seen, Tap, Watch, Where, check_called, value_of
-from attrfn._model.bind import Again, bind_source
+from attrfn._layers.probe import Done, Probe, Seen, Watch, Where, check_called, value_of
+from attrfn._model.bind import Reused, bind_source
 from attrfn._model.source import Source, describe, source
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.marks import Marks
@@ -72,7 +72,7 @@ def split_once(model: ModelFn, layer: Layer, *, at: At, call: int | None, frozen
 
     Private objects that a run leaves unchanged then serve for the next one, too.
     """
-    return _halves(*_parts(model, layer, at, call, frozen, again=True))
+    return _halves(*_parts(model, layer, at, call, frozen, reuse=True))
 
 
 def layers_of(layer: Layer) -> tuple[Any, ...]:
@@ -98,7 +98,7 @@ def _halves(where: Where, bare: Source, args: tuple[Any, ...], kwargs: dict[str,
 
 
 def _parts(
-    model: ModelFn, layer: Layer, at: At, call: int | None, frozen: bool, again: bool = False
+    model: ModelFn, layer: Layer, at: At, call: int | None, frozen: bool, reuse: bool = False
 ) -> tuple[Where, Source, tuple[Any, ...], dict[str, Any]]:
     """Check the arguments and take the model's bound arguments apart from its module."""
     src = source(model)
@@ -114,25 +114,25 @@ def _parts(
         raise ValueError(f"call is {call!r}, expected None (all calls) or an int of at least 0")
     many, layers = isinstance(layer, (list, tuple)), layers_of(layer)
     bare = src._replace(args=(), kwargs={})
-    keep = Again(bare, layers=layers) if again and frozen and not transforming() else None
+    keep = Reused(bare, layers=layers) if reuse and frozen and not transforming() else None
     return Where(layers, at, call, many, frozen, keep), bare, src.args, src.kwargs
 
 
 def _bound(
     src: Source,
     where: Where,
-    taps: Sequence[Tap],
+    probes: Sequence[Probe],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> ModelFn:
-    """The model on private objects, with taps at its layers."""
-    again: Again | None = where.again
-    if again is None or transforming():
+    """The model on private objects, with probes at its layers."""
+    reused: Reused | None = where.reused
+    if reused is None or transforming():
         src = src._replace(args=args, kwargs=kwargs)
-        return bind_source(src, where.layers, taps, frozen=where.frozen)
+        return bind_source(src, where.layers, probes, frozen=where.frozen)
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        return again.run(taps, args, kwargs)
+        return reused.run(probes, args, kwargs)
 
     return functools.partial(run, *args, **kwargs)
 
@@ -140,17 +140,17 @@ def _bound(
 def check_independent(
     model: ModelFn, layer: Layer, at: At, call: int | None, activation: Tree, inputs: Tree
 ) -> None:
-    """Refuse layers that lie one behind the other: what is planted at the first would be lost.
+    """Refuse layers that lie one downstream the other: what is planted at the first would be lost.
 
     One forward pass in which what is computed from the planted values is marked: a layer whose own
-    input is marked lies behind another.
+    input is marked lies downstream another.
     """
     where, bare, args, kwargs = _parts(model, layer, at, call, frozen=True)
     marks = Marks()
     with torch.no_grad(), marks:
-        taps = _run_tail(bare, where, args, kwargs, activation, inputs, marks)[1]
-    for tap, named in zip(taps, where.layers, strict=True):
-        if tap.behind:
+        probes = _run_tail(bare, where, args, kwargs, activation, inputs, marks)[1]
+    for probe, named in zip(probes, where.layers, strict=True):
+        if probe.downstream:
             raise ValueError(
                 f"layer {describe(named)} depends on what another layer (or call) of the selection "
                 "returns, so they cannot be explained together: explain them one by one, as in "
@@ -162,14 +162,14 @@ def _run_head(
     src: Source, where: Where, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: Tree
 ) -> Tree:
     """Run the model up to the layers and return what they return."""
-    taps = [Tap(where) for _ in where.layers]
-    for tap in taps:
-        tap.peers = taps
+    probes = [Probe(where) for _ in where.layers]
+    for probe in probes:
+        probe.peers = probes
     with contextlib.suppress(Done):
-        call_model(_bound(src, where, taps, args, kwargs), inputs)
-    values = [value_of(tap, layer) for tap, layer in zip(taps, where.layers, strict=True)]
-    for tap in taps:  # a cycle would keep the values until the garbage collector comes
-        tap.peers = []
+        call_model(_bound(src, where, probes, args, kwargs), inputs)
+    values = [value_of(probe, layer) for probe, layer in zip(probes, where.layers, strict=True)]
+    for probe in probes:  # a cycle would keep the values until the garbage collector comes
+        probe.peers = []
     return values if where.many else values[0]
 
 
@@ -181,7 +181,7 @@ def _run_tail(
     activation: Tree,
     inputs: Tree,
     marks: Marks | None = None,
-) -> tuple[Any, list[Tap]]:
+) -> tuple[Any, list[Probe]]:
     """Run the model with the layers' values replaced by ``activation``."""
     values = activation if where.many else [activation]
     if len(values) != len(where.layers):
@@ -189,11 +189,11 @@ def _run_tail(
             f"activation holds {len(values)} values, expected one for each of the "
             f"{len(where.layers)} layers"
         )
-    taps = [Tap(where, v if where.call is None else (v,), marks) for v in values]
-    outputs = call_model(_bound(src, where, taps, args, kwargs), inputs)
-    for tap, layer in zip(taps, where.layers, strict=True):
-        check_called(tap, layer)
-    return outputs, taps
+    probes = [Probe(where, v if where.call is None else (v,), marks) for v in values]
+    outputs = call_model(_bound(src, where, probes, args, kwargs), inputs)
+    for probe, layer in zip(probes, where.layers, strict=True):
+        check_called(probe, layer)
+    return outputs, probes
 
 
 def watched(
@@ -215,7 +215,7 @@ def watched(
         autograd. ``run(*inputs, end=...)`` takes inputs with tangents, see
         :func:`attrfn._torch.autodiff.tangents_on`.
     """
-    where, bare, args, kwargs = _parts(model, layer, at, call, frozen=True, again=True)
+    where, bare, args, kwargs = _parts(model, layer, at, call, frozen=True, reuse=True)
 
     def run(
         args: tuple[Any, ...],

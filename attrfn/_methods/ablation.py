@@ -106,9 +106,6 @@ def layer_feature_ablation(
         >>> a = attrfn.layer_feature_ablation(model, x, layer="0", target=1)
         >>> torch.allclose(a, model[0](x) * model[1].weight[1], atol=1e-6)
         True
-
-    Reference:
-        Zeiler and Fergus, Visualizing and Understanding Convolutional Networks, 2014.
     """
     here = locate(
         model_fn, inputs, layer, at=at, call=call, create_graph=options.get("create_graph", False)
@@ -152,8 +149,5 @@ def neuron_feature_ablation(
         >>> a = attrfn.neuron_feature_ablation(model, x, layer="0", neuron=2)
         >>> torch.allclose(a, x * model[0].weight[2], atol=1e-6)
         True
-
-    Reference:
-        Zeiler and Fergus, Visualizing and Understanding Convolutional Networks, 2014.
     """
     return at_neuron(feature_ablation, layer, neuron, at=at, call=call)(model_fn, inputs, **options)

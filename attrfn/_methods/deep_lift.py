@@ -36,7 +36,13 @@ DeepLiftRule = Literal["rescale", "reveal_cancel"] | Rules
 
 
 class DeepLiftOptions(GraphOptions, total=False):
-    """What DeepLIFT and its forms take."""
+    """What DeepLIFT and its forms take.
+
+    Raises:
+        UnsupportedOpError: The model calls an operation that the rules do not cover.
+        ValueError: The rule has an unknown name, or the model takes another path for the baselines
+            than for the inputs.
+    """
 
     rule: DeepLiftRule
     """``"rescale"``; ``"reveal_cancel"``, which gives separate multipliers to what pushes an
@@ -82,11 +88,6 @@ def deep_lift(
 
     Returns:
         Attributions like the inputs; they sum to f(x) - f(x0).
-
-    Raises:
-        UnsupportedOpError: The model calls an operation that the rules do not cover.
-        ValueError: The rule has an unknown name, or the model takes another path for the baselines
-            than for the inputs.
 
     Example:
         >>> import torch, attrfn
@@ -208,10 +209,6 @@ def layer_deep_lift(
         ... )
         >>> attrfn.layer_deep_lift(model, torch.randn(5, 3), layer="0", target=1).shape
         torch.Size([5, 4])
-
-    Reference:
-        Shrikumar, Greenside and Kundaje, Learning Important Features Through Propagating
-        Activation Differences, 2017.
     """
     return at_layer(deep_lift, layer, at=at, call=call)(
         model_fn, inputs, target=target, baselines=baselines, **options
@@ -248,9 +245,6 @@ def layer_deep_lift_shap(
         >>> x, pool = torch.randn(5, 3), torch.randn(20, 3)
         >>> attrfn.layer_deep_lift_shap(model, x, layer="0", target=1, baselines=pool).shape
         torch.Size([5, 4])
-
-    Reference:
-        Lundberg and Lee, A Unified Approach to Interpreting Model Predictions, 2017.
     """
     return at_layer(deep_lift_shap, layer, at=at, call=call)(
         model_fn, inputs, target=target, baselines=baselines, **options
@@ -283,10 +277,6 @@ def neuron_deep_lift(
         ... )
         >>> attrfn.neuron_deep_lift(model, torch.randn(5, 3), layer="1", neuron=2).shape
         torch.Size([5, 3])
-
-    Reference:
-        Shrikumar, Greenside and Kundaje, Learning Important Features Through Propagating
-        Activation Differences, 2017.
     """
     return at_neuron(deep_lift, layer, neuron, at=at, call=call)(
         model_fn, inputs, baselines=baselines, **options
@@ -320,9 +310,6 @@ def neuron_deep_lift_shap(
         >>> x, pool = torch.randn(5, 3), torch.randn(20, 3)
         >>> attrfn.neuron_deep_lift_shap(model, x, layer="1", neuron=2, baselines=pool).shape
         torch.Size([5, 3])
-
-    Reference:
-        Lundberg and Lee, A Unified Approach to Interpreting Model Predictions, 2017.
     """
     return at_neuron(deep_lift_shap, layer, neuron, at=at, call=call)(
         model_fn, inputs, baselines=baselines, **options

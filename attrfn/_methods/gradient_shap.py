@@ -8,7 +8,7 @@ from attrfn._explain.baseline import baseline_distribution
 from attrfn._explain.explain import explain
 from attrfn._explain.forms import documented, form_of
 from attrfn._explain.introspect import takes_distribution
-from attrfn._explain.noise import Noise, positive
+from attrfn._explain.noise import Noise, count_of
 from attrfn._explain.options import Arguments, AtLayer, SamplingOptions
 from attrfn._explain.tree import each
 from attrfn._layers.at import at_layer, at_neuron
@@ -77,7 +77,7 @@ def gradient_shap(
     p = explain(model_fn, inputs, target, create_graph=create_graph)
     pool = baseline_distribution(baselines, inputs, p.x)
     noise = Noise(key, stdevs, inputs, p.x)
-    n = positive("n_samples", n_samples)
+    n = count_of("n_samples", n_samples)
     chunks = Chunks(chunk_size, batching, progress, "gradient_shap")
 
     def draw(i: slice) -> Leaves:

@@ -210,8 +210,5 @@ def neuron_gradient(
         >>> a = attrfn.neuron_gradient(model, torch.randn(5, 3), layer="0", neuron=2)
         >>> torch.allclose(a, model[0].weight[2].expand(5, 3))
         True
-
-    Reference:
-        Simonyan, Vedaldi and Zisserman, Deep Inside Convolutional Networks, 2013.
     """
     return at_neuron(gradient, layer, neuron, at=at, call=call)(model_fn, inputs, **options)

@@ -9,9 +9,9 @@ from attrfn._layers.at import at_neuron
 from attrfn._model.bind import uncompiled
 from attrfn._rules.errors import UnsupportedOpError
 from attrfn._rules.gradient import gradients_by_rules
+from attrfn._rules.hidden_relus import refuse_scripted
 from attrfn._rules.relu import DECONV, GUIDED
 from attrfn._rules.table import Rules
-from attrfn._rules.unseen import refuse_scripted
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.typing import At, Layer, ModelFn, Target, Tree, Unpack
 from attrfn._torch.warn import warn
@@ -126,10 +126,6 @@ def neuron_guided_backprop(
         ... )
         >>> attrfn.neuron_guided_backprop(model, torch.randn(5, 3), layer="2", neuron=1).shape
         torch.Size([5, 3])
-
-    Reference:
-        Springenberg, Dosovitskiy, Brox and Riedmiller, Striving for Simplicity: The All
-        Convolutional Net, 2014.
     """
     return at_neuron(guided_backprop, layer, neuron, at=at, call=call)(model_fn, inputs, **options)
 
@@ -159,8 +155,5 @@ def neuron_deconvolution(
         ... )
         >>> attrfn.neuron_deconvolution(model, torch.randn(5, 3), layer="2", neuron=1).shape
         torch.Size([5, 3])
-
-    Reference:
-        Zeiler and Fergus, Visualizing and Understanding Convolutional Networks, 2014.
     """
     return at_neuron(deconvolution, layer, neuron, at=at, call=call)(model_fn, inputs, **options)

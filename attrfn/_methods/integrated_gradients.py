@@ -158,9 +158,6 @@ def layer_integrated_gradients(
         >>> ids = torch.tensor([[1, 2], [3, 4]])
         >>> attrfn.layer_integrated_gradients(model, ids, layer="0", target=1).shape
         torch.Size([2, 2, 4])
-
-    Reference:
-        Sundararajan, Taly and Yan, Axiomatic Attribution for Deep Networks, 2017.
     """
     return at_layer(integrated_gradients, layer, at=at, call=call)(
         model_fn, inputs, target=target, **options
@@ -200,9 +197,6 @@ def neuron_integrated_gradients(
         ... )
         >>> torch.allclose(a.sum(1), n[:, 2], atol=1e-5)
         True
-
-    Reference:
-        Sundararajan, Taly and Yan, Axiomatic Attribution for Deep Networks, 2017.
     """
     return at_neuron(integrated_gradients, layer, neuron, at=at, call=call)(
         model_fn, inputs, **options

@@ -13,7 +13,7 @@ from attrfn._copies.chunks import Chunks, add
 from attrfn._explain.features import Features, features
 from attrfn._explain.forms import documented
 from attrfn._explain.masked import Masked, Part, masked
-from attrfn._explain.noise import positive
+from attrfn._explain.noise import count_of
 from attrfn._explain.options import BlackBox, PerturbationOptions, SamplingOptions
 from attrfn._methods.shapley import orderings, shapley_weights, subsets, taylor_weights
 from attrfn._random.keys import row_keys
@@ -79,7 +79,7 @@ def interactions(
     if index not in ("shapley_taylor", "shapley"):
         raise ValueError(f"index is {index!r}, expected 'shapley_taylor' or 'shapley'")
     if n_samples is not None:
-        positive("n_samples", n_samples)
+        count_of("n_samples", n_samples)
     if return_stderr and (n_samples is None or n_samples < 2):
         raise ValueError(
             f"n_samples is {n_samples}, expected at least 2 for standard errors (None is exact)"

@@ -13,7 +13,7 @@ from attrfn._explain.masked import masked
 from attrfn._explain.options import BlackBox, PerturbationOptions, SamplingOptions
 from attrfn._methods.kernel_design import Design, design
 from attrfn._random.keys import row_keys
-from attrfn._torch.precision import exact, full_precision
+from attrfn._torch.precision import full_precision, widest
 from attrfn._torch.typing import Baselines, Batching, ChunkSize, Key, ModelFn, Target, Tree
 from attrfn._torch.warn import warn
 
@@ -79,7 +79,7 @@ def kernel_shap(
     these = features(feature_mask, inputs, p.x, n_features)
     keys = row_keys(key, p.batch, p.device)
     p.check_rows(len(keys))
-    d = design(these.n, n_samples, keys, exact(p.device))
+    d = design(these.n, n_samples, keys, widest(p.device))
     if len(d.z) // 2 < these.n - 1:
         warn(
             f"n_samples={n_samples} cannot determine {these.n} features, so kernel_shap returns "

@@ -12,7 +12,7 @@ from attrfn._copies.chunks import Chunks, at_once
 from attrfn._explain.features import features
 from attrfn._explain.forms import documented
 from attrfn._explain.masked import Part, add_lists, masked
-from attrfn._explain.noise import positive
+from attrfn._explain.noise import count_of
 from attrfn._explain.options import BlackBox, PerturbationOptions, SamplingOptions
 from attrfn._explain.tree import flatten
 from attrfn._random.keys import row_keys, sample_keys
@@ -98,7 +98,7 @@ def lime(
     keys = row_keys(key, p.batch, p.device)
     p.check_rows(len(keys))
 
-    samples = positive("n_samples", n_samples)
+    samples = count_of("n_samples", n_samples)
     draw = at_once(
         lambda i: (_draw(perturb, sample_keys(keys, i, 0), n, p.batch),),
         samples,
@@ -113,7 +113,7 @@ def lime(
             points = flatten(transform(z, x, x0), "transform's result")[0]
             _check_points(points, p.x, len(z))
         w = _weights(weigh(x, p.rebuild(points), z), len(z), p.batch)
-        w = w.mean(1, keepdim=True) if p.whole else w
+        w = w.mean(1, keepdim=True) if p.per_batch else w
         return points, lambda values: ([z], [values], [w])
 
     found = p.collect(samples, part, add_lists)

@@ -175,7 +175,7 @@ def score_cam(
 
 
 def _one_value(p: Masked) -> None:
-    if p.whole:
+    if p.per_batch:
         raise ValueError(
             "the explained function returns one value for the whole batch, expected one value per "
             "example, because each example has its own map"

@@ -15,9 +15,9 @@ from attrfn._copies.chunks import Chunks, at_once, over_chunks
 from attrfn._explain.baseline import baseline_distribution
 from attrfn._explain.forms import documented
 from attrfn._explain.introspect import is_over_distribution, wraps
-from attrfn._explain.noise import Noise, positive
+from attrfn._explain.noise import Noise, count_of
 from attrfn._explain.options import PER_EXAMPLE, SamplingOptions
-from attrfn._explain.tree import batch_size, flatten, plain_mappings, require_floating
+from attrfn._explain.tree import as_dicts, batch_size, flatten, require_floating
 from attrfn._layers.at import place_of, read
 from attrfn._layers.split import split_once
 from attrfn._torch.typing import At, ChunkSize, Key, Layer, Leaves, Method, ModelFn, Target, Tree
@@ -78,7 +78,7 @@ def noise_tunnel(
         raise ValueError(
             f"kind is {kind!r}, expected 'smoothgrad', 'smoothgrad_sq', 'vargrad' or 'samples'"
         )
-    positive("n_samples", n_samples)
+    count_of("n_samples", n_samples)
     if kind == "vargrad" and n_samples < 2:
         raise ValueError("n_samples is 1, expected at least 2 for the variance of kind='vargrad'")
 
@@ -165,7 +165,7 @@ def _activation(
     """The tensors of a layer's activation, whose rank tells whether an option has rows."""
     halves = split_once(model_fn, layer, at=at, call=call, frozen=True)
     value = read(halves, inputs, create_graph=False)
-    return [t for t in optree.tree_leaves(plain_mappings(value)) if isinstance(t, Tensor)]
+    return [t for t in optree.tree_leaves(as_dicts(value)) if isinstance(t, Tensor)]
 
 
 def _repeat_target(target: Target, batch: int, copies: int) -> Target:

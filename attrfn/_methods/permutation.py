@@ -13,7 +13,7 @@ from attrfn._copies.chunks import Chunks
 from attrfn._explain.features import features
 from attrfn._explain.forms import documented, form_of
 from attrfn._explain.masked import masked
-from attrfn._explain.noise import positive
+from attrfn._explain.noise import count_of
 from attrfn._explain.options import AtLayer, BlackBox, ChunkOptions, FeatureOptions, LayerFeatures
 from attrfn._explain.tree import each, flatten
 from attrfn._layers.at import locate
@@ -105,7 +105,7 @@ def feature_permutation(
     p = masked(model_fn, inputs, target, None, chunks, create_graph=create_graph)
     these = features(feature_mask, inputs, p.x, n_features)
     n, draw = these.n, permute or random.permutation
-    copies = positive("n_samples", n_samples) * n
+    copies = count_of("n_samples", n_samples) * n
     _check(p.batch, key, these.ids)
     if not callable(draw):
         raise TypeError(f"permute is {permute!r}, expected a callable (keys, batch) -> (S, B)")

@@ -10,7 +10,7 @@ from attrfn._copies.batch import weighted_sum, wide
 from attrfn._copies.chunks import Chunks, add, at_once
 from attrfn._explain.forms import documented
 from attrfn._explain.masked import Part, masked
-from attrfn._explain.noise import positive
+from attrfn._explain.noise import count_of
 from attrfn._explain.options import BlackBox, PerturbationOptions, SamplingOptions
 from attrfn._random.keys import row_keys, sample_keys
 from attrfn._torch.precision import full_precision
@@ -74,7 +74,7 @@ def rise(
                 f"inputs has a tensor of {x.dtype}, expected floating point, because masks of rise "
                 "are smooth: use feature_ablation or shapley_value_sampling for others"
             )
-    n, cells = positive("n_samples", n_samples), positive("grid", grid)
+    n, cells = count_of("n_samples", n_samples), count_of("grid", grid)
     keys = row_keys(key, f.batch, f.device)
     f.check_rows(len(keys))
 

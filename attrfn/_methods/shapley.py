@@ -13,10 +13,10 @@ from attrfn._copies.chunks import Chunks, add
 from attrfn._explain.features import Features, features
 from attrfn._explain.forms import documented
 from attrfn._explain.masked import Masked, Part, masked
-from attrfn._explain.noise import positive
+from attrfn._explain.noise import count_of
 from attrfn._explain.options import BlackBox, PerturbationOptions, SamplingOptions
 from attrfn._random.keys import row_keys, sample_keys
-from attrfn._torch.precision import exact, full_precision
+from attrfn._torch.precision import full_precision, widest
 from attrfn._torch.typing import Baselines, Batching, ChunkSize, Key, Leaves, ModelFn, Target, Tree
 
 _MOST_FEATURES = 20
@@ -143,7 +143,7 @@ def shapley_value_sampling(
         2022.
     """
     least = (4 if antithetic else 2) if return_stderr else 1
-    if positive("n_samples", n_samples) < least:
+    if count_of("n_samples", n_samples) < least:
         raise ValueError(
             f"n_samples is {n_samples}, expected at least {least} for standard errors"
             + (" of pairs of orderings" if antithetic else "")
@@ -195,13 +195,13 @@ def subsets(i: slice, n: int, device: torch.device) -> Tensor:
 def shapley_weights(n: int, device: torch.device) -> Tensor:
     """``|S|! (n - |S| - 1)! / n!`` for |S| = 0 to n - 1, (n,)."""
     weights = [1 / (n * math.comb(n - 1, size)) for size in range(n)]
-    return torch.tensor(weights, dtype=exact(device), device=device)
+    return torch.tensor(weights, dtype=widest(device), device=device)
 
 
 def taylor_weights(n: int, device: torch.device) -> Tensor:
     """``2 / (n C(n - 1, |S|))`` for |S| = 0 to n - 2, (n - 1,)."""
     weights = [2 / (n * math.comb(n - 1, size)) for size in range(n - 1)]
-    return torch.tensor(weights, dtype=exact(device), device=device)
+    return torch.tensor(weights, dtype=widest(device), device=device)
 
 
 def orderings(keys: Tensor, count: int, n: int, antithetic: bool = False) -> Tensor:

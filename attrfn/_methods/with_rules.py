@@ -9,12 +9,12 @@ import torch
 from attrfn._explain.baseline import fill_baselines
 from attrfn._explain.tree import call_model, flatten
 from attrfn._model.bind import bind
+from attrfn._rules.hidden_relus import refuse_scripted
 from attrfn._rules.record import Record
 from attrfn._rules.replay import Replay
 from attrfn._rules.run import Seen
 from attrfn._rules.scope import scoped
 from attrfn._rules.table import Rules
-from attrfn._rules.unseen import refuse_scripted
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.typing import ModelFn, Tree
 

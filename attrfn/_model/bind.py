@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from attrfn._model.clone import run_clone
-from attrfn._model.private_copy import Shells, Tap
+from attrfn._model.private_copy import Intervention, PrivateCopy
 from attrfn._model.source import Source, find, foreign, source
 from attrfn._torch import private_compiler
 from attrfn._torch.autodiff import transforming
@@ -37,7 +37,7 @@ def bind(model_fn: ModelFn, *, frozen: bool, forward_only: bool = False) -> Mode
     if src is None:
         return model_fn
     if frozen and not transforming():
-        again = Again(src._replace(args=(), kwargs={}), fused=forward_only)
+        again = Reused(src._replace(args=(), kwargs={}), fused=forward_only)
         return functools.partial(again, *src.args, **src.kwargs)
     return bind_source(src, (), (), frozen=frozen)
 
@@ -54,13 +54,13 @@ def uncompiled(model_fn: ModelFn) -> ModelFn:
     return private_compiler.uncompiled(model_fn)
 
 
-class Again:
-    """A source whose shells serve for the next run, too, if a run has left them unchanged.
+class Reused:
+    """A source whose private serve for the next run, too, if a run has left them unchanged.
 
     Args:
         src: The source, whose parameters are detached.
-        fused: See :class:`Shells`.
-        layers: Where taps may be.
+        fused: See :class:`PrivateCopy`.
+        layers: Where interventions may be.
     """
 
     def __init__(
@@ -69,42 +69,46 @@ class Again:
         self.src = src
         self.fused = fused
         self.layers = layers
-        self.kept: list[_Kept] = []  # popped while they run, so that no two threads share one
+        self.kept: list[_Built] = []  # popped while they run, so that no two threads share one
 
     def prepare(self) -> None:
-        """Have shells ready."""
+        """Have private ready."""
         self.kept.append(self._take()._replace(ready=True))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model."""
         return self.run((), args, kwargs)
 
-    def run(self, taps: Sequence[Tap], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run the model with taps at the layers."""
+    def run(
+        self, interventions: Sequence[Intervention], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Run the model with interventions at the layers."""
         kept = self._take()
-        sites = [kept.shells.memo[id(find(self.src.module, layer))] for layer in self.layers]
-        for site, tap in zip(sites, taps, strict=False):
-            site._attrfn_tap = tap
+        sites = [kept.private.memo[id(find(self.src.module, layer))] for layer in self.layers]
+        for site, intervention in zip(sites, interventions, strict=False):
+            site._attrfn_intervention = intervention
         try:
             return kept.model(*args, **kwargs)
         finally:
             for site in sites:
-                site._attrfn_tap = None
+                site._attrfn_intervention = None
             self.kept.append(kept._replace(ready=False))
 
-    def _take(self) -> _Kept:
+    def _take(self) -> _Built:
         with contextlib.suppress(IndexError):
             kept = self.kept.pop()
-            if kept.ready or kept.shells.unchanged():
+            if kept.ready or kept.private.unchanged():
                 return kept
-        taps = [None] * len(self.layers)
-        return _Kept(*_shells(self.src, self.layers, taps, True, self.fused), ready=False)
+        interventions = [None] * len(self.layers)
+        return _Built(
+            *_private_copy(self.src, self.layers, interventions, True, self.fused), ready=False
+        )
 
 
-class _Kept(NamedTuple):
-    """Shells, the model made of them, and whether they were built or looked at since a run."""
+class _Built(NamedTuple):
+    """PrivateCopy, the model made of them, and whether they were built or looked at since a run."""
 
-    shells: Shells
+    private: PrivateCopy
     model: ModelFn
     ready: bool
 
@@ -113,56 +117,63 @@ def prepare(model_fn: ModelFn) -> None:
     """Build the private objects of a bound function now, before a mode is active."""
     while isinstance(model_fn, functools.partial):
         model_fn = model_fn.func
-    if isinstance(model_fn, Again):
+    if isinstance(model_fn, Reused):
         model_fn.prepare()
 
 
 def bind_source(
-    src: Source, layers: Sequence[nn.Module | str], taps: Sequence[Tap], *, frozen: bool
+    src: Source,
+    layers: Sequence[nn.Module | str],
+    interventions: Sequence[Intervention],
+    *,
+    frozen: bool,
 ) -> ModelFn:
-    """Bind a source, with ``taps[i]`` around the forward of ``layers[i]``.
+    """Bind a source, with ``interventions[i]`` around the forward of ``layers[i]``.
 
     Its bound arguments stay visible as those of a ``functools.partial``.
     """
     if is_compiling():
         require_compiler()
-        return _compiled(src, layers, taps, frozen)
+        return _compiled(src, layers, interventions, frozen)
     bare = src._replace(args=(), kwargs={})
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        return _shells(bare, layers, taps, frozen)[1](*args, **kwargs)
+        return _private_copy(bare, layers, interventions, frozen)[1](*args, **kwargs)
 
     return functools.partial(run, *src.args, **src.kwargs)
 
 
-def _shells(
+def _private_copy(
     src: Source,
     layers: Sequence[nn.Module | str],
-    taps: Sequence[Tap | None],
+    interventions: Sequence[Intervention | None],
     frozen: bool,
     fused: bool = False,
-) -> tuple[Shells, ModelFn]:
-    """Shells for one run, so that every run starts from the user's state."""
+) -> tuple[PrivateCopy, ModelFn]:
+    """PrivateCopy for one run, so that every run starts from the user's state."""
     found = [find(src.module, layer) for layer in layers]
-    taken = dict(zip(map(id, found), taps, strict=True))
-    shells = Shells(frozen=frozen, taps=taken, fused=fused)
+    taken = dict(zip(map(id, found), interventions, strict=True))
+    private = PrivateCopy(frozen=frozen, interventions=taken, fused=fused)
     for name, value in (src.params or {}).items():
-        shells.replace(_tensor(src.module, name), value)
-    module = shells.module(src.module)
+        private.replace(_tensor(src.module, name), value)
+    module = private.module(src.module)
     for layer, old in zip(layers, found, strict=True):
-        if id(old) not in shells.memo:
+        if id(old) not in private.memo:
             raise foreign(src.module, layer)
-    shells.warn()
-    return shells, module if src.method is None else types.MethodType(src.method, module)
+    private.warn()
+    return private, module if src.method is None else types.MethodType(src.method, module)
 
 
 def _compiled(
-    src: Source, layers: Sequence[nn.Module | str], taps: Sequence[Tap], frozen: bool
+    src: Source,
+    layers: Sequence[nn.Module | str],
+    interventions: Sequence[Intervention],
+    frozen: bool,
 ) -> ModelFn:
     bare = src._replace(args=(), kwargs={})
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        return run_clone(bare, tuple(layers), tuple(taps), frozen, args, kwargs)
+        return run_clone(bare, tuple(layers), tuple(interventions), frozen, args, kwargs)
 
     return functools.partial(run, *src.args, **src.kwargs)
 

@@ -1,6 +1,6 @@
 """Binding under torch.compile: functional_call on a private clone.
 
-Fresh shells on every call do not trace on every model. So a constant function makes the clone once,
+Fresh private on every call do not trace on every model. So a constant function makes the clone once,
 while torch.compile traces, on the real objects, and returns its name: the name is a constant of the
 graph, the clone is reached through an attribute and guarded like any other module. The parameters
 are those of the user's module at every call, so training does not recompile.
@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from attrfn._model.private_copy import Shells, Tap
-from attrfn._model.source import Source, find, foreign, plain
+from attrfn._model.private_copy import Intervention, PrivateCopy
+from attrfn._model.source import Source, find, foreign, unwrapped_name
 from attrfn._torch.compiling import constant
 from attrfn._torch.private import OF_STATE_DICTS
 
@@ -56,12 +56,12 @@ _numbers = count()
 def _clone(module: nn.Module, state: tuple[Any, ...], method: Any, *layers: Any) -> str:
     """Make the clone and return its name; the graph is guarded on ``state``."""
     found = [find(module, layer) for layer in layers]
-    shells = Shells(frozen=False, taps={id(layer): None for layer in found})
-    new = shells.module(module)
+    private = PrivateCopy(frozen=False, interventions={id(layer): None for layer in found})
+    new = private.module(module)
     for layer, old in zip(layers, found, strict=True):
-        if id(old) not in shells.memo:
+        if id(old) not in private.memo:
             raise foreign(module, layer)
-    sites = tuple([shells.memo[id(old)] for old in found])
+    sites = tuple([private.memo[id(old)] for old in found])
     name = f"clone_{next(_numbers)}"
     setattr(_CLONES, name, _Clone(new if method is None else _Caller(new, method), sites))
     weakref.finalize(module, _CLONES.__dict__.pop, name, None)
@@ -95,12 +95,12 @@ def _plain_value(value: Any) -> Any:
 def run_clone(
     src: Source,
     layers: tuple[nn.Module | str, ...],
-    taps: tuple[Tap, ...],
+    interventions: tuple[Intervention, ...],
     frozen: bool,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
-    """Run a source's clone with the source's present parameters and with taps at its layers."""
+    """Run a source's clone with the source's present parameters and with interventions at its layers."""
     plain_state = tuple([_plain_state(m) for m in src.module.modules()])
     clone = getattr(_CLONES, _clone(src.module, plain_state, src.method, *layers))
     tensors: dict[str, Tensor] = {}
@@ -111,11 +111,11 @@ def run_clone(
     for name, t in (src.params or {}).items():
         tensors[name] = t
     prefix = "" if src.method is None else "inner."
-    tensors = {prefix + plain(name): t for name, t in tensors.items()}
-    for site, tap in zip(clone.sites, taps, strict=True):
-        site._attrfn_tap = tap
+    tensors = {prefix + unwrapped_name(name): t for name, t in tensors.items()}
+    for site, intervention in zip(clone.sites, interventions, strict=True):
+        site._attrfn_intervention = intervention
     try:
         return functional_call(clone.module, tensors, args, kwargs)
     finally:
         for site in clone.sites:
-            site._attrfn_tap = None
+            site._attrfn_intervention = None

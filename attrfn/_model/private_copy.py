@@ -1,4 +1,4 @@
-"""Private shells of a module: the user's tensors in fresh Python objects that may change."""
+"""Private private of a module: the user's tensors in fresh Python objects that may change."""
 
 from __future__ import annotations
 
@@ -34,49 +34,51 @@ _DICTS = (dict, OrderedDict)
 _BARE = frozenset(nn.Module().__dict__) - {"training"}
 
 Forward = Callable[..., Any]
-Tap = Callable[[Forward, tuple[Any, ...], dict[str, Any]], Any]
+Intervention = Callable[[Forward, tuple[Any, ...], dict[str, Any]], Any]
 
 
-class Shells:
-    """One walk over a module tree that builds a shell per module and keeps ties and reuse.
+class PrivateCopy:
+    """One walk over a module tree that builds a private copy per module and keeps ties and reuse.
 
     Args:
         frozen: Detach the parameters, so that no graph of theirs is recorded.
-        taps: From ``id(module)`` to the callable ``tap(forward, args, kwargs)`` that runs in place
+        interventions: From ``id(module)`` to the callable ``intervention(forward, args, kwargs)`` that runs in place
             of that module's ``forward``.
-        fused: Leave the fused path of encoder layers on, for runs without derivatives and taps.
+        fused: Leave the fused path of encoder layers on, for runs without derivatives and interventions.
     """
 
     def __init__(
         self,
         *,
         frozen: bool,
-        taps: Mapping[int, Tap | None] | None = None,
+        interventions: Mapping[int, Intervention | None] | None = None,
         fused: bool = False,
     ) -> None:
         self.frozen = frozen
-        self.taps = dict(taps or {})
+        self.interventions = dict(interventions or {})
         self.fused = fused
         self.memo: dict[int, Any] = {}
         self.noisy: list[str] = []
-        self.kept: list[Kept] = []
-        self.copies: list[tuple[Tensor, Tensor, int]] = []
-        self.plain = True
+        self.snapshots: list[Snapshot] = []
+        self.buffers: list[tuple[Tensor, Tensor, int]] = []
+        self.reusable = True
 
     def module(self, module: nn.Module) -> Any:
-        """The shell of one module and of everything below it."""
+        """The private copy of one module and of everything below it."""
         key = id(module)
         if key in self.memo:
             return self.memo[key]
         if isinstance(module, torch.jit.ScriptModule):
             return module
         if (inner := slots(module, MODULES).get(COMPILED_MODULE)) is not None:
-            if key in self.taps:
-                self.taps[id(inner)] = self.taps[key]
+            if key in self.interventions:
+                self.interventions[id(inner)] = self.interventions[key]
             new = self.memo[key] = self.module(inner)
             return new
         cls: Any = type(module)
-        new = object.__new__((_tapped if key in self.taps else _without_fast_path)(cls))
+        new = object.__new__(
+            (_intervened if key in self.interventions else _without_fast_path)(cls)
+        )
         self.memo[key] = new
         state = dict(module.__dict__)
         for name, value in module.__dict__.items():
@@ -96,11 +98,11 @@ class Shells:
         }
         state[COMPILED_CALL] = None
         _no_fast_path(cls, state, self.fused)
-        if key in self.taps:
-            state["_attrfn_tap"] = self.taps[key]
+        if key in self.interventions:
+            state["_attrfn_intervention"] = self.interventions[key]
             state["_attrfn_forward"] = state.pop("forward", None)
         object.__setattr__(new, "__dict__", state)
-        self.kept.append(Kept.of(state))
+        self.snapshots.append(Snapshot.of(state))
         if module.training and _mixes_or_draws(module):
             self.noisy.append(cls.__name__)
         return new
@@ -122,7 +124,7 @@ class Shells:
         key = id(b)
         if key not in self.memo:
             copy = self.memo[key] = b.detach().clone() if self.frozen else b.clone()
-            self.copies.append((copy, b, version(copy)))
+            self.buffers.append((copy, b, version(copy)))
         new: Tensor = self.memo[key]
         return new
 
@@ -145,7 +147,7 @@ class Shells:
             plain = all(type(v) in _CONSTANT for v in value)
             return value if plain else tuple(map(self.value, value))
         if isinstance(value, _CONTAINERS):
-            self.plain = False
+            self.reusable = False
             return self.container(value)
         if kind is types.MethodType and isinstance(value.__self__, nn.Module):
             return types.MethodType(value.__func__, self.module(value.__self__))
@@ -168,11 +170,11 @@ class Shells:
         return self.memo[id(old)]
 
     def unchanged(self) -> bool:
-        """Whether a run left everything as it was built, so that the shells may run again."""
+        """Whether a run left everything as it was built, so that the private may run again."""
         return (
-            self.plain
-            and all(kept.unchanged() for kept in self.kept)
-            and all(_is_copy(*copy) for copy in self.copies)
+            self.reusable
+            and all(kept.unchanged() for kept in self.snapshots)
+            and all(_is_copy(*copy) for copy in self.buffers)
         )
 
     def warn(self) -> None:
@@ -184,8 +186,8 @@ class Shells:
             )
 
 
-class Kept(NamedTuple):
-    """What a shell held when it was built: its attributes, and what is in its dicts."""
+class Snapshot(NamedTuple):
+    """What a private copy held when it was built: its attributes, and what is in its dicts."""
 
     state: dict[str, Any]
     values: list[Any]
@@ -193,10 +195,10 @@ class Kept(NamedTuple):
     full: list[tuple[dict[str, Any], list[Any]]]
 
     @staticmethod
-    def of(state: dict[str, Any]) -> Kept:
-        """Look at a shell's attributes."""
+    def of(state: dict[str, Any]) -> Snapshot:
+        """Look at a private copy's attributes."""
         dicts = [v for v in state.values() if type(v) in _DICTS]
-        return Kept(
+        return Snapshot(
             state,
             list(state.values()),
             [d for d in dicts if not d],
@@ -236,15 +238,15 @@ def _mixes_or_draws(module: nn.Module) -> bool:
 
 
 @functools.lru_cache(maxsize=256)
-def _tapped(cls: Any) -> Any:
-    """A subclass whose forward runs inside the tap of its instance (and keeps ``isinstance``)."""
+def _intervened(cls: Any) -> Any:
+    """A subclass whose forward runs inside the intervention of its instance (and keeps ``isinstance``)."""
     base = _without_fast_path(cls)
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         own = self._attrfn_forward
         run = functools.partial(base.forward, self) if own is None else own
-        tap = self._attrfn_tap
-        return run(*args, **kwargs) if tap is None else tap(run, args, kwargs)
+        intervention = self._attrfn_intervention
+        return run(*args, **kwargs) if intervention is None else intervention(run, args, kwargs)
 
     return _subclass(base, forward)
 

@@ -80,8 +80,8 @@ def find(root: nn.Module, layer: nn.Module | str) -> nn.Module:
             f"layer is a {type(layer).__name__}, expected a module of the model, its qualified "
             "name, or a list of either"
         )
-    names = {plain(name): m for name, m in root.named_modules(remove_duplicate=False)}
-    wanted = plain(layer)
+    names = {unwrapped_name(name): m for name, m in root.named_modules(remove_duplicate=False)}
+    wanted = unwrapped_name(layer)
     if wanted not in names:
         near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.3)
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "see named_modules()"
@@ -103,6 +103,6 @@ def describe(layer: Any) -> str:
     return repr(layer) if isinstance(layer, str) else type(layer).__name__
 
 
-def plain(name: str) -> str:
+def unwrapped_name(name: str) -> str:
     """A qualified name without the wrapper that torch.compile puts around a module."""
     return name.replace(f"{COMPILED_MODULE}.", "")

@@ -47,7 +47,7 @@ def elementwise(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Te
         if call.name in STEPS:
             dx = x[0].expand(y.shape) - x0[0]
             return run.scale(y, quotient(y - y0, dx, torch.zeros_like(dx)), z[0], x[0])
-        m = _slope(lambda t: call(t), x[0], x0[0], y, y0, run.once)
+        m = _slope(lambda t: call(t), x[0], x0[0], y, y0, run.first_order)
         return run.scale(y, m, z[0], x[0])
     if len(z) > 2:
         refuse_unknown(call, run.table.name)

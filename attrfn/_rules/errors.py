@@ -49,7 +49,7 @@ def refuse_mixed(call: Call, rules: str) -> NoReturn:
     )
 
 
-def refuse_unseen(t: Tensor, func: Any, rules: str) -> NoReturn:
+def refuse_unrecorded(t: Tensor, func: Any, rules: str) -> NoReturn:
     """Raise for a tensor that something else than a torch function made of the inputs."""
     maker = t.grad_fn.name() if t.grad_fn is not None else "an unknown operation"
     what = "the output" if func is None else f"an argument of {public_name(func)}"

@@ -41,7 +41,7 @@ class LinearRule(NamedTuple):
     parts: Parts
     multipliers: Multipliers
     first: bool = False
-    whole: bool = False
+    sums_to_value: bool = False
     bound: Callable[[Tensor], Parts] | None = None
 
 
@@ -51,12 +51,12 @@ def epsilon(epsilon: float = 1e-6) -> LinearRule:
     Args:
         epsilon: What is added to the size of z, in units of z.
     """
-    _positive("epsilon", epsilon)
+    _check_number("epsilon", epsilon)
 
     def parts(op: Linear, x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
         return (op(x, w, b),)
 
-    return LinearRule(f"epsilon({epsilon:g})", parts, _shared(epsilon), whole=True)
+    return LinearRule(f"epsilon({epsilon:g})", parts, _shared(epsilon), sums_to_value=True)
 
 
 def z_plus(epsilon: float = 1e-6) -> LinearRule:
@@ -67,7 +67,7 @@ def z_plus(epsilon: float = 1e-6) -> LinearRule:
     Args:
         epsilon: See :func:`attrfn.rules.epsilon`.
     """
-    _positive("epsilon", epsilon)
+    _check_number("epsilon", epsilon)
 
     def parts(op: Linear, x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
         return (_positive_part(op, x, w, b),)
@@ -86,7 +86,7 @@ def alpha_beta(alpha: float = 2.0, beta: float = 1.0, epsilon: float = 1e-6) -> 
         beta: The weight of what speaks against z.
         epsilon: See :func:`attrfn.rules.epsilon`.
     """
-    _positive("epsilon", epsilon)
+    _check_number("epsilon", epsilon)
     if alpha < 0 or beta < 0 or abs(alpha - beta - 1) > 1e-9:
         raise ValueError(
             f"alpha is {alpha} and beta is {beta}, expected numbers of at least 0 with "
@@ -113,8 +113,8 @@ def gamma(gamma: float = 0.25, epsilon: float = 1e-6) -> LinearRule:
         gamma: How much what has the sign of z is favoured.
         epsilon: See :func:`attrfn.rules.epsilon`.
     """
-    _positive("epsilon", epsilon)
-    _positive("gamma", gamma)
+    _check_number("epsilon", epsilon)
+    _check_number("gamma", gamma)
 
     def parts(op: Linear, x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
         up, down = w + gamma * w.clamp(min=0), w + gamma * w.clamp(max=0)
@@ -138,7 +138,7 @@ def identity(epsilon: float = 1e-6) -> LinearRule:
     Args:
         epsilon: See :func:`attrfn.rules.epsilon`.
     """
-    _positive("epsilon", epsilon)
+    _check_number("epsilon", epsilon)
 
     def parts(op: Linear, x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
         return (x,)
@@ -156,7 +156,7 @@ def z_box(low: Tensor | float, high: Tensor | float, epsilon: float = 1e-6) -> L
         high: h, likewise.
         epsilon: See :func:`attrfn.rules.epsilon`.
     """
-    _positive("epsilon", epsilon)
+    _check_number("epsilon", epsilon)
 
     def bound(x: Tensor) -> Parts:
         least, most = (
@@ -181,7 +181,7 @@ def flat(epsilon: float = 1e-6) -> LinearRule:
     Args:
         epsilon: See :func:`attrfn.rules.epsilon`.
     """
-    _positive("epsilon", epsilon)
+    _check_number("epsilon", epsilon)
 
     def parts(op: Linear, u: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
         return (op(u, torch.ones_like(w), None),)
@@ -195,7 +195,7 @@ def w_square(epsilon: float = 1e-6) -> LinearRule:
     Args:
         epsilon: See :func:`attrfn.rules.epsilon`.
     """
-    _positive("epsilon", epsilon)
+    _check_number("epsilon", epsilon)
 
     def parts(op: Linear, u: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
         return (op(u, w.square(), None if b is None else b.square()),)
@@ -229,7 +229,7 @@ def _unbound(op: Linear, x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor
     raise RuntimeError("this rule needs the operation's input")
 
 
-def _positive(name: str, value: float) -> None:
+def _check_number(name: str, value: float) -> None:
     given: object = value
     if isinstance(given, bool) or not isinstance(given, (int, float)) or not given >= 0:
         raise ValueError(f"{name} is {value!r}, expected a number of at least 0")

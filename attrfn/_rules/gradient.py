@@ -55,7 +55,7 @@ def gradients_by_rules(
         with contextlib.nullcontext() if transforming() else unwatched(rules.name):
             values = p.values(run.add(z), copies, run)
         run.finished(values)
-        if run.first and not run.read and p.batch:
+        if run.has_first_rule and not run.read and p.batch:
             warn_unread(rules.name)
         if base is not None and len(calls) < len(base):
             refuse_lengths()

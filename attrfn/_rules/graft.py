@@ -87,7 +87,7 @@ def _positive_part(g: Tensor) -> Tensor:
     return g.clamp_min(0)
 
 
-def positive(value: Tensor, z: Tensor) -> Tensor:
+def positive_cotangents(value: Tensor, z: Tensor) -> Tensor:
     """``value``, which passes back to z what is positive."""
     found: Tensor = _Positive.apply(value, z)  # type: ignore[no-untyped-call]
     return found

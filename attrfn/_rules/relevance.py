@@ -46,7 +46,7 @@ from attrfn._rules.record import Record
 from attrfn._rules.replay import Replay
 from attrfn._rules.rescale import COMMON, OPENED, WRITTEN, each, inside, ruled
 from attrfn._rules.run import Run, Values
-from attrfn._rules.table import OfOne, Op, Rules, plain, written
+from attrfn._rules.table import OfOne, Op, Rules, decomposed, own_derivative
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.private import version
 
@@ -75,7 +75,7 @@ def _linear(run: Record | Replay, call: Call) -> Any:
         return run.primitive(call, _shared)
     op = weighted(call)
     if op is None or any(run.stopped.get(t) for _, t in tensors(call.args, call.kwargs)):
-        return plain(run, call)
+        return own_derivative(run, call)
     rule = _chosen(run, call)
     out = run.primitive(call, functools.partial(_by_rule, op, rule))
     run.made.put(out, (op, rule, None if transforming() else version(out)))
@@ -97,7 +97,7 @@ def _by_rule(
     op: Weighted, rule: LinearRule, run: Replay, call: Call, z: Values, x: Values, x0: Values
 ) -> Tensor:
     _, w, b = op.tensors()
-    y: Tensor | None = None if rule.whole else call(x[0])
+    y: Tensor | None = None if rule.sums_to_value else call(x[0])
     return _routed(op, rule, run, z[0], x[0], w, b, y)
 
 
@@ -194,7 +194,7 @@ def _divided(run: Record | Replay, call: Call) -> Any:
     if numerator not in call.places:
         return run.constant(call)
     if len(call.places) == 1:
-        return plain(run, call)
+        return own_derivative(run, call)
     return run.primitive(call, _by_numerator)
 
 
@@ -209,8 +209,9 @@ def _batch_norm(run: Record | Replay, call: Call) -> Any:
     made = run.made.get(call.values[0])
     if made is None or len(call.places) > 1:
         return out
-    op, rule, written = made
-    if not transforming() and version(call.values[0]) != written:  # written since, maybe by a view
+    op, rule, made_at = made
+    # A write since then, perhaps through a view, has changed what the rule would fold.
+    if not transforming() and version(call.values[0]) != made_at:
         return out
     if op.call.name not in ("linear", *CONVOLUTIONS.split()) or (
         "transpose" in op.call.name and op.call.argument(6, "groups", 1) != 1
@@ -251,12 +252,12 @@ def _gate(x: Tensor) -> Tensor:
 
 _WITH_WEIGHTS = "linear, by rule"
 
-_DERIVATIVE = Op("own derivative", plain)
+_DERIVATIVE = Op("own derivative", own_derivative)
 _CONSTANT = Op("constant", _constant)
 
 RELEVANCE: dict[str, Op] = {
     **COMMON,
-    **{name: Op("written out", written(f)) for name, f in WRITTEN.items()},
+    **{name: Op("written out", decomposed(f)) for name, f in WRITTEN.items()},
     **{name: Op("written out", inside(f)) for name, f in OPENED.items()},
     "layer_norm": Op("constant divisor", ruled(_normalised(centred=True))),
     "rms_norm": Op("constant divisor", ruled(_normalised(centred=False))),
@@ -270,10 +271,10 @@ RELEVANCE: dict[str, Op] = {
     **each(ops.SOFTMAX, _DERIVATIVE),
     **each(ops.SELECTIONS, _DERIVATIVE),
     "batch_norm": Op("folded into what is before it", _batch_norm),
-    "lstm": Op("written out", written(recurrent.layers(recurrent.lstm_step(_gate), 2))),
-    "gru": Op("written out", written(recurrent.layers(recurrent.gru_step(_gate), 1))),
-    "lstm_cell": Op("written out", written(recurrent.cell(recurrent.lstm_step(_gate), 2))),
-    "gru_cell": Op("written out", written(recurrent.cell(recurrent.gru_step(_gate), 1))),
+    "lstm": Op("written out", decomposed(recurrent.layers(recurrent.lstm_step(_gate), 2))),
+    "gru": Op("written out", decomposed(recurrent.layers(recurrent.gru_step(_gate), 1))),
+    "lstm_cell": Op("written out", decomposed(recurrent.cell(recurrent.lstm_step(_gate), 2))),
+    "gru_cell": Op("written out", decomposed(recurrent.cell(recurrent.gru_step(_gate), 1))),
 }
 
 

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from attrfn._rules.call import Call
 from attrfn._rules.errors import refuse_nested
-from attrfn._rules.graft import positive, rectified
+from attrfn._rules.graft import positive_cotangents, rectified
 from attrfn._rules.record import Record
 from attrfn._rules.replay import Replay
 from attrfn._rules.run import Values
-from attrfn._rules.table import Op, Rules, plain
+from attrfn._rules.table import Op, Rules, own_derivative
 from attrfn._torch.autodiff import transforms
-from attrfn._torch.compiling import whole_in_graph
+from attrfn._torch.compiling import opaque_to_compiler
 from attrfn._torch.private import is_wrapped
 
 Passing = Callable[[Tensor, Tensor], Tensor]
@@ -79,14 +79,14 @@ class _Deconv(torch.autograd.Function):
         return u.clone()
 
 
-@whole_in_graph
+@opaque_to_compiler
 def guided(u: Tensor, x: Tensor) -> Tensor:
     """What passes through where x > 0; of a cotangent only what is positive, too."""
     passed: Tensor = _Guided.apply(u, x)  # type: ignore[no-untyped-call]
     return passed
 
 
-@whole_in_graph
+@opaque_to_compiler
 def deconvolved(u: Tensor, x: Tensor) -> Tensor:
     """Everything passes through; of a cotangent only what is positive."""
     passed: Tensor = _Deconv.apply(u)  # type: ignore[no-untyped-call]
@@ -100,18 +100,18 @@ def _through(passing: Passing, direct: Callable[[Replay, Tensor], Tensor]) -> Op
         return direct(run, z)
 
     def rule(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
-        if run.once:
+        if run.first_order:
             return once(run, z[0])
         return torch.relu(x[0]) + passing(z[0] - x[0], x[0])
 
     def apply(run: Record | Replay, call: Call) -> Any:
         if not is_rectifier(call):
-            return plain(run, call)
+            return own_derivative(run, call)
         if run.transforms and transforms() > run.transforms:
             refuse_nested(call, run.table.name)
         return run.primitive(call, rule)
 
-    return Op("rectifier", apply, once=once)
+    return Op("rectifier", apply, first_order=once)
 
 
 def _rules(name: str, op: Op) -> Rules:
@@ -126,7 +126,7 @@ def _guided_once(run: Replay, z: Tensor) -> Tensor:
 
 
 def _deconvolved_once(run: Replay, z: Tensor) -> Tensor:
-    return positive(torch.relu(z.detach()), z)
+    return positive_cotangents(torch.relu(z.detach()), z)
 
 
 GUIDED = _rules("guided_backprop", _through(guided, _guided_once))

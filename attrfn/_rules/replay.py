@@ -8,13 +8,13 @@ from typing import Any
 from torch import Tensor
 
 from attrfn._rules.call import Call
-from attrfn._rules.errors import refuse_mixed, refuse_path, refuse_unknown, refuse_unseen
+from attrfn._rules.errors import refuse_mixed, refuse_path, refuse_unknown, refuse_unrecorded
 from attrfn._rules.graft import Back, grafted, pulled, scaled
+from attrfn._rules.hidden_relus import graph, refuse_hidden_relus
 from attrfn._rules.ops import READS
 from attrfn._rules.run import Rule, Run, Seen, Values
 from attrfn._rules.table import Rules, Stopped
 from attrfn._rules.tags import Tags
-from attrfn._rules.unseen import graph, refuse_unseen_relus
 from attrfn._torch import pytree
 from attrfn._torch.autodiff import in_functorch, transforming
 from attrfn._torch.private import is_differentiated, level_of, transform_level
@@ -44,7 +44,7 @@ class Replay(Run):
         super().__init__(table, calls, scope)
         self.at = at
         self.base = base
-        self.once = at is None and not transforming()
+        self.first_order = at is None and not transforming()
         self.before: Any = None
         self.unseen = False  # what the model returns here: it may be rounded differently
         self.relus: set[Any] = set()  # their nodes in the graph, of rules for ReLU alone
@@ -61,14 +61,14 @@ class Replay(Run):
 
     def untracked(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The same where one derivative is all: most calls are ``relu(x)``."""
-        if self.once and len(args) == 1 and not any(kwargs.values()):
+        if self.first_order and len(args) == 1 and not any(kwargs.values()):
             found = self.find(func)
             if found is None:
                 return func(*args, **kwargs)
             spelling, op = found
-            if op.once is not None and spelling.name == "relu" and spelling.pure is None:
+            if op.first_order is not None and spelling.name == "relu" and spelling.pure is None:
                 self.calls.append(spelling.name)
-                return op.once(self, args[0])
+                return op.first_order(self, args[0])
         return super().untracked(func, args, kwargs)
 
     def primitive(self, call: Call, rule: Rule) -> Any:
@@ -95,7 +95,7 @@ class Replay(Run):
         i = len(self.calls)
         self.calls.append(call.name)
         parts = self.within(function, *call.args, **call.kwargs)
-        if self.once and self.unseen and isinstance(parts, Tensor):
+        if self.first_order and self.unseen and isinstance(parts, Tensor):
             return parts
         if self.at is None:
             return self.grafted(call(*[t.detach() for t in call.values]), parts, parts)
@@ -126,10 +126,10 @@ class Replay(Run):
             x: The arguments as the first run saw them.
             back: The parts transposed, which saves their values where one derivative is all.
         """
-        if self.once and back is not None:
+        if self.first_order and back is not None:
             return pulled(value, back, *z)
         now = [s.to(value.dtype) for s in parts(z)]
-        if self.once:
+        if self.first_order:
             return grafted(value, *now)
         before = [s.detach() for s in now] if self.at is None else parts(x)
         for s, s0 in zip(now, before, strict=True):
@@ -139,7 +139,7 @@ class Replay(Run):
     def scale(self, value: Tensor, m: Tensor, z: Tensor, x: Tensor) -> Tensor:
         """``value + m (z - x)``: the value, with the derivative m by z, element by element."""
         m = m.to(value.dtype)
-        return scaled(value, z, m) if self.once else value + m * (z - x)
+        return scaled(value, z, m) if self.first_order else value + m * (z - x)
 
     def unknown(self, call: Call) -> Any:
         """Refuse an operation without a rule if a derivative passes through it."""
@@ -158,7 +158,7 @@ class Replay(Run):
         live = [v.requires_grad for v in values]
         for v in values if self.table.strict else ():
             if v.requires_grad and self.cut.get(v):  # made inside a custom autograd.Function
-                refuse_unseen(v, call.func, self.table.name)
+                refuse_unrecorded(v, call.func, self.table.name)
         if self.table.complete and any(live) and not all(live):
             refuse_mixed(call, self.table.name)
 
@@ -167,13 +167,13 @@ class Replay(Run):
         super().returned(outputs)
         for t in pytree.tree_leaves(outputs) if self.table.strict and self.any_cut else ():
             if isinstance(t, Tensor) and t.requires_grad and self.cut.get(t):
-                refuse_unseen(t, None, self.table.name)
+                refuse_unrecorded(t, None, self.table.name)
 
     def finished(self, outputs: Any) -> None:
         """Look at the graph behind some outputs, after the run."""
         if not self.table.strict and not transforming():
-            seen = self.relus if self.once else None
-            refuse_unseen_relus(outputs, self.inputs, seen, self.table.name)
+            seen = self.relus if self.first_order else None
+            refuse_hidden_relus(outputs, self.inputs, seen, self.table.name)
 
     def look(self, t: Tensor, func: Any) -> None:
         """Refuse a tensor that was made of the inputs by something that no mode sees."""
@@ -184,7 +184,7 @@ class Replay(Run):
             roots = {m.grad_fn for m in marked if m.grad_fn is not None}
             unseen = any(node in roots for node in graph([t.grad_fn], roots))
         if unseen:
-            refuse_unseen(t, func, self.table.name)
+            refuse_unrecorded(t, func, self.table.name)
 
 
 def _entry(seen: list[Seen], i: int, call: Call, z: Sequence[Tensor]) -> Seen:

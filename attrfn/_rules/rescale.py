@@ -8,13 +8,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from attrfn._rules import difference, losses, maxima, norm, ops, recurrent, softmax, written_out
+from attrfn._rules import decompositions, difference, losses, maxima, norm, ops, recurrent, softmax
 from attrfn._rules.call import Call
 from attrfn._rules.errors import refuse_unknown
 from attrfn._rules.record import Record
 from attrfn._rules.replay import Replay
 from attrfn._rules.run import Rule, Run
-from attrfn._rules.table import Evaluating, OfOne, Op, Rules, plain, written
+from attrfn._rules.table import Evaluating, OfOne, Op, Rules, decomposed, own_derivative
 
 
 def ruled(rule: Rule) -> Callable[[Any, Call], Any]:
@@ -33,7 +33,7 @@ def _division(run: Record | Replay, call: Call) -> Any:
     if len(call.places) == 2:
         return run.primitive(call, difference.ratio)
     numerator = ((1 if call.name.startswith("__r") else 0, None),)
-    return plain(run, call) if call.places == numerator else _inverse(run, call)
+    return own_derivative(run, call) if call.places == numerator else _inverse(run, call)
 
 
 def _inverse(run: Record | Replay, call: Call) -> Any:
@@ -53,19 +53,19 @@ def _multiplication(run: Record | Replay, call: Call) -> Any:
 
 def _absolute(run: Record | Replay, call: Call) -> Any:
     if call.values[0].is_complex():
-        return run.composite(call, written_out.modulus)
+        return run.composite(call, decompositions.modulus)
     return run.primitive(call, difference.elementwise)
 
 
 def _only_input(run: Run, call: Call) -> Any:
     if call.places != ((0, None),):
         refuse_unknown(call, run.table.name)
-    return plain(run, call)
+    return own_derivative(run, call)
 
 
 def _along(function: Callable[..., Any]) -> Callable[[Any, Call], Any]:
     """Amax or amin: the rule along one dimension, one dimension after the other along many."""
-    many = written(written_out.one_by_one(function))
+    many = decomposed(decompositions.one_by_one(function))
 
     def apply(run: Record | Replay, call: Call) -> Any:
         dim = call.argument(1, "dim", ())
@@ -88,9 +88,9 @@ MAX_POOLS = (
 )
 
 COMMON: dict[str, Op] = {
-    "T": Op("linear", plain, plain=True),
-    **each(ops.CONSTANT, Op("constant", plain, follows=False)),
-    **each(ops.STRUCTURE, Op("linear", plain, plain=True)),
+    "T": Op("linear", own_derivative, native=True),
+    **each(ops.CONSTANT, Op("constant", own_derivative, follows=False)),
+    **each(ops.STRUCTURE, Op("linear", own_derivative, native=True)),
     **each(ops.DROPOUTS, Op("linear (evaluation mode)", Evaluating(2, "training", "train"))),
     "batch_norm": Op("linear (evaluation mode)", Evaluating(5, "training")),
     "grid_sample": Op("linear in the input", _only_input),
@@ -98,11 +98,11 @@ COMMON: dict[str, Op] = {
 """What is linear or constant for every rule."""
 
 WRITTEN: dict[str, Callable[..., Any]] = {
-    "group_norm": written_out.group_norm,
-    "instance_norm": written_out.instance_norm,
-    "scaled_dot_product_attention": written_out.attention,
-    "glu": written_out.glu,
-    "softmin": written_out.softmin,
+    "group_norm": decompositions.group_norm,
+    "instance_norm": decompositions.instance_norm,
+    "scaled_dot_product_attention": decompositions.attention,
+    "glu": decompositions.glu,
+    "softmin": decompositions.softmin,
     "lstm": recurrent.layers(recurrent.lstm_step(), 2),
     "gru": recurrent.layers(recurrent.gru_step(), 1),
     "rnn_tanh": recurrent.layers(recurrent.rnn_step(torch.tanh), 1),
@@ -111,28 +111,28 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     "gru_cell": recurrent.cell(recurrent.gru_step(), 1),
     "rnn_tanh_cell": recurrent.cell(recurrent.rnn_step(torch.tanh), 1),
     "rnn_relu_cell": recurrent.cell(recurrent.rnn_step(torch.relu), 1),
-    "max": written_out.maximum_of,
-    "min": written_out.minimum_of,
-    "var": written_out.moments(root=False, mean=False),
-    "std": written_out.moments(root=True, mean=False),
-    "var_mean": written_out.moments(root=False, mean=True),
-    "std_mean": written_out.moments(root=True, mean=True),
-    "norm": written_out.norm,
-    "linalg_norm": written_out.norm,
-    "linalg_vector_norm": written_out.vector_norm,
-    "cosine_similarity": written_out.cosine_similarity,
-    "pairwise_distance": written_out.pairwise_distance,
+    "max": decompositions.maximum_of,
+    "min": decompositions.minimum_of,
+    "var": decompositions.moments(root=False, mean=False),
+    "std": decompositions.moments(root=True, mean=False),
+    "var_mean": decompositions.moments(root=False, mean=True),
+    "std_mean": decompositions.moments(root=True, mean=True),
+    "norm": decompositions.norm,
+    "linalg_norm": decompositions.norm,
+    "linalg_vector_norm": decompositions.vector_norm,
+    "cosine_similarity": decompositions.cosine_similarity,
+    "pairwise_distance": decompositions.pairwise_distance,
     "mse_loss": losses.mse_loss,
     "l1_loss": losses.l1_loss,
     "cross_entropy": losses.cross_entropy,
-    "addcdiv": written_out.addcdiv,
+    "addcdiv": decompositions.addcdiv,
 }
 """What is made of simpler operations."""
 
 OPENED: dict[str, Callable[..., Any]] = {
-    "multi_head_attention_forward": written_out.multi_head_attention_forward,
+    "multi_head_attention_forward": decompositions.multi_head_attention_forward,
     **{
-        name: written_out.opened(getattr(F, name))
+        name: decompositions.opened(getattr(F, name))
         for name in ("normalize", "local_response_norm", "lp_pool1d", "lp_pool2d", "lp_pool3d")
         if hasattr(F, name)
     },
@@ -144,7 +144,7 @@ DIFFERENCE: dict[str, Op] = {
     **{name: Op("written out", inside(f)) for name, f in OPENED.items()},
     "layer_norm": Op("normalisation", ruled(norm.normalised(centred=True))),
     "rms_norm": Op("normalisation", ruled(norm.normalised(centred=False))),
-    **{name: Op("written out", written(f)) for name, f in WRITTEN.items()},
+    **{name: Op("written out", decomposed(f)) for name, f in WRITTEN.items()},
     **each(ops.PRODUCTS, Op("product", OfOne(ruled(difference.product)))),
     **each(ops.ELEMENTWISE, Op("elementwise", ruled(difference.elementwise))),
     **each("mul multiply __rmul__", Op("product", OfOne(_multiplication))),

@@ -30,7 +30,7 @@ from attrfn._rules.record import Record
 from attrfn._rules.replay import Replay
 from attrfn._rules.rescale import DIFFERENCE
 from attrfn._rules.run import Values
-from attrfn._rules.table import Op, Rules, plain
+from attrfn._rules.table import Op, Rules, own_derivative
 from attrfn._torch import pytree
 
 
@@ -87,7 +87,7 @@ def _linear(run: Record | Replay, call: Call) -> Any:
 
 def _sum(run: Record | Replay, call: Call) -> Any:
     if call.in_place or len(call.kwargs):
-        return plain(run, call)
+        return own_derivative(run, call)
     if len(call.places) == 1:
         return _moved(run, call)
 
@@ -108,7 +108,7 @@ def _sum(run: Record | Replay, call: Call) -> Any:
 
 def _moved(run: Record | Replay, call: Call) -> Any:
     """What brings values to other places does so to their parts."""
-    out = plain(run, call)
+    out = own_derivative(run, call)
     known = run.made.get(call.values[0])
     if known is None or len(call.places) > 1 or call.in_place:
         return out

@@ -64,7 +64,7 @@ class Run(TorchFunctionMode):
         self.raw = Tags("raw")  # inputs that have only been moved
         self.free = Tags("free")  # of the inputs
         self.any_cut = False  # something that depends on them has no derivative
-        self.first = False  # a rule for where the inputs are read
+        self.has_first_rule = False  # a rule for where the inputs are read
         self.read = False  # it has been applied
         self.surrounded = False  # by a vjp of its own
 
@@ -98,7 +98,7 @@ class Run(TorchFunctionMode):
             return self.unknown(call)  # indices and masks
         if op.checked:
             self.check(call)
-        natively = op.plain and not (call.in_place and self.first)
+        natively = op.native and not (call.in_place and self.has_first_rule)
         out = op.apply(self, call) if natively else self.pure(call, spelling, op)
         if call.in_place:
             self.made.drop(call.args[0])
@@ -156,7 +156,9 @@ class Run(TorchFunctionMode):
         """
         if self.surrounded:
             found = t.view_as(t).requires_grad
-            return found and (not self.first or refuse_hidden(func, self.table.name, _FIRST))
+            return found and (
+                not self.has_first_rule or refuse_hidden(func, self.table.name, _FIRST)
+            )
         if not t.is_leaf and not self.free.get(t):
             refuse_hidden(func, self.table.name, _OWN)
         return False
@@ -202,10 +204,10 @@ class Run(TorchFunctionMode):
     def add(self, leaves: Iterable[Tensor]) -> tuple[Tensor, ...]:
         """Mark the inputs, as objects of this run's own."""
         own = self.inputs = tuple([t.view_as(t) for t in leaves])
-        self.first = self.table.linear is not None and self.table.linear.first is not None
+        self.has_first_rule = self.table.linear is not None and self.table.linear.first is not None
         for t in own:
             self.marked.put(t)
-            if self.first:
+            if self.has_first_rule:
                 self.raw.put(t)
         return own
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from attrfn._model.bind import bind_source, uncompiled
-from attrfn._model.source import plain, source
+from attrfn._model.source import source, unwrapped_name
 from attrfn._rules.formulas import LinearRule
 from attrfn._rules.table import Rules
 from attrfn._torch.compiling import constant
@@ -30,7 +30,7 @@ def scoped(model_fn: ModelFn, rules: Rules, scope: list[LinearRule], *, frozen: 
         )
     modules = dict(src.module.named_modules())
     matched: dict[str, tuple[str, ...]] = {}
-    taps: dict[str, _Tap] = {}
+    interventions: dict[str, _Scope] = {}
     for pattern, rule in rules.linear.names.items():
         names = _matching(pattern, tuple(modules))
         if not names:
@@ -39,16 +39,16 @@ def scoped(model_fn: ModelFn, rules: Rules, scope: list[LinearRule], *, frozen: 
                 "that name: see named_modules()"
             )
         matched[pattern] = names
-        taps.update({name: _Tap(rule, scope) for name in names})
-    hidden = [n for n in taps if isinstance(modules[n], ProjectionOfAttention)]
-    layers: list[nn.Module | str] = list(taps)
-    bound: Any = bind_source(src, layers, list(taps.values()), frozen=frozen)
+        interventions.update({name: _Scope(rule, scope) for name in names})
+    hidden = [n for n in interventions if isinstance(modules[n], ProjectionOfAttention)]
+    layers: list[nn.Module | str] = list(interventions)
+    bound: Any = bind_source(src, layers, list(interventions.values()), frozen=frozen)
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        for tap in taps.values():
-            tap.ran = False
+        for intervention in interventions.values():
+            intervention.ran = False
         out = bound.func(*args, **kwargs)
-        _refuse_unused(matched, taps, hidden)
+        _refuse_unused(matched, interventions, hidden)
         return out
 
     return functools.partial(run, *bound.args, **bound.keywords)
@@ -57,10 +57,10 @@ def scoped(model_fn: ModelFn, rules: Rules, scope: list[LinearRule], *, frozen: 
 @constant
 def _matching(pattern: str, names: tuple[str, ...]) -> tuple[str, ...]:
     """The names that a pattern with wildcards is for."""
-    return tuple([name for name in names if fnmatch.fnmatch(plain(name), pattern)])
+    return tuple([name for name in names if fnmatch.fnmatch(unwrapped_name(name), pattern)])
 
 
-class _Tap:
+class _Scope:
     """Puts a rule on top of the scope while its module runs."""
 
     def __init__(self, rule: LinearRule, scope: list[LinearRule]) -> None:
@@ -78,7 +78,7 @@ class _Tap:
 
 
 def _refuse_unused(
-    matched: dict[str, tuple[str, ...]], taps: dict[str, _Tap], hidden: list[str]
+    matched: dict[str, tuple[str, ...]], interventions: dict[str, _Scope], hidden: list[str]
 ) -> None:
     """Raise for a rule by name that had no effect, because the forward of its module did not run.
 
@@ -86,17 +86,19 @@ def _refuse_unused(
     ``hidden``, of ``nn.MultiheadAttention``, are used without their forward.
     """
     for names in matched.values():
-        some = any(taps[name].ran for name in names)
+        some = any(interventions[name].ran for name in names)
         for name in hidden if some else names:
-            if name in names and not _holds(name, taps):
+            if name in names and not _holds(name, interventions):
                 raise ValueError(
-                    f"rules name the module {plain(name)!r}, whose forward does not run (as in "
+                    f"rules name the module {unwrapped_name(name)!r}, whose forward does not run (as in "
                     "exported models, or where another module uses its parameters): name a module "
                     "around it that runs, or leave it out"
                 )
 
 
-def _holds(name: str, taps: dict[str, _Tap]) -> bool:
+def _holds(name: str, interventions: dict[str, _Scope]) -> bool:
     """Whether the rule of a module, or the same one around it, was in force."""
-    around = [n for n in taps if n in ("", name) or name.startswith(f"{n}.")]
-    return any(taps[n].ran and taps[n].rule is taps[name].rule for n in around)
+    around = [n for n in interventions if n in ("", name) or name.startswith(f"{n}.")]
+    return any(
+        interventions[n].ran and interventions[n].rule is interventions[name].rule for n in around
+    )

@@ -29,9 +29,9 @@ class Op(NamedTuple):
     kind: str
     apply: Apply
     follows: bool = True
-    plain: bool = False
+    native: bool = False
     checked: bool = True
-    once: Callable[[Any, Any], Any] | None = None
+    first_order: Callable[[Any, Any], Any] | None = None
 
 
 class Stopped(NamedTuple):
@@ -92,7 +92,9 @@ class Rules(NamedTuple):
             functions: torch functions; all spellings of the same operation are allowed, too, and
                 those of exported graphs.
         """
-        return self._with(dict.fromkeys(functions, Op("allowed", plain, plain=True, checked=False)))
+        return self._with(
+            dict.fromkeys(functions, Op("allowed", own_derivative, native=True, checked=False))
+        )
 
     def _with(self, found: Mapping[Any, Op]) -> Rules:
         ops, own = dict(self.ops), dict(self.own)
@@ -121,10 +123,10 @@ class Rules(NamedTuple):
                 f"the rule of {public_name(func)} is {rule!r}, expected 'linear', 'elementwise', "
                 "'product' or a function made of operations that have rules"
             )
-        return Op("written out", written(rule))
+        return Op("written out", decomposed(rule))
 
 
-def plain(run: Any, call: Call) -> Any:
+def own_derivative(run: Any, call: Call) -> Any:
     """The function itself."""
     return call.func(*call.args, **call.kwargs)
 
@@ -141,7 +143,7 @@ class OfOne:
 
     def __call__(self, run: Any, call: Call) -> Any:
         """The output."""
-        return plain(run, call) if len(call.places) == 1 else self.several(run, call)
+        return own_derivative(run, call) if len(call.places) == 1 else self.several(run, call)
 
 
 class Evaluating:
@@ -161,10 +163,10 @@ class Evaluating:
         training = any(call.argument(self.position, name, False) for name in self.names)
         if training and not (call.name.endswith("dropout") and call.argument(1, "p", 0.5) == 0.0):
             refuse_training(call, run.table.name)
-        return plain(run, call)
+        return own_derivative(run, call)
 
 
-def written(function: Callable[..., Any]) -> Apply:
+def decomposed(function: Callable[..., Any]) -> Apply:
     """An operation written out in others."""
 
     def apply(run: Any, call: Call) -> Any:

@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 
 from attrfn._torch import pytree
 from attrfn._torch.compiling import is_compiling, unreadable
-from attrfn._torch.decomposed import PlainOps
+from attrfn._torch.decomposed import Decomposed
 from attrfn._torch.private import in_forward_mode, in_transform, transform_level
 from attrfn._torch.typing import Leaves
 from attrfn._torch.warn import warn
@@ -40,7 +40,7 @@ def transforms() -> int:
 
 def twice_differentiable(create_graph: bool) -> contextlib.AbstractContextManager[object]:
     """Plain operations wherever somebody may differentiate once more, or batch with vmap."""
-    return PlainOps() if create_graph or in_functorch() else contextlib.nullcontext()
+    return Decomposed() if create_graph or in_functorch() else contextlib.nullcontext()
 
 
 def values_and_gradients(
@@ -72,7 +72,7 @@ def push_forward(f: Callable[..., Leaves], x: Leaves, tangents: Leaves) -> tuple
     Forward mode where torch has it; else the derivative of the pull-back, which is linear in the
     cotangent: J t = d/du [u -> J^T u]^T t.
     """
-    with PlainOps():
+    with Decomposed():
         if not is_compiling():
             x, tangents = normal((x, tangents))
             with contextlib.suppress(NotImplementedError), _FORWARD_MODE, gradients_allowed():

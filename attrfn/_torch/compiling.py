@@ -43,7 +43,7 @@ def constant(function: F) -> F:
     return function
 
 
-def whole_in_graph(function: F) -> F:
+def opaque_to_compiler(function: F) -> F:
     """``torch.compiler.allow_in_graph``, said to the compiler once it is imported."""
     if COMPILER in sys.modules:
         allow_in_graph(function)

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from attrfn._torch.private import in_transform
 
 
-class PlainOps(TorchFunctionMode):
+class Decomposed(TorchFunctionMode):
     """While active, attention and layer norm run as written out (in this thread only).
 
     The fused attention kernels have no second derivative and no forward mode on the CPU, glu has no
@@ -46,7 +46,7 @@ class PlainOps(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class ForwardOps(PlainOps):
+class DecomposedForward(Decomposed):
     """The same in forward mode, until it is turned ``off``.
 
     torch multiplies a tangent of zeros for the weights of every linear layer, too; here the tangent

@@ -48,6 +48,6 @@ einsum = full_precision(torch.einsum)
 matmul = full_precision(torch.matmul)
 
 
-def exact(device: torch.device) -> torch.dtype:
+def widest(device: torch.device) -> torch.dtype:
     """The widest type of a device, for sums that cancel."""
     return torch.float32 if device.type == "mps" else torch.float64

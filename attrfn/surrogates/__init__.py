@@ -19,7 +19,7 @@ from torch import Tensor
 
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.typing import Tree
-from attrfn.surrogates._distance import DISTANCES, exact
+from attrfn.surrogates._distance import DISTANCES, in_widest
 from attrfn.surrogates._lasso import central_path, on_support, shrink, tiny, variances
 
 __all__ = ["constant", "exponential_kernel", "lasso", "linear", "ridge", "scikit_learn"]
@@ -217,7 +217,7 @@ def exponential_kernel(distance: Distance = "cosine", width: float = 1.0) -> Sim
     measure = distance if callable(distance) else DISTANCES[distance]
 
     def similarity(inputs: Tree, perturbed: Tree, z: Tensor) -> Tensor:
-        return torch.exp(-((exact(measure(inputs, perturbed, z)) / width) ** 2) / 2)
+        return torch.exp(-((in_widest(measure(inputs, perturbed, z)) / width) ** 2) / 2)
 
     return similarity
 
@@ -233,7 +233,7 @@ def constant() -> Similarity:
         tensor([[1.],
                 [1.]], dtype=torch.float64)
     """
-    return lambda inputs, perturbed, z: exact(torch.ones(z.shape[:2], device=z.device))
+    return lambda inputs, perturbed, z: in_widest(torch.ones(z.shape[:2], device=z.device))
 
 
 def _check(z: Tensor, y: Tensor, w: Tensor) -> None:

@@ -21,7 +21,7 @@ from attrfn._torch.typing import Tree
 def _cosine(inputs: Tree, perturbed: Tree, z: Tensor) -> Tensor:
     x, p = _rows(inputs, 1), _rows(perturbed, 2)
     dots = [matmul(b.transpose(0, 1), a[..., None])[..., 0].mT for a, b in zip(x, p, strict=True)]
-    return 1 - torch.stack([exact(t) for t in dots]).sum(0) / (_length(x) * _length(p))
+    return 1 - torch.stack([in_widest(t) for t in dots]).sum(0) / (_length(x) * _length(p))
 
 
 def _euclidean(inputs: Tree, perturbed: Tree, z: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ def _euclidean(inputs: Tree, perturbed: Tree, z: Tensor) -> Tensor:
 
 
 def _interpretable(inputs: Tree, perturbed: Tree, z: Tensor) -> Tensor:
-    z = exact(z)
+    z = in_widest(z)
     return 1 - z.sum(-1) / (_length([z]) * math.sqrt(z.shape[-1]))
 
 
@@ -43,12 +43,12 @@ def _rows(tree: Tree, leading: int) -> list[Tensor]:
 
 def _length(rows: list[Tensor], least: float = 1e-8) -> Tensor:
     """The norm over all rows; the least is that of torch's cosine_similarity."""
-    norms = torch.stack([exact(torch.linalg.vector_norm(t, dim=-1)) for t in rows])
+    norms = torch.stack([in_widest(torch.linalg.vector_norm(t, dim=-1)) for t in rows])
     length: Tensor = torch.linalg.vector_norm(norms, dim=0).clamp_min(least)
     return length
 
 
-def exact(t: Tensor) -> Tensor:
+def in_widest(t: Tensor) -> Tensor:
     """In float64 (float32 on mps, which has no other)."""
     return t.to(torch.float32 if t.device.type == "mps" else torch.float64)
 

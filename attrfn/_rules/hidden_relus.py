@@ -54,7 +54,7 @@ def _has_scripted(root: nn.Module) -> bool:
     return False
 
 
-def refuse_unseen_relus(
+def refuse_hidden_relus(
     outputs: Any, inputs: Iterable[Tensor], seen: Collection[Any] | None, rules: str
 ) -> None:
     """Raise for what can contain a ReLU that the run did not see, between inputs and outputs.

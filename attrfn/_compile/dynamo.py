@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -21,12 +20,7 @@ _FRAME = re.compile(r'File "(.+)", line (\d+)')
 _INNER = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
 _numbers = count()
 _LASTING = ("G['__import_attrfn_dot_", "G['__import_optree_dot_", "G['__builtins_dict__")
-_CLONES = "._CLONES."  # private, but what they hold may be the user's, unless it is this:
-_SHELL = re.compile(  # a module of a clone, or what each module has
-    r"G\['\w+'\]\._CLONES\.clone_\d+\.(module|sites\[\d+\])"
-    r"((\.__dict__)?(\._modules|\['_modules'\])\['[^']*'\])*(\.__dict__)?"
-    rf"((\.|\[')({'|'.join(vars(nn.Module()))})('\])?)?"
-)
+_CLONES = "._CLONES."  # private copies of modules, but what they hold may be the user's
 _SAME = frozenset({"BUILTIN_MATCH", "CLASS_MATCH", "CLOSURE_MATCH", "ID_MATCH", "MODULE_MATCH"})
 
 
@@ -34,16 +28,14 @@ def needed(guards: Sequence[Any]) -> list[bool]:
     """Which of torch.compile's guards are looked at before each call.
 
     Not whether functions and classes of this library, of optree and of Python itself are the same
-    still, nor whether private clones have their modules and dicts still: they never fail, and are
-    most of all.
+    still: these never fail, and are many.
     """
-    return [_may_fail(guard.guard_type, guard.name) for guard in guards]
-
-
-def _may_fail(kind: str, name: str) -> bool:
-    if _CLONES in name:
-        return _SHELL.fullmatch(name) is None
-    return kind not in _SAME or not name.startswith(_LASTING)
+    return [
+        _CLONES in guard.name
+        or guard.guard_type not in _SAME
+        or not guard.name.startswith(_LASTING)
+        for guard in guards
+    ]
 
 
 def settings(

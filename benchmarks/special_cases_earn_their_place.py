@@ -36,7 +36,7 @@ LAYERS = {"MLP": "layers.1", "CNN": "features.4", "transformer": "encoder.layers
 NAME = "special_cases_earn_their_place"
 GROUPS = 16
 ENOUGH = 1.1  # times as long without the case
-BUDGET = 6.0  # seconds for a row, after which there are no more than FEWEST rounds
+BUDGET = 4.0  # seconds for a row, after which there are no more than FEWEST rounds
 FEWEST = 5
 Off = Callable[[], Sequence[contextlib.AbstractContextManager[Any]]]
 
@@ -149,31 +149,26 @@ CASES = [
             Row("MLP", 1, "layer_activation", {}, False, "inductor"),
             Row("MLP", 16, "layer_activation", {}, False, "inductor"),
             Row("MLP", 1, "gradient", {}, False, "inductor"),
-            Row("CNN", 1, "gradient", {}, False, "inductor"),
-            Row("transformer", 1, "gradient", {}, False, "inductor"),
             Row("transformer", 1, "layer_activation", {}, False, "inductor"),
             Row("EfficientNet", 1, "gradient", {}, False, "eager"),
-            Row("BERT", 1, "gradient", {}, False, "eager"),
         ],
     ),
     Case(
         "rules: self-attention in few calls",
         no_packed_rules,
         [
-            *on("deep_lift", ("transformer", 1), ("transformer", 16), ("ViT", 1), ("BERT", 1)),
-            *on("lrp", ("transformer", 1), ("transformer", 16), rules=attrfn.rules.attn_lrp()),
-            *on("lrp", ("ViT", 1), ("BERT", 1), rules=attrfn.rules.attn_lrp()),
+            *on("deep_lift", ("transformer", 1), ("transformer", 16), ("BERT", 1)),
+            *on("lrp", ("transformer", 1), ("ViT", 1), rules=attrfn.rules.attn_lrp()),
         ],
     ),
     Case(
         "draws of all chunks made at once",
         no_at_once,
         [
-            *on("rise", ("CNN", 1), ("CNN", 16), n_samples=128, grid=4),
-            *grouped("lime", ("MLP", 16), ("CNN", 16), n_samples=128),
-            *on("gradient_shap", ("MLP", 16), ("transformer", 16), n_samples=8, stdevs=0.1),
+            *on("rise", ("CNN", 1), n_samples=128, grid=4),
+            *grouped("lime", ("MLP", 16), n_samples=128),
+            *on("gradient_shap", ("MLP", 16), n_samples=8, stdevs=0.1),
             *on("gradient_shap", ("MLP", 1), n_samples=64, stdevs=0.1, chunk_size=8),
-            *on("gradient_shap", ("BERT", 1), n_samples=8, stdevs=0.1),
         ],
     ),
     Case(
@@ -183,16 +178,14 @@ CASES = [
             *on("gradient_shap", ("MLP", 1), ("CNN", 1), n_samples=8, stdevs=0.1),
             *grouped("shapley_value_sampling", ("MLP", 1), ("MLP", 16), n_samples=8),
             *grouped("feature_permutation", ("MLP", 4)),
-            *grouped("lime", ("MLP", 1), n_samples=128),
         ],
     ),
     Case(
         "random: blocks in parts that a cache holds",
         lambda: put(philox, CHUNK=2**62),
         [
-            *on("gradient_shap", ("CNN", 64), n_samples=32, stdevs=0.1),
             *on("gradient_shap", ("EfficientNet", 1), n_samples=8, stdevs=0.1),
-            Row("EfficientNet", 1, "random.normal"),
+            Row("4 million numbers", 1, "random.normal"),
         ],
     ),
     Case(
@@ -200,14 +193,13 @@ CASES = [
         lambda: put(attrfn_random, erfinv=torch.erfinv),
         [
             Row("MLP", 16, "gradient_shap", {"n_samples": 8, "stdevs": 0.1}, False, "inductor"),
-            Row("CNN", 16, "gradient_shap", {"n_samples": 8, "stdevs": 0.1}, False, "inductor"),
         ],
     ),
     Case(
         "forward mode without tangents of weights",
         lambda: put(decomposed, _LINEAR=frozenset()),
         [
-            *on("layer_conductance", *[(net, b) for net in SMALL for b in (1, 16)], n_steps=32),
+            *on("layer_conductance", *[(net, 1) for net in SMALL], n_steps=32),
             *on("layer_conductance", ("EfficientNet", 1), ("BERT", 1), n_steps=4),
         ],
     ),
@@ -216,7 +208,7 @@ CASES = [
         always_cloned,
         [
             *grouped("feature_ablation", *[(net, b) for net in SMALL for b in (1, 16)]),
-            *grouped("feature_ablation", ("EfficientNet", 1)),
+            *grouped("feature_ablation", ("EfficientNet", 1), chunk_size=4),
         ],
     ),
     Case(
@@ -259,9 +251,9 @@ def net(name: str, batch: int) -> Net:
 
 def prepared(row: Row, off: Off | None) -> Callable[[], object]:
     """A run of a row; where it is compiled, with the case on or off."""
-    n = net(row.net, row.batch)
     if row.method == "random.normal":
-        return lambda: attrfn_random.normal(0, n.x.shape)
+        return lambda: attrfn_random.normal(0, (2**22,))
+    n = net(row.net, row.batch)
     method = getattr(attrfn, row.method)
     given = {**row.options, **(n.features if row.grouped else {})}
     if row.method == "layer_feature_ablation":

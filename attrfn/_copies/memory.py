@@ -48,11 +48,12 @@ class Peak(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         result = func(*args, **(kwargs or {}))
+        if is_compiling():
+            return result
+        first = args[0] if args else None
         if isinstance(result, Tensor):
-            if not is_compiling():
-                self._count(result, args[0] if args else None)
-        elif isinstance(result, (tuple, list, dict)) and not is_compiling():
-            first = args[0] if args else None
+            self._count(result, first)
+        elif isinstance(result, (tuple, list, dict)):
             pytree.tree_map_only(Tensor, lambda t: self._count(t, first), result)
         return result
 

@@ -19,6 +19,8 @@ _RAISED = "debug context: raised exception "
 _FRAME = re.compile(r'File "(.+)", line (\d+)')
 _INNER = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
 _numbers = count()
+# Leaving these out wins 1.1 to 1.2: layer_activation of the MLP, batch 1, compiled, in
+# benchmarks/special_cases_earn_their_place.py.
 _LASTING = ("G['__import_attrfn_dot_", "G['__import_optree_dot_", "G['__builtins_dict__")
 _CLONES = "._CLONES."  # private copies of modules, but what they hold may be the user's
 _SAME = frozenset({"BUILTIN_MATCH", "CLASS_MATCH", "CLOSURE_MATCH", "ID_MATCH", "MODULE_MATCH"})

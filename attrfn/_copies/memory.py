@@ -16,6 +16,8 @@ from attrfn._torch.typing import Leaves
 
 _BLOW_UP = 64  # how much larger than its inputs a usual model becomes inside ...
 _OF_ROWS = 16  # ... if these are (B, features), without channels at many places
+# Not to start with one copy wins 1.6: integrated_gradients of the MLP, batch 1, in
+# benchmarks/special_cases_earn_their_place.py.
 _UNMEASURED = 2**25, 64  # bytes and copies: an unusual model takes many times more
 _MOST_ON_CPU = 2**23  # for each thread; more rows at once are slower there: caches, page faults
 

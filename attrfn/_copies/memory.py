@@ -23,6 +23,8 @@ from attrfn._torch.typing import Leaves
 
 _BLOW_UP = 64  # how much larger than its inputs a usual model becomes inside ...
 _OF_ROWS = 16  # ... if these are (B, features), without channels at many places
+# Not to start with one copy wins 1.6: integrated_gradients of the MLP, batch 1, in
+# benchmarks/special_cases_earn_their_place.py.
 _UNMEASURED = 2**25, 64  # bytes and copies: an unusual model takes many times more
 _MOST_ON_CPU = 2**23  # for each thread; more rows at once are slower there: caches, page faults
 
@@ -55,11 +57,12 @@ class Peak(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         result = func(*args, **(kwargs or {}))
+        if is_compiling():
+            return result
+        first = args[0] if args else None
         if isinstance(result, Tensor):
-            if not is_compiling():
-                self._count(result, args[0] if args else None)
-        elif isinstance(result, (tuple, list, dict)) and not is_compiling():
-            first = args[0] if args else None
+            self._count(result, first)
+        elif isinstance(result, (tuple, list, dict)):
             pytree.tree_map_only(Tensor, lambda t: self._count(t, first), result)
         return result
 

@@ -38,6 +38,8 @@ def erfinv(x: Tensor) -> Tensor:
 
     That is within 3e-7 of the value, and vectorised where the compiler's own loops are scalar.
     """
+    # Wins 2.7: gradient_shap of the MLP, batch 16, compiled, in
+    # benchmarks/special_cases_earn_their_place.py.
     if x.dtype != torch.float32 or not is_compiling():
         return torch.erfinv(x)
     w = -torch.log((1 - x) * (1 + x))

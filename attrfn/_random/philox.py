@@ -21,6 +21,8 @@ _MULTIPLIERS = (0xD2511F53 - 2**32, 0xCD9E8D57 - 2**32)  # less 2^32: products f
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 SPLIT, FOLD, DRAW, LOW = 1, 2, 3, 4  # tags; LOW gives the low words of 64-bit draws
+# Both win in benchmarks/special_cases_earn_their_place.py: the first 1.5 to 1.6 in gradient_shap
+# of the MLP, batch 1; the second 1.8 in random.normal of 4 million numbers.
 _FEW = 32  # blocks that are sooner made of Python ints than by kernels
 CHUNK = 2**17  # blocks made at once on a CPU, so that they stay in its cache
 

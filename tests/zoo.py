@@ -300,7 +300,8 @@ import torch
 
 torch.set_num_threads(1)
 torch.func.jvp(torch.sin, (torch.ones(1),), (torch.ones(1),))
-torch.compile(lambda x: x + 1, backend="aot_eager", fullgraph=True)(torch.ones(1))
+with contextlib.suppress(RuntimeError):  # torch 2.0 compiles nothing on Python 3.11
+    torch.compile(lambda x: x + 1, backend="aot_eager", fullgraph=True)(torch.ones(1))
 found = {}
 for name, code in json.loads(sys.argv[1]).items():
     read, write = os.pipe()

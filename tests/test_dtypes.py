@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_close, assert_informative
+from helpers import assert_close, assert_informative, multiplied
 from models import NETS, SCALARS, Net, targets
 from registry import REGISTRY, Row, explain, rows, rows_and_nets
 from torch import Tensor, nn
@@ -28,15 +28,6 @@ def pools(dtype: torch.dtype) -> bool:
     """Whether this torch has the type's pooling on the CPU: float16's came after 2.2."""
     try:
         torch.nn.functional.avg_pool2d(torch.zeros(1, 1, 2, 2, dtype=dtype), 2)
-    except RuntimeError:
-        return False
-    return True
-
-
-def multiplies(dtype: torch.dtype) -> bool:
-    """Whether this torch has the type's linear layers on the CPU: float16's came after 2.0."""
-    try:
-        torch.ones(2, 2, dtype=dtype) @ torch.ones(2, 2, dtype=dtype)
     except RuntimeError:
         return False
     return True
@@ -170,13 +161,7 @@ MANY: dict[Any, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "dtype",
-    [
-        pytest.param(d, marks=pytest.mark.skipif(not multiplies(d), reason=f"no products of {d}"))
-        for d in (torch.float16, torch.bfloat16)
-    ],
-)
+@multiplied([torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("method", MANY)
 def test_sums_over_copies_do_not_lose_small_parts(method: Any, dtype: torch.dtype) -> None:
     """500 parts of the size of the result, one by one, beside the same draws in float32."""

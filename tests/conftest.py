@@ -65,6 +65,7 @@ def pytest_configure(config: pytest.Config) -> None:
         for message in (
             "There is a performance drop because we have",
             "Lazy modules are a new",
+            "To copy construct from a tensor",
             "Converting mask without torch.bool dtype to bool",
         ):
             config.addinivalue_line("filterwarnings", f"ignore:{message}:UserWarning")

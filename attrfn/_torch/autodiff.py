@@ -25,10 +25,10 @@ _THREAD = threading.local()  # whether it has tangents on
 
 def transforming() -> bool:
     """Whether values cannot be read: in torch.func transforms, torch.compile, export or make_fx."""
-    return in_functorch() or unreadable()
+    return in_eager_transform() or unreadable()
 
 
-def in_functorch() -> bool:
+def in_eager_transform() -> bool:
     """Whether a torch.func transform (vmap, grad, jvp ...) surrounds this call in eager mode."""
     return not is_compiling() and in_transform()
 
@@ -40,7 +40,7 @@ def transforms() -> int:
 
 def twice_differentiable(create_graph: bool) -> contextlib.AbstractContextManager[object]:
     """Plain operations wherever somebody may differentiate once more, or batch with vmap."""
-    return Decomposed() if create_graph or in_functorch() else contextlib.nullcontext()
+    return Decomposed() if create_graph or in_eager_transform() else contextlib.nullcontext()
 
 
 def values_and_gradients(

@@ -7,14 +7,12 @@
 from __future__ import annotations
 
 import itertools
-import re
 import sys
 import types
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
 from torch.utils import _python_dispatch
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -119,20 +117,6 @@ GUARDED_BUILTINS = "G['__builtins_dict__"
 def guarded_package(name: str) -> str:
     """The start of the names of guards on what a package holds."""
     return f"G['__import_{name}_dot_"
-
-
-def guard_on_module(holder: str) -> re.Pattern[str]:
-    """Matches names of guards on a module, or on what each module has and not this one alone.
-
-    Args:
-        holder: A regular expression for the name of what holds the module.
-    """
-    own = "|".join(vars(nn.Module()))
-    return re.compile(
-        rf"G\['\w+'\]{holder}"
-        r"((\.__dict__)?(\._modules|\['_modules'\])\['[^']*'\])*(\.__dict__)?"
-        rf"((\.|\[')({own})('\])?)?"
-    )
 
 
 # --- Errors -------------------------------------------------------------------------------------

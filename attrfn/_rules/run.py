@@ -76,7 +76,8 @@ class Run(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        # Shapes, dtypes and the like are two calls of five. Compiled code cannot hash all functions.
+        # Two calls of five ask for shapes, dtypes and the like. Compiled code cannot hash every
+        # function, so it takes the long way.
         if not self.compiling and func in PASSIVE:
             return func(*args, **kwargs)
         if func is Tensor.unflatten:  # has super(), which torch.compile cannot enter

@@ -12,7 +12,7 @@ JOBS ?= 2
 PYTEST_ARGS ?=
 BENCH ?= $(sort $(filter-out benchmarks/_%, $(wildcard benchmarks/*.py)))
 
-OLDEST := 2.2.2
+OLDEST := 2.0.1
 COMPILES := 2.12.0
 OLDEST_TOOLS := "numpy<2" "optree>=0.13" "pytest>=8" "pytest-xdist>=3.5" "hypothesis>=6.100" "scipy<1.16" "scikit-learn<1.8" "tqdm>=4.60"
 
@@ -83,6 +83,7 @@ bench-check: $(VENV)/installed-bench ## Compare some ratios with the committed t
 	$(BIN)/python benchmarks/all_methods.py --check
 
 # Old versions of torch want an old numpy, and have no CPU builds on PyPI: some gigabytes each.
+# The oldest is there for Python 3.11 and older: make test-oldest PYTHON=python3.11
 test-oldest: ## Run the eager tests on the oldest torch, those of torch.compile on the oldest that has it.
 	$(PYTHON) -m venv $(VENV)/oldest && $(VENV)/oldest/bin/pip install --quiet $(OLDEST_TOOLS) torch==$(OLDEST)
 	$(TEST_ENV) PYTHONPATH=. $(VENV)/oldest/bin/python -m pytest -n $(JOBS) -m "not compiles" $(PYTEST_ARGS) tests

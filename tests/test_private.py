@@ -333,6 +333,13 @@ def are_what_modes_see() -> None:
     assert mode.seen == [private.nn_functions.linear, private.variable_functions.relu]
 
 
+@shows("ASKS_FOR_MODES")
+def asks_whether_a_mode_wants_the_call() -> None:
+    names = {name for name in vars(F) if name.startswith(private.ASKS_FOR_MODES)}
+    for function in (F.multi_head_attention_forward, F.layer_norm, F.softmax):
+        assert names.intersection(function.__code__.co_names)
+
+
 @shows("says_out_of_memory")
 def tells_that_memory_is_short() -> None:
     with pytest.raises(RuntimeError) as raised:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
-from attrfn._torch.private import in_transform
+from attrfn._torch.private import ASKS_FOR_MODES, in_transform
 
 
 class Decomposed(TorchFunctionMode):
@@ -161,7 +161,7 @@ def opened(func: Any) -> Any:
     torch hands such a function to a mode as one call and hides what is inside. The same code with
     has_torch_function answering "no" runs its parts where the mode sees them.
     """
-    hidden = {name: _not_overridden for name in vars(F) if name.startswith("has_torch_function")}
+    hidden = {name: _not_overridden for name in vars(F) if name.startswith(ASKS_FOR_MODES)}
     return types.FunctionType(
         func.__code__, {**vars(F), **hidden}, func.__name__, func.__defaults__, func.__closure__
     )

@@ -171,6 +171,12 @@ nn_functions = torch._C._nn
 variable_functions = torch._C._VariableFunctions
 """What ``torch.*`` and ``torch._VF`` hand to a mode, as static methods."""
 
+ASKS_FOR_MODES = "has_torch_function"
+"""The start of the names by which ``torch.nn.functional`` asks whether a mode wants a call.
+
+A function that hears "no" runs its parts, which then reach the mode one by one.
+"""
+
 # --- Memory -------------------------------------------------------------------------------------
 
 

@@ -28,7 +28,7 @@ from attrfn._copies import chunks
 from attrfn._explain import interpolate, masked
 from attrfn._methods import gradient_shap, lime, noise_tunnel, permutation, rise
 from attrfn._model import bind, private_copy
-from attrfn._random import philox
+from attrfn._random import draws, philox
 from attrfn._rules import decompositions, norm, relevance, run
 from attrfn._torch import decomposed
 
@@ -271,7 +271,7 @@ CASES = [
     ),
     Case(
         "random: erfinv as a polynomial in compiled code",
-        lambda: put(attrfn_random, erfinv=torch.erfinv),
+        lambda: put(draws, erfinv=torch.erfinv),
         [
             Row("MLP", 16, "gradient_shap", {"n_samples": 8, "stdevs": 0.1}, False, "inductor"),
             Row("CNN", 16, "gradient_shap", {"n_samples": 8, "stdevs": 0.1}, False, "inductor"),

@@ -165,9 +165,10 @@ def no_fused() -> Sequence[contextlib.AbstractContextManager[Any]]:
 def always_new() -> Sequence[contextlib.AbstractContextManager[Any]]:
     def take(self: Any) -> Any:
         none = [None] * len(self.layers)
-        return bind._Kept(*bind._shells(self.src, self.layers, none, True, self.fused), ready=False)
+        private = bind._private_copy(self.src, self.layers, none, True, self.fused)
+        return bind._Built(*private, ready=False)
 
-    return put(bind.Again, _take=take)
+    return put(bind.Reused, _take=take)
 
 
 SMALL = ("MLP", "CNN", "transformer")
@@ -303,12 +304,12 @@ CASES = [
     ),
     Case(
         "the first chunk as large as usually fits",
-        lambda: put(chunks, first_copies=lambda x: 0),
+        lambda: put(chunks, unmeasured_copies=lambda x: 0),
         on("integrated_gradients", *[(net, b) for net in SMALL for b in (1, 16)], n_steps=32),
     ),
     Case(
         "small results left out where a chunk is measured",
-        lambda: put(chunks, _NOTHING=0),
+        lambda: put(chunks, _NEGLIGIBLE=0),
         on("integrated_gradients", ("transformer", 16), ("EfficientNet", 1), n_steps=8),
     ),
     Case(

@@ -11,7 +11,6 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from attrfn import random
 from attrfn._random import draws, erfinv, philox
 from attrfn.random import (
     as_key,

@@ -45,15 +45,15 @@ def uniform(
 ) -> Tensor:
     """Draw from the uniform distribution: minval + (maxval - minval) k / 2^p, k in [0, 2^p).
 
-    p is 53 for float64, else 24, of the same leading bits; what rounds up to ``maxval`` becomes
-    the number below it.
+    p is 53 for float64, else 24, of the same leading bits. A value that rounds up to ``maxval``
+    becomes the number below it.
 
     Args:
         key: An int or a key tensor of shape (*batch, 2).
         shape: The shape of one draw; a longer draw starts with the shorter one.
         dtype: float16 and bfloat16 are drawn in float32 and rounded.
         minval: The least value.
-        maxval: The bound that all values stay below.
+        maxval: The upper bound; all values are below it.
         device: Where to draw. None: where the key is.
 
     Returns:
@@ -182,7 +182,7 @@ def permutation(key: Tensor | int, n: int, *, device: Device = None) -> Tensor:
 
     Args:
         key: An int or a key tensor of shape (*batch, 2).
-        n: How many numbers to permute.
+        n: The number of integers to permute.
         device: Where to draw. None: where the key is.
 
     Returns:
@@ -195,12 +195,14 @@ def permutation(key: Tensor | int, n: int, *, device: Device = None) -> Tensor:
         >>> permutation(0, 5)
         tensor([1, 3, 2, 4, 0])
     """
+    # 63 bits, because int64 has a sign. Two equal words would favour the order of the indices; in a
+    # thousand words that has a chance of 2^-44.
     words = generate(as_key(key, device), (n,), (DRAW, LOW), lambda hi, lo: (hi << 31) | (lo >> 1))
     return torch.argsort(words, dim=-1, stable=True)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype to compute in, where all integers below 2^p are exact."""
+    """The dtype to compute in, which holds all integers below 2^p exactly."""
     if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         raise TypeError(
             f"dtype must be float16, bfloat16, float32 or float64, got {dtype}: "
@@ -213,5 +215,7 @@ def _largest_below(low: float, high: float, dtype: torch.dtype, device: torch.de
     """The number of the dtype below high (nextafter, for all dtypes), but at least low."""
     wide, info = _wide(dtype), torch.finfo(dtype)
     least, top = (torch.full((), x, dtype=dtype, device=device).to(wide) for x in (low, high))
-    step = 0.625 * info.eps * (top.abs() + info.tiny)  # 5/8 to 5/4 of the last place
+    # torch.nextafter takes no half precision. 0.625 eps |top| is 5/8 to 5/4 of a unit in the last
+    # place, so that top - step rounds to the number below.
+    step = 0.625 * info.eps * (top.abs() + info.tiny)
     return torch.maximum(least, top - step).to(dtype)

@@ -1,4 +1,4 @@
-"""Keys: made of integers, split, folded with indices, and one for all rows of a batch or for each."""
+"""Keys: made from integers, split, folded with indices, and broadcast to the rows of a batch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def key(seed: int, *, device: Device = None) -> Tensor:
 
     Args:
         seed: Any int, also a negative one.
-        device: Where the key, and all that is drawn with it, lives.
+        device: Where the key and all draws with it are.
 
     Returns:
         The key, an int64 tensor of shape (2,).
@@ -70,7 +70,7 @@ def split(key: Tensor | int, n: int = 2) -> Tensor:
 
     Args:
         key: An int or a key tensor of shape (*batch, 2).
-        n: How many; a longer split starts with the shorter one.
+        n: The number of keys; a longer split starts with the shorter one.
 
     Returns:
         Keys of shape (*batch, n, 2).
@@ -117,7 +117,7 @@ def row_keys(key: Key, batch: int, device: torch.device) -> Tensor:
     """A key (2,) shared by all examples as (1, 2), or keys (B, 2) with one for each.
 
     Raises:
-        TypeError: It is no int and no integer tensor.
+        TypeError: The key is neither an int nor an integer tensor.
         ValueError: It has another shape.
     """
     words = as_key(key, device)
@@ -132,7 +132,8 @@ def row_keys(key: Key, batch: int, device: torch.device) -> Tensor:
 
 
 def sample_keys(keys: Tensor, i: slice, stream: int) -> Tensor:
-    """Keys of the samples i of a stream, (S, 1 or B, 2): the same for any chunking."""
+    """Keys of the samples i of a stream, (S, 1 or B, 2)."""
+    # Each sample has a key by its index, so that neither the chunks nor the batch change a draw.
     samples = torch.arange(i.start, i.stop, device=keys.device)
     return fold_in(fold_in(keys, stream), samples[:, None])
 

@@ -1,7 +1,7 @@
 """Private and undocumented names of torch's compiler; see :mod:`attrfn._torch.private`.
 
-``import attrfn`` must not import the compiler, which takes seconds. So functions look up, when they
-are called, whatever is in ``torch._dynamo`` or ``torch._inductor``.
+``import attrfn`` must not import the compiler, which takes seconds. So functions look up the names
+of ``torch._dynamo`` and ``torch._inductor`` when they are called.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import optree
@@ -40,6 +40,21 @@ takes_apart = pytest.mark.skipif(
     not sees_indexing(),
     reason="this torch hides x[0] from modes, and its attention of several inputs does that",
 )
+
+
+def multiplied(dtypes: Sequence[torch.dtype]) -> pytest.MarkDecorator:
+    """Parametrise by types; those of which this torch has no products on the CPU are skipped."""
+
+    def missing(dtype: torch.dtype) -> bool:  # float16's came after 2.0
+        try:
+            torch.ones(2, 2, dtype=dtype) @ torch.ones(2, dtype=dtype)
+        except RuntimeError:
+            return True
+        return False
+
+    skip = pytest.mark.skipif
+    cases = [pytest.param(d, marks=skip(missing(d), reason=f"no products of {d}")) for d in dtypes]
+    return pytest.mark.parametrize("dtype", cases)
 
 
 def assert_informative(tree: Any) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 import zoo
 from torch import Tensor
 
 import attrfn
+from attrfn._torch import pytree
 
 
 def check(model, layer, inputs, rtol: float = 0.0, **where) -> Any:
@@ -17,7 +17,7 @@ def check(model, layer, inputs, rtol: float = 0.0, **where) -> Any:
     expected = call(model, inputs)
     owner = zoo.owner(model)
     before, rng = zoo.state(owner), torch.get_rng_state()
-    held = pytree.tree_map(lambda t: t.clone(), inputs)
+    held = pytree.tree_map_only(Tensor, torch.clone, inputs)
     head, tail = attrfn.split(model, layer, **where)
     activation = head(*inputs) if isinstance(inputs, tuple) else head(inputs)
     kept = pytree.tree_map_only(Tensor, torch.clone, activation)
@@ -45,7 +45,7 @@ def check(model, layer, inputs, rtol: float = 0.0, **where) -> Any:
 
 def call(model, inputs) -> Any:
     """The model run as the user runs it, on copies (in-place models write into their input)."""
-    inputs = pytree.tree_map(lambda t: t.clone(), inputs)
+    inputs = pytree.tree_map_only(Tensor, torch.clone, inputs)
     return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
 
 

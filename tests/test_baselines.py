@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import zoo
+from helpers import multiplied
 from torch import Tensor
 
 import attrfn
@@ -168,7 +169,7 @@ def test_baselines_under_vmap():
     torch.testing.assert_close(got, (X - x0) * A)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@multiplied([torch.float32, torch.bfloat16, torch.float16])
 def test_baselines_take_the_dtype_of_the_inputs(dtype):
     a = A.to(dtype)
     got = attrfn.integrated_gradients(lambda x: x @ a, X.to(dtype), baselines=X, n_steps=2)

@@ -59,6 +59,10 @@ def test_fused_attention_has_no_second_derivative():
         grad(lambda x: (grad(lambda x: attend(x).sum())(x) ** 2).sum())(Q)
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu"),
+    reason="this torch has no fused attention kernel for the CPU",
+)
 def test_fused_attention_has_no_forward_mode():
     """Why push_forward (_torch/autodiff.py) runs with attention written out."""
     with pytest.raises(NotImplementedError, match=r"forward AD with _scaled_dot_product_flash"):

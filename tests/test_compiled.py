@@ -13,7 +13,7 @@ from models import targets
 from registry import ROWS, Row, needs, primary, rows
 from test_compile import small
 from torch import SymInt, Tensor, nn
-from torch._dynamo.testing import CompileCounter, EagerAndRecordGraphs
+from torch._dynamo import testing
 from zoo import make, randn, same_state, state
 
 import attrfn
@@ -43,7 +43,7 @@ def test_a_third_batch_size_compiles_nothing(r: Row) -> None:
     """Sizes that no layer has, because some methods look for the batch in an activation's shape."""
     net = r.net
     model, options = net.build(), {**needs(r, net), **small(r)}
-    counter = CompileCounter()
+    counter = testing.CompileCounter()
     explain = attrfn.compile(r.method, model, backend=counter, **options)
     for batch in (7, 8, 11, 9):
         x, changing = net.inputs(batch), {"target": targets(batch)} if r.target else {}
@@ -56,7 +56,7 @@ def test_every_other_method_compiles_once(r: Row) -> None:
     """Other inputs and targets use the same graph."""
     net = r.net
     model, options = net.build(), {**needs(r, net), **small(r)}
-    counter = CompileCounter()
+    counter = testing.CompileCounter()
     explain = attrfn.compile(r.method, model, backend=counter, **options)
     for seed in (0, 60):
         x, changing = net.inputs(seed=seed), {"target": targets(3)} if r.target else {}
@@ -75,7 +75,7 @@ def _linear() -> nn.Module:
 def test_targets_and_training_compile_nothing() -> None:
     model, x = make(_linear), randn(3, 4)
     model.requires_grad_()
-    counter = CompileCounter()
+    counter = testing.CompileCounter()
     explain = attrfn.compile(attrfn.integrated_gradients, model, backend=counter, n_steps=4)
     for target in (0, 2, 1):
         assert_close(
@@ -129,7 +129,7 @@ def test_functions_do_not_learn_sizes_from_each_other() -> None:
     """What another compiled function has seen makes no size of this one unknown to the graph."""
     model = make(_linear)
     for batch in (2, 3, 4):
-        backend = EagerAndRecordGraphs()
+        backend = testing.EagerAndRecordGraphs()
         attrfn.compile(attrfn.gradient, model, backend=backend)(randn(batch, 4), target=1)
         values = [n.meta.get("example_value") for n in backend.graphs[0].graph.nodes]
         assert not any(isinstance(value, SymInt) for value in values)
@@ -341,7 +341,7 @@ def test_what_nobody_differentiates_is_computed_in_one_pass(method: Any) -> None
     """At least one run of the model less, but for DeepLIFT; and no graph."""
     x, model, runs = randn(2, 4), _rectified(), []
     for needed in (True, False):
-        seen = EagerAndRecordGraphs()
+        seen = testing.EagerAndRecordGraphs()
         explain = attrfn.compile(method, model, backend=seen)
         found = explain(x.clone().requires_grad_(needed), target=1)
         assert found.requires_grad == needed

@@ -415,12 +415,22 @@ def test_layers_are_the_model_behind_them(rule, create_graph):
 
 
 def test_several_layers():
-    model, x, x0 = mlp(), randn(0, 5, 4), randn(1, 5, 4)
-    found = attrfn.layer_deep_lift(model, x, layer=["0", "1", "3"], target=1, baselines=x0)
+    """Layers that meet in a sum are explained together: their attributions sum to the change."""
+    model, x, x0 = seeded(Branches), randn(0, 5, 4), randn(1, 5, 4)
+    found = attrfn.layer_deep_lift(model, x, layer=["left", "right"], target=1, baselines=x0)
     change = (model(x) - model(x0))[:, 1].detach()
-    for name, a in zip(["0", "1", "3"], found, strict=True):
-        close(a.sum(1), change)
-        close(a, attrfn.layer_deep_lift(model, x, layer=name, target=1, baselines=x0))
+    close(found[0].sum(1) + found[1].sum(1), change)
+    with pytest.raises(ValueError, match="layer '3' depends on what another layer"):
+        attrfn.layer_deep_lift(mlp(), x, layer=["0", "3"], target=1, baselines=x0)
+
+
+class Branches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.left, self.right, self.out = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.out(self.left(x).tanh() * self.right(x))
 
 
 def test_layers_against_a_distribution():

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_close, assert_informative
+from helpers import assert_close, assert_informative, multiplied
 from models import NETS, SCALARS, Net, targets
 from registry import REGISTRY, Row, explain, rows, rows_and_nets
 from torch import Tensor, nn
@@ -161,7 +161,7 @@ MANY: dict[Any, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@multiplied([torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("method", MANY)
 def test_sums_over_copies_do_not_lose_small_parts(method: Any, dtype: torch.dtype) -> None:
     """500 parts of the size of the result, one by one, beside the same draws in float32."""

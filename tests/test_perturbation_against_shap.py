@@ -60,6 +60,7 @@ def exact(model, x, x0):
     return torch.from_numpy(explainer(x.numpy()).values).transpose(1, 2)
 
 
+@pytest.mark.slow
 def test_the_exact_explainer(case):
     model, x, x0 = case
     want = exact(model, x, x0)

@@ -392,7 +392,11 @@ def test_uniform_stays_in_its_range(dtype: torch.dtype, low: float, width: float
 def test_the_upper_bound_is_the_number_below_maxval(dtype: torch.dtype, high: float) -> None:
     top = torch.tensor(high, dtype=dtype)
     bound = draws._largest_below(-5000.0, high, dtype, top.device)
-    assert torch.equal(bound, torch.nextafter(top, torch.tensor(-5000.0, dtype=dtype)))
+    try:
+        expected = torch.nextafter(top, torch.tensor(-5000.0, dtype=dtype))
+    except RuntimeError:
+        pytest.skip(f"this torch has no nextafter of {dtype}")
+    assert torch.equal(bound, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -408,6 +412,15 @@ def test_extreme_words_give_finite_draws(
     assert uniform(0, (1,), dtype=dtype) == (1 - 2**-p if word else 0)
 
 
+def shifts_on_meta() -> bool:
+    try:
+        torch.empty(1, dtype=torch.int64, device="meta") >> 1
+    except NotImplementedError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not shifts_on_meta(), reason="this torch shifts no integers without values")
 def test_a_draw_lives_where_the_key_is() -> None:
     assert uniform(key(0, device="meta"), (3,)).device.type == "meta"
     assert normal(0, (3,), device="meta").device.type == "meta"

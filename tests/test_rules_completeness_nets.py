@@ -110,7 +110,7 @@ class Encoder(nn.Module):
             padding = torch.arange(5) >= torch.tensor([5, 4, 2])[:, None]
             h = self.enc(h, src_key_padding_mask=padding)
         elif self.mask == "causal":
-            m = nn.Transformer.generate_square_subsequent_mask(5, dtype=x.dtype)
+            m = nn.Transformer.generate_square_subsequent_mask(5).to(x.dtype)
             h = self.enc(h, mask=m, is_causal=True)
         else:
             h = self.enc(h)
@@ -179,6 +179,8 @@ def test_written_transformer(name):
         row = torch.ones(1, 1, 1, 1)
         if F.scaled_dot_product_attention(row, row, row, row - torch.inf).isnan():
             pytest.skip("what closed rows give is nan in this torch")
+    if name == "scale" and "scale=None" not in (F.scaled_dot_product_attention.__doc__ or ""):
+        pytest.skip("torch has it since 2.1")
     check(seeded(lambda: Block(ATTENTION[name])), (5, 8), target=1)
 
 

@@ -7,7 +7,6 @@ import functools
 import pytest
 import torch
 import torch.nn.functional as F
-import torch.utils._pytree as pytree
 import zoo
 from splits import RESIDUAL_ACT, call, check, equal
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from torch.func import functional_call
 from zoo import randn
 
 import attrfn
+from attrfn._torch import pytree
 
 # --- plain networks ------------------------------------------------------------------------------
 

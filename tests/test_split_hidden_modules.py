@@ -269,7 +269,15 @@ def test_data_parallel():
     equal(check(wrapped, model[4], x), model[:5](x.clone()))
 
 
-@pytest.mark.parametrize("kind", ["weight_norm", "orthogonal", "spectral_norm", "own"])
+has_weight_norm = pytest.mark.skipif(
+    not hasattr(parametrizations, "weight_norm"), reason="torch has it since 2.1"
+)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param("weight_norm", marks=has_weight_norm), "orthogonal", "spectral_norm", "own"],
+)
 def test_parametrizations(kind):
     class Symmetric(nn.Module):
         def forward(self, w: Tensor) -> Tensor:
@@ -294,6 +302,7 @@ def test_parametrizations(kind):
     equal(got, expected, rtol=1e-12, atol=1e-12)
 
 
+@has_weight_norm
 def test_cached_parametrizations():
     """torch caches parametrized weights by the module's id: shells come and go, ids return."""
     models = [

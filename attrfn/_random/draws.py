@@ -215,7 +215,7 @@ def _largest_below(low: float, high: float, dtype: torch.dtype, device: torch.de
     """The number of the dtype below high (nextafter, for all dtypes), but at least low."""
     wide, info = _wide(dtype), torch.finfo(dtype)
     least, top = (torch.full((), x, dtype=dtype, device=device).to(wide) for x in (low, high))
-    # torch.nextafter takes no half precision. 0.625 eps |top| is 5/8 to 5/4 of a unit in the last
-    # place, so that top - step rounds to the number below.
+    # Older versions of torch have no nextafter of half precision. 0.625 eps |top| is 5/8 to 5/4 of
+    # a unit in the last place, so that top - step rounds to the number below.
     step = 0.625 * info.eps * (top.abs() + info.tiny)
     return torch.maximum(least, top - step).to(dtype)

@@ -38,7 +38,9 @@ def erfinv(x: Tensor) -> Tensor:
 
     The polynomial has a relative error below 4e-7 (tests/test_random.py).
     """
-    # The compiler turns torch.erfinv into a scalar loop on a CPU; arithmetic it vectorises.
+    # The compiler turns torch.erfinv into a scalar loop on a CPU, and vectorises arithmetic. That
+    # wins 2.7: gradient_shap of the MLP, batch 16, compiled, in
+    # benchmarks/special_cases_earn_their_place.py.
     if x.dtype != torch.float32 or not is_compiling():
         return torch.erfinv(x)
     w = -torch.log((1 - x) * (1 + x))

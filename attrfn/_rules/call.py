@@ -10,6 +10,9 @@ from torch import Tensor
 Place = tuple[int | str, int | None]
 """Where a tensor is among the arguments: its position or keyword, and the place in a list there."""
 
+FIRST: tuple[Place, ...] = ((0, None),)
+"""The first positional argument alone."""
+
 
 class Call(NamedTuple):
     """A torch function with its arguments.
@@ -33,6 +36,8 @@ class Call(NamedTuple):
     @property
     def values(self) -> tuple[Tensor, ...]:
         """The tensors that depend on the inputs."""
+        if self.places == FIRST:  # most calls, and this is asked several times for each
+            return (self.args[0],)
         return tuple([_at(self.args, self.kwargs, place) for place in self.places])
 
     def __call__(self, *values: Tensor) -> Any:
@@ -63,20 +68,17 @@ class Call(NamedTuple):
 def tensors(args: Sequence[Any], kwargs: dict[str, Any]) -> list[tuple[Place, Tensor]]:
     """The tensors among some arguments, also those in lists, with their places."""
     found: list[tuple[Place, Tensor]] = []
+    # This runs for every call of the model: two loops are faster than one over a chain of both.
     for i, value in enumerate(args):
         if isinstance(value, Tensor):
             found.append(((i, None), value))
         elif isinstance(value, (tuple, list)):
-            found.extend(
-                [((i, j), item) for j, item in enumerate(value) if isinstance(item, Tensor)]
-            )
+            found += [((i, j), t) for j, t in enumerate(value) if isinstance(t, Tensor)]
     for key, value in kwargs.items():
         if isinstance(value, Tensor):
             found.append(((key, None), value))
         elif isinstance(value, (tuple, list)):
-            found.extend(
-                [((key, j), item) for j, item in enumerate(value) if isinstance(item, Tensor)]
-            )
+            found += [((key, j), t) for j, t in enumerate(value) if isinstance(t, Tensor)]
     return found
 
 

@@ -16,8 +16,8 @@ from attrfn._rules.run import Rule, Run, Seen, Values
 from attrfn._rules.table import Rules, Stopped
 from attrfn._rules.tags import Tags
 from attrfn._torch import pytree
-from attrfn._torch.autodiff import in_functorch, transforming
-from attrfn._torch.private import is_differentiated, level_of, transform_level
+from attrfn._torch.autodiff import transforming
+from attrfn._torch.private import in_transform, is_differentiated, level_of, transform_level
 
 Parts = Callable[[Any], Sequence[Tensor]]
 
@@ -177,7 +177,7 @@ class Replay(Run):
 
     def look(self, t: Tensor, func: Any) -> None:
         """Refuse a tensor that was made of the inputs by something that no mode sees."""
-        if in_functorch():
+        if in_transform():
             unseen = _of_this_level(t)
         else:
             marked = [m for m, _ in self.marked.known.values()]

@@ -20,7 +20,7 @@ from attrfn._rules.call import Call, Place, tensors
 from attrfn._rules.errors import (
     refuse_hidden,
 )
-from attrfn._rules.names import Spelling
+from attrfn._rules.names import PASSIVE, Spelling
 from attrfn._rules.ops import PATTERNED, SIDE_BY_SIDE
 from attrfn._rules.table import Op, Rules, Stopped
 from attrfn._rules.tags import Tags
@@ -76,6 +76,10 @@ class Run(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        # Two calls of five ask for shapes, dtypes and the like. Compiled code cannot hash every
+        # function, so it takes the long way.
+        if not self.compiling and func in PASSIVE:
+            return func(*args, **kwargs)
         if func is Tensor.unflatten:  # has super(), which torch.compile cannot enter
             func = torch.unflatten
         if not self.table.strict:

@@ -26,10 +26,10 @@ _THREAD = threading.local()  # .tangents: whether this thread is inside of tange
 
 def transforming() -> bool:
     """Whether values cannot be read: in torch.func transforms, torch.compile, export or make_fx."""
-    return in_functorch() or unreadable()
+    return in_eager_transform() or unreadable()
 
 
-def in_functorch() -> bool:
+def in_eager_transform() -> bool:
     """Whether a torch.func transform (vmap, grad, jvp ...) surrounds this call in eager mode."""
     return not is_compiling() and in_transform()
 
@@ -41,7 +41,7 @@ def transforms() -> int:
 
 def twice_differentiable(create_graph: bool) -> contextlib.AbstractContextManager[object]:
     """Decomposed operations where the result may be differentiated again, or batched by vmap."""
-    return Decomposed() if create_graph or in_functorch() else contextlib.nullcontext()
+    return Decomposed() if create_graph or in_eager_transform() else contextlib.nullcontext()
 
 
 def values_and_gradients(

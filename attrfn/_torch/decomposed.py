@@ -76,6 +76,8 @@ class DecomposedForward(Decomposed):
         return super().__torch_function__(func, types, args, kwargs)
 
 
+# No tangents of weights win 1.2: layer_conductance of the CNN, batch 1, in
+# benchmarks/special_cases_earn_their_place.py.
 _LINEAR = frozenset({F.linear, F.conv1d, F.conv2d, F.conv3d})
 
 

@@ -7,14 +7,12 @@ of ``torch._dynamo`` and ``torch._inductor`` when they are called.
 from __future__ import annotations
 
 import itertools
-import re
 import sys
 import types
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
 from torch.utils import _python_dispatch
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -117,20 +115,6 @@ GUARDED_BUILTINS = "G['__builtins_dict__"
 def guarded_package(name: str) -> str:
     """The start of the names of guards on the contents of a package."""
     return f"G['__import_{name}_dot_"
-
-
-def guard_on_module(holder: str) -> re.Pattern[str]:
-    """A pattern for names of guards on a module, or on an attribute that every module has.
-
-    Args:
-        holder: A regular expression for the expression that leads to the module.
-    """
-    own = "|".join(vars(nn.Module()))
-    return re.compile(
-        rf"G\['\w+'\]{holder}"
-        r"((\.__dict__)?(\._modules|\['_modules'\])\['[^']*'\])*(\.__dict__)?"
-        rf"((\.|\[')({own})('\])?)?"
-    )
 
 
 # --- Errors -------------------------------------------------------------------------------------

@@ -1,0 +1,495 @@
+"""Private and undocumented names of torch: each exists and means what the library relies on.
+
+A failure tells which name of ``attrfn/_torch/private.py``, ``private_compiler.py`` or ``pytree.py``
+a new torch has taken away or changed. The limits of torch's public names are in test_canaries.py.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import operator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.func import grad, jvp, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
+
+import attrfn
+from attrfn._torch import private, private_compiler, pytree
+
+MODULES = (private, private_compiler, pytree)
+EAGER: dict[str, Callable[[], None]] = {}
+COMPILING: dict[str, Callable[[], None]] = {}  # of the compiler, which attrfn uses since 2.12
+
+
+def shows(*names: str, table: dict[str, Callable[[], None]] = EAGER):
+    """The function checks these names."""
+
+    def put(function: Callable[[], None]) -> Callable[[], None]:
+        table.update(dict.fromkeys(names, function))
+        return function
+
+    return put
+
+
+def defined(module: ModuleType) -> Iterator[str]:
+    """The names that a file defines."""
+    for node in ast.walk(ast.parse(inspect.getsource(module))):
+        if isinstance(node, ast.FunctionDef) and node.col_offset in (0, 4):
+            yield node.name
+        if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.col_offset == 0:
+            for target in getattr(node, "targets", None) or [node.target]:
+                yield target.id
+
+
+def test_each_name_is_checked() -> None:
+    names = {n for module in MODULES for n in defined(module) if not n.startswith("_")} - {"F"}
+    assert len(names) > 40
+    assert names == EAGER.keys() | COMPILING.keys()
+
+
+@pytest.mark.parametrize("name", EAGER)
+def test_eager_name(name: str) -> None:
+    EAGER[name]()
+
+
+@pytest.mark.parametrize("name", COMPILING)
+def test_name_of_the_compiler(name: str, fresh_compiler: None) -> None:
+    COMPILING[name]()
+
+
+# --- tensors --------------------------------------------------------------------------------------
+
+
+@shows("version")
+def counts_writes_in_place() -> None:
+    x = torch.zeros(3)
+    view = x[:2]
+    before = private.version(x)
+    assert isinstance(before, int)
+    view.add_(1)
+    assert private.version(x) == private.version(view) == before + 1
+    assert private.version(x + 1) == 0
+
+
+@shows("base")
+def is_what_a_view_shares_memory_with() -> None:
+    x = torch.zeros(3)
+    assert private.base(x) is None
+    assert private.base(x[:2][:1]) is x
+
+
+@shows("storage_id")
+def is_of_the_memory_and_not_of_the_object() -> None:
+    x = torch.zeros(3)
+    own = private.storage_id(x.untyped_storage())
+    assert private.storage_id(x[1:].untyped_storage()) == own
+    assert private.storage_id(x.clone().untyped_storage()) != own
+
+
+class Sees(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[object] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.seen.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+@shows("ATTRIBUTES")
+def are_seen_when_they_are_read() -> None:
+    for name in private.ATTRIBUTES:
+        with Sees() as mode:
+            getattr(torch.zeros(1), name)
+        assert getattr(Tensor, name).__get__ in mode.seen
+
+
+@shows("no_overrides")
+def hides_from_modes() -> None:
+    x = torch.zeros(3)
+    with Sees() as mode:
+        x.sum()
+        with private.no_overrides():
+            x.relu()
+            x.shape  # noqa: B018
+    assert mode.seen == [Tensor.sum]
+
+
+# --- transforms -----------------------------------------------------------------------------------
+
+
+@shows("in_transform", "transform_level")
+def count_the_transforms() -> None:
+    levels = []
+
+    def f(x: Tensor) -> Tensor:
+        levels.append((private.in_transform(), private.transform_level()))
+        return x.sum()
+
+    x = torch.ones(2)
+    f(x)
+    vmap(f)(torch.ones(2, 2))
+    vmap(grad(f))(torch.ones(2, 2))
+    f(x)
+    assert levels == [(False, 0), (True, 1), (True, 2), (False, 0)]
+
+
+@shows("is_wrapped", "unwrapped", "level_of", "is_differentiated")
+def tell_apart_what_a_transform_wraps() -> None:
+    constant = torch.ones(2)
+    seen = []
+
+    def f(x: Tensor) -> Tensor:
+        inner = private.unwrapped(x)
+        seen.extend([private.level_of(t) for t in (x, inner, constant)])
+        seen.extend([private.is_differentiated(t) for t in (x, inner, constant)])
+        seen.extend([private.is_wrapped(t) for t in (x, inner, private.unwrapped(inner))])
+        return x.sum()
+
+    vmap(grad(f))(torch.ones(3, 2))
+    assert seen == [2, 1, -1, True, False, False, True, True, False]
+
+
+@shows("in_forward_mode")
+def is_on_within_forward_mode() -> None:
+    x, found = torch.ones(2), []
+    assert not private.in_forward_mode()
+    with forward_ad.dual_level():
+        assert private.in_forward_mode()
+    assert not private.in_forward_mode()
+    jvp(lambda x: (found.append(private.in_forward_mode()), x)[1], (x,), (x,))
+    assert found == [True]
+
+
+@shows("reads_values")
+def tells_an_error_of_vmap() -> None:
+    for f in (lambda x: x * x.item(), lambda x: x * float(x), lambda x: x if x > 0 else -x):
+        with pytest.raises(RuntimeError) as raised:
+            vmap(f)(torch.ones(2))
+        assert private.reads_values(raised.value)
+    assert not private.reads_values(RuntimeError("another"))
+
+
+# --- modules --------------------------------------------------------------------------------------
+
+
+@shows("PARAMETERS", "BUFFERS", "MODULES", "slots")
+def hold_what_a_module_has() -> None:
+    norm = nn.BatchNorm1d(2, affine=False)
+    outer = nn.Sequential(norm, nn.Linear(2, 2, bias=False))
+    outer.register_module("nothing", None)
+    assert private.slots(norm, private.PARAMETERS) == {"weight": None, "bias": None}
+    assert private.slots(norm, private.BUFFERS) == dict(norm.named_buffers())
+    assert private.slots(outer, private.MODULES) == {"0": norm, "1": outer[1], "nothing": None}
+    assert private.slots(nn.Module.__new__(nn.Module), private.MODULES) == {}
+    # and what is put there is what the module uses
+    outer.__dict__[private.MODULES] = {"0": nn.Identity()}
+    assert torch.equal(outer(torch.ones(1)), torch.ones(1))
+
+
+@shows("OF_STATE_DICTS")
+def are_attributes_of_each_module() -> None:
+    state = vars(nn.Module())
+    assert set(private.OF_STATE_DICTS) <= state.keys()
+    linear = nn.Linear(2, 2)
+    for name in private.OF_STATE_DICTS:
+        del linear.__dict__[name]
+    linear(torch.ones(1, 2))
+
+
+@shows("FUSED_LAYER", "NESTED_TENSOR")
+def keep_encoders_from_fused_kernels() -> None:
+    layer = nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=True).eval()
+    assert getattr(layer, private.FUSED_LAYER)
+    encoder = nn.TransformerEncoder(layer, 1).eval()
+    assert getattr(encoder, private.NESTED_TENSOR[1]) is True
+    padded = torch.tensor([[False, False, True]])
+    for module in encoder.layers:
+        setattr(module, private.FUSED_LAYER, 0)
+    for name in private.NESTED_TENSOR:
+        setattr(encoder, name, False)
+    with torch.no_grad(), Sees() as mode:
+        out = encoder(torch.ones(1, 3, 4), src_key_padding_mask=padded)
+    assert out.shape == (1, 3, 4)  # nested tensors leave out what is padded
+    assert F.layer_norm in mode.seen
+
+
+@shows("BatchNorm", "Dropout", "Convolution", "TransposedConvolution")
+def are_the_classes_of_families() -> None:
+    batch_norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    dropouts = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+    convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+    assert all(issubclass(c, private.BatchNorm) for c in batch_norms)
+    assert not any(issubclass(c, private.BatchNorm) for c in (nn.InstanceNorm2d, nn.GroupNorm))
+    assert all(issubclass(c, private.Dropout) for c in dropouts)
+    assert all(issubclass(c, private.Convolution) for c in convolutions + transposed)
+    assert all(issubclass(c, private.TransposedConvolution) for c in transposed)
+    assert not any(issubclass(c, private.TransposedConvolution) for c in convolutions)
+
+
+@shows("ProjectionOfAttention")
+def does_not_run_its_forward() -> None:
+    attention, ran = nn.MultiheadAttention(4, 2), []
+    assert isinstance(attention.out_proj, private.ProjectionOfAttention)
+    attention.out_proj.register_forward_hook(lambda *_: ran.append(1))
+    attention(*[torch.ones(3, 1, 4)] * 3)
+    assert not ran
+
+
+# --- autograd -------------------------------------------------------------------------------------
+
+
+class Double(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        return None
+
+    @staticmethod
+    def backward(ctx, g: Tensor) -> Tensor:
+        return 2 * g
+
+
+@shows("PythonNode", "function_of")
+def are_the_nodes_of_functions() -> None:
+    x = torch.ones(3, 2, requires_grad=True)
+    found = []
+    for y in (Double.apply(x), vmap(Double.apply)(x), vmap(vmap(Double.apply))(x)):
+        todo = [y.grad_fn]
+        while todo:
+            node = todo.pop()
+            if isinstance(node, private.PythonNode):
+                found.append(private.function_of(node.name()))
+            todo.extend([parent for parent, _ in node.next_functions if parent is not None])
+    assert found == ["Double"] * 3
+    assert not isinstance(x.relu().grad_fn, private.PythonNode)
+
+
+@shows("NODE_OF_RELU")
+def is_the_node_of_relu() -> None:
+    x = torch.ones(2, requires_grad=True)
+    for y in (torch.relu(x), x.relu(), F.relu(x), nn.ReLU()(x), x.clone().relu_()):
+        assert y.grad_fn.name() == type(y.grad_fn).__name__ == private.NODE_OF_RELU
+
+
+@shows("NODE_OF_CPP", "NODE_OF_SCRIPT")
+def are_of_scripted_modules() -> None:
+    x = torch.ones(2, requires_grad=True)
+    f = torch.jit.script(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
+    for _ in range(4):  # the profiling runs come first
+        y = f(x)
+    assert type(y.grad_fn).__name__ == private.NODE_OF_CPP
+    assert y.grad_fn.name().endswith(private.NODE_OF_SCRIPT)
+
+
+@shows("NODE_OF_CUSTOM_OP")
+def is_of_custom_ops() -> None:
+    if not hasattr(torch.library, "custom_op"):
+        pytest.skip("torch.library.custom_op is in torch since 2.4")
+
+    @torch.library.custom_op("attrfn_tests::doubled", mutates_args=())
+    def doubled(x: Tensor) -> Tensor:
+        return 2 * x
+
+    doubled.register_autograd(lambda ctx, g: 2 * g)
+    node = doubled(torch.ones(2, requires_grad=True)).grad_fn
+    assert node.name().startswith(private.NODE_OF_CUSTOM_OP)
+    assert isinstance(node, private.PythonNode)
+
+
+# --- operations -----------------------------------------------------------------------------------
+
+
+@shows("OpOverload", "overload_name")
+def are_of_functions_of_exported_graphs() -> None:
+    found = make_fx(lambda x: x.relu() + 1)(torch.ones(2))
+    calls = [n.target for n in found.graph.nodes if n.op == "call_function"]
+    assert all(isinstance(f, private.OpOverload) and f.namespace == "aten" for f in calls)
+    assert [private.overload_name(f) for f in calls] == ["default", "Tensor"]
+
+
+@shows("nn_functions", "variable_functions")
+def are_what_modes_see() -> None:
+    x = torch.ones(1, 2)
+    with Sees() as mode:
+        F.linear(x, x)
+        torch.relu(x)
+    assert mode.seen == [private.nn_functions.linear, private.variable_functions.relu]
+
+
+@shows("says_out_of_memory")
+def tells_that_memory_is_short() -> None:
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert private.says_out_of_memory(raised.value)
+    assert not private.says_out_of_memory(RuntimeError("another"))
+
+
+# --- trees ----------------------------------------------------------------------------------------
+
+
+@shows("tree_flatten", "tree_unflatten", "tree_leaves", "tree_map_only")
+def go_over_trees() -> None:
+    tree = {"a": [1, None], "b": (torch.ones(2), "text")}
+    leaves, spec = pytree.tree_flatten(tree)
+    assert leaves[:2] == [1, None]
+    assert leaves[3:] == ["text"]
+    assert pytree.tree_unflatten(leaves, spec) == tree
+    assert all(map(operator.is_, pytree.tree_leaves(tree), leaves))
+    assert pytree.tree_leaves(leaves[2]) == [leaves[2]]
+    assert pytree.tree_map_only(int, str, tree)["a"] == ["1", None]
+
+
+# --- the compiler ---------------------------------------------------------------------------------
+
+
+@shows("is_compiling")
+def is_off_in_eager_mode() -> None:
+    assert not private_compiler.is_compiling()
+
+
+@shows("unreadable")
+def is_on_in_make_fx() -> None:
+    found = []
+    assert not private_compiler.unreadable()
+    make_fx(lambda x: (found.append(private_compiler.unreadable()), x + 1)[1])(torch.ones(2))
+    assert found == [True]
+    assert not private_compiler.unreadable()
+
+
+@shows("without_modes")
+def makes_values_real() -> None:
+    found = []
+
+    def f(x: Tensor) -> Tensor:
+        with private_compiler.without_modes():
+            found.append(torch.arange(3).tolist())
+        return x + 1
+
+    graph = make_fx(f, tracing_mode="fake")(torch.ones(2))
+    assert found[-1] == [0, 1, 2]
+    assert "arange" not in graph.code
+
+
+@shows("COMPILER")
+def is_not_imported_by_attrfn() -> None:
+    code = "import sys, attrfn; print([m in sys.modules for m in sys.argv[1:]])"
+    names = [private_compiler.COMPILER, "torch._inductor"]
+    ran = subprocess.run([sys.executable, "-c", code, *names], stdout=subprocess.PIPE, text=True)
+    assert ran.stdout.strip() == "[False, False]"
+
+
+@shows("is_compiling", "MARK_OF_CONSTANT", "allow_in_graph", table=COMPILING)
+def are_known_to_the_compiler() -> None:
+    calls = []
+
+    def constant() -> int:
+        calls.append(1)
+        return len(calls)
+
+    setattr(constant, private_compiler.MARK_OF_CONSTANT, True)
+
+    def whole(x: Tensor) -> Tensor:
+        return x * 2
+
+    private_compiler.allow_in_graph(whole)
+    seen = []
+
+    def backend(graph, example):
+        seen.extend([n.target for n in graph.graph.nodes if n.op == "call_function"])
+        return graph.forward
+
+    def f(x: Tensor) -> Tensor:
+        return whole(x) + constant() if private_compiler.is_compiling() else x
+
+    g = torch.compile(f, backend=backend, fullgraph=True)
+    assert torch.equal(g(torch.ones(2)), torch.full((2,), 3.0))
+    assert torch.equal(g(torch.ones(2)), torch.full((2,), 3.0))
+    assert whole in seen
+
+
+@shows("own_code", "guard_failures", "limit_errors", "recompile_limit", table=COMPILING)
+def count_by_code_object() -> None:
+    def make() -> Callable[[Tensor, int], Tensor]:
+        return private_compiler.own_code(lambda x, flag: x + len(flag))
+
+    first, second = make(), make()
+    assert first.__code__ is not second.__code__
+    name, limit = private_compiler.recompile_limit()
+    assert operator.attrgetter(name.removeprefix("torch."))(torch) == limit
+    compiled = torch.compile(first, backend="eager", fullgraph=True)
+    for i in range(limit):
+        compiled(torch.ones(2), "a" * i)
+    with pytest.raises(private_compiler.limit_errors()):
+        compiled(torch.ones(2), "a" * limit)
+    assert "flag" in private_compiler.guard_failures(first.__code__)[-1]
+    assert private_compiler.guard_failures(second.__code__) == []
+    torch.compile(second, backend="eager", fullgraph=True)(torch.ones(2), "a")
+
+
+@shows("compiler_error", "RAISED", table=COMPILING)
+def tell_what_stopped_the_compiler() -> None:
+    def stops(x: Tensor) -> Tensor:
+        raise ValueError("of the user")
+
+    with pytest.raises(private_compiler.compiler_error()) as raised:
+        torch.compile(stops, backend="eager", fullgraph=True)(torch.ones(2))
+    assert f"{private_compiler.RAISED}ValueError" in str(raised.value)
+
+
+@shows("uncompiled", "COMPILED_CALL", "COMPILED_MODULE", table=COMPILING)
+def hold_what_was_compiled() -> None:
+    def f(x: Tensor) -> Tensor:
+        return x
+
+    assert private_compiler.uncompiled(f) is f
+    assert private_compiler.uncompiled(torch.compile(f, backend="eager")) is f
+    linear = nn.Linear(2, 2)
+    outer = torch.compile(linear, backend="eager")
+    assert private.slots(outer, private.MODULES) == {private.COMPILED_MODULE: linear}
+    linear.compile(backend="eager")
+    assert vars(linear)[private.COMPILED_CALL] is not None
+
+
+@shows("mode_options", table=COMPILING)
+def are_what_a_mode_stands_for() -> None:
+    assert private_compiler.mode_options("reduce-overhead", None) == {"triton.cudagraphs": True}
+    with pytest.raises(RuntimeError, match="Unrecognized mode"):
+        private_compiler.mode_options("none", None)
+
+
+@shows("GUARDS_OF_IDENTITY", "GUARDED_BUILTINS", "guarded_package", table=COMPILING)
+def are_in_the_names_of_guards() -> None:
+    guards: list[tuple[str, str]] = []
+
+    def watch(found):
+        guards.extend([(g.guard_type, g.name) for g in found])
+        return [True] * len(found)
+
+    model = nn.Sequential(nn.Linear(2, 2))
+    torch.compile(
+        lambda x: attrfn.gradient(model, x, target=0),
+        backend="eager",
+        fullgraph=True,
+        options={"guard_filter_fn": watch},
+    )(torch.ones(1, 2))
+    names = [name for _, name in guards]
+    assert private_compiler.GUARDS_OF_IDENTITY & {kind for kind, _ in guards}
+    starts = (private_compiler.guarded_package("attrfn"), private_compiler.GUARDED_BUILTINS)
+    assert all(any(name.startswith(start) for name in names) for start in starts)

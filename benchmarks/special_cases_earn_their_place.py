@@ -28,7 +28,7 @@ from attrfn._copies import chunks
 from attrfn._explain import masked
 from attrfn._methods import gradient_shap, lime, noise_tunnel, rise
 from attrfn._model import bind, private_copy
-from attrfn._random import philox
+from attrfn._random import draws, philox
 from attrfn._rules import decompositions
 from attrfn._torch import decomposed
 
@@ -135,9 +135,10 @@ def no_fused() -> Sequence[contextlib.AbstractContextManager[Any]]:
 def always_new() -> Sequence[contextlib.AbstractContextManager[Any]]:
     def take(self: Any) -> Any:
         none = [None] * len(self.layers)
-        return bind._Kept(*bind._shells(self.src, self.layers, none, True, self.fused), ready=False)
+        private = bind._private_copy(self.src, self.layers, none, True, self.fused)
+        return bind._Built(*private, ready=False)
 
-    return put(bind.Again, _take=take)
+    return put(bind.Reused, _take=take)
 
 
 SMALL = ("MLP", "CNN", "transformer")
@@ -190,7 +191,7 @@ CASES = [
     ),
     Case(
         "random: erfinv as a polynomial in compiled code",
-        lambda: put(attrfn_random, erfinv=torch.erfinv),
+        lambda: put(draws, erfinv=torch.erfinv),
         [
             Row("MLP", 16, "gradient_shap", {"n_samples": 8, "stdevs": 0.1}, False, "inductor"),
         ],
@@ -221,12 +222,12 @@ CASES = [
     ),
     Case(
         "the first chunk as large as usually fits",
-        lambda: put(chunks, first_copies=lambda x: 0),
+        lambda: put(chunks, unmeasured_copies=lambda x: 0),
         on("integrated_gradients", *[(net, b) for net in SMALL for b in (1, 16)], n_steps=32),
     ),
     Case(
         "small results left out where a chunk is measured",
-        lambda: put(chunks, _NOTHING=0),
+        lambda: put(chunks, _NEGLIGIBLE=0),
         on("integrated_gradients", ("transformer", 16), ("EfficientNet", 1), n_steps=8),
     ),
     Case(

@@ -17,7 +17,7 @@ from torch._dynamo import testing
 from zoo import make, randn, same_state, state
 
 import attrfn
-from attrfn._compile import dynamo as capture
+from attrfn._compile import dynamo
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
@@ -152,14 +152,14 @@ def test_every_graph_is_guarded_on_what_may_change_only(
     mode: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also the second, which is made for other settings of autograd."""
-    left_out, needed = [], capture.needed
+    left_out, needed = [], dynamo.needed_guards
 
     def watched(guards: Sequence[Any]) -> list[bool]:
         keep = needed(guards)
         left_out.append(len(guards) - sum(keep))
         return keep
 
-    monkeypatch.setattr(capture, "needed", watched)
+    monkeypatch.setattr(dynamo, "needed_guards", watched)
     model, x = make(_linear), randn(3, 4)
     explain = attrfn.compile(attrfn.gradient, model, target=1, mode=mode)
     explain(x)
@@ -175,9 +175,9 @@ def test_modes_of_torch_compile_are_passed_on() -> None:
     assert_close(explain(x, target=1), attrfn.saliency(model, x, target=1))
     with pytest.raises(RuntimeError, match="Unrecognized mode"):
         attrfn.compile(attrfn.saliency, model, mode="fastest")
-    given = capture.settings("inductor", "reduce-overhead", None)
-    assert given["options"] == {"guard_filter_fn": capture.needed, "triton.cudagraphs": True}
-    assert capture.settings("eager", "reduce-overhead", None)["mode"] == "reduce-overhead"
+    given = dynamo.settings("inductor", "reduce-overhead", None)
+    assert given["options"] == {"guard_filter_fn": dynamo.needed_guards, "triton.cudagraphs": True}
+    assert dynamo.settings("eager", "reduce-overhead", None)["mode"] == "reduce-overhead"
 
 
 def test_model_stays_as_it_was() -> None:
@@ -228,7 +228,7 @@ def test_an_int_target_keeps_its_range(method: Any, target: int) -> None:
 
 
 def test_an_unknown_option_is_named_at_once() -> None:
-    message = r"n_step is no option of integrated_gradients, expected .* did you mean 'n_steps'"
+    message = r"n_step is not an option of integrated_gradients, expected .* did you mean 'n_steps'"
     with pytest.raises(TypeError, match=message):
         attrfn.compile(attrfn.integrated_gradients, torch.sin, n_step=3)
     with pytest.raises(TypeError, match=message):

@@ -307,7 +307,7 @@ def test_options_are_keywords():
 def test_layers(name):
     for wrong in (1, None, nn.Linear):
         refused(TypeError, r"^layer is a \w+, expected a module of the mod", run, name, layer=wrong)
-    refused(ValueError, r"^layer '7' is no part of Sequential", run, name, layer="7")
+    refused(ValueError, r"^layer '7' is not part of Sequential", run, name, layer="7")
     refused(ValueError, r"^at is 'out', expected 'input' or 'output'", run, name, at="out")
     refused(ValueError, r"^call is -1, expected None \(all calls\) or an int o", run, name, call=-1)
     refused(ValueError, r"^layer '1' was called 1 time\(s\), so call=1 does not", run, name, call=1)

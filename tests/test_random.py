@@ -11,8 +11,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from attrfn import random
-from attrfn._random import erfinv, philox
+from attrfn._random import draws, erfinv, philox
 from attrfn.random import (
     as_key,
     bernoulli,
@@ -392,7 +391,7 @@ def test_uniform_stays_in_its_range(dtype: torch.dtype, low: float, width: float
 @pytest.mark.parametrize("high", [1.0, 2.0, 0.3, 3.3, 1000.0, 0.0, -1.0, -0.7, -1.5])
 def test_the_upper_bound_is_the_number_below_maxval(dtype: torch.dtype, high: float) -> None:
     top = torch.tensor(high, dtype=dtype)
-    bound = random._largest_below(-5000.0, high, dtype, top.device)
+    bound = draws._largest_below(-5000.0, high, dtype, top.device)
     try:
         expected = torch.nextafter(top, torch.tensor(-5000.0, dtype=dtype))
     except RuntimeError:

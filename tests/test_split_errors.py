@@ -23,16 +23,16 @@ def test_layers_that_do_not_exist():
     for wrong, message in [
         (
             "blocks.1.atc",
-            r"layer 'blocks\.1\.atc' is no part of Residual: did you mean 'blocks\.1\.act'",
+            r"layer 'blocks\.1\.atc' is not part of Residual: did you mean 'blocks\.1\.act'",
         ),
-        ("block", r"layer 'block' is no part of Residual: did you mean 'blocks"),
-        ("stm", r"layer 'stm' is no part of Residual: did you mean 'stem'"),
-        ("qqqqqqqq", r"layer 'qqqqqqqq' is no part of Residual: see named_modules\(\)"),
+        ("block", r"layer 'block' is not part of Residual: did you mean 'blocks"),
+        ("stm", r"layer 'stm' is not part of Residual: did you mean 'stem'"),
+        ("qqqqqqqq", r"layer 'qqqqqqqq' is not part of Residual: see named_modules\(\)"),
         (
             nn.Linear(2, 2),
-            r"layer Linear is no part of Residual: give one of its modules or the qual",
+            r"layer Linear is not part of Residual: give one of its modules or the qual",
         ),
-        (["stem", "ot"], r"layer 'ot' is no part of Residual: did you mean 'out'"),
+        (["stem", "ot"], r"layer 'ot' is not part of Residual: did you mean 'out'"),
     ]:
         with pytest.raises(ValueError, match=message):
             attrfn.split(model, wrong).head(x)
@@ -124,12 +124,12 @@ def test_calls_that_do_not_happen():
 def test_scripted_layers():
     model, x = zoo.mlp(), randn(3, 4)
     scripted = torch.jit.script(model)
-    with pytest.raises(ValueError, match=r"layer '1' (is no part of|was not called)"):
+    with pytest.raises(ValueError, match=r"layer '1' (is not part of|was not called)"):
         attrfn.split(scripted, "1").head(x)
     mixed = nn.Sequential(scripted, nn.Linear(3, 2).double())
-    with pytest.raises(ValueError, match=r"layer '0\.1' (is no part of|was not called)"):
+    with pytest.raises(ValueError, match=r"layer '0\.1' (is not part of|was not called)"):
         attrfn.split(mixed, "0.1").head(x)
-    with pytest.raises(ValueError, match=r"layer '0' (is no part of|was not called)"):
+    with pytest.raises(ValueError, match=r"layer '0' (is not part of|was not called)"):
         attrfn.split(mixed, "0").head(x)
     # but the model can be explained, and its other layers
     equal(attrfn.gradient(scripted, x, target=1), attrfn.gradient(model, x, target=1))

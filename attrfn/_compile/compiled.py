@@ -14,10 +14,10 @@ from torch import Tensor
 
 from attrfn._compile.dynamo import (
     check_options,
+    not_captured,
     parameters,
     settings,
     too_often,
-    why,
 )
 from attrfn._compile.static_chunks import shapes, static_size
 from attrfn._explain.introspect import is_ours
@@ -30,8 +30,9 @@ from attrfn._torch.private_compiler import compiler_error, limit_errors, own_cod
 from attrfn._torch.typing import ChunkSize, ModelFn, Tree
 
 Graph = Callable[[Tree, Mapping[str, Any]], Any]
-_PLAIN = (bool, int, float, str, type(None))
-_OVERWRITE = ("reduce-overhead", "max-autotune")  # CUDA graphs: outputs last until the next call
+_WITHOUT_TENSORS = (bool, int, float, str, type(None))
+# Modes with CUDA graphs, whose outputs live in memory that the next call overwrites.
+_OVERWRITE = ("reduce-overhead", "max-autotune")
 
 
 class CompileError(RuntimeError):
@@ -49,18 +50,18 @@ def compile(
 ) -> Callable[..., Any]:
     """A method and a model as one compiled function ``(inputs, **changing) -> attributions``.
 
-    All steps, samples, masks and their sum are one graph. Parameters are inputs of the graph, so
-    that training the model compiles nothing anew; and after a second batch size nor does a third.
-    The first call compiles, in seconds to minutes.
+    All steps, samples, masks and their sum are one graph. The first call compiles, in seconds to
+    minutes. Parameters are inputs of the graph, so that training does not recompile. A second batch
+    size compiles once more, for all further sizes.
 
-    The attributions have a graph where one of the tensors given to the call requires a gradient, or
-    with ``create_graph=True``, and inside transforms; they are computed with less work where not.
+    The attributions can be differentiated if a tensor given to the call requires a gradient, with
+    ``create_graph=True``, and inside transforms. Otherwise they are computed with less work.
 
-    Where a method's ``chunk_size`` is "auto", its loop over chunks is written out in the graph. So
-    the size is chosen before, once for each new shape of the inputs, by a plain call of the model:
-    all copies where memory holds them, else a power of two, with at most 32 chunks. Another size
-    is another graph, and a size that is up to four times too small is kept: few graphs arise while
-    batches grow. Give ``chunk_size`` to have a certain one (a :func:`noise_tunnel` needs its own).
+    The loop over chunks is unrolled in the graph, so ``chunk_size="auto"`` is settled before: once
+    for each new shape of the inputs, by a measured call of the model. It becomes all copies if
+    memory holds them, else a power of two with at most 32 chunks. Another size is another graph,
+    but a size up to four times too small is reused, so that growing batches need few graphs. Give
+    ``chunk_size`` to choose it yourself (the method inside a :func:`noise_tunnel` has its own).
 
     Args:
         method: A method of attrfn, or a function with the same arguments.
@@ -70,19 +71,19 @@ def compile(
             (CUDA graphs; the attributions are copied, so that the next call does not overwrite
             them).
         dynamic: What ``torch.compile`` takes: None compiles for one batch size first and for all
-            when a second one comes, True for all at once, False for each.
+            sizes at the second one, True for all sizes at once, False for each size.
         **options: Options of the method that do not change, such as ``n_steps``.
 
     Returns:
-        A function of the inputs. Its keyword arguments are further options of the method, tensors
-        above all: targets, baselines, keys. A target that is an int does not compile anew; its
-        range is checked where the model returns (B, K), that of a tensor is not.
+        A function of the inputs. Its keyword arguments are further options of the method, above
+        all tensors: targets, baselines, keys. Another int target does not recompile; its range is
+        checked if the model returns (B, K), and that of a tensor is not.
 
     Raises:
         TypeError: ``method`` or ``model_fn`` cannot be called, or the method has no such option.
         RuntimeError: This torch is older than 2.12.
         CompileError: (When called) torch cannot capture the method on this model in one graph.
-            What the method itself raises is raised as it is.
+            The method's own errors are raised unchanged.
 
     Example:
         >>> import torch, attrfn
@@ -102,7 +103,7 @@ def compile(
     check_options(method, options)
     how = functools.partial(settings, backend, mode, dynamic)
     compiled = _Compiled(method, model_fn, options, how, overwrites=mode in _OVERWRITE)
-    compiled.graph("given")  # refuses unknown settings
+    compiled.graph("given")  # torch.compile refuses unknown settings here and not in the first call
     return lambda inputs, **changing: compiled(inputs, changing)
 
 
@@ -112,10 +113,14 @@ class _Compiled:
     Args:
         method: The method.
         model_fn: The model function.
-        options: What does not change.
-        how: Makes the arguments of torch.compile.
-        overwrites: Whether the next call overwrites what this one returns.
+        options: The options that do not change.
+        how: Makes the arguments of torch.compile, which changes those that it is given.
+        overwrites: Whether the next call overwrites the attributions of this one.
     """
+
+    # What torch.compile would decide in the graph, each call decides here before it, in plain
+    # Python: the size of chunks (a graph cannot measure), whether the result may be differentiated,
+    # and the check of an int target, which enters the graph as a tensor so that it is no guard.
 
     def __init__(
         self,
@@ -129,12 +134,13 @@ class _Compiled:
         self.method = method
         self.model_fn = model_fn
         self.options = options
-        self.holding = [v for v in options.values() if not isinstance(v, _PLAIN)]
+        self.holding = [v for v in options.values() if not isinstance(v, _WITHOUT_TENSORS)]
         self.how = how
         self.overwrites = overwrites
         takes = parameters(method)
         self.known = frozenset(takes)
         self.chunk_size = takes["chunk_size"].default if "chunk_size" in takes else None
+        # Another library's create_graph may mean something else than ours.
         self.promises = "create_graph" in takes and is_ours(method)
         self.sizes: dict[object, ChunkSize] = {}
         self.widths: dict[object, int | None] = {}
@@ -160,45 +166,49 @@ class _Compiled:
             raise CompileError(too_often(self.method, code)) from error
         except compiler_error() as error:
             failure = error
-        self.run(inputs, changing)  # its own error has numbers where the compiler has symbols
-        raise CompileError(why(self.method, failure)) from failure
+        # The compiler also wraps errors of the method and the model. In eager mode these come as
+        # they are, with numbers where the compiler has symbols.
+        self.run(inputs, changing)
+        raise CompileError(not_captured(self.method, failure)) from failure
 
     def run(self, inputs: Tree, changing: Mapping[str, Any]) -> Any:
         """The method itself."""
         return self.method(self.model_fn, inputs, **{**self.options, **changing})
 
     def index(self, inputs: Tree, target: int) -> Tensor:
-        """An int target as a tensor, after a look at the outputs, whose size no graph checks."""
+        """An int target as a tensor, after a check against the size of the outputs."""
+        # A graph cannot check a tensor of indices, and an index out of range may read other memory.
         leaves = flatten(inputs)[0]
-        place = tuple([t.shape[1:] for t in leaves])
-        if place not in self.widths and not transforming() and all(t.numel() for t in leaves):
-            self.widths[place] = output_width(bind(uncompiled(self.model_fn), frozen=True), inputs)
-        width = self.widths.get(place)
+        shape = tuple([t.shape[1:] for t in leaves])
+        if shape not in self.widths and not transforming() and all(t.numel() for t in leaves):
+            self.widths[shape] = output_width(bind(uncompiled(self.model_fn), frozen=True), inputs)
+        width = self.widths.get(shape)
         if width is not None and not -width <= target < width:
             select(torch.zeros(1, width), (target,), 1)  # raises
         return torch.full((), target, device=leaves[0].device)
 
     def size(self, inputs: Tree, changing: dict[str, Any]) -> Any:
-        """The size of chunks in the graph, or "given" where the options say it."""
-        every = {**self.options, **changing}
-        size = every.get("chunk_size", self.chunk_size)
+        """The size of chunks in the graph, or "given" if the options determine it."""
+        options = {**self.options, **changing}
+        size = options.get("chunk_size", self.chunk_size)
         if size != "auto":
             return changing.get("chunk_size", "given")
-        if every.get("batching") == "loop" or transforming():
+        if options.get("batching") == "loop" or transforming():
             return "given"
+        # A target and a key change in each call and take no memory.
         others = {k: v for k, v in changing.items() if k not in ("target", "key")}
-        place = shapes((inputs, others))
-        if place not in self.sizes:
-            self.sizes[place] = static_size(
+        shape = shapes((inputs, others))
+        if shape not in self.sizes:
+            self.sizes[shape] = static_size(
                 lambda ask: self.run(inputs, {**changing, "chunk_size": ask}),
                 self.model_fn,
                 inputs,
                 {size for size, _ in self.graphs if isinstance(size, int)},
             )
-        return self.sizes[place]
+        return self.sizes[shape]
 
     def undifferentiated(self, inputs: Tree, changing: dict[str, Any]) -> bool:
-        """Whether nobody can differentiate the attributions."""
+        """Whether the attributions cannot be differentiated, so that rules save a run."""
         if not self.promises or "create_graph" in {**self.options, **changing} or transforming():
             return False
         if not torch.is_grad_enabled():
@@ -212,6 +222,8 @@ class _Compiled:
             fixed = {} if size == "given" else {"chunk_size": size}
             fixed |= {"create_graph": None} if undifferentiated else {}
 
+            # torch.compile changes what it knows of a function with each compilation, and its
+            # limit counts them: a size of chunks is a function by itself.
             def attribute(inputs: Tree, changing: Mapping[str, Any]) -> Any:
                 return self.run(inputs, {**changing, **fixed})
 
@@ -222,7 +234,7 @@ class _Compiled:
 
 
 def _tensors(tree: Any) -> list[Tensor]:
-    """The tensors of a tree; optree is not asked where it is plain to see."""
+    """The tensors of a tree; the common cases without a call of optree."""
     if isinstance(tree, Tensor):
         return [tree]
     if type(tree) in (dict, list) and not tree:

@@ -1,4 +1,4 @@
-"""What torch.compile makes of a function, and its errors in the user's terms."""
+"""How torch.compile is called, and its errors in the user's terms."""
 
 from __future__ import annotations
 
@@ -23,21 +23,20 @@ from attrfn._torch.private_compiler import (
 )
 
 _FRAME = re.compile(r'File "(.+)", line (\d+)')
-_INNER = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
-# Leaving these out wins 1.1 to 1.2: layer_activation of the MLP, batch 1, compiled, in
-# benchmarks/special_cases_earn_their_place.py.
+_NOT_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
+# The starts of the names of guards on the library itself, on optree and on Python.
 _LASTING = (guarded_package("attrfn"), guarded_package("optree"), GUARDED_BUILTINS)
-_CLONES = "._CLONES."  # private copies of modules, but what they hold may be the user's
+_IN_CLONE = "._CLONES."
 
 
-def needed(guards: Sequence[Any]) -> list[bool]:
-    """Which of torch.compile's guards are looked at before each call.
-
-    Not whether functions and classes of this library, of optree and of Python itself are the same
-    still: these never fail, and are many.
-    """
+def needed_guards(guards: Sequence[Any]) -> list[bool]:
+    """Which of torch.compile's guards are checked before each call: those that can fail."""
+    # Many guards ask whether functions and classes of the library, of optree and of Python are
+    # still the same. These never fail, and to leave them out wins 1.1 to 1.2: layer_activation of
+    # the MLP, batch 1, compiled, in benchmarks/special_cases_earn_their_place.py. Guards on a clone
+    # stay, because its attributes may be the user's objects.
     return [
-        _CLONES in guard.name
+        _IN_CLONE in guard.name
         or guard.guard_type not in GUARDS_OF_IDENTITY
         or not guard.name.startswith(_LASTING)
         for guard in guards
@@ -47,22 +46,24 @@ def needed(guards: Sequence[Any]) -> list[bool]:
 def settings(
     backend: str | Callable[..., Any], mode: str | None, dynamic: bool | None
 ) -> dict[str, Any]:
-    """New arguments for ``torch.compile``, which takes a mode or options and empties the options.
+    """New arguments for ``torch.compile``, which empties the dict of options that it is given.
 
     Raises:
         RuntimeError: The mode is unknown.
     """
     how: dict[str, Any] = {"backend": backend, "dynamic": dynamic}
+    # torch.compile takes a mode or options, not both. A mode of Inductor is a set of options, which
+    # the filter of guards can join; other backends have no such list.
     if mode is not None and backend != "inductor":
         return how | {"mode": mode}
-    options: dict[str, Any] = {"guard_filter_fn": needed}
+    options: dict[str, Any] = {"guard_filter_fn": needed_guards}
     if mode is not None:
         options |= mode_options(mode, dynamic)
     return how | {"options": options}
 
 
 def parameters(method: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The options of a method; none where they cannot be known."""
+    """The options of a method; none if its signature is unknown."""
     try:
         takes = inspect.signature(method).parameters
     except (TypeError, ValueError):
@@ -71,10 +72,10 @@ def parameters(method: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 
 def check_options(method: Callable[..., Any], options: Mapping[str, Any]) -> None:
-    """Refuse what the compiler would not name.
+    """Refuse unknown options by name; the compiler's error would not name them.
 
     Raises:
-        TypeError: The method has no option of this name.
+        TypeError: The method does not have an option of this name.
     """
     takes = parameters(method)
     if not takes or any(p.kind is p.VAR_KEYWORD for p in takes.values()):
@@ -84,13 +85,13 @@ def check_options(method: Callable[..., Any], options: Mapping[str, Any]) -> Non
             near = difflib.get_close_matches(option, takes, n=1)
             hint = f": did you mean {near[0]!r}?" if near else ""
             raise TypeError(
-                f"{option} is no option of {_name(method)}, expected some of "
+                f"{option} is not an option of {_name(method)}, expected some of "
                 f"{', '.join(takes)}{hint}"
             )
 
 
 def too_often(method: Callable[..., Any], code: types.CodeType) -> str:
-    """One sentence: what was another at each call."""
+    """One sentence: what changed from call to call."""
     reasons = guard_failures(code) or ["unknown"]
     changed = reasons[-1].strip().splitlines()[0]
     limit, times = recompile_limit()
@@ -104,13 +105,14 @@ def _name(method: Callable[..., Any]) -> str:
     return getattr(method, "__name__", type(method).__name__)
 
 
-def why(method: Callable[..., Any], error: Exception) -> str:
+def not_captured(method: Callable[..., Any], error: Exception) -> str:
     """One sentence: what could not be captured, and where in the user's code."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     raised = [line.split(RAISED, 1)[1] for line in lines if RAISED in line]
     why = (raised or lines or [type(error).__name__])[0]
-    places = [found for line in lines if (found := _FRAME.match(line))]
-    users = [found for found in places if not found[1].startswith(_INNER)]
+    frames = [found for line in lines if (found := _FRAME.match(line))]
+    users = [found for found in frames if not found[1].startswith(_NOT_USERS)]
+    # The frames are in the order of the calls: the last of the user's is the nearest to the cause.
     place = f" ({Path(users[-1][1]).name}, line {users[-1][2]})" if users else ""
     name = _name(method)
     return (

@@ -1,4 +1,8 @@
-"""Sizes of chunks for compiled code, which cannot measure: found before, and few different ones."""
+"""Sizes of chunks for compiled code, found before it runs, because a graph cannot measure.
+
+Each size is another graph, which takes seconds to minutes to compile. So sizes are powers of two,
+and one that was compiled is reused where it is about right.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +19,12 @@ from attrfn._explain.tree import call_model, flatten
 from attrfn._model.bind import bind, uncompiled
 from attrfn._torch.typing import ModelFn, Tree
 
-MOST = 32  # chunks in a graph: the loop over them is unrolled
-_ALIKE = 4  # a size that is at most so many times too small serves, too
+# Chunks in a graph. The loop over them is unrolled, and the time to compile grows with them; with
+# fewer, each takes more memory.
+MOST = 32
+# A known size that is at most so many times too small is taken. A smaller chunk costs some speed,
+# another graph costs a compilation.
+_ALIKE = 4
 
 
 def static_size(
@@ -30,42 +38,43 @@ def static_size(
         run: Calls the method on the inputs with the ``chunk_size`` that it is given.
         model_fn: The model function.
         inputs: Its inputs.
-        known: Sizes for which there is a graph; one of them is taken where it is about right.
+        known: Sizes that have a graph; one of them is taken if it is about right.
     """
-    found = demand_of(run)
+    demand = demand_of(run)
     leaves = flatten(inputs)[0]
-    if found is None or leaves[0].shape[0] == 0:
+    if demand is None or leaves[0].shape[0] == 0:
         return None
-    most = budget(leaves[0].device)
-    if unmeasured_copies(leaves) >= found.copies:
+    if unmeasured_copies(leaves) >= demand.copies:
         return None
-    size = rounded(found.copies, most // one_copy(model_fn, inputs, found))
+    fit = budget(leaves[0].device) // one_copy(model_fn, inputs, demand)
+    size = rounded(demand.copies, fit)
     if size is None:
         return None
     return max([k for k in known if size // _ALIKE <= k <= size], default=size)
 
 
 def rounded(copies: int, fit: int) -> int | None:
-    """The power of two below what fits, so large that there are at most ``MOST`` chunks."""
+    """The largest power of two that fits, or a larger one for at most ``MOST`` chunks."""
+    # The limit on chunks wins over memory, because each chunk adds its compile time to the graph.
     below = 1 << (max(1, fit).bit_length() - 1)
     size = max(below, 1 << (-(-copies // MOST) - 1).bit_length())
     return None if max(size, fit) >= copies else size
 
 
-def one_copy(model_fn: ModelFn, inputs: Tree, of: Demand) -> int:
-    """The bytes that one copy of the batch takes, with what is kept for the backward passes."""
+def one_copy(model_fn: ModelFn, inputs: Tree, demand: Demand) -> int:
+    """The bytes that one copy of the batch takes, with the results kept for backward passes."""
     leaves, rebuild = flatten(inputs)
     frozen = any(t.is_floating_point() for t in leaves)
-    model = bind(uncompiled(model_fn), frozen=frozen, forward_only=not of.backward)
-    with torch.inference_mode(False), torch.set_grad_enabled(of.backward), Peak() as peak:
-        x = [_leaf(t, of.backward) for t in leaves]
+    model = bind(uncompiled(model_fn), frozen=frozen, forward_only=not demand.backward)
+    with torch.inference_mode(False), torch.set_grad_enabled(demand.backward), Peak() as peak:
+        x = [_leaf(t, demand.backward) for t in leaves]
         call_model(model, rebuild(x), fresh=True)
     took: int = max(1, peak.bytes)
-    return took * of.passes
+    return took * demand.passes
 
 
 def shapes(tree: Tree) -> object:
-    """What a size depends on: kinds and shapes of tensors, values of what is not."""
+    """What a size depends on: the shapes of tensors, the values of other leaves."""
     leaves, spec = optree.tree_flatten(tree)
     return spec, tuple([_shape(leaf) for leaf in leaves])
 

@@ -1,1 +1,1 @@
-"""Many copies of a batch: folded, vmapped or looped over, in chunks of bounded memory."""
+"""Many copies of a batch: folded, vmapped or in a loop, in chunks of bounded memory."""

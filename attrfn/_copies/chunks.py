@@ -1,8 +1,7 @@
-"""Chunks of copies: as many of them at once as asked for, or as memory holds."""
+"""Chunks of copies: as many at once as the user asks for, or as memory holds."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -15,9 +14,15 @@ from attrfn._torch.autodiff import transforming
 from attrfn._torch.compiling import is_compiling
 from attrfn._torch.typing import Batching, ChunkSize, Leaves
 
-_SMALL = 2**20
-_KEPT = 4  # times as much for what a backward pass needs, which leaves the caches anyway
-_NOTHING = 2**17  # bytes, beside what a chunk may take
+# Elements up to which the draws or masks of all chunks are made at once, a few MiB: one call in
+# place of one for each chunk, and small beside what a chunk takes.
+_MADE_AT_ONCE = 2**20
+# With a backward pass a chunk on a CPU may take this many times the budget. The results wait for
+# the backward pass and leave the caches in any case, so more rows for a call cost nothing there.
+_ROOM_WITH_BACKWARD = 4
+# Smaller results are not counted where a chunk is measured: a call has many of them, each costs as
+# much to count as a large one, and all together are little beside the budget.
+_NEGLIGIBLE = 2**17
 T = TypeVar("T")
 
 
@@ -25,13 +30,14 @@ class Chunks(NamedTuple):
     """How many copies of a batch are evaluated at once, and in which way.
 
     Attributes:
-        size: ``None`` (all), a number, or ``"auto"``: what memory holds, known or measured on the
-            first chunk; where memory runs out it halves. Inside a transform ``"auto"`` means all.
+        size: ``None`` (all), a number, or ``"auto"``: as many as memory holds, which is known or
+            measured on the first chunk; if memory runs out, half as many. Inside a transform
+            ``"auto"`` means all.
         batching: ``"fold"`` into the batch, ``"vmap"`` or ``"loop"`` (one by one).
         progress: Show a bar.
-        label: What the bar says.
-        backward: Whether a backward pass follows, for which results of operations are kept.
-        passes: How many times as much as one pass of the model a copy keeps.
+        label: The text of the bar.
+        backward: Whether a backward pass follows, which keeps the results of operations.
+        passes: The number of passes of the model whose results a copy keeps.
     """
 
     size: ChunkSize | Ask
@@ -43,7 +49,7 @@ class Chunks(NamedTuple):
 
 
 class Demand(NamedTuple):
-    """What a method asks of :func:`over_chunks`: its copies of the batch, and what they keep."""
+    """What a method asks of :func:`over_chunks`: copies of the batch, and the results they keep."""
 
     copies: int
     backward: bool
@@ -51,14 +57,14 @@ class Demand(NamedTuple):
 
 
 class Ask:
-    """In the place of a size: :func:`over_chunks` answers with the demand and evaluates nothing."""
+    """In place of a size: :func:`over_chunks` answers with the demand and evaluates nothing."""
 
 
 class _Answer(BaseException):
-    """Carries a demand from :func:`over_chunks` past the method, which has no use for it.
+    """Carries a demand from :func:`over_chunks` past the method to :func:`demand_of`."""
 
-    No result could stand for the missing one: methods check their sums, and solve equations.
-    """
+    # An exception, because no value could stand for the missing result: methods check sums and
+    # solve equations. A BaseException, because a method or a model may catch Exception.
 
     def __init__(self, to: Ask, demand: Demand) -> None:
         super().__init__()
@@ -67,7 +73,7 @@ class _Answer(BaseException):
 
 
 def demand_of(run: Callable[[Any], object]) -> Demand | None:
-    """What a method asks of :func:`over_chunks` first; None where it never gets there.
+    """What a method first asks of :func:`over_chunks`; None if it does not call that.
 
     Args:
         run: Calls the method with the ``chunk_size`` that it is given.
@@ -76,14 +82,14 @@ def demand_of(run: Callable[[Any], object]) -> Demand | None:
     try:
         run(ask)
     except _Answer as answer:
-        if answer.to is not ask:
+        if answer.to is not ask:  # of a demand that surrounds this one
             raise
         return answer.demand
     return None
 
 
 def over_chunks(
-    part: Callable[[slice], T],
+    evaluate: Callable[[slice], T],
     merge: Callable[[T, T], T],
     n: int,
     chunks: Chunks,
@@ -91,20 +97,21 @@ def over_chunks(
     one_copy: int = 0,
     x: Leaves = (),
 ) -> T:
-    """``part(0..a) + part(a..b) + ... + part(y..n)`` with ``merge`` for the plus.
+    """``evaluate(0..a) + evaluate(a..b) + ... + evaluate(y..n)`` with ``merge`` for the plus.
 
     Args:
-        part: From a slice of 0..n to its result; where memory runs out and the size is ``"auto"``
-            it is called again with a shorter slice, and the results so far are kept.
+        evaluate: From a slice of 0..n to its result. If memory runs out and the size is ``"auto"``,
+            it is called again with a shorter slice; the results so far stay.
         merge: From the result so far and the next one to both together.
         n: The number of copies, at least 1.
         chunks: How many at once.
-        device: Where the memory is.
-        one_copy: The bytes that a copy takes, if they are known and not to be measured.
-        x: What is copied: the first chunk is measured, and has as many copies as usually fit.
+        device: The device whose memory counts.
+        one_copy: The bytes that a copy takes if they are known, else 0: the first chunk is
+            measured.
+        x: The tensors that are copied: they tell the size of a first chunk that is measured.
 
     Raises:
-        ValueError: The size is no count, or the batching none of the three.
+        ValueError: The size is not a count, or the batching is none of the three.
     """
     if isinstance(chunks.size, Ask):
         raise _Answer(chunks.size, Demand(n, chunks.backward, chunks.passes))
@@ -117,25 +124,25 @@ def over_chunks(
             "least 1"
         )
     if not chunks.progress or is_compiling():
-        return _run(part, merge, n, chunks, device, one_copy, x, lambda count: None)
+        return _run(evaluate, merge, n, chunks, device, one_copy, x, lambda count: None)
     with bar(n, chunks.label) as advance:
-        return _run(part, merge, n, chunks, device, one_copy, x, advance)
+        return _run(evaluate, merge, n, chunks, device, one_copy, x, advance)
 
 
 def at_once(make: Callable[[slice], Leaves], n: int, elements: int) -> Callable[[slice], Leaves]:
-    """From slices to what ``make`` gives for them, made in one go where that is small.
+    """The same function of slices, which calls ``make`` once for all if the result is small.
 
     Args:
         make: From a slice of 0..n to tensors (S, ...).
         n: The number of copies.
-        elements: How many elements the tensors of all copies have, about.
+        elements: About how many elements the tensors of all copies have.
     """
-    # Draws in one go win 2.0 to 2.3: gradient_shap of the MLP, batch 1, chunk_size=8, in
+    # Draws at once win 2.0 to 2.3: gradient_shap of the MLP, batch 1, chunk_size=8, in
     # benchmarks/special_cases_earn_their_place.py.
-    if elements > _SMALL:
+    if elements > _MADE_AT_ONCE:
         return make
-    whole = make(slice(0, n))
-    return lambda i: tuple([t[i] for t in whole])
+    of_all = make(slice(0, n))
+    return lambda i: tuple([t[i] for t in of_all])
 
 
 def add(a: Leaves, b: Leaves) -> Leaves:
@@ -144,7 +151,7 @@ def add(a: Leaves, b: Leaves) -> Leaves:
 
 
 def _run(
-    part: Callable[[slice], T],
+    evaluate: Callable[[slice], T],
     merge: Callable[[T, T], T],
     n: int,
     chunks: Chunks,
@@ -153,34 +160,49 @@ def _run(
     x: Leaves,
     advance: Callable[[int], object],
 ) -> T:
+    # The loop is plain Python, which compiled code unrolls. In eager mode "auto" adapts in two
+    # ways. While the bytes of a copy are unknown, a chunk is measured as it runs, and the size of
+    # the others follows; the first chunk is not measured if there is no other. And if memory runs
+    # out all the same, the same copies run again, half as many at once, and the size stays there:
+    # what ran before does not run again. Sizes follow from bytes and never from values or times, so
+    # the same call has the same chunks.
     adapts = chunks.size == "auto" and chunks.batching != "loop" and not transforming()
     size = n if chunks.size in (None, "auto") else int(chunks.size)  # type: ignore[arg-type]
     size = 1 if chunks.batching == "loop" else size
     if adapts:
-        size = budget(device) // one_copy if one_copy else unmeasured_copies(x)
-        size = max(1, size)
-    done: list[T] = []
+        size = max(1, budget(device) // one_copy if one_copy else unmeasured_copies(x))
+    known = one_copy > 0
+    done: list[T] = []  # the result so far, once there is one
     start = 0
     while start < n:
         i = slice(start, min(start + size, n))
-        if adapts:
+        if not adapts:
+            new = evaluate(i)  # not inside of try, which compiled code would have to trace
+        else:
             try:
-                measured = not one_copy and i.stop < n
-                least = min(budget(device) // 64, _NOTHING) if measured else 0
-                with Peak(least) if measured else contextlib.nullcontext() as peak:
-                    new = part(i)
+                if known or i.stop == n:
+                    new = evaluate(i)
+                else:
+                    new, size = _measured(evaluate, i, device)
+                    known = True
             except Exception as error:
                 if size == 1 or not out_of_memory(error):
                     raise
                 size = (i.stop - i.start + 1) // 2
                 continue
-            if peak is not None:
-                one_copy = max(max(peak.bytes, least) // (i.stop - i.start), 1)
-                room = budget(device) * (_KEPT if peak.kept and device.type == "cpu" else 1)
-                size = max(1, room // one_copy)
-        else:
-            new = part(i)
         done = [merge(done[0], new)] if done else [new]
         start = i.stop
         advance(i.stop - i.start)
     return done[0]
+
+
+def _measured(evaluate: Callable[[slice], T], i: slice, device: torch.device) -> tuple[T, int]:
+    """The result of a chunk, and how many copies fit by the bytes that it took."""
+    least = min(budget(device) // 64, _NEGLIGIBLE)
+    with Peak(least) as peak:
+        new = evaluate(i)
+    # Results below ``least`` were not counted, so a copy is taken to have that much at least.
+    one_copy = max(max(peak.bytes, least) // (i.stop - i.start), 1)
+    on_cpu = device.type == "cpu"
+    room = budget(device) * (_ROOM_WITH_BACKWARD if peak.has_graph and on_cpu else 1)
+    return new, max(1, room // one_copy)

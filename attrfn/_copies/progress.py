@@ -1,4 +1,4 @@
-"""How far a method is: a bar of tqdm, or a line on stderr where tqdm is not installed."""
+"""The progress of a method: a bar of tqdm, or a line on stderr where tqdm is not installed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 @contextlib.contextmanager
 def bar(total: int, label: str) -> Iterator[Callable[[int], object]]:
-    """Show rate and remaining time; yields ``advance(n)``, which counts n finished copies."""
+    """Show rate and remaining time; yields ``advance(n)``, which reports n finished copies."""
     try:
         from tqdm.auto import tqdm
     except ImportError:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from attrfn._copies.batch import is_count
-from attrfn._torch.compiling import constant
+from attrfn._torch.compiling import constant_result
 
 _LONGEST_RULE = 512
 
@@ -51,7 +51,7 @@ def quadrature_rule(rule: str | Rule, n: int) -> tuple[Tensor, Tensor]:
     )
 
 
-@constant
+@constant_result
 def _table(rule: str, n: int) -> tuple[float, ...]:
     """All nodes, then all weights: plain numbers, a constant of a compiled graph."""
     return _cached_table(rule, n)

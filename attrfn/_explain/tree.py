@@ -15,7 +15,7 @@ from attrfn._torch import pytree
 from attrfn._torch.autodiff import (
     gradients_allowed,
     in_inference,
-    normal,
+    normal_tensors,
     transforming,
     twice_differentiable,
 )
@@ -125,14 +125,14 @@ def is_arguments(inputs: Tree) -> bool:
 
 
 def normal_bound(bound: Any) -> Any:
-    """A partial without inference tensors among its arguments (see :func:`normal`)."""
+    """A partial without inference tensors among its arguments (see :func:`normal_tensors`)."""
     if not isinstance(bound, functools.partial) or transforming():
         return bound
     if not (bound.args or bound.keywords):
         return bound
     args = [normal_bound(a) for a in bound.args]
     kwargs = {k: normal_bound(v) for k, v in bound.keywords.items()}
-    args, kwargs = normal((args, kwargs))
+    args, kwargs = normal_tensors((args, kwargs))
     return functools.partial(bound.func, *args, **kwargs)
 
 

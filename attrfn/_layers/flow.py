@@ -20,7 +20,7 @@ from attrfn._layers.at import like, locate, of_activation
 from attrfn._layers.split import Split, watched
 from attrfn._torch.autodiff import (
     gradients_inside,
-    normal,
+    normal_tensors,
     push_forward,
     takes_tangents,
     tangents_on,
@@ -78,7 +78,7 @@ class Flow(NamedTuple):
 
         def values_and_leaves() -> tuple[Tensor, Leaves]:
             nonlocal change
-            with tangents_on(normal(rows), normal(tangents)) as (dual, end):
+            with tangents_on(normal_tensors(rows), normal_tensors(tangents)) as (dual, end):
                 values, z, change = self._watch(dual, copies, end)
             return values, z
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attrfn import random
 from attrfn._random.keys import sample_keys
-from attrfn._torch.compiling import constant, untraced
+from attrfn._torch.compiling import constant_result, untraced
 
 _MOST_WORK = 1e9  # of choosing coalitions, about a second
 _MOST_NUMBERED = 2**31  # coalitions of a size; of more than that random ones are distinct
@@ -71,7 +71,7 @@ def design(n: int, n_samples: int, keys: Tensor, dtype: torch.dtype) -> Design:
     return Design(torch.stack([z, ~z], 1).flatten(0, 1), w, tuple(shares(n, pairs)))
 
 
-@constant
+@constant_result
 def _table(n: int, pairs: int) -> Tensor:
     return spread(n, pairs)
 

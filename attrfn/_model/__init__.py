@@ -1,1 +1,1 @@
-"""Models: the module behind a model function, and private copies of it."""
+"""Models: the module that a model function calls, and private copies of it."""

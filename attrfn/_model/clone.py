@@ -1,9 +1,11 @@
 """Binding under torch.compile: functional_call on a private clone.
 
-Fresh private on every call do not trace on every model. So a constant function makes the clone once,
-while torch.compile traces, on the real objects, and returns its name: the name is a constant of the
-graph, the clone is reached through an attribute and guarded like any other module. The parameters
-are those of the user's module at every call, so training does not recompile.
+torch.compile cannot trace the private copies of eager code for every model. So a constant function
+makes a clone once, from the real objects, while torch.compile traces. It returns the name of the
+clone: the name is a constant of the graph, and the clone is reached through an attribute and
+guarded like any other module. The parameters are those of the user's module at each call, so that
+training does not recompile. functional_call is safe here: it changes the clone, and only while
+torch.compile traces.
 """
 
 from __future__ import annotations
@@ -19,12 +21,12 @@ from torch.func import functional_call
 
 from attrfn._model.private_copy import Intervention, PrivateCopy
 from attrfn._model.source import Source, find, foreign, unwrapped_name
-from attrfn._torch.compiling import constant
+from attrfn._torch.compiling import constant_result
 from attrfn._torch.private import OF_STATE_DICTS
 
 
 class _Clones:
-    """Clones by name; an entry goes when the module that it was made of goes."""
+    """Clones by name; an entry is deleted together with the module from which it was made."""
 
 
 class _Clone(NamedTuple):
@@ -33,7 +35,7 @@ class _Clone(NamedTuple):
 
 
 class _Caller(nn.Module):
-    """Runs a method other than forward, so that functional_call can run it."""
+    """Has a method of the module as its forward, because functional_call runs forward only."""
 
     def __init__(self, module: nn.Module, method: Callable[..., Any]) -> None:
         super().__init__()
@@ -45,16 +47,22 @@ class _Caller(nn.Module):
 
 
 _CLONES = _Clones()
-_SHORT = 64  # a guard for each value
-_DICTS = tuple(
+# torch.compile guards on each value at each call, so long containers, such as a vocabulary, are
+# left out. The price: a change in one is not noticed. The limit itself was not measured.
+_MOST_GUARDED = 64
+_DICT_ATTRIBUTES = tuple(
     [k for k, v in vars(nn.Module()).items() if isinstance(v, dict) and k not in OF_STATE_DICTS]
 )
 _numbers = count()
 
 
-@constant
+@constant_result
 def _clone(module: nn.Module, state: tuple[Any, ...], method: Any, *layers: Any) -> str:
-    """Make the clone and return its name; the graph is guarded on ``state``."""
+    """Make the clone and return its name.
+
+    ``state`` is not read: torch.compile guards the arguments of a constant function, so another
+    state is another graph with another clone.
+    """
     found = [find(module, layer) for layer in layers]
     private = PrivateCopy(frozen=False, interventions={id(layer): None for layer in found})
     new = private.module(module)
@@ -68,27 +76,28 @@ def _clone(module: nn.Module, state: tuple[Any, ...], method: Any, *layers: Any)
     return name
 
 
-def _plain_state(module: nn.Module) -> tuple[Any, ...]:
-    """The flags and numbers of a module, and those of its hooks: another one is another graph."""
+def _guarded_state(module: nn.Module) -> tuple[Any, ...]:
+    """The flags and numbers of a module, and which hooks and submodules it has."""
     return tuple(
         [
-            tuple(v) if k in _DICTS else _plain_value(v)
+            tuple(v) if k in _DICT_ATTRIBUTES else _guarded_value(v)
             for k, v in module.__dict__.items()
             if k not in OF_STATE_DICTS
         ]
     )
 
 
-def _plain_value(value: Any) -> Any:
-    """What is plain of a value, of containers if they are short."""
+def _guarded_value(value: Any) -> Any:
+    """The numbers and strings in a value, and in short containers; None for the rest."""
     if isinstance(value, float):
-        return value.hex()  # a symbol, once it has changed, is no argument of a constant function
+        # torch.compile makes a float that has changed a symbol, which constant functions refuse.
+        return value.hex()
     if isinstance(value, (bool, int, str)):
         return value
-    if type(value) in (list, tuple) and len(value) <= _SHORT:
-        return tuple([_plain_value(v) for v in value])
-    if type(value) in (dict, OrderedDict) and len(value) <= _SHORT:
-        return tuple([(_plain_value(k), _plain_value(v)) for k, v in value.items()])
+    if type(value) in (list, tuple) and len(value) <= _MOST_GUARDED:
+        return tuple([_guarded_value(v) for v in value])
+    if type(value) in (dict, OrderedDict) and len(value) <= _MOST_GUARDED:
+        return tuple([(_guarded_value(k), _guarded_value(v)) for k, v in value.items()])
     return None
 
 
@@ -100,14 +109,14 @@ def run_clone(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
-    """Run a source's clone with the source's present parameters and with interventions at its layers."""
-    plain_state = tuple([_plain_state(m) for m in src.module.modules()])
-    clone = getattr(_CLONES, _clone(src.module, plain_state, src.method, *layers))
+    """Run a source's clone with the source's parameters of now and interventions at its layers."""
+    state = tuple([_guarded_state(m) for m in src.module.modules()])
+    clone = getattr(_CLONES, _clone(src.module, state, src.method, *layers))
     tensors: dict[str, Tensor] = {}
     for name, p in src.module.named_parameters():
         tensors[name] = p.detach() if frozen else p
     for name, b in src.module.named_buffers():
-        tensors[name] = b.clone()
+        tensors[name] = b.clone()  # the model may write into it
     for name, t in (src.params or {}).items():
         tensors[name] = t
     prefix = "" if src.method is None else "inner."

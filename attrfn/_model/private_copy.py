@@ -1,18 +1,26 @@
-"""Private private of a module: the user's tensors in fresh Python objects that may change."""
+"""Private copies of modules: the user's tensors in fresh Python objects that a run may change.
+
+One walk over the module tree makes an object per module. What a forward pass may change is copied:
+the attributes, the dicts of hooks (some models register hooks in their first run), containers and
+buffers. Parameters are shared, or detached, so that no graph of theirs is recorded. A memo by
+identity keeps reused and tied modules one object. Objects that are neither modules, tensors nor
+containers are shared. ``copy.deepcopy`` would copy them, too; it is 2 to 10 times slower, and fails
+on locks and on tensors with a graph.
+"""
 
 from __future__ import annotations
 
 import copy
 import functools
-import operator
 import types
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from attrfn._model.snapshot import DICTS, Snapshot, is_unwritten
 from attrfn._torch.private import (
     BUFFERS,
     COMPILED_CALL,
@@ -28,10 +36,10 @@ from attrfn._torch.private import (
 )
 from attrfn._torch.warn import warn
 
-_CONSTANT = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device})
+_IMMUTABLE = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device})
 _CONTAINERS = (list, dict, set, deque, bytearray, types.SimpleNamespace)
-_DICTS = (dict, OrderedDict)
-_BARE = frozenset(nn.Module().__dict__) - {"training"}
+# Attributes of each module; the walk treats the dicts among them itself.
+_OF_EVERY_MODULE = frozenset(nn.Module().__dict__) - {"training"}
 
 Forward = Callable[..., Any]
 Intervention = Callable[[Forward, tuple[Any, ...], dict[str, Any]], Any]
@@ -41,10 +49,11 @@ class PrivateCopy:
     """One walk over a module tree that builds a private copy per module and keeps ties and reuse.
 
     Args:
-        frozen: Detach the parameters, so that no graph of theirs is recorded.
-        interventions: From ``id(module)`` to the callable ``intervention(forward, args, kwargs)`` that runs in place
-            of that module's ``forward``.
-        fused: Leave the fused path of encoder layers on, for runs without derivatives and interventions.
+        frozen: Detach the parameters.
+        interventions: From ``id(module)`` to ``intervention(forward, args, kwargs)``, which runs
+            in place of that module's ``forward``.
+        fused: Leave the fused path of encoder layers on, for runs without derivatives and
+            interventions.
     """
 
     def __init__(
@@ -57,6 +66,7 @@ class PrivateCopy:
         self.frozen = frozen
         self.interventions = dict(interventions or {})
         self.fused = fused
+        # From the id of an original to its copy. The caller holds the originals as long.
         self.memo: dict[int, Any] = {}
         self.noisy: list[str] = []
         self.snapshots: list[Snapshot] = []
@@ -68,8 +78,11 @@ class PrivateCopy:
         key = id(module)
         if key in self.memo:
             return self.memo[key]
+        # A scripted module is code in C++, whose parts cannot be copied from Python.
         if isinstance(module, torch.jit.ScriptModule):
             return module
+        # torch.compile(module): its copy is eager, because modes and transforms do not reach
+        # into compiled code.
         if (inner := slots(module, MODULES).get(COMPILED_MODULE)) is not None:
             if key in self.interventions:
                 self.interventions[id(inner)] = self.interventions[key]
@@ -79,15 +92,29 @@ class PrivateCopy:
         new = object.__new__(
             (_intervened if key in self.interventions else _without_fast_path)(cls)
         )
-        self.memo[key] = new
+        self.memo[key] = new  # before the walk goes on, because modules may refer to each other
+        state = self._attributes(module)
+        state[COMPILED_CALL] = None  # module.compile() runs compiled code in place of forward
+        _no_fast_path(cls, state, self.fused)
+        if key in self.interventions:
+            state["_attrfn_intervention"] = self.interventions[key]
+            state["_attrfn_forward"] = state.pop("forward", None)
+        object.__setattr__(new, "__dict__", state)  # whatever __setattr__ the class has
+        self.snapshots.append(Snapshot.of(state))
+        if module.training and _mixes_or_draws(module):
+            self.noisy.append(cls.__name__)
+        return new
+
+    def _attributes(self, module: nn.Module) -> dict[str, Any]:
+        """Copies of the attributes of a module."""
         state = dict(module.__dict__)
         for name, value in module.__dict__.items():
             kind = type(value)
-            if kind in _CONSTANT:
+            if kind in _IMMUTABLE:
                 continue
-            if name not in _BARE:
+            if name not in _OF_EVERY_MODULE:
                 state[name] = self.value(value)
-            elif kind in _DICTS:  # hooks may be registered while the model runs
+            elif kind in DICTS:
                 state[name] = value.copy() if value else kind()
             elif kind is set:
                 state[name] = value.copy()
@@ -96,19 +123,10 @@ class PrivateCopy:
         state[MODULES] = {
             k: None if m is None else self.module(m) for k, m in slots(module, MODULES).items()
         }
-        state[COMPILED_CALL] = None
-        _no_fast_path(cls, state, self.fused)
-        if key in self.interventions:
-            state["_attrfn_intervention"] = self.interventions[key]
-            state["_attrfn_forward"] = state.pop("forward", None)
-        object.__setattr__(new, "__dict__", state)
-        self.snapshots.append(Snapshot.of(state))
-        if module.training and _mixes_or_draws(module):
-            self.noisy.append(cls.__name__)
-        return new
+        return state
 
     def parameter(self, p: Tensor | None) -> Tensor | None:
-        """The parameter itself, or its detached twin (one per parameter, so that ties stay)."""
+        """The parameter itself, or its detached twin (one per parameter, which keeps ties)."""
         if p is None:
             return None
         key = id(p)
@@ -123,19 +141,19 @@ class PrivateCopy:
             return None
         key = id(b)
         if key not in self.memo:
-            copy = self.memo[key] = b.detach().clone() if self.frozen else b.clone()
-            self.buffers.append((copy, b, version(copy)))
+            clone = self.memo[key] = b.detach().clone() if self.frozen else b.clone()
+            self.buffers.append((clone, b, version(clone)))
         new: Tensor = self.memo[key]
         return new
 
     def replace(self, old: Tensor, new: Tensor) -> None:
-        """Let ``new`` stand for the parameter or buffer ``old``."""
+        """Use ``new`` in place of the parameter or buffer ``old``."""
         self.memo[id(old)] = new
 
     def value(self, value: Any) -> Any:
-        """A plain attribute: modules, tensors and containers are renewed, the rest is shared."""
+        """The copy of an attribute: modules, tensors and containers are copied, others shared."""
         kind = type(value)
-        if kind in _CONSTANT:
+        if kind in _IMMUTABLE:
             return value
         if isinstance(value, nn.Module):
             return self.module(value)
@@ -144,11 +162,12 @@ class PrivateCopy:
         if isinstance(value, Tensor):
             return self.buffer(value)
         if kind is tuple:
-            plain = all(type(v) in _CONSTANT for v in value)
-            return value if plain else tuple(map(self.value, value))
+            immutable = all(type(v) in _IMMUTABLE for v in value)
+            return value if immutable else tuple(map(self.value, value))
         if isinstance(value, _CONTAINERS):
-            self.reusable = False
+            self.reusable = False  # no snapshot looks inside, so a change would not be noticed
             return self.container(value)
+        # As an attribute, a method still belongs to the user's module.
         if kind is types.MethodType and isinstance(value.__self__, nn.Module):
             return types.MethodType(value.__func__, self.module(value.__self__))
         if kind is functools.partial:
@@ -158,7 +177,7 @@ class PrivateCopy:
         return value
 
     def container(self, old: Any) -> Any:
-        """A copy of a list, dict, set or the like, one per object, with its values renewed."""
+        """A copy of a list, dict, set or the like, one per object, with copies of its values."""
         if id(old) not in self.memo:
             new = self.memo[id(old)] = copy.copy(old)
             if isinstance(old, list):
@@ -170,15 +189,15 @@ class PrivateCopy:
         return self.memo[id(old)]
 
     def unchanged(self) -> bool:
-        """Whether a run left everything as it was built, so that the private may run again."""
+        """Whether a run left everything as it was built, so that the copy may run again."""
         return (
             self.reusable
-            and all(kept.unchanged() for kept in self.snapshots)
-            and all(_is_copy(*copy) for copy in self.buffers)
+            and all(snapshot.unchanged() for snapshot in self.snapshots)
+            and all(is_unwritten(*buffer) for buffer in self.buffers)
         )
 
     def warn(self) -> None:
-        """Warn if a module that draws numbers or ties rows together is in training mode."""
+        """Warn if a module that draws numbers or mixes rows is in training mode."""
         if self.noisy:
             warn(
                 f"the model is in training mode and holds {self.noisy[0]}, so its rows are random "
@@ -186,50 +205,8 @@ class PrivateCopy:
             )
 
 
-class Snapshot(NamedTuple):
-    """What a private copy held when it was built: its attributes, and what is in its dicts."""
-
-    state: dict[str, Any]
-    values: list[Any]
-    empty: list[dict[str, Any]]
-    full: list[tuple[dict[str, Any], list[Any]]]
-
-    @staticmethod
-    def of(state: dict[str, Any]) -> Snapshot:
-        """Look at a private copy's attributes."""
-        dicts = [v for v in state.values() if type(v) in _DICTS]
-        return Snapshot(
-            state,
-            list(state.values()),
-            [d for d in dicts if not d],
-            [(d, list(d.values())) for d in dicts if d],
-        )
-
-    def unchanged(self) -> bool:
-        """Whether all of it is the same object still."""
-        return (
-            _same(self.state, self.values)
-            and not any(self.empty)
-            and all(_same(d, values) for d, values in self.full)
-        )
-
-
-def _is_copy(copy: Tensor, of: Tensor, written: int) -> bool:
-    """Whether nothing has been written into a copy, by ``.data`` or a kernel that says nothing.
-
-    To ask that of an accelerator would wait for it; a new copy does not.
-    """
-    if version(copy) != written or copy.device.type != "cpu" or type(copy) is not Tensor:
-        return False
-    return copy.layout == torch.strided and torch.equal(copy, of)
-
-
-def _same(now: dict[str, Any], before: list[Any]) -> bool:
-    return len(now) == len(before) and all(map(operator.is_, now.values(), before))
-
-
 def _mixes_or_draws(module: nn.Module) -> bool:
-    """Whether a module in training mode ties rows together or draws random numbers."""
+    """Whether a module in training mode mixes rows or draws random numbers."""
     if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
         return module.dropout > 0
     if isinstance(module, Dropout):
@@ -237,9 +214,11 @@ def _mixes_or_draws(module: nn.Module) -> bool:
     return isinstance(module, (BatchNorm, nn.RReLU))
 
 
+# A subclass and not a patched forward, which torch.compile does not trace; isinstance stays true.
+# The caches are bounded, because classes of the user that are made in a loop would never be freed.
 @functools.lru_cache(maxsize=256)
 def _intervened(cls: Any) -> Any:
-    """A subclass whose forward runs inside the intervention of its instance (and keeps ``isinstance``)."""
+    """A subclass whose forward runs inside the intervention of its instance."""
     base = _without_fast_path(cls)
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -253,10 +232,10 @@ def _intervened(cls: Any) -> Any:
 
 @functools.lru_cache(maxsize=256)
 def _without_fast_path(cls: Any) -> Any:
-    """MultiheadAttention takes a fused path that hides its parts if query is key: go round it.
-
-    Where a mode is active, it goes round that path itself, and the mode is shown self-attention.
-    """
+    """A subclass of MultiheadAttention that does not take its fused path."""
+    # The fused path runs only where query is key, so these become different objects. It hides the
+    # parts from interventions. Where a mode is active, torch does not take it, and the mode should
+    # see that this is self-attention.
     if not issubclass(cls, nn.MultiheadAttention):
         return cls
 
@@ -275,9 +254,9 @@ def _subclass(cls: type[nn.Module], forward: Forward) -> type[nn.Module]:
 
 
 def _no_fast_path(cls: type[nn.Module], state: dict[str, Any], fused: bool) -> None:
-    """Fused encoder layers skip their parts and answer padded rows differently: switch off."""
-    # Left on they win 1.1: feature_ablation of the transformer, batch 16, in
-    # benchmarks/special_cases_earn_their_place.py.
+    """Turn off the fused paths of encoders: they skip submodules, and change padded rows."""
+    # Where nothing is differentiated they stay, which wins 1.1: feature_ablation of the
+    # transformer, batch 16, in benchmarks/special_cases_earn_their_place.py.
     if issubclass(cls, nn.TransformerEncoderLayer) and not fused:
         state[FUSED_LAYER] = 0
     if issubclass(cls, nn.TransformerEncoder):

@@ -1,4 +1,4 @@
-"""The module behind a model function, and its layers by name."""
+"""The module that a model function calls, and its layers by name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Source(NamedTuple):
 
     Attributes:
         module: The module.
-        params: Tensors that stand for its parameters and buffers, by qualified name.
+        params: Tensors in place of its parameters and buffers, by qualified name.
         method: The function called with the module as self; ``None`` for the module itself.
         args: Bound positional arguments.
         kwargs: Bound keyword arguments.
@@ -34,7 +34,10 @@ class Source(NamedTuple):
 
 
 def source(model_fn: ModelFn) -> Source | None:
-    """See through functools.partial, bound methods and partial(functional_call, module, params)."""
+    """The module in functools.partial, bound methods and partial(functional_call, module, params).
+
+    None for any other function: nothing tells which modules a closure or a lambda calls.
+    """
     if isinstance(model_fn, nn.Module):
         return Source(model_fn, None, None, (), {})
     if isinstance(model_fn, types.MethodType) and isinstance(model_fn.__self__, nn.Module):
@@ -61,7 +64,7 @@ def is_functional(model_fn: ModelFn) -> bool:
     return (
         isinstance(module, nn.Module)
         and all(isinstance(d, Mapping) for d in dicts)
-        # by name, because torch.compile cannot compare the function itself
+        # By name, because torch.compile cannot compare the function itself.
         and getattr(model_fn.func, "__name__", "") == functional_call.__name__
     )
 
@@ -80,12 +83,13 @@ def find(root: nn.Module, layer: nn.Module | str) -> nn.Module:
             f"layer is a {type(layer).__name__}, expected a module of the model, its qualified "
             "name, or a list of either"
         )
+    # A module may have several names (reuse, ties), and each of them is right.
     names = {unwrapped_name(name): m for name, m in root.named_modules(remove_duplicate=False)}
     wanted = unwrapped_name(layer)
     if wanted not in names:
         near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.3)
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "see named_modules()"
-        raise ValueError(f"layer {layer!r} is no part of {type(root).__name__}: {hint}")
+        raise ValueError(f"layer {layer!r} is not part of {type(root).__name__}: {hint}")
     found: nn.Module = names[wanted]
     return found
 
@@ -93,7 +97,7 @@ def find(root: nn.Module, layer: nn.Module | str) -> nn.Module:
 def foreign(root: nn.Module, layer: nn.Module | str) -> ValueError:
     """The error for a module that the walk over the model did not meet."""
     return ValueError(
-        f"layer {describe(layer)} is no part of {type(root).__name__}: give one of its modules or "
+        f"layer {describe(layer)} is not part of {type(root).__name__}: give one of its modules or "
         "the qualified name of one"
     )
 

@@ -1,1 +1,1 @@
-"""The counter-based generator behind :mod:`attrfn.random`, and keys for copies of a batch."""
+"""The counter-based generator of :mod:`attrfn.random`, its keys and its draws."""

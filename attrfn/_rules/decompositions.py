@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attrfn._torch.decomposed import attention as attention
 from attrfn._torch.decomposed import glu as glu
-from attrfn._torch.decomposed import opened as opened
+from attrfn._torch.decomposed import visible_to_modes as visible_to_modes
 
 
 def multi_head_attention_forward(
@@ -64,7 +64,7 @@ def multi_head_attention_forward(
     return F.linear(out, out_proj_weight, out_proj_bias), None
 
 
-_open_attention = opened(F.multi_head_attention_forward)
+_open_attention = visible_to_modes(F.multi_head_attention_forward)
 
 
 def group_norm(

@@ -16,7 +16,7 @@ from attrfn._rules.replay import Replay
 from attrfn._rules.run import Seen
 from attrfn._rules.table import Rules
 from attrfn._torch import pytree
-from attrfn._torch.autodiff import normal, transforming, values_and_gradients
+from attrfn._torch.autodiff import normal_tensors, transforming, values_and_gradients
 from attrfn._torch.compiling import is_compiling
 from attrfn._torch.typing import Leaves
 
@@ -81,9 +81,9 @@ def _seen(
     if keep:
         return _watched(p, rules, rows, copies, scope, values, True)[1]
     with torch.inference_mode(False), torch.no_grad():
-        run, seen = _watched(p, rules, normal(rows), copies, scope, values, False)
+        run, seen = _watched(p, rules, normal_tensors(rows), copies, scope, values, False)
         if run.overwritten():
-            seen = _watched(p, rules, normal(rows), copies, scope, values, True)[1]
+            seen = _watched(p, rules, normal_tensors(rows), copies, scope, values, True)[1]
     return seen
 
 

@@ -132,7 +132,7 @@ WRITTEN: dict[str, Callable[..., Any]] = {
 OPENED: dict[str, Callable[..., Any]] = {
     "multi_head_attention_forward": decompositions.multi_head_attention_forward,
     **{
-        name: decompositions.opened(getattr(F, name))
+        name: decompositions.visible_to_modes(getattr(F, name))
         for name in ("normalize", "local_response_norm", "lp_pool1d", "lp_pool2d", "lp_pool3d")
         if hasattr(F, name)
     },

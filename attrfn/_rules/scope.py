@@ -12,7 +12,7 @@ from attrfn._model.bind import bind_source, uncompiled
 from attrfn._model.source import source, unwrapped_name
 from attrfn._rules.formulas import LinearRule
 from attrfn._rules.table import Rules
-from attrfn._torch.compiling import constant
+from attrfn._torch.compiling import constant_result
 from attrfn._torch.private import ProjectionOfAttention
 from attrfn._torch.typing import ModelFn
 
@@ -54,7 +54,7 @@ def scoped(model_fn: ModelFn, rules: Rules, scope: list[LinearRule], *, frozen: 
     return functools.partial(run, *bound.args, **bound.keywords)
 
 
-@constant
+@constant_result
 def _matching(pattern: str, names: tuple[str, ...]) -> tuple[str, ...]:
     """The names that a pattern with wildcards is for."""
     return tuple([name for name in names if fnmatch.fnmatch(unwrapped_name(name), pattern)])

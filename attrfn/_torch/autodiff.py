@@ -18,9 +18,10 @@ from attrfn._torch.private import in_forward_mode, in_transform, transform_level
 from attrfn._torch.typing import Leaves
 from attrfn._torch.warn import warn
 
-# torch counts its forward-mode levels per process and not per thread.
+# torch counts its forward-mode levels per process and not per thread: two threads that open one
+# at the same time fail. Reentrant, because a method may run inside the model of another one.
 _FORWARD_MODE = threading.RLock()
-_THREAD = threading.local()  # whether it has tangents on
+_THREAD = threading.local()  # .tangents: whether this thread is inside of tangents_on
 
 
 def transforming() -> bool:
@@ -39,7 +40,7 @@ def transforms() -> int:
 
 
 def twice_differentiable(create_graph: bool) -> contextlib.AbstractContextManager[object]:
-    """Plain operations wherever somebody may differentiate once more, or batch with vmap."""
+    """Decomposed operations where the result may be differentiated again, or batched by vmap."""
     return Decomposed() if create_graph or in_eager_transform() else contextlib.nullcontext()
 
 
@@ -60,6 +61,8 @@ def values_and_gradients(
         The values and one gradient per leaf.
     """
     with twice_differentiable(create_graph):
+        # torch.func.vjp records its backward pass, which a surrounding transform differentiates.
+        # Without one, autograd.grad records nothing and so takes less time and memory.
         if transforming():
             values, pull = torch.func.vjp(f, *x)[:2]
             return values, tuple(pull(torch.ones_like(values)))
@@ -73,8 +76,10 @@ def push_forward(f: Callable[..., Leaves], x: Leaves, tangents: Leaves) -> tuple
     cotangent: J t = d/du [u -> J^T u]^T t.
     """
     with Decomposed():
+        # torch.compile cannot trace forward mode through affine normalisation layers.
         if not is_compiling():
-            x, tangents = normal((x, tangents))
+            x, tangents = normal_tensors((x, tangents))
+            # torch raises NotImplementedError for an operation that has no forward mode.
             with contextlib.suppress(NotImplementedError), _FORWARD_MODE, gradients_allowed():
                 y, change = torch.func.jvp(f, x, tangents)[:2]
                 return y, change
@@ -84,6 +89,7 @@ def push_forward(f: Callable[..., Leaves], x: Leaves, tangents: Leaves) -> tuple
 
 
 def _autograd(f: Callable[..., Tensor], x: Leaves, create_graph: bool) -> tuple[Tensor, Leaves]:
+    # The caller may be in no_grad or inference mode, as one is who predicts and then explains.
     with torch.inference_mode(False), torch.enable_grad():
         z = tuple(_leaf(t, create_graph) for t in x)
         values = f(*z)
@@ -92,9 +98,12 @@ def _autograd(f: Callable[..., Tensor], x: Leaves, create_graph: bool) -> tuple[
 
 
 def gradients_inside(f: Callable[[], tuple[Tensor, Leaves]]) -> tuple[Leaves, Leaves]:
-    """Tensors that a function starts a graph from, and the gradients of its values towards them.
+    """The tensors from which a function starts a graph, and the gradients with respect to them.
 
-    For eager code that no transform surrounds.
+    For eager code without a surrounding transform.
+
+    Args:
+        f: Makes leaves of autograd while it runs; returns its values, and those leaves.
     """
     with torch.inference_mode(False), torch.enable_grad():
         values, z = f()
@@ -103,7 +112,7 @@ def gradients_inside(f: Callable[[], tuple[Tensor, Leaves]]) -> tuple[Leaves, Le
 
 @contextlib.contextmanager
 def tangents_on(x: Leaves, tangents: Leaves) -> Iterator[tuple[Leaves, Callable[[], None]]]:
-    """The inputs with tangents of forward mode, and what ends these before the block does."""
+    """The inputs with tangents of forward mode, and a function that ends the tangents early."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(_FORWARD_MODE)
         stack.enter_context(forward_ad.dual_level())
@@ -122,13 +131,15 @@ def takes_tangents() -> bool:
 
 
 def refuse_tangents() -> None:
-    """Say that the tangents of :func:`tangents_on` would be lost, to a method inside of a model.
+    """Stop a method that runs inside the model of another one, in its :func:`tangents_on`.
 
     Raises:
-        NotImplementedError: There are any; whoever put them on goes another way.
+        NotImplementedError: This thread has tangents on; the outer method takes another way.
     """
+    # The inner method detaches its inputs, and a detached tensor has no tangent: the outer result
+    # would be wrong without an error.
     if not is_compiling() and getattr(_THREAD, "tangents", False):
-        raise NotImplementedError("an attribution method inside of forward mode")
+        raise NotImplementedError("an attribution method inside forward mode")
 
 
 def _pull(values: Tensor, z: Leaves, create_graph: bool) -> Leaves:
@@ -144,8 +155,8 @@ def _pull(values: Tensor, z: Leaves, create_graph: bool) -> Leaves:
     return tuple([torch.zeros_like(t) if g is None else g for g, t in zip(found, z, strict=True)])
 
 
-def normal(tree: Any) -> Any:
-    """The same tree without inference tensors, which autograd refuses to save."""
+def normal_tensors(tree: Any) -> Any:
+    """The same tree without inference tensors, which autograd refuses to save for backward."""
     if transforming():
         return tree
     return pytree.tree_map_only(Tensor, lambda t: t.clone() if t.is_inference() else t, tree)
@@ -162,9 +173,9 @@ def in_inference() -> bool:
 
 
 def _leaf(t: Tensor, create_graph: bool) -> Tensor:
-    """A node of its own for each leaf, so that a tensor given twice keeps two gradients."""
+    """A new node for each leaf, so that a tensor given twice has two gradients."""
     if create_graph and t.requires_grad:
-        return t.view_as(t)
+        return t.view_as(t)  # still part of the user's graph, through which .backward() passes
     return (t.clone() if t.is_inference() else t).detach().requires_grad_()
 
 

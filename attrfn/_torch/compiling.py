@@ -16,14 +16,17 @@ from attrfn._torch.private_compiler import is_compiling as is_compiling
 from attrfn._torch.private_compiler import unreadable as unreadable
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+# Each version from 2.6 on was tried. The compiler of 2.9 and older cannot enter optree; that of
+# 2.10 and 2.11 takes no constant function of a module, which the clone of _model/clone.py needs.
 _COMPILES = tuple(map(int, torch.__version__.split("+")[0].split(".")[:2])) >= (2, 12)
 
 
 def require_compiler() -> None:
-    """Refuse a torch whose compiler cannot enter what the library relies on (docs/design.md).
+    """Refuse a torch whose compiler cannot trace the library.
 
     Raises:
-        RuntimeError: It is older than 2.12.
+        RuntimeError: torch is older than 2.12.
     """
     if not _COMPILES:
         raise RuntimeError(
@@ -33,18 +36,25 @@ def require_compiler() -> None:
 
 
 def untraced() -> contextlib.AbstractContextManager[object]:
-    """Real tensors inside, also where fake ones are made or a tracer writes down what happens."""
+    """Real tensors inside, even where fake ones are made or a tracer records operations."""
     return without_modes()
 
 
-def constant(function: F) -> F:
-    """``torch.compiler.assume_constant_result``: compiled code keeps its first value."""
+def constant_result(function: F) -> F:
+    """``torch.compiler.assume_constant_result``: compiled code keeps the function's first value."""
+    # The mark is set by hand, because torch's own function imports the compiler.
     setattr(function, MARK_OF_CONSTANT, True)
     return function
 
 
 def opaque_to_compiler(function: F) -> F:
-    """``torch.compiler.allow_in_graph``, said to the compiler once it is imported."""
+    """``torch.compiler.allow_in_graph``, without an import of the compiler.
+
+    Compiled code drops the backward of an ``autograd.Function`` under some transforms unless its
+    call is allowed in the graph.
+    """
+    # The compiler takes seconds to import, and most processes never need it. So the call waits
+    # until something else imports the compiler.
     if COMPILER in sys.modules:
         allow_in_graph(function)
     else:
@@ -55,15 +65,15 @@ def opaque_to_compiler(function: F) -> F:
 
 
 class _Waiting(importlib.abc.MetaPathFinder):
-    """Waits for the import of the compiler, tells it what it has to know, and is gone."""
+    """Tells the compiler once, when it is imported, which functions are opaque to it."""
 
     functions: ClassVar[list[Callable[..., Any]]] = []
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
-        """The compiler's own spec, with something to do after its import."""
+        """The compiler's spec, whose loader also calls ``allow_in_graph``."""
         if fullname != COMPILER:
             return None
-        sys.meta_path.remove(self)
+        sys.meta_path.remove(self)  # else find_spec below would come back here
         spec = importlib.util.find_spec(fullname)
         if spec is not None and spec.loader is not None:
             run = spec.loader.exec_module

@@ -1,4 +1,4 @@
-"""Fused operations written out, to be differentiated again and in forward mode."""
+"""Fused operations as compositions of simple ones, for second derivatives and forward mode."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from attrfn._torch.private import ASKS_FOR_MODES, in_transform
 
 
 class Decomposed(TorchFunctionMode):
-    """While active, attention and layer norm run as written out (in this thread only).
+    """While active, attention, layer norm and glu run as compositions (in this thread only)."""
 
-    The fused attention kernels have no second derivative and no forward mode on the CPU, glu has no
-    third derivative, and torch's own third derivative of layer norm is wrong.
-    """
+    # Fused attention has no second derivative and no forward mode on the CPU. glu has no third
+    # derivative, and torch's third derivative of layer norm is wrong without an error
+    # (tests/test_canaries.py). torch.nn.attention.sdpa_kernel would decompose attention, too, but
+    # it switches the whole process.
 
     def __torch_function__(
         self,
@@ -36,23 +37,24 @@ class Decomposed(TorchFunctionMode):
             return layer_norm(*args, **kwargs)
         if func is F.glu:
             return glu(*args, **kwargs)
-        if (
-            func is Tensor.unflatten
-        ):  # a Python method with super(), which torch.compile cannot enter
+        # torch.compile cannot enter the method, because it calls super().
+        if func is Tensor.unflatten:
             return torch.unflatten(*args, **kwargs)
         if func is F.multi_head_attention_forward:
+            # torch suspends a mode while it handles a call; the parts need it again.
             with self:
-                return _open_multi_head_attention(*args, **kwargs)
+                return _visible_multi_head_attention(*args, **kwargs)
         return func(*args, **kwargs)
 
 
 class DecomposedForward(Decomposed):
     """The same in forward mode, until it is turned ``off``.
 
-    torch multiplies a tangent of zeros for the weights of every linear layer, too; here the tangent
-    of what is linear in x is the layer's of x.
+    The tangent of a linear layer or convolution is the layer without bias at the tangent of x.
     """
 
+    # torch gives each weight a tangent of zeros and multiplies with it, which is as much work as
+    # the tangent of x.
     off = False
 
     def __torch_function__(
@@ -66,7 +68,7 @@ class DecomposedForward(Decomposed):
         if self.off:
             return func(*args, **kwargs)
         if func in _LINEAR and args and not in_transform():
-            x, *rest = (_parts(a) for a in args)
+            x, *rest = (_primal_and_tangent(a) for a in args)
             if x[1] is not None and not any(t is not None for _, t in rest) and not kwargs:
                 bias = [None] if len(args) > 2 else []
                 tangent = func(x[1].contiguous(), args[1], *bias, *args[3:])
@@ -79,8 +81,8 @@ class DecomposedForward(Decomposed):
 _LINEAR = frozenset({F.linear, F.conv1d, F.conv2d, F.conv3d})
 
 
-def _parts(a: Any) -> tuple[Any, Tensor | None]:
-    """A value and its tangent in forward mode."""
+def _primal_and_tangent(a: Any) -> tuple[Any, Tensor | None]:
+    """A value without its tangent of forward mode, and that tangent."""
     if not isinstance(a, Tensor):
         return a, None
     found: tuple[Tensor, Tensor | None] = forward_ad.unpack_dual(a)  # type: ignore[no-untyped-call]
@@ -118,6 +120,7 @@ def attention(
             scores = scores.masked_fill(closed, -torch.inf)
         else:
             scores = scores + attn_mask
+        # A softmax over -inf alone is nan, and so is its gradient: such rows are 0 before it, too.
         empty = closed.all(-1, keepdim=True)
         weights = scores.masked_fill(empty, 0.0).softmax(-1).masked_fill(empty, 0.0)
     if dropout_p > 0.0:
@@ -138,8 +141,9 @@ def layer_norm(
         Ba, Kiros and Hinton, Layer Normalization, 2016.
     """
     dims = tuple(range(-len(normalized_shape), 0))
-    wide = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
-    centred = wide - wide.mean(dims, keepdim=True)
+    # The fused kernel takes the statistics of half precision in float32.
+    x = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
+    centred = x - x.mean(dims, keepdim=True)
     out = (centred * torch.rsqrt(centred.square().mean(dims, keepdim=True) + eps)).to(input.dtype)
     out = out if weight is None else out * weight
     return out if bias is None else out + bias
@@ -155,12 +159,13 @@ def glu(input: Tensor, dim: int = -1) -> Tensor:
     return a * b.sigmoid()
 
 
-def opened(func: Any) -> Any:
-    """A function of torch.nn.functional with its parts in sight of a mode.
+def visible_to_modes(func: Any) -> Any:
+    """A function of torch.nn.functional whose operations are visible to a mode.
 
-    torch hands such a function to a mode as one call and hides what is inside. The same code with
-    has_torch_function answering "no" runs its parts where the mode sees them.
+    torch hands such a function to a mode as one call, and a mode does not see inside it.
     """
+    # The same code runs here with other globals: has_torch_function says no, so the function does
+    # not hand itself over, and the mode sees each operation that it calls.
     hidden = {name: _not_overridden for name in vars(F) if name.startswith(ASKS_FOR_MODES)}
     return types.FunctionType(
         func.__code__, {**vars(F), **hidden}, func.__name__, func.__defaults__, func.__closure__
@@ -171,4 +176,4 @@ def _not_overridden(*args: Any, **kwargs: Any) -> bool:
     return False
 
 
-_open_multi_head_attention = opened(F.multi_head_attention_forward)
+_visible_multi_head_attention = visible_to_modes(F.multi_head_attention_forward)

@@ -1,4 +1,4 @@
-"""Follow what is computed from marked tensors, by operations and not by values."""
+"""Follow dependence on marked tensors through operations, whatever their values."""
 
 from __future__ import annotations
 
@@ -11,10 +11,16 @@ from attrfn._torch import pytree
 
 
 class Marks(TorchFunctionMode):
-    """While active, what an operation makes of a marked tensor is marked (in this thread)."""
+    """While active, the results of operations on marked tensors are marked (in this thread).
+
+    ``requires_grad`` would not do: a tensor that is being trained requires a gradient and does not
+    depend on the inputs, and a tensor inside vmap may depend on them and require none.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        # By id, because == of tensors compares values. The tensors are held, so that no new one
+        # gets the id of one that is gone.
         self.marked: dict[int, Tensor] = {}
 
     def __torch_function__(

@@ -1,4 +1,4 @@
-"""The library's own arithmetic under torch.autocast, which is meant for the model's."""
+"""The library's own arithmetic, which torch.autocast of the model must not round."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ T = TypeVar("T")
 
 
 def full_precision(function: Callable[P, T]) -> Callable[P, T]:
-    """Let a function of tensors compute in their own precision, also under torch.autocast.
+    """Let a function compute in the precision of its tensors, even under torch.autocast.
+
+    autocast lowers matrix products to half precision, and the sums here add many small numbers.
 
     Args:
         function: One of its positional arguments is a tensor; its device says which autocast.
@@ -49,5 +51,6 @@ matmul = full_precision(torch.matmul)
 
 
 def widest(device: torch.device) -> torch.dtype:
-    """The widest type of a device, for sums that cancel."""
+    """The widest floating type of a device, for sums that cancel."""
+    # MPS has no float64.
     return torch.float32 if device.type == "mps" else torch.float64

@@ -74,10 +74,8 @@ def in_forward_mode() -> bool:
 
 
 def reads_values(error: BaseException) -> bool:
-    """Whether an error says that a function inside vmap read values, as ``.item()`` does.
-
-    It has no class of its own, only its text.
-    """
+    """Whether an error says that a function inside vmap read values, as ``.item()`` does."""
+    # torch raises a RuntimeError for it, so that only the text tells.
     return "vmap: It looks like you're" in str(error)
 
 
@@ -104,16 +102,16 @@ OF_STATE_DICTS = (
     "_state_dict_hooks",
     "_state_dict_pre_hooks",
 )
-"""Attributes of each module that serve state dicts alone: a forward pass does not read them."""
+"""Attributes of each module for state dicts alone: a forward pass does not read them."""
 
 FUSED_LAYER = "activation_relu_or_gelu"
-"""Of an encoder layer: 0 keeps it from its fused path, which skips the submodules."""
+"""Attribute of an encoder layer: 0 turns off its fused path, which skips the submodules."""
 
 NESTED_TENSOR = ("use_nested_tensor", "enable_nested_tensor")
-"""Of an encoder: False keeps it from nested tensors; torch 2.0 and 2.1 read the second alone."""
+"""Attributes of an encoder: False turns nested tensors off; torch 2.0 and 2.1 read the second."""
 
 BatchNorm = batchnorm._BatchNorm
-"""The class of all batch norms, which in training mode tie the rows of a batch together."""
+"""The class of all batch norms, which mix the rows of a batch in training mode."""
 
 Dropout = dropout._DropoutNd
 """The class of all dropouts."""
@@ -181,6 +179,7 @@ A function that hears "no" runs its parts, which then reach the mode one by one.
 
 
 def says_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error of an allocator that has no class of its own says it: that of the CPU."""
+    """Whether an error says that memory ran out."""
+    # The CPU's allocator raises a RuntimeError and not an OutOfMemoryError.
     text = str(error).lower()
     return "out of memory" in text or "can't allocate memory" in text

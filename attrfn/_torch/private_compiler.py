@@ -1,7 +1,7 @@
 """Private and undocumented names of torch's compiler; see :mod:`attrfn._torch.private`.
 
-``import attrfn`` must not import the compiler, which takes seconds. So everything that is in
-``torch._dynamo`` or ``torch._inductor`` is asked for inside a function.
+``import attrfn`` must not import the compiler, which takes seconds. So functions look up the names
+of ``torch._dynamo`` and ``torch._inductor`` when they are called.
 """
 
 from __future__ import annotations
@@ -73,11 +73,9 @@ _numbers = itertools.count()
 
 
 def own_code(function: F) -> F:
-    """The same function with a code object of its own.
-
-    The compiler keeps graphs, and counts how many there are, by code object: two functions from one
-    ``def`` would share them.
-    """
+    """A copy of the function with a new code object."""
+    # The compiler keeps and counts its graphs by code object: two functions from one ``def`` would
+    # share them, and soon reach the limit on recompilations.
     code = function.__code__.replace(co_name=f"{function.__name__}_{next(_numbers)}")
     new = types.FunctionType(
         code, function.__globals__, code.co_name, function.__defaults__, function.__closure__
@@ -92,7 +90,7 @@ def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def mode_options(mode: str, dynamic: bool | None) -> dict[str, Any]:
-    """The options for which a mode of ``torch.compile`` stands, to be given with other options.
+    """The options that a mode of ``torch.compile`` stands for, to combine with other options.
 
     Raises:
         RuntimeError: The mode is unknown.
@@ -115,24 +113,24 @@ GUARDED_BUILTINS = "G['__builtins_dict__"
 
 
 def guarded_package(name: str) -> str:
-    """The start of the names of guards on what a package holds."""
+    """The start of the names of guards on the contents of a package."""
     return f"G['__import_{name}_dot_"
 
 
 # --- Errors -------------------------------------------------------------------------------------
 
 RAISED = "debug context: raised exception "
-"""What comes before the text of an exception that the user's code raised while it was traced."""
+"""The text before the message of an exception that the user's code raised during tracing."""
 
 
 def compiler_error() -> type[Exception]:
-    """The class of everything that the compiler raises by itself."""
+    """The base class of the compiler's errors."""
     found: type[Exception] = torch._dynamo.exc.TorchDynamoException
     return found
 
 
 def limit_errors() -> tuple[type[Exception], ...]:
-    """What the compiler raises where it has compiled a function too often; torch 2.7 renamed it."""
+    """The errors for a function that was compiled too often; torch 2.7 renamed the class."""
     exc: Any = torch._dynamo.exc
     names = ("FailOnRecompileLimitHit", "FailOnCacheLimitHit")
     return tuple([getattr(exc, name) for name in names if hasattr(exc, name)])
@@ -146,5 +144,5 @@ def recompile_limit() -> tuple[str, int]:
 
 
 def guard_failures(code: types.CodeType) -> list[str]:
-    """Why the graphs of a code object did not fit the calls that came after, the latest last."""
+    """Why the graphs of a code object did not fit later calls; the latest reason is the last."""
     return [str(reason) for reason in torch._dynamo.utils.guard_failures.get(code, [])]

@@ -10,14 +10,15 @@ from torch import Tensor, nn
 
 if sys.version_info >= (3, 11):
     from typing import Unpack as Unpack
-else:  # torch and optree depend on it
+else:
+    # torch and optree depend on typing_extensions, so it is there.
     from typing_extensions import Unpack as Unpack
 
 
 class PerExample(NamedTuple):
-    """Says of an option that it can hold something for each example, and in which form.
+    """Marks an option that can hold something for each example, and says in which form.
 
-    What repeats the batch repeats such an option with it.
+    A function that repeats the batch repeats such an option with it.
 
     Attributes:
         form: ``"input"`` (a tree of tensors that broadcast to the inputs), ``"layer"`` (one that

@@ -18,6 +18,7 @@ def warn(message: str) -> None:
     """A UserWarning at the first frame outside attrfn and torch; none inside torch.compile."""
     if is_compiling():
         return
+    # warnings.warn has skip_file_prefixes since Python 3.12 only.
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and _inside(frame.f_code.co_filename):
         frame, level = frame.f_back, level + 1

@@ -26,7 +26,7 @@ its spellings: `relu` is `torch.relu`, `F.relu`, `x.relu()`, `x.relu_()` and `nn
 REFUSED = "refused"
 LINEAR = "It is linear, so its own derivative is right for every rule."
 CONSTANT = "Its value does not depend on those of the inputs."
-WRITTEN = "Written out in simpler operations with rules; the value stays the operation's own."
+DECOMPOSED = "Written out in simpler operations with rules; the value stays the operation's own."
 EVALUATED = "Linear in evaluation mode, refused in training mode."
 ONLY_INPUT = "Linear in the input; refused where the grid depends on the inputs."
 
@@ -40,7 +40,7 @@ OF_DEEP_LIFT = {
     "normalisation": "A quotient by the root of a mean of squares, with the product rule for them.",
     "softmax": "Its change in closed form, by the logarithmic mean.",
     "maximum": "The rule of maxima.",
-    "written out": WRITTEN,
+    "decomposed": DECOMPOSED,
     "linear (evaluation mode)": EVALUATED,
     "linear in the input": ONLY_INPUT,
     REFUSED: "There is no rule.",
@@ -54,7 +54,7 @@ OF_LRP = {
     "equal shares.",
     "constant divisor": "All relevance goes to what is divided; the divisor counts as a constant.",
     "own derivative": "The derivative of the operation itself.",
-    "written out": WRITTEN,
+    "decomposed": DECOMPOSED,
     "linear (evaluation mode)": EVALUATED,
     "folded into what is before it": "One operation with the linear one before it; linear "
     "elsewhere, refused in training mode.",

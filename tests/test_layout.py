@@ -47,7 +47,6 @@ METHODS_ON_METHODS = {
 MOST_LINES = {"attrfn": 300, "tests": 600}
 # Longer today, and never longer than that: a file leaves this table when it fits.
 STILL_LONGER = {
-    "attrfn/_rules/relevance.py": 304,
     "attrfn/_methods/deep_lift.py": 420,
 }
 

@@ -19,7 +19,7 @@ import attrfn
 from attrfn._rules.record import Record
 from attrfn._rules.relu import DECONV, GUIDED
 from attrfn._rules.replay import Replay
-from attrfn._rules.run import Seen
+from attrfn._rules.run import Entry
 from attrfn._rules.table import Rules
 
 RULES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -304,16 +304,16 @@ def test_values_are_bitwise_those_of_the_model(table: Rules) -> None:
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         model = conv(nn.ReLU(), nn.ReLU(True), nn.ReLU()).to(dtype)
         x = randn(3, 2, 6, 6).to(dtype)
-        seen: list[Seen] = []
-        record = Record(table, [], seen, True)
+        entries: list[Entry] = []
+        record = Record(table, [], entries, True)
         (row,) = record.add([x])
         with record:
             expected = model(row)
         assert torch.equal(expected, model(x))
-        assert [name for name, _, _ in seen] == ["relu"] * 3
-        for at in (None, seen):
+        assert [name for name, _, _ in entries] == ["relu"] * 3
+        for at_x in (None, entries):
             calls: list[str] = []
-            replay = Replay(table, calls, at, None)
+            replay = Replay(table, calls, at_x, None)
             (row,) = replay.add([x])
             with replay:
                 assert torch.equal(model(row), expected)

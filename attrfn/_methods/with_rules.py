@@ -12,7 +12,7 @@ from attrfn._model.bind import bind
 from attrfn._rules.hidden_relus import refuse_scripted
 from attrfn._rules.record import Record
 from attrfn._rules.replay import Replay
-from attrfn._rules.run import Seen
+from attrfn._rules.run import Entry
 from attrfn._rules.scope import scoped
 from attrfn._rules.table import Rules
 from attrfn._torch.autodiff import transforming
@@ -61,15 +61,15 @@ def with_rules(model_fn: ModelFn, rules: Rules) -> ModelFn:
             refuse_scripted(model_fn, rules.name)
         scope: list[Any] = []
         model = bind(scoped(model_fn, rules, scope, frozen=False), frozen=False)
-        base: list[Seen] | None = None
+        at_x0: list[Entry] | None = None
         if rules.complete:
             x0 = fill_baselines(rules.baselines, given, x)
-            base = []
-            record = Record(rules, [], base, False, scope)
+            at_x0 = []
+            record = Record(rules, [], at_x0, False, scope)
             rows = record.add(x0)
             with torch.set_grad_enabled(transforming() and torch.is_grad_enabled()), record:
                 call_model(model, rebuild(rows))
-        run = Replay(rules, [], None, base, scope)
+        run = Replay(rules, [], None, at_x0, scope)
         rows = run.add(x)
         with run:
             outputs = call_model(model, rebuild(rows))

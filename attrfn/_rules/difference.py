@@ -40,7 +40,7 @@ def elementwise(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Te
     if any(t.is_complex() for t in z) and call.name not in HOLOMORPHIC:
         refuse_unknown(call, run.table.name, "of complex numbers")
     if len(z) == 1:
-        y0: Tensor = call(*x0) if run.before is None else run.before
+        y0: Tensor = call(*x0) if run.y0 is None else run.y0
         secant = _SECANTS.get(call.name)
         if secant is not None and (call.name != "pow" or _is_two(call.argument(1, "exponent"))):
             return run.scale(y, secant(x[0], x0[0], y, y0), z[0], x[0])
@@ -80,7 +80,7 @@ def transposed(call: Call, a: Tensor, b: Tensor) -> Back | None:
     """The pullback of ``t, s -> op(t, b) + op(a, s)`` for a product op, or None."""
     if a.is_complex() or b.is_complex():
         return None
-    if call.name in _PLAIN_PRODUCTS:
+    if call.name in _ELEMENTWISE_PRODUCTS:
         return lambda g: (g * b, a * g)
     if call.name in _MATRIX_PRODUCTS and a.ndim > 1 and b.ndim > 1 and len(call.args) == 2:
         return lambda g: (g @ b.mT, a.mT @ g)
@@ -131,15 +131,15 @@ def slope(f: Function, x: Tensor, x0: Tensor, step: bool = False) -> Tensor:
     return _slope(f, x, x0, f(x), f(x0), False)
 
 
-def _slope(f: Function, x: Tensor, x0: Tensor, y: Tensor, y0: Tensor, branch: bool) -> Tensor:
-    """The slope from both values; ``branch`` allows a look at whether f' is needed."""
+def _slope(f: Function, x: Tensor, x0: Tensor, y: Tensor, y0: Tensor, may_read: bool) -> Tensor:
+    """The slope from both values; ``may_read`` allows a look at whether f' is needed."""
     if x.shape != y.shape:
         x, x0 = x.expand(y.shape), x0.expand(y.shape)
-    exact = wide(x.dtype)
-    dx, dy = x.to(exact) - x0, y.to(exact) - y0
-    if branch and x.device.type == "cpu" and not bool(_nothing(dx).any()):
+    dtype = wide(x.dtype)
+    dx, dy = x.to(dtype) - x0, y.to(dtype) - y0
+    if may_read and x.device.type == "cpu" and not bool(_nothing(dx).any()):
         return dy / dx
-    there = derivative(f, x).to(exact)
+    there = derivative(f, x).to(dtype)
     return quotient(dy, dx, torch.where(there.isfinite(), there, 0.0))
 
 
@@ -183,7 +183,7 @@ def _rectified(x: Tensor, x0: Tensor, y: Tensor, y0: Tensor) -> Tensor:
     return p / (p + q).clamp(min=torch.finfo(x.dtype).tiny)
 
 
-_PLAIN_PRODUCTS = frozenset(["mul", "multiply", "__mul__", "__rmul__"])
+_ELEMENTWISE_PRODUCTS = frozenset(["mul", "multiply", "__mul__", "__rmul__"])
 _MATRIX_PRODUCTS = frozenset(["matmul", "__matmul__", "linalg_matmul", "mm", "bmm"])
 
 _SECANTS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {

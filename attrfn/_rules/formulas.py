@@ -1,9 +1,10 @@
 """The rules of LRP for linear operations, each as one formula.
 
-A rule says what the operation z = W x + b shall differentiate as: surrogates s_k(x) with
-multipliers m_k, so that a cotangent c = R / z gives ``sum_k m_k c ds_k/dx``, and with it the
-relevance ``x * sum_k m_k c ds_k/dx`` at the input. Below, ``p(.) = max(., 0)``, ``n(.) =
-min(., 0)``, and ``/~`` divides by a number that is kept away from zero.
+A rule replaces the derivative of the operation z = W x + b by that of surrogates s_k(x) with
+multipliers m_k: a cotangent c = R / z gives ``sum_k m_k c ds_k/dx``, and so the relevance at the
+input is ``x * sum_k m_k c ds_k/dx``. Below, ``p(.) = max(., 0)``, ``n(.) = min(., 0)``, and ``/~``
+adds ``epsilon`` to the size of the divisor, so that it is never near zero. Every rule takes this
+``epsilon``: a larger one is more stable, and takes more relevance away where the divisor is small.
 
 Reference:
     Bach et al., On Pixel-Wise Explanations for Non-Linear Classifier Decisions by Layer-Wise
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 Linear = Callable[..., Tensor]
-Parts = Callable[[Linear, Tensor, Tensor, Tensor | None], tuple[Tensor, ...]]
+Surrogates = Callable[[Linear, Tensor, Tensor, Tensor | None], tuple[Tensor, ...]]
 Multipliers = Callable[[Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]]
 
 
@@ -29,34 +30,37 @@ class LinearRule(NamedTuple):
 
     Attributes:
         name: Its name.
-        parts: ``(op, x, w, b) -> (s_1, s_2 ...)``.
+        surrogates: ``(op, x, w, b) -> (s_1, s_2 ...)``.
         multipliers: ``(z, (s_1, s_2 ...)) -> (m_1, m_2 ...)``.
         first: Whether it distributes relevance without regard to x, and so can stand only where
-            the inputs are read: its parts get ``u = 1`` for x, and its gradient is the relevance.
-        whole: Whether s_1 is the operation itself.
-        bound: Of a rule that needs x beside u, from x to the parts.
+            the inputs are read: its surrogates get ``u = 1`` for x, and its gradient is the
+            relevance.
+        sums_to_value: Whether s_1 is the operation itself.
+        bound: From x to the surrogates, for a rule that needs x beside u.
     """
 
     name: str
-    parts: Parts
+    surrogates: Surrogates
     multipliers: Multipliers
     first: bool = False
     sums_to_value: bool = False
-    bound: Callable[[Tensor], Parts] | None = None
+    bound: Callable[[Tensor], Surrogates] | None = None
 
 
 def epsilon(epsilon: float = 1e-6) -> LinearRule:
     """LRP-epsilon: ``R_in = x * W^T (R /~ z)``; LRP-0 with epsilon=0.
 
     Args:
-        epsilon: What is added to the size of z, in units of z.
+        epsilon: Added to the size of a divisor, here of z, in its units. Where |z| is not far above
+            it, relevance is lost; 0 loses none, and is unstable near z = 0.
     """
     _check_number("epsilon", epsilon)
 
-    def parts(op: Linear, x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
+    def surrogates(op: Linear, x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
         return (op(x, w, b),)
 
-    return LinearRule(f"epsilon({epsilon:g})", parts, _shared(epsilon), sums_to_value=True)
+    name = f"epsilon({epsilon:g})"
+    return LinearRule(name, surrogates, _one_multiplier(epsilon), sums_to_value=True)
 
 
 def z_plus(epsilon: float = 1e-6) -> LinearRule:
@@ -69,10 +73,10 @@ def z_plus(epsilon: float = 1e-6) -> LinearRule:
     """
     _check_number("epsilon", epsilon)
 
-    def parts(op: Linear, x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
+    def surrogates(op: Linear, x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
         return (_positive_part(op, x, w, b),)
 
-    return LinearRule("z_plus", parts, _shared(epsilon))
+    return LinearRule("z_plus", surrogates, _one_multiplier(epsilon))
 
 
 def alpha_beta(alpha: float = 2.0, beta: float = 1.0, epsilon: float = 1e-6) -> LinearRule:
@@ -82,8 +86,8 @@ def alpha_beta(alpha: float = 2.0, beta: float = 1.0, epsilon: float = 1e-6) -> 
     ``z- = n(W) p(x) + p(W) n(x) + n(b)``; alpha - beta = 1.
 
     Args:
-        alpha: The weight of what speaks for z.
-        beta: The weight of what speaks against z.
+        alpha: The weight of the contributions that raise z.
+        beta: The weight of the contributions that lower z.
         epsilon: See :func:`attrfn.rules.epsilon`.
     """
     _check_number("epsilon", epsilon)
@@ -93,30 +97,30 @@ def alpha_beta(alpha: float = 2.0, beta: float = 1.0, epsilon: float = 1e-6) -> 
             "alpha - beta = 1, so that relevance is conserved"
         )
 
-    def parts(op: Linear, x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
+    def surrogates(op: Linear, x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
         p, n = _positive_part(op, x, w, b), _negative_part(op, x, w, b)
         return p, n
 
     def multipliers(z: Tensor, s: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return alpha * over(z, s[0], epsilon), -beta * over(z, s[1], epsilon)
+        return alpha * stable_quotient(z, s[0], epsilon), -beta * stable_quotient(z, s[1], epsilon)
 
-    return LinearRule(f"alpha_beta({alpha:g}, {beta:g})", parts, multipliers)
+    return LinearRule(f"alpha_beta({alpha:g}, {beta:g})", surrogates, multipliers)
 
 
 def gamma(gamma: float = 0.25, epsilon: float = 1e-6) -> LinearRule:
-    """LRP-gamma: what has the sign of z counts 1 + gamma times.
+    """LRP-gamma: contributions with the sign of z count 1 + gamma times.
 
     Where z > 0, ``R_in = x * (W + gamma w)^T (R /~ z')`` with w = p(W) for x > 0 and n(W) for
     x < 0, and z' the same sum with ``b + gamma p(b)``; where z < 0 with the signs of w swapped.
 
     Args:
-        gamma: How much what has the sign of z is favoured.
+        gamma: How much contributions with the sign of z are favoured.
         epsilon: See :func:`attrfn.rules.epsilon`.
     """
     _check_number("epsilon", epsilon)
     _check_number("gamma", gamma)
 
-    def parts(op: Linear, x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
+    def surrogates(op: Linear, x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
         up, down = w + gamma * w.clamp(min=0), w + gamma * w.clamp(max=0)
         b_up = None if b is None else b + gamma * b.clamp(min=0)
         b_down = None if b is None else b + gamma * b.clamp(max=0)
@@ -125,11 +129,11 @@ def gamma(gamma: float = 0.25, epsilon: float = 1e-6) -> LinearRule:
 
     def multipliers(z: Tensor, s: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (
-            torch.where(z > 0, over(z, s[0], epsilon), torch.zeros_like(z)),
-            torch.where(z < 0, over(z, s[1], epsilon), torch.zeros_like(z)),
+            torch.where(z > 0, stable_quotient(z, s[0], epsilon), torch.zeros_like(z)),
+            torch.where(z < 0, stable_quotient(z, s[1], epsilon), torch.zeros_like(z)),
         )
 
-    return LinearRule(f"gamma({gamma:g})", parts, multipliers)
+    return LinearRule(f"gamma({gamma:g})", surrogates, multipliers)
 
 
 def identity(epsilon: float = 1e-6) -> LinearRule:
@@ -140,14 +144,14 @@ def identity(epsilon: float = 1e-6) -> LinearRule:
     """
     _check_number("epsilon", epsilon)
 
-    def parts(op: Linear, x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
+    def surrogates(op: Linear, x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
         return (x,)
 
-    return LinearRule("identity", parts, _shared(epsilon))
+    return LinearRule("identity", surrogates, _one_multiplier(epsilon))
 
 
 def z_box(low: Tensor | float, high: Tensor | float, epsilon: float = 1e-6) -> LinearRule:
-    """LRP-z^B for inputs between two bounds, where they are first read.
+    """LRP-z^B for inputs between two bounds, where they are read.
 
     ``R_in = x W^T s - l p(W)^T s - h n(W)^T s``, ``s = R /~ (W x - p(W) l - n(W) h)``.
 
@@ -158,71 +162,74 @@ def z_box(low: Tensor | float, high: Tensor | float, epsilon: float = 1e-6) -> L
     """
     _check_number("epsilon", epsilon)
 
-    def bound(x: Tensor) -> Parts:
+    def bound(x: Tensor) -> Surrogates:
         least, most = (
             v.to(x).expand(x.shape) if isinstance(v, Tensor) else torch.full_like(x, v)
             for v in (low, high)
         )
 
-        def parts(op: Linear, u: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
-            whole = op(x * u, w, None)
-            return (
-                whole - op(least * u, w.clamp(min=0), None) - op(most * u, w.clamp(max=0), None),
-            )
+        def surrogates(op: Linear, u: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
+            # The bias cancels: b - p(b) - n(b) = 0.
+            s = op(x * u, w, None)
+            s = s - op(least * u, w.clamp(min=0), None) - op(most * u, w.clamp(max=0), None)
+            return (s,)
 
-        return parts
+        return surrogates
 
-    return LinearRule("z_box", _unbound, _shared(epsilon), first=True, bound=bound)
+    return LinearRule("z_box", _unbound, _one_multiplier(epsilon), first=True, bound=bound)
 
 
 def flat(epsilon: float = 1e-6) -> LinearRule:
-    """LRP-flat, where the inputs are first read: ``R_in = 1^T (R / (1 1))``, all weights one.
+    """LRP-flat, where the inputs are read: ``R_in = 1^T (R / (1 1))``, all weights one.
 
     Args:
         epsilon: See :func:`attrfn.rules.epsilon`.
     """
     _check_number("epsilon", epsilon)
 
-    def parts(op: Linear, u: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
+    def surrogates(op: Linear, u: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
         return (op(u, torch.ones_like(w), None),)
 
-    return LinearRule("flat", parts, _shared(epsilon), first=True)
+    return LinearRule("flat", surrogates, _one_multiplier(epsilon), first=True)
 
 
 def w_square(epsilon: float = 1e-6) -> LinearRule:
-    """LRP-w^2, where the inputs are first read: ``R_in = (W^2)^T (R /~ (W^2 1 + b^2))``.
+    """LRP-w^2, where the inputs are read: ``R_in = (W^2)^T (R /~ (W^2 1 + b^2))``.
 
     Args:
         epsilon: See :func:`attrfn.rules.epsilon`.
     """
     _check_number("epsilon", epsilon)
 
-    def parts(op: Linear, u: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
+    def surrogates(op: Linear, u: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
         return (op(u, w.square(), None if b is None else b.square()),)
 
-    return LinearRule("w_square", parts, _shared(epsilon), first=True)
+    return LinearRule("w_square", surrogates, _one_multiplier(epsilon), first=True)
 
 
-def over(z: Tensor, s: Tensor, epsilon: float) -> Tensor:
-    """``z / (s + epsilon sign(s))``, sign(0) = 1; 0 where that is 0."""
+def stable_quotient(z: Tensor, s: Tensor, epsilon: float) -> Tensor:
+    """``z / (s + epsilon sign(s))``, sign(0) = 1; 0 where the divisor is 0."""
+    # torch.sign(0) is 0, which would leave a divisor of 0; copysign takes the sign bit. Without an
+    # epsilon the divisor is replaced before the division: torch.where alone would hide the infinity
+    # from the value, but its derivative would be NaN.
     if epsilon == 0.0:
         none = s == 0
         return torch.where(none, torch.zeros_like(s), z / torch.where(none, torch.ones_like(s), s))
     return z / (s + torch.copysign(torch.full((), epsilon, dtype=s.dtype, device=s.device), s))
 
 
-def _shared(epsilon: float) -> Multipliers:
-    return lambda z, s: (over(z, s[0], epsilon),)
+def _one_multiplier(epsilon: float) -> Multipliers:
+    return lambda z, s: (stable_quotient(z, s[0], epsilon),)
 
 
 def _positive_part(op: Linear, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-    positive = None if b is None else b.clamp(min=0)
-    return op(x.clamp(min=0), w.clamp(min=0), positive) + op(x.clamp(max=0), w.clamp(max=0), None)
+    b = None if b is None else b.clamp(min=0)
+    return op(x.clamp(min=0), w.clamp(min=0), b) + op(x.clamp(max=0), w.clamp(max=0), None)
 
 
 def _negative_part(op: Linear, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-    negative = None if b is None else b.clamp(max=0)
-    return op(x.clamp(min=0), w.clamp(max=0), negative) + op(x.clamp(max=0), w.clamp(min=0), None)
+    b = None if b is None else b.clamp(max=0)
+    return op(x.clamp(min=0), w.clamp(max=0), b) + op(x.clamp(max=0), w.clamp(min=0), None)
 
 
 def _unbound(op: Linear, x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:

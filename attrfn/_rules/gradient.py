@@ -13,7 +13,7 @@ from attrfn._explain.explain import Explained
 from attrfn._rules.errors import refuse_constant, refuse_lengths, unwatched, warn_unread
 from attrfn._rules.record import Record
 from attrfn._rules.replay import Replay
-from attrfn._rules.run import Seen
+from attrfn._rules.run import Entry
 from attrfn._rules.table import Rules
 from attrfn._torch import pytree
 from attrfn._torch.autodiff import normal_tensors, transforming, values_and_gradients
@@ -32,32 +32,36 @@ def gradients_by_rules(
 ) -> tuple[Leaves, list[str]]:
     """Gradients at rows x (and baselines x0) of some copies of the batch.
 
-    Where nobody can differentiate the result, one pass at x is enough; elsewhere a run on x comes
-    first, see :mod:`attrfn._rules.run`.
-
     Returns:
         One gradient per leaf, and the names of the operations that had a rule.
     """
-    once = p.undifferentiated and x0 is None  # with baselines it saves nothing
-    keep = p.create_graph or (transforming() and not once)
-    at: list[Seen] | None = None
-    base: list[Seen] | None = None
+    # Up to three runs of the model. The baselines are recorded first, if there are any. The inputs
+    # are recorded only if the gradients may be differentiated again: with create_graph, and inside
+    # transforms and compiled code, where nothing tells what the caller will do. Last comes the
+    # replay, the only run with a backward pass. Eager code records without a graph unless it needs
+    # one. Compiled code records inside a vjp, see `_record_in_vjp`; there attrfn.compile may
+    # promise that nothing is differentiated (`undifferentiated`), which saves the recorded run on
+    # the inputs, but nothing where there are baselines.
+    first_order = p.undifferentiated and x0 is None
+    with_graph = p.create_graph or (transforming() and not first_order)
+    at_x: list[Entry] | None = None
+    at_x0: list[Entry] | None = None
     if x0 is not None:
-        base = _seen(p, rules, x0, copies, scope, keep, False)
-    if keep:
-        at = _seen(p, rules, x, copies, scope, keep, True)
+        at_x0 = _entries(p, rules, x0, copies, scope, with_graph, False)
+    if with_graph:
+        at_x = _entries(p, rules, x, copies, scope, with_graph, True)
     calls: list[str] = []
 
     def f(*z: Tensor) -> Tensor:
-        run = Replay(rules, calls, at, base, scope)
-        run.unseen = True
-        run.surrounded = is_compiling()
+        run = Replay(rules, calls, at_x, at_x0, scope)
+        run.gradient_only = True
+        run.in_vjp = is_compiling()
         with contextlib.nullcontext() if transforming() else unwatched(rules.name):
             values = p.values(run.add(z), copies, run)
         run.finished(values)
         if run.has_first_rule and not run.read and p.batch:
             warn_unread(rules.name)
-        if base is not None and len(calls) < len(base):
+        if at_x0 is not None and len(calls) < len(at_x0):
             refuse_lengths()
         if rules.complete and run.any_cut and not values.requires_grad:
             refuse_constant(rules.name)
@@ -66,60 +70,67 @@ def gradients_by_rules(
     return values_and_gradients(f, x, create_graph=p.create_graph)[1], calls
 
 
-def _seen(
+def _entries(
     p: Explained,
     rules: Rules,
     rows: Leaves,
     copies: int,
     scope: Sequence[Any],
-    keep: bool,
-    values: bool,
-) -> list[Seen]:
-    """What a run on some rows writes down, with a graph if one is wanted."""
+    with_graph: bool,
+    keep_values: bool,
+) -> list[Entry]:
+    """The entries of a recorded run on some rows, with a graph if one is wanted."""
     if is_compiling():
-        return _traced(p, rules, rows, copies, scope, values)
-    if keep:
-        return _watched(p, rules, rows, copies, scope, values, True)[1]
+        return _record_in_vjp(p, rules, rows, copies, scope, keep_values)
+    if with_graph:
+        return _record(p, rules, rows, copies, scope, keep_values, True)[1]
+    # Most models write nothing that was recorded, so clones of everything would be wasted: the run
+    # is repeated with clones in the rare case.
     with torch.inference_mode(False), torch.no_grad():
-        run, seen = _watched(p, rules, normal_tensors(rows), copies, scope, values, False)
+        run, entries = _record(p, rules, normal_tensors(rows), copies, scope, keep_values, False)
         if run.overwritten():
-            seen = _watched(p, rules, normal_tensors(rows), copies, scope, values, True)[1]
-    return seen
+            entries = _record(p, rules, normal_tensors(rows), copies, scope, keep_values, True)[1]
+    return entries
 
 
-def _traced(
-    p: Explained, rules: Rules, rows: Leaves, copies: int, scope: Sequence[Any], values: bool
-) -> list[Seen]:
-    """The same under torch.compile, in a vjp, where dependents show that they have a gradient."""
+def _record_in_vjp(
+    p: Explained, rules: Rules, rows: Leaves, copies: int, scope: Sequence[Any], keep_values: bool
+) -> list[Entry]:
+    """The same under torch.compile, in a vjp, where values that depend on the rows have a gradient.
+
+    The vjp's pullback is not used.
+    """
+    # A vjp returns tensors only. So the entries leave it as a flat list of tensors; names and
+    # numbers leave beside it, and both are joined again afterwards.
     others: list[Any] = []
 
     def f(*z: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        seen = _watched(p, rules, z, copies, scope, values, True)[1]
-        flat, spec = pytree.tree_flatten(seen)
+        entries = _record(p, rules, z, copies, scope, keep_values, True)[1]
+        flat, spec = pytree.tree_flatten(entries)
         others.append((spec, [(False, 0) if isinstance(t, Tensor) else (True, t) for t in flat]))
         return z[0].sum(), tuple([t for t in flat if isinstance(t, Tensor)])
 
     result: Any = torch.func.vjp(f, *rows, has_aux=True)
     tensors = iter(result[2])
     spec, flat = others[0]
-    found: list[Seen] = pytree.tree_unflatten(
+    found: list[Entry] = pytree.tree_unflatten(
         [t if known else next(tensors) for known, t in flat], spec
     )
     return found
 
 
-def _watched(
+def _record(
     p: Explained,
     rules: Rules,
     rows: Leaves,
     copies: int,
     scope: Sequence[Any],
-    values: bool,
-    safe: bool,
-) -> tuple[Record, list[Seen]]:
-    """A run on some rows, which keeps copies of what it sees if it has to be safe."""
-    seen: list[Seen] = []
-    run = Record(rules, [], seen, values, scope, safe)
-    run.surrounded = is_compiling()
+    keep_values: bool,
+    clone: bool,
+) -> tuple[Record, list[Entry]]:
+    """A recorded run on some rows."""
+    entries: list[Entry] = []
+    run = Record(rules, [], entries, keep_values, scope, clone)
+    run.in_vjp = is_compiling()
     p.values(run.add(rows), copies, run)
-    return run, seen
+    return run, entries

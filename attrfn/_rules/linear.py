@@ -1,4 +1,4 @@
-"""Linear operations with weights: what is input, what weight, what bias; batch norm folded in."""
+"""Linear operations with weights: their input, weights and bias; batch norm folded into them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ADDENDS: dict[str, tuple[Place, Place]] = {
     **dict.fromkeys(("linear", *CONVOLUTIONS.split()), ((2, None), ("bias", None))),
     **dict.fromkeys(("addmm", "addmv", "addbmm", "baddbmm"), ((0, None), ("input", None))),
 }
-
+"""Where an operation may have its bias: by position and by name."""
 
 _SUMS = ("addmm", "addmv", "addbmm", "baddbmm")
 
@@ -43,21 +43,21 @@ class Weighted(NamedTuple):
         """The operation's value."""
         places, values = [self.input, self.weight], [x, w]
         if self.bias is not None:
-            if b is None and self.call.name in _SUMS:
-                b = torch.zeros_like(self.at(self.bias))
+            if b is None and self.call.name in _SUMS:  # the others take None for a bias
+                b = torch.zeros_like(self.tensor_at(self.bias))
             places.append(self.bias)
             values.append(b)  # type: ignore[arg-type]
         out: Tensor = self.call._replace(places=tuple(places))(*values)
         return out
 
-    def at(self, place: Place) -> Tensor:
+    def tensor_at(self, place: Place) -> Tensor:
         """The tensor at a place."""
         return self.call._replace(places=(place,)).values[0]
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """The input, the weights and the bias."""
-        bias = None if self.bias is None else self.at(self.bias)
-        return self.at(self.input), self.at(self.weight), bias
+        bias = None if self.bias is None else self.tensor_at(self.bias)
+        return self.tensor_at(self.input), self.tensor_at(self.weight), bias
 
     def with_bias(self) -> Weighted:
         """The same with a place for a bias, of ``linear`` and convolutions."""
@@ -66,25 +66,28 @@ class Weighted(NamedTuple):
 
 
 def weighted(call: Call) -> Weighted | None:
-    """The parts of a linear operation, or None if it has no weights (or several inputs)."""
+    """A linear operation by its input, weights and bias; None if it has no weights."""
+    # Which factor is the input is known from the marks only: x @ w and w @ x are one function. So
+    # two factors are required, of which one depends on the inputs.
     found = [place for place, _ in tensors(call.args, call.kwargs)]
     addends = [place for place in found if place in ADDENDS.get(call.name, ())]
     factors = [place for place in found if place not in addends]
     if len(factors) != 2 or len(call.places) != 1 or call.places[0] not in factors:
         return None
-    own = call.places[0]
-    other = factors[1] if factors[0] == own else factors[0]
-    return _unscaled(Weighted(call, own, other, addends[0] if addends else None))
+    input = call.places[0]
+    weight = factors[1] if factors[0] == input else factors[0]
+    return _unscaled(Weighted(call, input, weight, addends[0] if addends else None))
 
 
 def _unscaled(op: Weighted) -> Weighted:
-    """``beta b + alpha x w`` of ``addmm`` and the like with the factors in b and w."""
+    """``beta b + alpha x w`` of ``addmm`` and the like, with beta and alpha moved into b and w."""
     beta, alpha = (op.call.kwargs.get(name, 1) for name in ("beta", "alpha"))
     if op.call.name not in _SUMS or op.bias is None or (beta == 1 and alpha == 1):
         return op
     places = (op.weight, op.bias)
-    bare = op.call._replace(places=places)
-    args, kwargs = bare.filled([op.at(op.weight) * alpha, op.at(op.bias) * beta])
+    args, kwargs = op.call._replace(places=places).filled(
+        [op.tensor_at(op.weight) * alpha, op.tensor_at(op.bias) * beta]
+    )
     kwargs = {k: v for k, v in kwargs.items() if k not in ("beta", "alpha")}
     return op._replace(call=op.call._replace(args=tuple(args), kwargs=kwargs))
 
@@ -99,7 +102,7 @@ def folded(
     eps: float,
     transposed: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Weights and bias of a linear operation together with the batch norm behind it."""
+    """Weights and bias of a linear operation and the batch norm after it, as one operation."""
     scale = torch.rsqrt(var + eps)
     scale = scale if gain is None else gain * scale
     offset = -mean * scale if shift is None else shift - mean * scale
@@ -110,8 +113,8 @@ def folded(
 
 def statistics(norm: Call) -> tuple[Any, ...]:
     """Mean, variance, gain, shift and epsilon of a call of batch norm."""
-    first = ("running_mean", "running_var", "weight", "bias")
-    a, b, c, d = (norm.argument(i + 1, name) for i, name in enumerate(first))
+    names = ("running_mean", "running_var", "weight", "bias")
+    a, b, c, d = (norm.argument(i + 1, name) for i, name in enumerate(names))
     eps = norm.argument(7, "eps", 1e-5)
     if norm.func is F.batch_norm:
         return a, b, c, d, eps

@@ -1,6 +1,6 @@
-"""LRP: what passes back is relevance divided by activation, so that x * gradient is relevance.
+"""LRP as derivatives: relevance divided by activation passes back, so x * gradient is relevance.
 
-In this form sums, residual connections, pooling and reshapes need no rule. What needs one:
+In this form sums, residual connections, pooling and reshapes need no rule. The others:
 
     linear operations    a rule of :mod:`attrfn._rules.formulas`, by kind, place or module
     elementwise          y = f(x) passes R on: the derivative is y / x, and f'(0) at 0 if f(0) = 0
@@ -19,130 +19,31 @@ Reference:
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from attrfn._rules import ops, recurrent
-from attrfn._rules.call import Call, tensors
-from attrfn._rules.difference import derivative, transposed
+from attrfn._rules.call import Call
+from attrfn._rules.difference import derivative
 from attrfn._rules.errors import refuse_unknown
-from attrfn._rules.formulas import LinearRule, epsilon, over, z_plus
-from attrfn._rules.linear import (
-    ADDENDS,
-    CONVOLUTIONS,
-    DENSE,
-    Weighted,
-    folded,
-    statistics,
-    weighted,
-)
+from attrfn._rules.formulas import LinearRule, epsilon, stable_quotient, z_plus
+from attrfn._rules.linear import CONVOLUTIONS, DENSE
+from attrfn._rules.linear_relevance import LinearRules, batch_norm, equal_shares, linear
 from attrfn._rules.norm import norm_arguments, statistics_of
 from attrfn._rules.raw import reading
 from attrfn._rules.record import Record
 from attrfn._rules.replay import Replay
-from attrfn._rules.rescale import COMMON, OPENED, WRITTEN, each, inside, ruled
-from attrfn._rules.run import Run, Values
+from attrfn._rules.rescale import COMMON, DECOMPOSED_BY_TORCH, DECOMPOSITIONS, all_of, inside, ruled
+from attrfn._rules.run import Values
 from attrfn._rules.table import OfOne, Op, Rules, decomposed, own_derivative
-from attrfn._torch.autodiff import transforming
-from attrfn._torch.private import version
 
+# The epsilon of an activation with f(0) != 0, such as a sigmoid, where y / x has a pole. It is the
+# default epsilon of the linear rules, whose trade-off is the same: larger is more stable, and
+# takes more of the relevance of small activations.
 _STABLE = 1e-6
-
-
-class LinearRules(NamedTuple):
-    """Which rule applies to which linear operation.
-
-    Attributes:
-        conv: The rule of convolutions.
-        dense: The rule of all others.
-        first: The rule of those that read the inputs, or None.
-        names: Rules by names of modules, with wildcards; they win over ``conv`` and ``dense``.
-    """
-
-    conv: LinearRule
-    dense: LinearRule
-    first: LinearRule | None
-    names: Mapping[str, LinearRule]
-
-
-def _linear(run: Record | Replay, call: Call) -> Any:
-    """A linear operation by its rule; one without weights has its own derivative."""
-    if len(call.places) > 1:
-        return run.primitive(call, _shared)
-    op = weighted(call)
-    if op is None or any(run.stopped.get(t) for _, t in tensors(call.args, call.kwargs)):
-        return own_derivative(run, call)
-    rule = _chosen(run, call)
-    out = run.primitive(call, functools.partial(_by_rule, op, rule))
-    run.made.put(out, (op, rule, None if transforming() else version(out)))
-    return out
-
-
-def _chosen(run: Run, call: Call) -> LinearRule:
-    rules: LinearRules = run.table.linear
-    if rules.first is not None and run.raw.get(call.values[0]):
-        run.read = True
-        return rules.first
-    if run.scope:
-        innermost: LinearRule = run.scope[-1]
-        return innermost
-    return rules.conv if call.name in CONVOLUTIONS.split() else rules.dense
-
-
-def _by_rule(
-    op: Weighted, rule: LinearRule, run: Replay, call: Call, z: Values, x: Values, x0: Values
-) -> Tensor:
-    _, w, b = op.tensors()
-    y: Tensor | None = None if rule.sums_to_value else call(x[0])
-    return _routed(op, rule, run, z[0], x[0], w, b, y)
-
-
-def _routed(
-    op: Weighted,
-    rule: LinearRule,
-    run: Replay,
-    z: Tensor,
-    x: Tensor,
-    w: Tensor,
-    b: Tensor | None,
-    y: Tensor | None,
-) -> Tensor:
-    """``y + sum_k m_k (s_k(z) - s_k(x))``; y is s_1(x) if it is not given."""
-    parts = rule.parts if rule.bound is None else rule.bound(x)
-    at, here = (1 + (z - x), torch.ones_like(x)) if rule.first else (z, x)
-    s = parts(op.apply, at, w, b)
-    s0 = tuple([t.detach() for t in s]) if run.at is None else parts(op.apply, here, w, b)
-    y = s0[0] if y is None else y
-    if rule.name == "identity" and s[0].shape != y.shape:
-        raise ValueError(
-            f"the rule identity stands at {op.call.name} from shape {tuple(x.shape)} to "
-            f"{tuple(y.shape)}, expected equal shapes: use another rule there"
-        )
-    m = rule.multipliers(y, s0)
-    if len(s) == 1:
-        return run.scale(y, m[0], s[0], s0[0])
-    return run.graft(y, lambda t: [a * b for a, b in zip(m, t, strict=True)], s, s0)
-
-
-def _shared(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
-    """A product of n factors that depend on the inputs: one n-th of the relevance to each."""
-    y: Tensor = call(*x)
-    addends = ADDENDS.get(call.name, ())
-    live = [v.requires_grad and p not in addends for v, p in zip(z, call.places, strict=True)]
-    n = max(sum(live), 1)
-
-    def parts(t: Values) -> list[Tensor]:
-        whole = [call(*x[:i], t[i], *x[i + 1 :]) for i in range(len(z))]
-        return [
-            s if place in addends else s / n for s, place in zip(whole, call.places, strict=True)
-        ]
-
-    back = transposed(call, x[0] / n, x[1] / n) if len(z) == 2 else None
-    return run.graft(y, parts, z, x, back)
 
 
 def _activation(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
@@ -156,12 +57,13 @@ def _activation(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Te
     through_zero = torch.where(
         at_zero, derivative(lambda t: call(t), at), y / torch.where(at_zero, 1.0, at)
     )
-    factor = torch.where(start == 0, through_zero, over(y, at, _STABLE))
+    # Both branches are computed because a branch on values would break transforms.
+    factor = torch.where(start == 0, through_zero, stable_quotient(y, at, _STABLE))
     return run.scale(y, factor, z[0], x[0])
 
 
 def _normalised(centred: bool) -> Callable[..., Tensor]:
-    """``c r w + b`` with r, one over the root mean square, as a constant."""
+    """``c r w + b``, where r = 1 / root mean square counts as a constant."""
 
     def rule(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
         if call.places != ((0, None),):
@@ -189,7 +91,7 @@ def _constant(run: Record | Replay, call: Call) -> Any:
 
 
 def _divided(run: Record | Replay, call: Call) -> Any:
-    """A quotient whose divisor counts as a constant; if only that depends, all of it does."""
+    """A quotient whose divisor counts as a constant."""
     numerator = (1, None) if call.name.startswith("__r") else (0, None)
     if numerator not in call.places:
         return run.constant(call)
@@ -203,50 +105,8 @@ def _by_numerator(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> 
     return run.graft(y, lambda t: [call(t[0], x[1])], z, x)
 
 
-def _batch_norm(run: Record | Replay, call: Call) -> Any:
-    """Behind a linear operation it is one with it: their weights are folded, then the rule runs."""
-    out = COMMON["batch_norm"].apply(run, call)
-    made = run.made.get(call.values[0])
-    if made is None or len(call.places) > 1:
-        return out
-    op, rule, made_at = made
-    # A write since then, perhaps through a view, has changed what the rule would fold.
-    if not transforming() and version(call.values[0]) != made_at:
-        return out
-    if op.call.name not in ("linear", *CONVOLUTIONS.split()) or (
-        "transpose" in op.call.name and op.call.argument(6, "groups", 1) != 1
-    ):
-        return out
-    both = Call(
-        lambda x, before: call(before),
-        (op.at(op.input), call.values[0]),
-        {},
-        ((0, None), (1, None)),
-        "batch_norm",
-    )
-    return run.primitive(both, functools.partial(_folded, op, rule, call))
-
-
-def _folded(
-    op: Weighted,
-    rule: LinearRule,
-    norm: Call,
-    run: Replay,
-    call: Call,
-    z: Values,
-    x: Values,
-    x0: Values,
-) -> Tensor:
-    y: Tensor = norm(x[1])
-    _, w, b = op.tensors()
-    mean, var, gain, shift, eps = statistics(norm)
-    transposed = "transpose" in op.call.name
-    w, b = folded(w, b, mean, var, gain, shift, eps, transposed)
-    return _routed(op.with_bias(), rule, run, z[0], x[0], w, b, y)
-
-
 def _gate(x: Tensor) -> Tensor:
-    """A sigmoid by way of the reciprocal, which counts as a constant."""
+    """A sigmoid that counts as a constant, because ``reciprocal`` does."""
     return torch.reciprocal(1 + torch.exp(-x))
 
 
@@ -257,24 +117,24 @@ _CONSTANT = Op("constant", _constant)
 
 RELEVANCE: dict[str, Op] = {
     **COMMON,
-    **{name: Op("written out", decomposed(f)) for name, f in WRITTEN.items()},
-    **{name: Op("written out", inside(f)) for name, f in OPENED.items()},
+    **{name: Op("decomposed", decomposed(f)) for name, f in DECOMPOSITIONS.items()},
+    **{name: Op("decomposed", inside(f)) for name, f in DECOMPOSED_BY_TORCH.items()},
     "layer_norm": Op("constant divisor", ruled(_normalised(centred=True))),
     "rms_norm": Op("constant divisor", ruled(_normalised(centred=False))),
-    **each(ops.PRODUCTS, Op("product", OfOne(ruled(_shared)))),
-    **each(DENSE, Op(_WITH_WEIGHTS, _linear)),
-    **each(CONVOLUTIONS, Op(_WITH_WEIGHTS, _linear)),
-    **each(ops.ELEMENTWISE, Op("elementwise", ruled(_activation))),
-    **each(ops.THROUGH_ZERO, _DERIVATIVE),
-    **each("div divide true_divide __rdiv__ __rtruediv__", Op("constant divisor", _divided)),
-    **each("rsqrt reciprocal", _CONSTANT),
-    **each(ops.SOFTMAX, _DERIVATIVE),
-    **each(ops.SELECTIONS, _DERIVATIVE),
-    "batch_norm": Op("folded into what is before it", _batch_norm),
-    "lstm": Op("written out", decomposed(recurrent.layers(recurrent.lstm_step(_gate), 2))),
-    "gru": Op("written out", decomposed(recurrent.layers(recurrent.gru_step(_gate), 1))),
-    "lstm_cell": Op("written out", decomposed(recurrent.cell(recurrent.lstm_step(_gate), 2))),
-    "gru_cell": Op("written out", decomposed(recurrent.cell(recurrent.gru_step(_gate), 1))),
+    **all_of(ops.PRODUCTS, Op("product", OfOne(ruled(equal_shares)))),
+    **all_of(DENSE, Op(_WITH_WEIGHTS, linear)),
+    **all_of(CONVOLUTIONS, Op(_WITH_WEIGHTS, linear)),
+    **all_of(ops.ELEMENTWISE, Op("elementwise", ruled(_activation))),
+    **all_of(ops.THROUGH_ZERO, _DERIVATIVE),
+    **all_of("div divide true_divide __rdiv__ __rtruediv__", Op("constant divisor", _divided)),
+    **all_of("rsqrt reciprocal", _CONSTANT),
+    **all_of(ops.SOFTMAX, _DERIVATIVE),
+    **all_of(ops.SELECTIONS, _DERIVATIVE),
+    "batch_norm": Op("folded into what is before it", batch_norm),
+    "lstm": Op("decomposed", decomposed(recurrent.layers(recurrent.lstm_step(_gate), 2))),
+    "gru": Op("decomposed", decomposed(recurrent.layers(recurrent.gru_step(_gate), 1))),
+    "lstm_cell": Op("decomposed", decomposed(recurrent.cell(recurrent.lstm_step(_gate), 2))),
+    "gru_cell": Op("decomposed", decomposed(recurrent.cell(recurrent.gru_step(_gate), 1))),
 }
 
 
@@ -289,12 +149,11 @@ def composite(
     """A table of LRP from the rules of linear operations."""
     table = dict(RELEVANCE)
     if softmax_is_constant:
-        table.update(each(ops.SOFTMAX, _CONSTANT))
+        table.update(all_of(ops.SOFTMAX, _CONSTANT))
     if first is not None:
         table = {name: _reading(name, op) for name, op in table.items()}
-    linear = LinearRules(conv, dense, first, names or {})
     adapt = None if first is None else _reading
-    return Rules(name, table, linear=linear, adapt=adapt)
+    return Rules(name, table, linear=LinearRules(conv, dense, first, names or {}), adapt=adapt)
 
 
 def _reading(name: str, op: Op) -> Op:

@@ -12,14 +12,15 @@ from attrfn._rules.errors import refuse_mixed, refuse_path, refuse_unknown, refu
 from attrfn._rules.graft import Back, grafted, pulled, scaled
 from attrfn._rules.hidden_relus import graph, refuse_hidden_relus
 from attrfn._rules.ops import READS
-from attrfn._rules.run import Rule, Run, Seen, Values
-from attrfn._rules.table import Rules, Stopped
+from attrfn._rules.run import Entry, Rule, Run, Values
+from attrfn._rules.table import Constant, Rules
 from attrfn._rules.tags import Tags
 from attrfn._torch import pytree
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.private import in_transform, is_differentiated, level_of, transform_level
 
-Parts = Callable[[Any], Sequence[Tensor]]
+Surrogates = Callable[[Any], Sequence[Tensor]]
+"""From an operation's arguments to s_1, s_2 ..., whose derivatives it shall have."""
 
 
 class Replay(Run):
@@ -28,26 +29,39 @@ class Replay(Run):
     Args:
         table: The rules.
         calls: See :class:`Run`.
-        at: What a run on the inputs saw; None takes x = z, which is right for one derivative.
-        base: What a run on the baselines saw; None for rules without baselines. While a rule runs,
-            ``before`` is what its operation returned there.
+        at_x: The entries of the recorded run on the inputs; None takes x = z, which is right for
+            one derivative.
+        at_x0: The entries of the recorded run on the baselines; None for rules without baselines.
+            While a rule runs, ``y0`` is what its operation returned there, if that is known.
     """
+
+    # A rule returns y(x) + r(z - x): zero is added to the model's value, and the derivative by z is
+    # the rule's linear map r. Its coefficients come from x (and x0) and not from z, so the pass
+    # that forms the attributions never differentiates them. Yet they depend on the inputs through
+    # the recorded runs, so that a second derivative goes through them. In it z and x both depend on
+    # the inputs; the two paths through r cancel in z - x, and the derivative of the model's own
+    # y(x) is left. With x = z.detach() in place of a recorded run the first derivative is the same,
+    # and the second is not. So `at_x` is None only where attributions are not differentiated. In
+    # eager mode outside of transforms not even the zero is computed then (`first_order`): an
+    # autograd.Function of `graft` puts the derivative on the value. Elsewhere that would be wrong:
+    # transforms may differentiate again, and torch.compile silently drops the backward of such a
+    # function in some combinations with vmap.
 
     def __init__(
         self,
         table: Rules,
         calls: list[str],
-        at: list[Seen] | None,
-        base: list[Seen] | None,
+        at_x: list[Entry] | None,
+        at_x0: list[Entry] | None,
         scope: Sequence[Any] = (),
     ) -> None:
         super().__init__(table, calls, scope)
-        self.at = at
-        self.base = base
-        self.first_order = at is None and not transforming()
-        self.before: Any = None
-        self.unseen = False  # what the model returns here: it may be rounded differently
-        self.relus: set[Any] = set()  # their nodes in the graph, of rules for ReLU alone
+        self.at_x = at_x
+        self.at_x0 = at_x0
+        self.first_order = at_x is None and not transforming()
+        self.y0: Any = None
+        self.gradient_only = False  # the values are not used, so they may be rounded differently
+        self.relus: set[Any] = set()  # the graph's nodes of ReLUs, for tables of ReLU rules
         self.cut = Tags("cut")  # depends on the inputs without a derivative
 
     def follow(self, t: Tensor) -> None:
@@ -60,7 +74,9 @@ class Replay(Run):
             self.cut.drop(t)
 
     def untracked(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The same where one derivative is all: most calls are ``relu(x)``."""
+        """As in :class:`Run`, with a short cut."""
+        # Most calls with a ReLU rule are relu(x) in eager mode, where building a Call takes longer
+        # than the ReLU of a small tensor.
         if self.first_order and len(args) == 1 and not any(kwargs.values()):
             found = self.find(func)
             if found is None:
@@ -72,68 +88,69 @@ class Replay(Run):
         return super().untracked(func, args, kwargs)
 
     def primitive(self, call: Call, rule: Rule) -> Any:
-        """An operation with a rule."""
+        """Run an operation by its rule."""
         i = len(self.calls)
         self.calls.append(call.name)
         z = call.values
-        x = [t.detach() for t in z] if self.at is None else _entry(self.at, i, call, z)[1]
-        if self.base is None:
+        x = [t.detach() for t in z] if self.at_x is None else _entry(self.at_x, i, call, z)[1]
+        if self.at_x0 is None:
             return rule(self, call, z, x, ())
-        _, x0, self.before = _entry(self.base, i, call, z)
+        _, x0, self.y0 = _entry(self.at_x0, i, call, z)
         return rule(self, call, z, x, x0)
 
-    def constant(self, call: Call) -> Stopped:
-        """An operation whose value counts as a constant."""
+    def constant(self, call: Call) -> Constant:
+        """Run an operation whose value counts as a constant."""
         i = len(self.calls)
         self.calls.append(call.name)
-        if self.at is not None:
-            return self.stop(_entry(self.at, i, call, ())[2])
-        return self.stop(call(*[t.detach() for t in call.values]))
+        if self.at_x is not None:
+            return self.as_constant(_entry(self.at_x, i, call, ())[2])
+        return self.as_constant(call(*[t.detach() for t in call.values]))
 
     def composite(self, call: Call, function: Callable[..., Any]) -> Any:
-        """An operation written out in others: its own value, their derivatives."""
+        """Run a decomposed operation: its own value, and the derivatives of the decomposition."""
         i = len(self.calls)
         self.calls.append(call.name)
-        parts = self.within(function, *call.args, **call.kwargs)
-        if self.first_order and self.unseen and isinstance(parts, Tensor):
-            return parts
-        if self.at is None:
-            return self.grafted(call(*[t.detach() for t in call.values]), parts, parts)
-        value, first = _entry(self.at, i, call, ())[2]
-        return self.grafted(value, parts, first)
+        decomposed = self.within(function, *call.args, **call.kwargs)
+        if self.first_order and self.gradient_only and isinstance(decomposed, Tensor):
+            return decomposed  # differs in the last bits, but the operation does not run twice
+        if self.at_x is None:
+            value = call(*[t.detach() for t in call.values])
+            return self.grafted(value, decomposed, decomposed)
+        value, decomposed_x = _entry(self.at_x, i, call, ())[2]
+        return self.grafted(value, decomposed, decomposed_x)
 
-    def grafted(self, value: Any, parts: Any, first: Any) -> Any:
-        """The value with the derivative of the parts, in every floating tensor of an output."""
+    def grafted(self, value: Any, decomposed: Any, decomposed_x: Any) -> Any:
+        """The value with the derivative of a decomposition, in every floating tensor of it."""
         values, spec = pytree.tree_flatten(value)
-        now, before = pytree.tree_leaves(parts), pytree.tree_leaves(first)
+        at_z, at_x = pytree.tree_leaves(decomposed), pytree.tree_leaves(decomposed_x)
         leaves = [
-            self.graft(v, lambda t: [t], p, b)
+            self.graft(v, lambda t: [t], s, s_x)
             if isinstance(v, Tensor) and v.is_floating_point()
             else v
-            for v, p, b in zip(values, now, before, strict=True)
+            for v, s, s_x in zip(values, at_z, at_x, strict=True)
         ]
         return pytree.tree_unflatten(leaves, spec)
 
     def graft(
-        self, value: Tensor, parts: Parts, z: Values, x: Values, back: Back | None = None
+        self, value: Tensor, surrogates: Surrogates, z: Values, x: Values, back: Back | None = None
     ) -> Tensor:
-        """``value + sum_k s_k(z) - s_k(x)``: the value, with the derivative of the parts by z.
+        """``value + sum_k s_k(z) - s_k(x)``: the value, with the derivatives of s_k by z.
 
         Args:
             value: What the operation returns.
-            parts: From the operation's arguments to s_1, s_2 ...
-            z: The arguments now.
-            x: The arguments as the first run saw them.
-            back: The parts transposed, which saves their values where one derivative is all.
+            surrogates: From the operation's arguments to s_1, s_2 ...
+            z: The arguments in this run.
+            x: The arguments in the recorded run.
+            back: The pullback of the surrogates, so that one derivative needs no values of them.
         """
         if self.first_order and back is not None:
             return pulled(value, back, *z)
-        now = [s.to(value.dtype) for s in parts(z)]
+        at_z = [s.to(value.dtype) for s in surrogates(z)]
         if self.first_order:
-            return grafted(value, *now)
-        before = [s.detach() for s in now] if self.at is None else parts(x)
-        for s, s0 in zip(now, before, strict=True):
-            value = value + (s - s0.to(value.dtype))
+            return grafted(value, *at_z)
+        at_x = [s.detach() for s in at_z] if self.at_x is None else surrogates(x)
+        for s, s_x in zip(at_z, at_x, strict=True):
+            value = value + (s - s_x.to(value.dtype))
         return value
 
     def scale(self, value: Tensor, m: Tensor, z: Tensor, x: Tensor) -> Tensor:
@@ -157,41 +174,45 @@ class Replay(Run):
         values = call.values
         live = [v.requires_grad for v in values]
         for v in values if self.table.strict else ():
-            if v.requires_grad and self.cut.get(v):  # made inside a custom autograd.Function
+            # A call in the forward of a custom autograd.Function returned it, without a derivative;
+            # what the function returns is the same object, now with a derivative of its own making.
+            if v.requires_grad and self.cut.get(v):
                 refuse_unrecorded(v, call.func, self.table.name)
         if self.table.complete and any(live) and not all(live):
             refuse_mixed(call, self.table.name)
 
     def returned(self, outputs: Any) -> None:
-        """Look at what the model returned."""
+        """Check what the model returned."""
         super().returned(outputs)
         for t in pytree.tree_leaves(outputs) if self.table.strict and self.any_cut else ():
             if isinstance(t, Tensor) and t.requires_grad and self.cut.get(t):
                 refuse_unrecorded(t, None, self.table.name)
 
     def finished(self, outputs: Any) -> None:
-        """Look at the graph behind some outputs, after the run."""
+        """Check the graph of some outputs after the run."""
         if not self.table.strict and not transforming():
-            seen = self.relus if self.first_order else None
-            refuse_hidden_relus(outputs, self.inputs, seen, self.table.name)
+            known = self.relus if self.first_order else None
+            refuse_hidden_relus(outputs, self.inputs, known, self.table.name)
 
-    def look(self, t: Tensor, func: Any) -> None:
-        """Refuse a tensor that was made of the inputs by something that no mode sees."""
+    def check_origin(self, t: Tensor, func: Any) -> None:
+        """Refuse a tensor that was made from the inputs by something that no mode sees."""
+        # The graph tells the origin: it leads back to a marked tensor, or only to parameters.
+        # Inside a transform the graph of the level cannot be walked, but the level can be asked.
         if in_transform():
-            unseen = _of_this_level(t)
+            from_inputs = _of_this_level(t)
         else:
             marked = [m for m, _ in self.marked.known.values()]
             roots = {m.grad_fn for m in marked if m.grad_fn is not None}
-            unseen = any(node in roots for node in graph([t.grad_fn], roots))
-        if unseen:
+            from_inputs = any(node in roots for node in graph([t.grad_fn], roots))
+        if from_inputs:
             refuse_unrecorded(t, func, self.table.name)
 
 
-def _entry(seen: list[Seen], i: int, call: Call, z: Sequence[Tensor]) -> Seen:
-    """What another run saw at this call."""
-    if i >= len(seen) or seen[i][0] != call.name or len(seen[i][1]) != len(z):
-        refuse_path(call, None if i >= len(seen) else seen[i][0])
-    return seen[i]
+def _entry(entries: list[Entry], i: int, call: Call, z: Sequence[Tensor]) -> Entry:
+    """What another run recorded at this call."""
+    if i >= len(entries) or entries[i][0] != call.name or len(entries[i][1]) != len(z):
+        refuse_path(call, None if i >= len(entries) else entries[i][0])
+    return entries[i]
 
 
 def _has_graph(out: Any) -> bool:

@@ -75,7 +75,7 @@ def _along(function: Callable[..., Any]) -> Callable[[Any, Call], Any]:
     return apply
 
 
-def each(text: str, op: Op) -> dict[str, Op]:
+def all_of(text: str, op: Op) -> dict[str, Op]:
     """One op for each of some names."""
     return dict.fromkeys(text.split(), op)
 
@@ -89,15 +89,15 @@ MAX_POOLS = (
 
 COMMON: dict[str, Op] = {
     "T": Op("linear", own_derivative, native=True),
-    **each(ops.CONSTANT, Op("constant", own_derivative, follows=False)),
-    **each(ops.STRUCTURE, Op("linear", own_derivative, native=True)),
-    **each(ops.DROPOUTS, Op("linear (evaluation mode)", Evaluating(2, "training", "train"))),
+    **all_of(ops.CONSTANT, Op("constant", own_derivative, follows=False)),
+    **all_of(ops.STRUCTURE, Op("linear", own_derivative, native=True)),
+    **all_of(ops.DROPOUTS, Op("linear (evaluation mode)", Evaluating(2, "training", "train"))),
     "batch_norm": Op("linear (evaluation mode)", Evaluating(5, "training")),
     "grid_sample": Op("linear in the input", _only_input),
 }
 """What is linear or constant for every rule."""
 
-WRITTEN: dict[str, Callable[..., Any]] = {
+DECOMPOSITIONS: dict[str, Callable[..., Any]] = {
     "group_norm": decompositions.group_norm,
     "instance_norm": decompositions.instance_norm,
     "scaled_dot_product_attention": decompositions.attention,
@@ -129,7 +129,7 @@ WRITTEN: dict[str, Callable[..., Any]] = {
 }
 """What is made of simpler operations."""
 
-OPENED: dict[str, Callable[..., Any]] = {
+DECOMPOSED_BY_TORCH: dict[str, Callable[..., Any]] = {
     "multi_head_attention_forward": decompositions.multi_head_attention_forward,
     **{
         name: decompositions.visible_to_modes(getattr(F, name))
@@ -141,20 +141,20 @@ OPENED: dict[str, Callable[..., Any]] = {
 
 DIFFERENCE: dict[str, Op] = {
     **COMMON,
-    **{name: Op("written out", inside(f)) for name, f in OPENED.items()},
+    **{name: Op("decomposed", inside(f)) for name, f in DECOMPOSED_BY_TORCH.items()},
     "layer_norm": Op("normalisation", ruled(norm.normalised(centred=True))),
     "rms_norm": Op("normalisation", ruled(norm.normalised(centred=False))),
-    **{name: Op("written out", decomposed(f)) for name, f in WRITTEN.items()},
-    **each(ops.PRODUCTS, Op("product", OfOne(ruled(difference.product)))),
-    **each(ops.ELEMENTWISE, Op("elementwise", ruled(difference.elementwise))),
-    **each("mul multiply __rmul__", Op("product", OfOne(_multiplication))),
-    **each("div divide true_divide __rdiv__ __rtruediv__", Op("quotient", _division)),
-    **each("rsqrt reciprocal", Op("elementwise", _inverse)),
-    **each("abs absolute", Op("elementwise", _absolute)),
-    **each("softmax special_softmax", Op("softmax", ruled(softmax.softmax))),
-    **each("log_softmax special_log_softmax", Op("softmax", ruled(softmax.log_softmax))),
-    **each("logsumexp special_logsumexp", Op("softmax", ruled(softmax.logsumexp))),
-    **each(MAX_POOLS, Op("maximum", ruled(maxima.max_pool))),
+    **{name: Op("decomposed", decomposed(f)) for name, f in DECOMPOSITIONS.items()},
+    **all_of(ops.PRODUCTS, Op("product", OfOne(ruled(difference.product)))),
+    **all_of(ops.ELEMENTWISE, Op("elementwise", ruled(difference.elementwise))),
+    **all_of("mul multiply __rmul__", Op("product", OfOne(_multiplication))),
+    **all_of("div divide true_divide __rdiv__ __rtruediv__", Op("quotient", _division)),
+    **all_of("rsqrt reciprocal", Op("elementwise", _inverse)),
+    **all_of("abs absolute", Op("elementwise", _absolute)),
+    **all_of("softmax special_softmax", Op("softmax", ruled(softmax.softmax))),
+    **all_of("log_softmax special_log_softmax", Op("softmax", ruled(softmax.log_softmax))),
+    **all_of("logsumexp special_logsumexp", Op("softmax", ruled(softmax.logsumexp))),
+    **all_of(MAX_POOLS, Op("maximum", ruled(maxima.max_pool))),
     "amax": Op("maximum", _along(torch.amax)),
     "amin": Op("maximum", _along(torch.amin)),
 }

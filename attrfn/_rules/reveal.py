@@ -34,7 +34,7 @@ from attrfn._rules.table import Op, Rules, own_derivative
 from attrfn._torch import pytree
 
 
-class Parts(NamedTuple):
+class Contributions(NamedTuple):
     """The two parts of a tensor's change from the baseline, as functions of z and of x."""
 
     up: Tensor
@@ -42,9 +42,9 @@ class Parts(NamedTuple):
     up_at: Tensor
     down_at: Tensor
 
-    def each(self, f: Callable[[Tensor], Any]) -> Any:
+    def all_of(self, f: Callable[[Tensor], Any]) -> Any:
         """The parts after a linear operation."""
-        return Parts(*map(f, self))
+        return Contributions(*map(f, self))
 
 
 def _signs(z: Tensor, x: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,12 +54,12 @@ def _signs(z: Tensor, x: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
     return d * ((x > x0) + half), d * ((x < x0) + half)
 
 
-def _parted(
+def _contributions(
     run: Replay, make: Callable[[Values], tuple[Tensor, Tensor]], z: Values, x: Values
-) -> Parts:
+) -> Contributions:
     up, down = make(z)
-    at = (up.detach(), down.detach()) if run.at is None else make(x)
-    return Parts(up, down, *at)
+    at = (up.detach(), down.detach()) if run.at_x is None else make(x)
+    return Contributions(up, down, *at)
 
 
 def _linear(run: Record | Replay, call: Call) -> Any:
@@ -79,7 +79,7 @@ def _linear(run: Record | Replay, call: Call) -> Any:
             )
 
         out: Tensor = call(z[0])
-        run.made.put(out, _parted(run, make, z, x))
+        run.made.put(out, _contributions(run, make, z, x))
         return out
 
     return run.primitive(call, rule)
@@ -100,7 +100,7 @@ def _sum(run: Record | Replay, call: Call) -> Any:
             return a_up + b_up, a_down + b_down
 
         out: Tensor = call(*z)
-        run.made.put(out, _parted(run, make, z, x))
+        run.made.put(out, _contributions(run, make, z, x))
         return out
 
     return run.primitive(call, rule)
@@ -119,7 +119,7 @@ def _moved(run: Record | Replay, call: Call) -> Any:
         return out
     moved = [pytree.tree_leaves(call(part)) for part in known]
     for leaf, *parts in zip(pytree.tree_leaves(out), *moved, strict=True):
-        run.made.put(leaf, Parts(*parts))
+        run.made.put(leaf, Contributions(*parts))
     return out
 
 
@@ -139,7 +139,7 @@ def _batch_norm(run: Record | Replay, call: Call) -> Any:
     up, down, up_at, down_at = known
     run.made.put(
         out,
-        Parts(
+        Contributions(
             up * s_up + down * s_down,
             down * s_up + up * s_down,
             up_at * s_up + down_at * s_down,
@@ -155,7 +155,7 @@ def _activation(run: Record | Replay, call: Call) -> Any:
 
 
 def _cancelling(
-    parts: Parts | None, run: Replay, call: Call, z: Values, x: Values, x0: Values
+    parts: Contributions | None, run: Replay, call: Call, z: Values, x: Values, x0: Values
 ) -> Tensor:
     if parts is None:
         return elementwise(run, call, z, x, x0)

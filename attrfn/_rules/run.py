@@ -1,10 +1,11 @@
-"""Runs of a model in which operations on what depends on the inputs have a rule.
+"""Runs of a model in which operations on values that depend on the inputs have a rule.
 
-An operation y = f(x) with a rule becomes ``y(x) + r(z - x)``, r linear, where x is what the
-operation got in a first run, on the inputs, and z what it gets now. At z = x that is y; its
-derivative by z is the rule's; and its derivative by whatever x and z both depend on is that of f,
-because the two paths through r cancel. So what is made of the rules can be differentiated again,
-and correctly. Where nobody will, the first run is left out and x is z, detached.
+An operation y = f(x) with a rule becomes ``y(x) + r(z - x)``, r linear. Here x is the value that
+the operation got in the recorded run on the inputs, and z the value that it gets in the replay. At
+z = x the result is y. Its derivative by z is the rule's. Its derivative by a tensor on which both x
+and z depend is that of f, because the two paths through r cancel. So attributions by rules can be
+differentiated again, and correctly. Where they are not, the recorded run is left out, and x is z
+detached.
 """
 
 from __future__ import annotations
@@ -17,12 +18,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from attrfn._rules.call import Call, Place, tensors
-from attrfn._rules.errors import (
-    refuse_hidden,
-)
+from attrfn._rules.errors import refuse_hidden
 from attrfn._rules.names import PASSIVE, Spelling
 from attrfn._rules.ops import PATTERNED, SIDE_BY_SIDE
-from attrfn._rules.table import Op, Rules, Stopped
+from attrfn._rules.table import Constant, Op, Rules
 from attrfn._rules.tags import Tags
 from attrfn._torch import pytree
 from attrfn._torch.autodiff import transforming, transforms
@@ -33,10 +32,11 @@ Values = Sequence[Tensor]
 Rule = Callable[[Any, Call, Values, Values, Values], Any]
 """From the operation's arguments z, x and x0 (empty without baselines) to its output."""
 
-_FIRST = "with a rule for the first layer"
-_OWN = "as a model of their own"
+Entry = tuple[str, tuple[Tensor, ...], Any]
+"""What a run records of one call: the operation, its arguments and its value, see `Record`."""
 
-Seen = tuple[str, tuple[Tensor, ...], Any]
+_FIRST_RULE = "with a rule for where the inputs are read"
+_WITH_RULES = "in attrfn.with_rules"
 
 
 class Run(TorchFunctionMode):
@@ -57,16 +57,16 @@ class Run(TorchFunctionMode):
         self.transforms = transforms()
         self.ops: dict[Any, tuple[Spelling, Op] | None] = {}
         self.inputs: tuple[Tensor, ...] = ()
-        self.marked = Tags("depends")  # on the inputs
-        self.stopped = Tags("constant")  # though it depends on them
-        self.made = Tags("made")  # what a value is made of, for rules that look back
-        self.inverse = Tags("inverse")  # one over something
-        self.raw = Tags("raw")  # inputs that have only been moved
-        self.free = Tags("free")  # of the inputs
-        self.any_cut = False  # something that depends on them has no derivative
-        self.has_first_rule = False  # a rule for where the inputs are read
-        self.read = False  # it has been applied
-        self.surrounded = False  # by a vjp of its own
+        self.marked = Tags("depends")  # depends on the inputs
+        self.constants = Tags("constant")  # depends on them, but counts as a constant
+        self.made = Tags("made")  # how a value was made, for rules that look back
+        self.inverse = Tags("inverse")  # 1 / s for some s
+        self.raw = Tags("raw")  # an input, only moved, shifted or scaled since
+        self.free = Tags("free")  # does not depend on the inputs
+        self.any_cut = False  # some value depends on the inputs without a derivative
+        self.has_first_rule = False  # the table has a rule for where the inputs are read
+        self.read = False  # that rule has been applied
+        self.in_vjp = False  # a vjp by the inputs surrounds this run
 
     def __torch_function__(
         self,
@@ -75,12 +75,23 @@ class Run(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        # torch calls this once for each torch function that the model calls, and switches the mode
+        # off meanwhile: a function that Python writes as several operations, such as attention,
+        # arrives as one call. Two or three runs of the model come through here. `Record` notes what
+        # the operations with rules get on the baselines x0 and on the inputs x; `Replay` then
+        # returns the model's values with the rules' derivatives. What depends on the inputs is
+        # followed here, by marks on tensor objects: a call with a marked argument returns marked
+        # tensors. Neither values nor `requires_grad` can tell the same. A parameter that is being
+        # trained requires a gradient and does not depend on the inputs, and inside vmap a tensor
+        # that does may report False. Tensor objects stay the same in eager mode, under vmap and
+        # while torch.compile traces. There, though, some calls never arrive (unpacking, x.mT), so
+        # that `places` recognises their results by a gradient in a vjp around the run.
         kwargs = kwargs or {}
         # Two calls of five ask for shapes, dtypes and the like. Compiled code cannot hash every
         # function, so it takes the long way.
         if not self.compiling and func in PASSIVE:
             return func(*args, **kwargs)
-        if func is Tensor.unflatten:  # has super(), which torch.compile cannot enter
+        if func is Tensor.unflatten:  # it calls super(), which torch.compile cannot trace
             func = torch.unflatten
         if not self.table.strict:
             return self.untracked(func, args, kwargs)
@@ -91,7 +102,7 @@ class Run(TorchFunctionMode):
         if found is None:
             return self.unknown(Call(func, args, kwargs, places, getattr(func, "__name__", "")))
         spelling, op = found
-        if spelling.name in PATTERNED:  # the other arguments give no values
+        if spelling.name in PATTERNED:  # the other arguments give a shape or type, no values
             places = tuple([p for p in places if p == (0, None)])
         if not op.follows or not places:
             return func(*args, **kwargs)
@@ -99,16 +110,19 @@ class Run(TorchFunctionMode):
             return self.side_by_side(func, args, kwargs)
         call = Call(func, args, kwargs, places, spelling.name, spelling.pure is not None)
         if not any(t.is_floating_point() or t.is_complex() for t in call.values):
-            return self.unknown(call)  # indices and masks
+            return self.unknown(call)  # indices and masks have no derivative
         if op.checked:
             self.check(call)
+        # A write into a raw tensor has to go through `pure`, which carries the mark over.
         natively = op.native and not (call.in_place and self.has_first_rule)
         out = op.apply(self, call) if natively else self.pure(call, spelling, op)
         if call.in_place:
+            # The object stays the same while its value changes, so notes on the old value go. A
+            # write into a view changes the tensor under it, which now depends on the inputs too.
             self.made.drop(call.args[0])
             if not transforming() and (viewed := base(call.args[0])) is not None:
                 self.follow(viewed)
-        return out.value if isinstance(out, Stopped) else self.mark(out, call)
+        return out.value if isinstance(out, Constant) else self.mark(out, call)
 
     def find(self, func: Any) -> tuple[Spelling, Op] | None:
         """The op of a torch function, or None."""
@@ -119,7 +133,9 @@ class Run(TorchFunctionMode):
         return self.ops[func]
 
     def untracked(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Rules for some operations only, wherever they get their arguments from."""
+        """Rules for some operations only, whether or not their arguments depend on the inputs."""
+        # Guided backpropagation leaves other operations as they are. A ReLU of values that do not
+        # depend on the inputs passes nothing back to them, so nothing needs to be marked.
         found = self.find(func)
         if found is None:
             return func(*args, **kwargs)
@@ -133,68 +149,72 @@ class Run(TorchFunctionMode):
         for place, t in tensors(args, kwargs):
             if self.marked.get(t):
                 found.append(place)
-            elif not t.requires_grad or self.stopped.get(t):
+            elif not t.requires_grad or self.constants.get(t):
                 continue
             elif self.compiling:
                 if self.hidden(t, func):
                     found.append(place)
             elif self.table.strict:
-                self.look(t, func)
+                self.check_origin(t, func)
         return tuple(found)
 
     def independent(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A function of what has no rules; of constants alone it is one."""
+        """A call without marked arguments; with a constant among them, its output is one too."""
         out = func(*args, **kwargs)
-        some = isinstance(out, Tensor) and (self.compiling or self.stopped.known)
+        some = isinstance(out, Tensor) and (self.compiling or self.constants.known)
         if self.compiling and isinstance(out, Tensor) and out.requires_grad:
             self.free.put(out)
-        if some and any(self.stopped.get(t) for _, t in tensors(args, kwargs)):
-            self.stopped.put(out)
+        if some and any(self.constants.get(t) for _, t in tensors(args, kwargs)):
+            self.constants.put(out)
         return out
 
     def hidden(self, t: Tensor, func: Any) -> bool:
-        """Whether torch.compile made a tensor of the inputs by a move that it does not show.
+        """Whether torch.compile made a tensor from the inputs by a call that no mode sees.
 
-        Such are unpacking, ``x.mT`` and ``F.pad``. A tensor of the inputs has a gradient in the vjp
-        around this run, where one of the parameters has none.
+        Examples are unpacking, ``x.mT`` and ``F.pad``. Inside the vjp around this run, a tensor
+        that depends on the inputs has a gradient, and one that depends on parameters has none.
         """
-        if self.surrounded:
+        if self.in_vjp:
             found = t.view_as(t).requires_grad
             return found and (
-                not self.has_first_rule or refuse_hidden(func, self.table.name, _FIRST)
+                not self.has_first_rule or refuse_hidden(func, self.table.name, _FIRST_RULE)
             )
+        # The outer gradient of `with_rules` may be by parameters too, so dependence on the inputs
+        # cannot be told; only leaves, and what visible calls made of them, are known to be free.
         if not t.is_leaf and not self.free.get(t):
-            refuse_hidden(func, self.table.name, _OWN)
+            refuse_hidden(func, self.table.name, _WITH_RULES)
         return False
 
     def pure(self, call: Call, spelling: Spelling, op: Op) -> Any:
-        """Apply a rule; where the function writes in place, the result is copied there."""
-        where = spelling.flag
+        """Apply a rule; where the function writes in place, copy the result there."""
+        # A rule needs the operation's argument after the call, and autograd refuses an argument
+        # that was overwritten. So the rule gets a clone, and the written tensor gets the result.
+        flag = spelling.flag
         writes = spelling.pure is not None
-        if where is not None and call.argument(where, "inplace", False):
+        if flag is not None and call.argument(flag, "inplace", False):
             writes = True
             call = call._replace(
-                args=tuple([a if i != where else False for i, a in enumerate(call.args)]),
+                args=tuple([a if i != flag else False for i, a in enumerate(call.args)]),
                 kwargs={k: v for k, v in call.kwargs.items() if k != "inplace"},
             )
         if not writes:
             return op.apply(self, call)
-        first, own = call.args[0], call.args[0].clone()
-        if self.raw.get(first):
-            self.raw.put(own)
+        written, before = call.args[0], call.args[0].clone()
+        if self.raw.get(written):
+            self.raw.put(before)
         call = call._replace(
-            func=spelling.pure or call.func, args=(own, *call.args[1:]), in_place=False
+            func=spelling.pure or call.func, args=(before, *call.args[1:]), in_place=False
         )
         out = op.apply(self, call)
-        self.made.drop(first)
-        if isinstance(out, Stopped):
-            self.marked.drop(first)
-            return self.stop(first.copy_(out.value))
-        (self.raw.put if self.raw.get(out) else self.raw.drop)(first)
-        return first.copy_(out)
+        self.made.drop(written)
+        if isinstance(out, Constant):
+            self.marked.drop(written)
+            return self.as_constant(written.copy_(out.value))
+        (self.raw.put if self.raw.get(out) else self.raw.drop)(written)
+        return written.copy_(out)
 
     def side_by_side(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A function that returns one tensor for each that it gets."""
+        """A function that returns one tensor for each that it gets, and mixes none of them."""
         out = func(*args, **kwargs)
         given = args[0] if isinstance(args[0], (tuple, list)) else args
         for before, after in zip(
@@ -206,14 +226,16 @@ class Run(TorchFunctionMode):
         return out
 
     def add(self, leaves: Iterable[Tensor]) -> tuple[Tensor, ...]:
-        """Mark the inputs, as objects of this run's own."""
-        own = self.inputs = tuple([t.view_as(t) for t in leaves])
+        """Mark new views of the inputs, and return them."""
+        # The caller's own objects must stay unmarked: a model may also hold one in a closure, where
+        # it counts as a constant.
+        views = self.inputs = tuple([t.view_as(t) for t in leaves])
         self.has_first_rule = self.table.linear is not None and self.table.linear.first is not None
-        for t in own:
+        for t in views:
             self.marked.put(t)
             if self.has_first_rule:
                 self.raw.put(t)
-        return own
+        return views
 
     def mark(self, out: Any, call: Call) -> Any:
         """Mark what an operation returned or wrote, and return it."""
@@ -222,7 +244,9 @@ class Run(TorchFunctionMode):
         elif out is None and call.args:  # x[...] = y
             if isinstance(call.args[0], Tensor):
                 self.follow(call.args[0])
-        elif not self.compiling:  # where members of a tuple cannot be marked, but show a gradient
+        elif not self.compiling:
+            # While torch.compile traces, members of a tuple cannot be marked; `hidden` recognises
+            # them by their gradient.
             for leaf in members(out):
                 self.follow(leaf)
         return out
@@ -231,15 +255,15 @@ class Run(TorchFunctionMode):
         """Mark a tensor."""
         self.marked.put(t)
 
-    def stop(self, value: Any) -> Stopped:
-        """A value as a constant, also for rules of what is computed from it."""
+    def as_constant(self, value: Any) -> Constant:
+        """A value as a constant, also for the rules of operations that use it later."""
         for t in pytree.tree_leaves(value):
             if isinstance(t, Tensor):
-                self.stopped.put(t)
-        return Stopped(value)
+                self.constants.put(t)
+        return Constant(value)
 
     def within(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """A function of plain operations, run under the rules."""
+        """Run a function with the mode on again, so that the operations in it have rules."""
         with self:
             return function(*args, **kwargs)
 
@@ -251,18 +275,18 @@ class Run(TorchFunctionMode):
         """Refuse a call that the rules cannot be right for."""
 
     def returned(self, outputs: Any) -> None:
-        """Look at what the model returned."""
+        """Check what the model returned."""
         if not self.compiling and self.table.strict:
             for t in pytree.tree_leaves(outputs):
                 if isinstance(t, Tensor) and t.requires_grad and not self.marked.get(t):
-                    self.look(t, None)
+                    self.check_origin(t, None)
 
-    def look(self, t: Tensor, func: Any) -> None:
-        """Look where a tensor with a graph comes from that no operation returned."""
+    def check_origin(self, t: Tensor, func: Any) -> None:
+        """Check where an unmarked tensor with a graph comes from."""
 
 
 def members(value: Any) -> Iterator[Tensor]:
-    """The tensors of an output, like ``pytree.tree_leaves``, which takes its time."""
+    """The tensors of an output, as from ``pytree.tree_leaves``, but faster for tuples and lists."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (tuple, list)):

@@ -90,9 +90,9 @@ def _refuse_unused(
         for name in hidden if some else names:
             if name in names and not _holds(name, interventions):
                 raise ValueError(
-                    f"rules name the module {unwrapped_name(name)!r}, whose forward does not run (as in "
-                    "exported models, or where another module uses its parameters): name a module "
-                    "around it that runs, or leave it out"
+                    f"rules name the module {unwrapped_name(name)!r}, whose forward does not run "
+                    "(as in exported models, or where another module uses its parameters): name a "
+                    "module around it that runs, or leave it out"
                 )
 
 

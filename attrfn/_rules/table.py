@@ -34,7 +34,7 @@ class Op(NamedTuple):
     first_order: Callable[[Any, Any], Any] | None = None
 
 
-class Stopped(NamedTuple):
+class Constant(NamedTuple):
     """A value that counts as a constant from here on."""
 
     value: Any
@@ -123,7 +123,7 @@ class Rules(NamedTuple):
                 f"the rule of {public_name(func)} is {rule!r}, expected 'linear', 'elementwise', "
                 "'product' or a function made of operations that have rules"
             )
-        return Op("written out", decomposed(rule))
+        return Op("decomposed", decomposed(rule))
 
 
 def own_derivative(run: Any, call: Call) -> Any:

@@ -1,4 +1,4 @@
-"""What a run knows of tensors, by object and not by value."""
+"""What a run notes about tensors, by object and not by value."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from attrfn._torch.compiling import is_compiling
 class Tags:
     """Values attached to tensors for one run.
 
-    Tensors are told apart by identity. While torch.compile traces, the values are attributes of the
-    tensors, because there ``id`` of an argument is a condition for the compiled code to run again.
+    Tensors are told apart by identity.
 
     Args:
-        name: What the tags say.
+        name: The name of the tags.
     """
 
     def __init__(self, name: str) -> None:
+        # While torch.compile traces, the values are attributes of the traced tensors. There, id(t)
+        # of an argument becomes a guard, and every call with new parameters would compile again.
         self.attribute = f"_attrfn_{name}"
         self.compiling = is_compiling()
+        # The tensor is kept with its value: once it were freed, another could get the same id.
         self.known: dict[int, tuple[Tensor, Any]] = {}
 
     def put(self, t: Tensor, value: Any = True) -> None:

@@ -1,4 +1,4 @@
-"""Forms of methods: a signature, a docstring and a check of options, from what is said once.
+"""Forms of methods: their signatures, docstrings and checks, made of what the method itself says.
 
 A layer or neuron form is one line on top of ``at_layer`` or ``at_neuron``. Its options are those of
 the method that it moves: :func:`form_of` puts them into its signature, refuses what the method does
@@ -133,8 +133,8 @@ def _completed(
     sections["Raises"] = _merged([*dict.fromkeys(raised), sections.get("Raises", "")])
     sections.setdefault("Reference", _sections(like or "")[1].get("Reference", ""))
     order = ("Args", "Returns", "Raises", "Example", "Reference")
-    parts = [f"{k}:\n{sections[k].rstrip()}\n" for k in order if sections.get(k, "").strip()]
-    return "\n".join([head.rstrip() + "\n", *parts])
+    filled = [f"{k}:\n{sections[k].rstrip()}\n" for k in order if sections.get(k, "").strip()]
+    return "\n".join([head.rstrip() + "\n", *filled])
 
 
 def _merged(bodies: Iterable[str]) -> str:

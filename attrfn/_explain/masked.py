@@ -1,4 +1,4 @@
-"""The explained function on copies of a batch in which parts are replaced."""
+"""The explained function on copies of a batch in which features are replaced."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Part = tuple[Leaves, Callable[[Tensor], T]]
 
 
 class Masked(NamedTuple):
-    """A model function at its inputs, ready to see them with parts replaced by baselines.
+    """A model function and its inputs, whose features can be replaced by baselines.
 
     Attributes:
         model: The model function, bound to private copies.
@@ -163,9 +163,9 @@ class Masked(NamedTuple):
         )
 
     def number(self, t: Tensor) -> Tensor:
-        """Scores in the dtype of the first input, or of the outputs if that is of integers."""
-        first = self.x[0]
-        return self.detached(t.to(first.dtype if first.is_floating_point() else self.dtype))
+        """Scores in the dtype of the inputs' first tensor, or of the outputs if it has integers."""
+        x = self.x[0]
+        return self.detached(t.to(x.dtype if x.is_floating_point() else self.dtype))
 
     def detached(self, t: Tensor) -> Tensor:
         """Without a graph, unless one is wanted."""

@@ -17,7 +17,7 @@ from attrfn._explain.forms import documented
 from attrfn._explain.introspect import is_over_distribution, takes_baselines, wraps
 from attrfn._explain.options import AtLayer
 from attrfn._explain.target import raised_here
-from attrfn._explain.tree import as_dicts, batch_size, flatten, is_arguments
+from attrfn._explain.tree import as_dicts, batch_size, each, flatten, is_arguments
 from attrfn._layers.split import Split, check_independent, layers_of, split_once
 from attrfn._model.source import describe
 from attrfn._torch.autodiff import refuse_tangents, transforming, twice_differentiable
@@ -174,9 +174,9 @@ class Located(NamedTuple):
             return like(self.activation, read(self.halves, rebuild(pool), self.create_graph))
         # A tensor bound to the model has a row for each example. The K baselines of all examples
         # are then K copies of the batch, so that each meets the rows that belong to it.
-        pairs = [per_example(b, t) for b, t in zip(pool, x, strict=True)]
+        pairs = each(per_example, pool, x)
         halves = self.halves._replace(head=repeat_bound(self.halves.head, batch, k))
-        value = read(halves, rebuild(flat_rows(tuple(pairs))), self.create_graph)
+        value = read(halves, rebuild(flat_rows(pairs)), self.create_graph)
         unfold = functools.partial(torch.Tensor.unflatten, dim=0, sizes=(k, batch))
         return optree.tree_map(unfold, like(self.activation, value))
 

@@ -146,9 +146,9 @@ def check_independent(
 ) -> None:
     """Refuse a layer that is downstream of another one.
 
-    Both are given values from outside, so that the second value would hide the effect of the first.
-    One forward pass marks everything that is computed from the planted values; a layer with a
-    marked input is downstream of another.
+    Both are given values from outside, and the value of the layer downstream would hide the effect
+    of the other. One forward pass marks everything that is computed from the planted values; a
+    layer with a marked input is downstream of another.
     """
     where, bare, args, kwargs = _checked(model, layer, at, call, frozen=True)
     marks = Marks()

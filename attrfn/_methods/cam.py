@@ -60,7 +60,7 @@ def cam(weigh: Callable[[Tensor, Tensor], Tensor]) -> Cam:
     # make inspect show.
     for name in ("__name__", "__qualname__", "__doc__", "__module__"):
         setattr(run, name, getattr(weigh, name))
-    return form_of(channel_map, AtLayer, GradientCamOptions, Arguments)(run)
+    return form_of(channel_map, AtLayer, GradientCamOptions, CamOptions, Arguments)(run)
 
 
 @cam

@@ -110,7 +110,7 @@ def deep_lift(
 
 
 @takes_distribution
-@documented(BaselineDistribution, Arguments, DeepShapOptions, ChunkOptions)
+@documented(BaselineDistribution, Arguments, DeepShapOptions, DeepLiftOptions, ChunkOptions)
 def deep_lift_shap(
     model_fn: ModelFn,
     inputs: Tree,

@@ -113,7 +113,7 @@ def score_cam(
     create_graph: bool = False,
     progress: bool = False,
 ) -> Tree:
-    """Score-CAM: channels weighted by the output for the input seen through them.
+    """Score-CAM: channels weighted by the output for the inputs that they mask.
 
         A = sum_c w_c a_c,   w = softmax_c(f(x0 + h_c (x - x0)) - f(x0)),
         h_c = a_c resized to the inputs (linearly), from 0 where it is least to 1 where it is most

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import attrfn
-from attrfn._methods.kernel_design import design, shares, spread, subsets_of_size
+from attrfn._methods.kernel_design import design, pair_table, shares, subsets_of_size
 
 
 @pytest.mark.parametrize(("n", "size"), [(5, 1), (5, 2), (6, 3), (7, 6), (4, 4)])
@@ -88,7 +88,7 @@ def test_spread_coalitions_are_balanced_better_than_random_ones() -> None:
 
 def test_large_numbers_of_features_and_samples_are_drawn_at_once() -> None:
     """Without the search for spread out coalitions, which would take minutes."""
-    table = spread(900, 4000)
+    table = pair_table(900, 4000)
     assert table.shape == (4000, 901)
     assert torch.isfinite(table).all()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from numbers import Number
 from typing import Any
 
@@ -38,7 +39,7 @@ def baseline_distribution(baselines: Baselines, inputs: Tree, x: Leaves) -> Leav
         inputs: The inputs' tree.
         x: Its leaves.
     """
-    out = []
+    pools = []
     for b, t in zip(per_leaf(baselines, inputs, x, "baselines"), x, strict=True):
         if not isinstance(b, Tensor) or b.ndim == 0:
             raise TypeError(
@@ -46,20 +47,22 @@ def baseline_distribution(baselines: Baselines, inputs: Tree, x: Leaves) -> Leav
                 f"tensor (K, {', '.join(map(str, t.shape[1:]))}) of K baselines: one zero baseline "
                 "is torch.zeros_like(x[:1])"
             )
-        own = b.ndim == t.ndim + 1
-        shape = (b.shape[0], *(t.shape if own else t.shape[1:]))
+        of_each_example = b.ndim == t.ndim + 1
+        shape = (b.shape[0], *(t.shape if of_each_example else t.shape[1:]))
         if b.shape[0] == 0 or not broadcasts(b, shape) or b.ndim != len(shape):
             raise ValueError(
                 f"baselines has shape {tuple(b.shape)} for an input of shape {tuple(t.shape)}, "
                 f"expected (K, {', '.join(map(str, t.shape[1:]))}) with K baselines, K > 0"
             )
-        out.append(b.to(t).expand(shape))
-    if len({b.shape[0] for b in out}) > 1:
+        pools.append(b.to(t).expand(shape))
+    # Baseline k of a model with several inputs is one point: row k of each tensor.
+    counts = {b.shape[0] for b in pools}
+    if len(counts) > 1:
         raise ValueError(
-            f"baselines has {sorted({b.shape[0] for b in out})} baselines in its tensors, expected "
-            "the same number in all, because they are drawn together"
+            f"baselines has {sorted(counts)} baselines in its tensors, expected the same number in "
+            "all, because they are drawn together"
         )
-    return tuple(out)
+    return tuple(pools)
 
 
 def per_leaf(baselines: Baselines, inputs: Tree, x: Leaves, name: str) -> list[Any]:
@@ -67,14 +70,28 @@ def per_leaf(baselines: Baselines, inputs: Tree, x: Leaves, name: str) -> list[A
     if baselines is None or isinstance(baselines, (Tensor, Number)):
         return [baselines] * len(x)
     try:
-        spread = optree.broadcast_prefix(baselines, inputs, none_is_leaf=True)
+        return prefix_entries(baselines, inputs)
     except (ValueError, TypeError):
         raise ValueError(
             f"{name} is a tree of another form than the inputs, expected {_form(inputs)} or a "
             f"prefix of it and not {_form(baselines)}"
         ) from None
-    present = [leaf is not None for leaf in optree.tree_leaves(inputs, none_is_leaf=True)]
-    return [b for b, there in zip(spread, present, strict=True) if there]
+
+
+def prefix_entries(
+    prefix: Tree, inputs: Tree, is_leaf: Callable[[Any], bool] | None = None
+) -> list[Any]:
+    """One entry of a prefix tree for each tensor of the inputs.
+
+    Raises:
+        ValueError: The tree is not a prefix of the inputs' tree (optree's error).
+        TypeError: As ValueError.
+    """
+    # None in the inputs stands for nothing, None in the prefix for a default: optree has to take
+    # both for leaves, and the entries of what is not there are dropped afterwards.
+    entries = optree.broadcast_prefix(prefix, inputs, is_leaf=is_leaf, none_is_leaf=True)
+    tensors = optree.tree_leaves(inputs, none_is_leaf=True)
+    return [e for e, t in zip(entries, tensors, strict=True) if t is not None]
 
 
 def per_example(pool: Tensor, like: Tensor) -> Tensor:
@@ -86,6 +103,7 @@ def per_example(pool: Tensor, like: Tensor) -> Tensor:
 def _fill(b: Any, t: Tensor, name: str) -> Tensor:
     if b is None:
         return torch.zeros_like(t)
+    # A cast to the inputs' integers would not fail: it cuts off fractions and wraps around.
     if not t.is_floating_point() and _is_fraction(b):
         raise TypeError(
             f"{name} has {_say(b)} of floating point for an input of {t.dtype}, expected integers, "
@@ -117,9 +135,9 @@ def _is_fraction(b: Any) -> bool:
 
 def _check_range(b: float | Tensor, t: Tensor, name: str) -> None:
     """Refuse a baseline that the inputs' type of integers cannot hold."""
-    if t.is_complex() or (
-        isinstance(b, Tensor) and (b.is_complex() or not b.numel() or transforming())
-    ):
+    # Values cannot be read inside a transform; there the cast decides.
+    unreadable = isinstance(b, Tensor) and (b.is_complex() or not b.numel() or transforming())
+    if t.is_complex() or unreadable:
         return
     info = None if t.dtype == torch.bool else torch.iinfo(t.dtype)
     low, high = (0, 1) if info is None else (info.min, info.max)
@@ -133,9 +151,9 @@ def _check_range(b: float | Tensor, t: Tensor, name: str) -> None:
 
 def broadcasts(b: Tensor, shape: tuple[int, ...]) -> bool:
     """Whether a tensor broadcasts to exactly this shape."""
-    short = tuple(b.shape)
-    return len(short) <= len(shape) and all(
-        a in (1, s) for a, s in zip(reversed(short), reversed(shape), strict=False)
+    given = tuple(b.shape)
+    return len(given) <= len(shape) and all(
+        a in (1, s) for a, s in zip(reversed(given), reversed(shape), strict=False)
     )
 
 

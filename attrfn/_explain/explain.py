@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attrfn._copies.batch import flat_rows, repeat_bound, split_rows
-from attrfn._explain.target import Chosen, PerExample, choose, select
+from attrfn._explain.target import Chosen, IndexPerExample, choose, select
 from attrfn._explain.tree import batch_size, call_model, flatten, require_floating
 from attrfn._model.bind import bind, prepare
 from attrfn._torch.autodiff import refuse_tangents, transforming, values_and_gradients
@@ -22,14 +21,14 @@ class Explained(NamedTuple):
     """A model function, its inputs and its target, checked and made flat.
 
     Attributes:
-        model: The model function, bound to private objects.
+        model: The model function, bound to private copies.
         x: The leaves of the inputs, each (B, ...).
         rebuild: From leaves to the inputs' tree.
         batch: B.
         chosen: The checked target.
-        create_graph: Whether ``.backward()`` shall reach through the result.
-        undifferentiated: Whether nobody will differentiate the result of compiled code.
-        name: How messages call the target.
+        create_graph: Whether ``.backward()`` on the result reaches inputs and parameters.
+        undifferentiated: Whether the result of compiled code will not be differentiated.
+        name: The target's name in messages.
     """
 
     model: ModelFn
@@ -49,19 +48,24 @@ class Explained(NamedTuple):
     ) -> Tensor:
         """The explained scalar of each row of ``copies`` copies of the batch, (copies * B,).
 
-        The model, and a target that is a function, run under the mode, which sees the outputs.
+        The model and a target that is a function run under the mode, which sees the outputs.
         """
         if self.batch == 0:
+            # Some models refuse an empty batch. The result is made of the rows, so that a gradient
+            # with respect to them exists.
             return torch.cat([r.flatten() for r in rows])[:0]
         model = repeat_bound(self.model, self.batch, copies)
         chosen = repeat_chosen(self.chosen, self.batch, copies)
-        if mode is not None:
-            prepare(model)
-        with contextlib.nullcontext() if mode is None else mode:
+        if mode is None:
             outputs = call_model(model, self.rebuild(rows))
-            if mode is not None:
-                mode.returned(outputs)
-            if callable(chosen):
+            return select(outputs, chosen, copies * self.batch, self.name)
+        # Private copies are built before, so that the mode sees the model's operations alone and
+        # not the clones of its buffers.
+        prepare(model)
+        with mode:
+            outputs = call_model(model, self.rebuild(rows))
+            mode.returned(outputs)
+            if callable(chosen):  # the user's function, whose operations need rules as well
                 return select(outputs, chosen, copies * self.batch, self.name)
         return select(outputs, chosen, copies * self.batch, self.name)
 
@@ -69,13 +73,8 @@ class Explained(NamedTuple):
         """Values (S, B) and gradients (S, B, ...) at S copies of the batch, (S, B, ...)."""
         copies = points[0].shape[0]
         if batching == "vmap" and self.batch:
-            return values_and_gradients(
-                lambda *z: torch.func.vmap(lambda *row: self.values(row), randomness="different")(
-                    *z
-                ),
-                points,
-                create_graph=self.create_graph,
-            )
+            mapped = vmapped(self.values)
+            return values_and_gradients(mapped, points, create_graph=self.create_graph)
         values, grads = values_and_gradients(
             lambda *z: self.values(z, copies), flat_rows(points), create_graph=self.create_graph
         )
@@ -84,8 +83,15 @@ class Explained(NamedTuple):
     def result(self, leaves: Sequence[Tensor]) -> Tree:
         """The inputs' tree in the inputs' dtypes, without a graph unless one is wanted."""
         leaves = [t.to(x.dtype) for t, x in zip(leaves, self.x, strict=True)]
-        keep = self.create_graph or transforming()
-        return self.rebuild(leaves if keep else [t.detach() for t in leaves])
+        if self.create_graph or transforming():
+            return self.rebuild(leaves)
+        return self.rebuild([t.detach() for t in leaves])
+
+
+def vmapped(f: Callable[[Leaves], Any]) -> Callable[..., Any]:
+    """A function of the leaves of one copy of the batch as one of S copies, (S, B, ...) each."""
+    # A dropout in training mode draws for each copy, as it does where copies are folded.
+    return torch.func.vmap(lambda *rows: f(rows), randomness="different")
 
 
 def explain(
@@ -100,11 +106,10 @@ def explain(
 ) -> Explained:
     """Check the arguments that every gradient method has in common.
 
-    With ``create_graph=None`` the caller promises that the result of compiled code, which could be
-    differentiated otherwise, will not be.
+    With ``create_graph=None`` the caller promises not to differentiate the result of compiled code.
 
     Raises:
-        TypeError: The inputs have a leaf that is no floating tensor, or the target no known kind.
+        TypeError: An input is not a floating tensor, or the target is of no known kind.
         ValueError: The batch sizes disagree.
     """
     refuse_tangents()
@@ -113,6 +118,7 @@ def explain(
     if differentiated:
         require_floating(x)
     if not (create_graph or transforming()):
+        # Inputs that require a gradient would otherwise have every run record a graph for them.
         x = tuple([t.detach() for t in x])
     model = bind(model_fn, frozen=not create_graph, forward_only=forward_only)
     undifferentiated = create_graph is None and is_compiling()
@@ -121,10 +127,10 @@ def explain(
 
 
 def repeat_chosen(chosen: Chosen, batch: int, copies: int) -> Chosen:
-    """The target of ``copies`` copies of the batch, one behind the other."""
+    """The target of ``copies`` copies of the batch, one after the other."""
     if copies == 1:
         return chosen
-    if isinstance(chosen, PerExample):
+    if isinstance(chosen, IndexPerExample):
         return chosen._replace(rows=chosen.rows.repeat(copies, 1))
     if chosen is None or isinstance(chosen, tuple):
         return chosen

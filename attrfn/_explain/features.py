@@ -20,7 +20,7 @@ class Features(NamedTuple):
     Attributes:
         n: Their number.
         ids: Per leaf of the inputs the feature of each element, (1 or B, ...) with as many
-            dimensions as the leaf; or, where each element is a feature, the id of the first.
+            dimensions as the leaf; or an int, where each element is a feature: the id of the first.
         x: The leaves of the inputs.
     """
 
@@ -42,12 +42,13 @@ class Features(NamedTuple):
 
     def sums(self, leaves: Leaves) -> Tensor:
         """Sums over the elements of each feature, leaves (S, B, ...) to (S, B, n)."""
+        # Not written in place: inside vmap the total may lack the dimension that a leaf has.
         total = leaves[0].new_zeros((*leaves[0].shape[:2], self.n))
         for t, ids in zip(leaves, self.ids, strict=True):
             if isinstance(ids, int):
                 flat = t.flatten(2) if t.ndim > 2 else t[..., None]
-                after = self.n - ids - flat.shape[2]
-                total = total + torch.nn.functional.pad(flat, (ids, after))
+                rest = self.n - ids - flat.shape[2]
+                total = total + torch.nn.functional.pad(flat, (ids, rest))
             else:
                 index = _rows(ids.expand(t.shape[1:])).expand(t.shape[0], -1, -1)
                 total = total.scatter_add(2, index, t.reshape(index.shape))
@@ -57,6 +58,7 @@ class Features(NamedTuple):
         shape = (*scores.shape[:-1], *x.shape[1:])
         if isinstance(ids, int):
             return scores[..., ids : ids + x.shape[1:].numel()].reshape(shape)
+        # Elements of an expanded tensor share memory, so that the user could not write into it.
         if ids.shape[0] == 1:
             return scores[..., ids[0]].expand(shape).contiguous()
         if scores.shape[0] != ids.shape[0]:
@@ -66,8 +68,8 @@ class Features(NamedTuple):
             )
         flat = scores.flatten(1, -2) if scores.ndim > 2 else scores[:, None]
         index = _rows(ids)[:, None].expand(-1, flat.shape[1], -1)
-        own = flat.gather(2, index).reshape(*scores.shape[:-1], *ids.shape[1:])
-        return own.expand(shape).contiguous()
+        by_element = flat.gather(2, index).reshape(*scores.shape[:-1], *ids.shape[1:])
+        return by_element.expand(shape).contiguous()
 
 
 def features(
@@ -85,7 +87,7 @@ def features(
         name: The mask's name for messages.
 
     Raises:
-        TypeError: The mask holds no integers.
+        TypeError: The mask does not hold integers.
         ValueError: It does not broadcast to the inputs, or has ids outside of ``n_features``.
     """
     if n_features is not None and not _is_number(n_features):
@@ -100,6 +102,8 @@ def features(
 
 
 def _each_element(x: Leaves, n_features: int | None) -> Features:
+    # The ids of a leaf are consecutive, so that the first one says all: masks and sums are then
+    # slices and reshapes, without tensors of indices.
     sizes = [t.shape[1:].numel() for t in x]
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     if n_features not in (None, sum(sizes)):
@@ -141,8 +145,11 @@ def _counted(ids: list[Tensor], name: str) -> tuple[int, tuple[Tensor, ...]]:
         )
     try:
         known = torch.unique(torch.cat([i.flatten() for i in ids]))
+        # searchsorted warns where what it looks up is not contiguous
         return len(known), tuple([torch.searchsorted(known, i.contiguous()) for i in ids])
     except RuntimeError as error:
+        # Inside vmap this fails only where the mask itself is mapped over: the number of ids would
+        # be a shape that depends on values. No public question tells the two cases apart.
         if not transforming():
             raise
         raise ValueError(

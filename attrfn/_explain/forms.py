@@ -1,4 +1,4 @@
-"""Forms of methods: a signature, a docstring and a check of options, from what is said once.
+"""Forms of methods: their signatures, docstrings and checks, made of what the method itself says.
 
 A layer or neuron form is one line on top of ``at_layer`` or ``at_neuron``. Its options are those of
 the method that it moves: :func:`form_of` puts them into its signature, refuses what the method does
@@ -24,6 +24,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 Record = Any
 """A TypedDict whose attributes have docstrings."""
 
+# Python keeps no docstrings of attributes, so they are read from the source. A pattern takes a
+# quarter of the time of a syntax tree (0.08 against 0.32 ms for the options), at every import.
 _CLASS_OR_OPTION = re.compile(
     r"^class (?P<record>\w+)\((?P<base>\w+).*\):|"
     r'^    (?P<option>\w+): .*\n    """(?P<text>[\s\S]*?)"""',
@@ -39,8 +41,8 @@ def documented(*records: Record, like: str | None = None) -> Callable[[F], F]:
     """Complete the docstring of a function: arguments of records that it does not explain itself.
 
     Args:
-        records: Where texts are looked up, the first that has one wins. The exceptions in their
-            docstrings are added, too.
+        records: Where texts are looked up; the first record that has one wins. The exceptions in
+            their docstrings are added.
         like: A docstring whose references hold where the function names none.
     """
 
@@ -82,7 +84,7 @@ def refuse_unknown(name: str, given: Iterable[str], known: Iterable[str]) -> Non
     """Refuse an option that a method does not have.
 
     Raises:
-        TypeError: With the nearest name, or with all that there are.
+        TypeError: With the nearest name, or with all names where none is near.
     """
     options = [k for k in known if k not in ("model_fn", "inputs")]
     for option in given:
@@ -94,22 +96,24 @@ def refuse_unknown(name: str, given: Iterable[str], known: Iterable[str]) -> Non
 
 def _signature(form: Callable[..., Any], method: Callable[..., Any]) -> inspect.Signature:
     """The form's parameters, with those that ``**options`` stands for in the method's order."""
-    own = inspect.signature(form)
-    (rest,) = [p for p in own.parameters.values() if p.kind is p.VAR_KEYWORD]
+    written = inspect.signature(form)
+    (rest,) = [p for p in written.parameters.values() if p.kind is p.VAR_KEYWORD]
+    # The modules of methods import annotations from the future, so that this one is a string.
     record = form.__globals__[str(rest.annotation).removeprefix("Unpack[").removesuffix("]")]
-    fixed = [p for p in own.parameters.values() if p is not rest]
+    fixed = [p for p in written.parameters.values() if p is not rest]
     options = [
         p
         for name, p in inspect.signature(method).parameters.items()
-        if name in record.__annotations__ and name not in own.parameters
+        if name in record.__annotations__ and name not in written.parameters
     ]
-    return own.replace(parameters=[*fixed, *options])
+    return written.replace(parameters=[*fixed, *options])
 
 
 def _parameters(function: Callable[..., Any]) -> list[str]:
     """The names of a function's parameters."""
     if hasattr(function, "__signature__"):
         return list(function.__signature__.parameters)
+    # inspect.signature builds an object for each parameter, of which only the names are needed.
     code = function.__code__
     return list(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
 
@@ -121,20 +125,16 @@ def _completed(
     if doc is None:  # python -OO
         return None
     head, sections = _sections(inspect.cleandoc(doc))
-    own = _entries(sections.get("Args", ""))
-    texts = [_texts_of(record) for record in records]
-    for name in names:
-        known = own.get(name) or next((t[name] for t in texts if name in t), None)
-        if known is not None:
-            own[name] = known
-    ordered = [own[name] for name in names if name in own]
-    sections["Args"] = "".join([f"    {entry}\n" for entry in ordered])
+    written = _entries(sections.get("Args", ""))
+    found = [written, *[_texts_of(record) for record in records]]
+    entries = [next((t[name] for t in found if name in t), None) for name in names]
+    sections["Args"] = "".join([f"    {entry}\n" for entry in entries if entry is not None])
     raised = [_sections(inspect.cleandoc(r.__doc__ or ""))[1].get("Raises", "") for r in records]
     sections["Raises"] = _merged([*dict.fromkeys(raised), sections.get("Raises", "")])
     sections.setdefault("Reference", _sections(like or "")[1].get("Reference", ""))
     order = ("Args", "Returns", "Raises", "Example", "Reference")
-    parts = [f"{k}:\n{sections[k].rstrip()}\n" for k in order if sections.get(k, "").strip()]
-    return "\n".join([head.rstrip() + "\n", *parts])
+    filled = [f"{k}:\n{sections[k].rstrip()}\n" for k in order if sections.get(k, "").strip()]
+    return "\n".join([head.rstrip() + "\n", *filled])
 
 
 def _merged(bodies: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Points between the baselines and the inputs, where features are there, or not, or in part."""
+"""Points between the baselines and the inputs: features are present, absent, or present in part."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from attrfn._copies.batch import wide
 
 def mix(z: Tensor, x: Tensor, x0: Tensor) -> Tensor:
     """``x0 + z (x - x0)``, (S, B, ...)."""
+    # Selected and not computed: x0 + 1 (x - x0) is not x to the last bit, an infinite baseline
+    # makes it nan, and inputs of any type can be selected.
     if z.dtype == torch.bool:
         return torch.where(z, x, x0)
     if not x.is_floating_point():

@@ -43,6 +43,7 @@ def wraps(method: Method) -> Callable[[F], F]:
     """``functools.wraps`` that also takes a ``functools.partial``, inside compiled code too."""
 
     def mark(wrapper: F) -> F:
+        # A partial has no name to copy, and its docstring is that of functools.partial.
         if not isinstance(method, functools.partial):
             functools.update_wrapper(wrapper, method)
         wrapper.__wrapped__ = method  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""The explained function on copies of a batch in which parts are replaced."""
+"""The explained function on copies of a batch in which features are replaced."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from attrfn._copies.batch import flat_rows, repeat_bound, wide
 from attrfn._copies.chunks import Chunks, at_once, over_chunks
 from attrfn._copies.memory import Peak, unmeasured_copies
 from attrfn._explain.baseline import fill_baselines
-from attrfn._explain.explain import explain, repeat_chosen
+from attrfn._explain.explain import explain, repeat_chosen, vmapped
 from attrfn._explain.interpolate import mix
 from attrfn._explain.output import Outcome, outcome
 from attrfn._explain.target import Chosen
@@ -22,26 +22,30 @@ from attrfn._torch.autodiff import transforming, twice_differentiable
 from attrfn._torch.private import reads_values
 from attrfn._torch.typing import Baselines, Leaves, ModelFn, Target, Tree
 
-_FEW = 16  # copies: of smaller inputs the first chunk is measured and not the run on x
+# Where fewer copies than this fit before anything is measured, the inputs are large, and the run on
+# x is measured. Elsewhere the first chunk is measured while it runs. 16 was not tuned: a smaller
+# number risks a first chunk that is too long, a larger one measures models that are so small that
+# the measurement counts.
+_FEW = 16
 T = TypeVar("T")
 Part = tuple[Leaves, Callable[[Tensor], T]]
 
 
 class Masked(NamedTuple):
-    """A model function at its inputs, ready to see them with parts replaced by baselines.
+    """A model function and its inputs, whose features can be replaced by baselines.
 
     Attributes:
-        model: The model function, bound to private objects.
+        model: The model function, bound to private copies.
         x: The leaves of the inputs, each (B, ...).
         x0: Those of the baselines.
         rebuild: From leaves to the inputs' tree.
         batch: B.
         chosen: The checked target.
-        create_graph: Whether ``.backward()`` shall reach through the result.
+        create_graph: Whether ``.backward()`` on the result reaches inputs and parameters.
         chunks: How copies are evaluated.
         full: f(x), (R, K...): one row per example, or a single one for the whole batch.
-        whole: Whether the model gives one value for the whole batch.
-        dtype: That of the attributions of inputs that have no floating one.
+        per_batch: Whether the model gives one value for the whole batch.
+        dtype: The dtype of attributions of integer inputs.
         one_copy: The bytes that a copy of the batch takes, if they have been measured, else 0.
     """
 
@@ -60,7 +64,7 @@ class Masked(NamedTuple):
 
     @property
     def device(self) -> torch.device:
-        """Where the inputs are."""
+        """The device of the inputs."""
         return self.x[0].device
 
     @property
@@ -87,7 +91,7 @@ class Masked(NamedTuple):
         return torch.cat(found[0])
 
     def collect(self, n: int, part: Callable[[slice], Part[T]], merge: Callable[[T, T], T]) -> T:
-        """What n copies of the batch give, chunk by chunk.
+        """A reduction of the values at n copies of the batch, chunk by chunk.
 
         Args:
             n: The number of copies, at least 1.
@@ -100,8 +104,9 @@ class Masked(NamedTuple):
             points, finish = part(i)
             return finish(self.values(points))
 
-        alone = self.per_batch and self.chunks.batching != "vmap"  # copies cannot share a batch
-        chunks = self.chunks._replace(size=1) if alone else self.chunks
+        # A model with one value for the whole batch would give a single one for all folded copies.
+        one_by_one = self.per_batch and self.chunks.batching != "vmap"
+        chunks = self.chunks._replace(size=1) if one_by_one else self.chunks
         return over_chunks(run, merge, n, chunks, self.device, self.one_copy, self.x)
 
     def mixed(self, masks: Leaves) -> Leaves:
@@ -116,31 +121,31 @@ class Masked(NamedTuple):
         copies = points[0].shape[0]
         if self.batch == 0:
             return Outcome(self.full.expand(copies, *self.full.shape), False, self.dtype)
-        whole, dtype = False, self.dtype
+        per_batch, dtype = False, self.dtype
 
         def rows(leaves: Leaves, copies: int) -> Tensor:
-            nonlocal whole, dtype
+            nonlocal per_batch, dtype  # not returned: vmap passes tensors only
             model = repeat_bound(self.model, self.batch, copies)
             chosen = repeat_chosen(self.chosen, self.batch, copies)
             outputs = call_model(model, self.rebuild(leaves), fresh=True)
-            values, whole, dtype = outcome(outputs, chosen, self.batch, copies, "target")
+            values, per_batch, dtype = outcome(outputs, chosen, self.batch, copies, "target")
             return values
 
         with _graph(self.create_graph), twice_differentiable(self.create_graph):
             if self.chunks.batching == "vmap":
-                values = _vmapped(lambda *z: rows(z, 1), points)
+                values = _each_copy(lambda z: rows(z, 1), points)
             else:
                 values = rows(flat_rows(points), copies)
                 values = values.reshape(copies, len(values) // copies, *values.shape[1:])
         # What is selected is copied: as a view it would keep all outputs of each chunk.
         values = values.to(wide(values.dtype), copy=self.chosen is not None)
-        return Outcome(values, whole, wide(dtype))
+        return Outcome(values, per_batch, wide(dtype))
 
     def check_rows(self, keys: int) -> None:
         """Refuse a key for each example where one value stands for all of them.
 
         Raises:
-            ValueError: So it is.
+            ValueError: There are several keys, and one value for the whole batch.
         """
         if keys > 1 and self.per_batch:
             raise ValueError(
@@ -158,9 +163,9 @@ class Masked(NamedTuple):
         )
 
     def number(self, t: Tensor) -> Tensor:
-        """Scores in the dtype of the first input, or of the outputs if that is of integers."""
-        first = self.x[0]
-        return self.detached(t.to(first.dtype if first.is_floating_point() else self.dtype))
+        """Scores in the dtype of the inputs' first tensor, or of the outputs if it has integers."""
+        x = self.x[0]
+        return self.detached(t.to(x.dtype if x.is_floating_point() else self.dtype))
 
     def detached(self, t: Tensor) -> Tensor:
         """Without a graph, unless one is wanted."""
@@ -196,18 +201,21 @@ def masked(
     p = Masked(
         model, x, x0, rebuild, batch, chosen, create_graph, chunks, nothing, False, nothing.dtype, 0
     )
-    own = tuple([t.clone()[None] for t in x])
+    # Every method needs f(x). It comes first, because it tells what the copies depend on: whether
+    # they can share a batch, in which type to sum them, and how much memory one takes.
+    unmixed = tuple([t.clone()[None] for t in x])
     measured = chunks.size == "auto" and not transforming() and unmeasured_copies(x) < _FEW
     with Peak() if measured else contextlib.nullcontext() as peak:
-        full, per_batch, dtype = p._evaluate(own)
+        full, per_batch, dtype = p._evaluate(unmixed)
     given = sum(t.numel() * t.element_size() for t in x)
+    # A copy also holds its mask and its points, which were not made in this run.
     one_copy = 0 if peak is None else max(1, peak.bytes + 2 * given)
     return p._replace(full=full[0], per_batch=per_batch, dtype=dtype, one_copy=one_copy)
 
 
-def _vmapped(rows: Callable[..., Tensor], points: Leaves) -> Tensor:
+def _each_copy(rows: Callable[[Leaves], Tensor], points: Leaves) -> Tensor:
     try:
-        found: Tensor = torch.func.vmap(rows, randomness="different")(*points)
+        found: Tensor = vmapped(rows)(*points)
     except RuntimeError as error:
         if not reads_values(error):
             raise
@@ -227,5 +235,5 @@ def _graph(create_graph: bool) -> contextlib.AbstractContextManager[object]:
 
 
 def add_lists(a: tuple[list[Tensor], ...], b: tuple[list[Tensor], ...]) -> tuple[list[Tensor], ...]:
-    """Each list of the first followed by that of the second, a merge."""
+    """Each list of ``a`` followed by that of ``b``, a merge."""
     return tuple([s + t for s, t in zip(a, b, strict=True)])

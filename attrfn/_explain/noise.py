@@ -8,8 +8,14 @@ from torch import Tensor
 from attrfn import random
 from attrfn._copies.batch import is_count, wide
 from attrfn._explain.baseline import broadcasts, per_leaf
+from attrfn._explain.tree import each
 from attrfn._random.keys import row_keys, sample_keys
 from attrfn._torch.typing import Key, Leaves, Tree
+
+# The streams of a key. A sample's key depends on its number and on nothing else, so that it draws
+# the same in any chunk; different streams keep its draws independent of each other. Changing one of
+# these numbers changes the numbers of every user.
+_UNIFORM, _CHOICE, _NORMAL = 0, 1, 2
 
 
 class Noise:
@@ -43,25 +49,23 @@ class Noise:
 
     def uniform(self, i: slice) -> Tensor:
         """A number in [0, 1) per sample, (S, 1) or (S, B)."""
-        return random.uniform(sample_keys(self.keys, i, 0), dtype=torch.float64)
+        return random.uniform(sample_keys(self.keys, i, _UNIFORM), dtype=torch.float64)
 
     def choice(self, i: slice, pool: Leaves) -> Leaves:
-        """Per sample one of the K rows of the pool, the same in every leaf: (S, 1 or B, ...)."""
-        chosen = random.randint(sample_keys(self.keys, i, 1), (), pool[0].shape[0])
-        return tuple(
-            [_rows(t, chosen, x).to(wide(t.dtype)) for t, x in zip(pool, self.x, strict=True)]
-        )
+        """For each sample one of the K rows of the pool, as (S, 1 or B, ...) per leaf."""
+        chosen = random.randint(sample_keys(self.keys, i, _CHOICE), (), pool[0].shape[0])
+        return each(lambda t, x: _chosen_rows(t, chosen, x).to(wide(t.dtype)), pool, self.x)
 
     def _noisy(self, i: slice, leaf: int) -> Tensor:
         x, s = self.x[leaf], self.stdevs[leaf]
         copies = x[None].to(wide(x.dtype)).expand(i.stop - i.start, *x.shape)
         if not isinstance(s, Tensor) and s == 0:
             return copies
-        n = random.normal(sample_keys(self.keys, i, 2 + leaf), x.shape[1:], dtype=wide(x.dtype))
-        return torch.add(copies, s * n)
+        keys = sample_keys(self.keys, i, _NORMAL + leaf)
+        return torch.add(copies, s * random.normal(keys, x.shape[1:], dtype=wide(x.dtype)))
 
 
-def _rows(pool: Tensor, chosen: Tensor, like: Tensor) -> Tensor:
+def _chosen_rows(pool: Tensor, chosen: Tensor, like: Tensor) -> Tensor:
     """Rows of a pool (K, ...) or (K, B, ...) chosen by (S, 1) or (S, B)."""
     if pool.ndim == like.ndim:
         return pool[chosen]

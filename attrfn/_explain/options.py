@@ -1,11 +1,14 @@
 """The arguments and options that several methods share, each explained here and only here.
 
-A TypedDict is at the same time the type of ``**options`` of the forms of a method (mypy checks the
-names and the types of a call) and the text that ``help()`` and the documentation print under every
-method (:mod:`attrfn._explain.forms` reads it). What an option means for one method alone stands in
-the docstring of that method. The annotations are objects, because an option says by its type
-whether it holds something for each example (:class:`attrfn._torch.typing.PerExample`).
+A TypedDict is the type of ``**options`` of the forms of a method, by which mypy checks the names
+and types of a call, and the text that ``help()`` and the documentation print under every method
+(:mod:`attrfn._explain.forms` reads it). The docstring of a method says only what an option means
+for this method alone.
 """
+
+# This module does not import annotations from the future: an option says by its type whether it
+# holds something for each example (attrfn._torch.typing.PerExample), so that types have to be
+# objects at run time.
 
 from typing import TypedDict
 
@@ -30,7 +33,7 @@ class Arguments(TypedDict):
     """What every method by derivatives takes.
 
     Raises:
-        TypeError: An input is not a floating tensor, or the target is of no known kind.
+        TypeError: An input is not a floating tensor, or the target has a wrong type.
         ValueError: Batch sizes disagree, the target does not fit the output, or an option is out of
             its range.
     """
@@ -55,7 +58,7 @@ class BlackBox(TypedDict):
     """What every perturbation method takes.
 
     Raises:
-        TypeError: An argument is of no known kind.
+        TypeError: An argument has a wrong type.
         ValueError: Shapes disagree, or an option is out of its range.
     """
 
@@ -67,8 +70,10 @@ class BlackBox(TypedDict):
     """A tensor or pytree of tensors of any dtype with the examples in dimension 0."""
 
     target: Target
-    """Which scalar of each example is explained, see :func:`gradient`; ``None`` explains all
-    outputs."""
+    """Which scalar of each example is explained: ``None`` (all outputs: with (B, K...) of them
+    attributions are (B, K..., ...)), an int, an integer tensor () or (B,), a tuple of ints and
+    slices (slices are summed), a list with one int or tuple per example, or a callable
+    ``outputs -> (B,)``."""
 
     baselines: Baselines
     """x0: ``None`` (zeros), a number, a tensor that broadcasts to the input, or a pytree prefix of
@@ -108,6 +113,26 @@ class AtLayer(TypedDict):
     value of the layer is then a tuple."""
 
 
+class LayerBaselines(TypedDict):
+    """What a method over a path between two activations takes."""
+
+    baselines: Baselines
+    """x0 in the space of the inputs, in any form that the method takes; the head of the model
+    carries it to the layer."""
+
+
+class BaselineDistribution(TypedDict):
+    """What a method over a distribution of baselines takes.
+
+    Raises:
+        TypeError: The baselines are not tensors.
+    """
+
+    baselines: Baselines
+    """K baselines of the inputs, a tensor (K, ...) or a pytree of those like the inputs;
+    (K, B, ...) holds K for each example."""
+
+
 class GraphOptions(TypedDict, total=False):
     """What every method takes."""
 
@@ -120,12 +145,12 @@ class ChunkOptions(GraphOptions, total=False):
     """What every method over copies of the batch takes."""
 
     chunk_size: ChunkSize
-    """How many copies of the batch (steps, samples, masks) are evaluated at once: ``"auto"`` (what
-    memory holds; inside a transform all), ``None`` (all) or a number."""
+    """How many copies of the batch (steps, samples, masks, baselines) are evaluated at once:
+    ``"auto"`` (as many as fit into memory; inside a transform all), ``None`` (all) or a number."""
 
     batching: Batching
     """``"fold"`` puts the copies into the batch axis; ``"vmap"`` serves models without a usable
-    one; ``"loop"`` takes one copy at a time, which serves any Python model."""
+    one; ``"loop"`` evaluates one copy at a time, which serves any Python model."""
 
     progress: bool
     """Show a progress bar over the copies."""
@@ -153,9 +178,9 @@ class PathOptions(StepOptions, total=False):
     """``False`` returns the integral without the factor (x - x0)."""
 
     tolerance: float | None
-    """Double the steps until every example's completeness gap is below this (in units of the
-    output), with no more than ``n_steps`` at once for ``chunk_size=None``; not inside transforms
-    or torch.compile."""
+    """Double the steps until every example's completeness gap is below this number, in units of
+    the output. ``chunk_size=None`` then evaluates ``n_steps`` at once. Not inside transforms or
+    torch.compile."""
 
 
 class SamplingOptions(ChunkOptions, total=False):
@@ -183,9 +208,9 @@ class FeatureOptions(ChunkOptions, total=False):
     ``None``: each element is a feature."""
 
     n_features: int | None
-    """The ids are 0 to ``n_features - 1``. Needed inside torch.compile, where the ids of a
-    ``feature_mask`` cannot be counted, and where a mask that differs from example to example has to
-    give an example alone the draws that it gets in a batch."""
+    """The ids are 0 to ``n_features - 1``; ``None`` counts those that occur. A number is needed
+    inside torch.compile, which cannot count them. With a mask that differs between examples, a
+    number gives an example alone the same draws as in a batch."""
 
 
 class PerturbationOptions(FeatureOptions, total=False):
@@ -200,9 +225,8 @@ class LayerFeatures(TypedDict):
     """What a method that replaces parts of an activation takes."""
 
     layer_baselines: OfLayer
-    """a0, which replaces the activation (the baselines of other layer methods replace the inputs):
-    ``None`` (zeros), a number, a tensor that broadcasts to the activation, or a pytree prefix of
-    those."""
+    """a0, which replaces parts of the activation: ``None`` (zeros), a number, a tensor that
+    broadcasts to the activation, or a pytree prefix of those."""
 
     layer_mask: OfLayer
     """The part that each element of the activation belongs to, in the form of ``feature_mask``."""

@@ -1,4 +1,4 @@
-"""Outcomes: what a model returns, as one number or several per example, or one for the batch."""
+"""Outputs of a model as one or several numbers per example, or as one for the whole batch."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Outcome(NamedTuple):
     """Explained values.
 
     Attributes:
-        values: (S * B, K...) of S copies of a batch; or (S,), one for each copy as a whole.
-        whole: Whether there is one value for a whole batch.
-        dtype: That of the attributions of inputs that have no floating one.
+        values: (S * B, K...) of S copies of a batch; or (S,), one for each copy.
+        per_batch: Whether there is one value for a whole batch.
+        dtype: The dtype of attributions of integer inputs.
     """
 
     values: Tensor
@@ -50,11 +50,13 @@ def outcome(outputs: Any, chosen: Chosen, batch: int, copies: int, name: str) ->
                 "of the batch at once, so bind per-example tensors with functools.partial, or use "
                 "chunk_size=1"
             )
-        whole = outputs.ndim == 0 or outputs.numel() < rows
-        return Outcome(outputs.reshape(-1), whole, dtype)
+        per_batch = outputs.ndim == 0 or outputs.numel() < rows
+        return Outcome(outputs.reshape(-1), per_batch, dtype)
     outputs, dtype = _tensor(outputs, "explained function", name)
     if chosen is not None:
         return Outcome(select(outputs, chosen, rows, name), False, dtype)
+    # Where one example and one copy leave both readings open, a tensor with a dimension 0 counts as
+    # one value per row, and a number as one for the batch.
     if outputs.ndim and outputs.shape[0] == rows:
         outputs = outputs.reshape(rows) if outputs.numel() == rows else outputs
         return Outcome(outputs, False, dtype)
@@ -69,7 +71,10 @@ def outcome(outputs: Any, chosen: Chosen, batch: int, copies: int, name: str) ->
 
 
 def _tensor(value: Any, giver: str, name: str) -> tuple[Tensor, torch.dtype]:
-    """Numbers and arrays as tensors, integers in the widest type, and the dtype of attributions."""
+    """Numbers and arrays as tensors, and the dtype of attributions.
+
+    Integers are differences later: in the widest type they are exact.
+    """
     if isinstance(value, Number) and not isinstance(value, complex):
         number = torch.tensor(float(value), dtype=torch.float64)  # type: ignore[arg-type]
         return number, number.dtype

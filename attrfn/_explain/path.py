@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -9,8 +10,9 @@ from torch import Tensor
 
 from attrfn._copies.batch import along, flat_rows, split_rows, wide
 from attrfn._copies.chunks import Chunks, add, over_chunks
-from attrfn._explain.explain import Explained
+from attrfn._explain.explain import Explained, vmapped
 from attrfn._explain.quadrature import Rule, quadrature_rule
+from attrfn._explain.tree import each
 from attrfn._torch.precision import full_precision
 from attrfn._torch.typing import Batching, ChunkSize, Leaves
 
@@ -34,26 +36,30 @@ def over_path(
         x0: The other end of the path, like ``p.x``.
         integrand: From points of S copies of the batch, (S, B, ...), to leaves (S, B, ...).
         n_steps: The number of nodes s_k.
-        quadrature: See :func:`attrfn._explain.quadrature.quadrature_rule`.
-        chunk_size: Steps at once, see :class:`attrfn._copies.chunks.Chunks`.
-        batching: See :class:`attrfn._copies.chunks.Chunks`.
+        quadrature: The name of a rule, or a callable ``n -> (nodes, weights)``.
+        chunk_size: The number of steps that are evaluated at once.
+        batching: How the steps become one call of the model.
         progress: Show a bar.
-        label: What the bar says.
+        label: The method's name on the bar.
     """
     nodes, weights = quadrature_rule(quadrature, n_steps)
-    lengths = [x - b for x, b in zip(p.x, x0, strict=True)]
+    lengths = each(lambda x, x0: x - x0, p.x, x0)
     places = [along(nodes, x) for x in p.x]
 
     def part(i: slice) -> Leaves:
-        points = [_point(b, s[i], d) for b, s, d in zip(x0, places, lengths, strict=True)]
-        return tuple([_weighted(weights[i], v) for v in integrand(tuple(points))])
+        # Points are made for the chunk alone: those of all steps would take as much memory as the
+        # chunks are there to save.
+        points = each(_point, x0, tuple([s[i] for s in places]), lengths)
+        return each(functools.partial(_weighted, weights[i]), integrand(points))
 
     chunks = Chunks(chunk_size, batching, progress, label)
     return over_chunks(part, add, len(nodes), chunks, p.x[0].device, x=p.x)
 
 
 def _point(start: Tensor, s: Tensor, length: Tensor) -> Tensor:
-    """``start + s * length`` in one pass, (S, B, ...)."""
+    """``start + s * length``, (S, B, ...)."""
+    # addcmul makes no temporary of the copies' size, but takes operands of one type only; nodes
+    # are wider than inputs of half precision.
     if s.dtype == start.dtype:
         return torch.addcmul(start, s, length)
     return (start + s * length).to(start.dtype)
@@ -70,6 +76,6 @@ def _weighted(weights: Tensor, values: Tensor) -> Tensor:
 def on_copies(f: Callable[[Leaves, int], Leaves], points: Leaves, batching: Batching) -> Leaves:
     """Apply ``f(rows, copies)`` to S copies of the batch, folded or under vmap: (S, B, ...)."""
     if batching == "vmap":
-        return torch.func.vmap(lambda *rows: f(rows, 1), randomness="different")(*points)
+        return vmapped(lambda rows: f(rows, 1))(*points)  # type: ignore[no-any-return]
     copies = points[0].shape[0]
     return split_rows(f(flat_rows(points), copies), copies)

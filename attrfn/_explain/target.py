@@ -16,7 +16,7 @@ from attrfn._torch.typing import Index, Target
 _SPEAK_OF_TARGETS = (__file__, str(Path(__file__).with_name("output.py")))
 
 
-class PerExample(NamedTuple):
+class IndexPerExample(NamedTuple):
     """One index per example, (B, k), with its least and greatest values where they are known."""
 
     rows: Tensor
@@ -25,13 +25,14 @@ class PerExample(NamedTuple):
 
 
 Chosen: TypeAlias = (
-    PerExample | tuple[Index, ...] | list[tuple[Index, ...]] | Callable[..., Any] | None
+    IndexPerExample | tuple[Index, ...] | list[tuple[Index, ...]] | Callable[..., Any] | None
 )
 """A checked target: one index for all rows, one per example, or a callable."""
 
 
 def raised_here(error: BaseException) -> bool:
     """Whether an error speaks of a target (and was not raised by the user's model)."""
+    # The model may raise the same classes with any text, so that only the place tells.
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -95,7 +96,7 @@ def select(outputs: Any, chosen: Chosen, rows: int, name: str = "target") -> Ten
     if chosen is None:
         return _only_scalar(outputs, rows, name)
     depth = outputs.ndim - 1
-    if isinstance(chosen, PerExample):
+    if isinstance(chosen, IndexPerExample):
         return _gather(outputs, chosen, depth, name)
     if isinstance(chosen, list):
         return torch.stack(
@@ -138,10 +139,10 @@ def _pick(
     return value.flatten(1).sum(1) if rows and value.ndim > 1 else value if rows else value.sum()
 
 
-def _gather(outputs: Tensor, chosen: PerExample, depth: int, name: str) -> Tensor:
+def _gather(outputs: Tensor, chosen: IndexPerExample, depth: int, name: str) -> Tensor:
     index, low, high = chosen
     if not transforming() and index.is_inference():
-        index = index.clone()  # autograd refuses to save it
+        index = index.clone()  # autograd refuses to save an inference tensor
     sizes = tuple(outputs.shape[1:])
     if index.shape[1] != depth:
         raise ValueError(
@@ -155,6 +156,8 @@ def _gather(outputs: Tensor, chosen: PerExample, depth: int, name: str) -> Tenso
         )
     if index.device != outputs.device:
         index = index.to(outputs.device)
+    # One gather from the flattened outputs serves any number of dimensions; indices are counted
+    # from the end here, because gather, unlike indexing, takes no negative ones.
     flat = index.new_zeros(index.shape[0])
     for d, size in enumerate(sizes):
         i = index[:, d]
@@ -183,7 +186,7 @@ def _called(value: Any, rows: int, name: str) -> Tensor:
     return value.reshape(rows)
 
 
-def _per_example(target: Tensor, batch: int, name: str) -> PerExample:
+def _per_example(target: Tensor, batch: int, name: str) -> IndexPerExample:
     if target.dtype == torch.bool or target.is_floating_point() or target.is_complex():
         raise TypeError(f"{name} is a tensor of {target.dtype}, expected integers: use .long()")
     if target.ndim > 1 or (target.ndim == 1 and target.shape[0] not in (1, batch)):
@@ -194,12 +197,13 @@ def _per_example(target: Tensor, batch: int, name: str) -> PerExample:
     return _per_row(target.long().reshape(-1, 1).expand(batch, 1))
 
 
-def _per_row(index: Tensor) -> PerExample:
-    """The index with its range, which is read once here and not in every chunk."""
+def _per_row(index: Tensor) -> IndexPerExample:
+    """The index with its range."""
+    # Reading values waits for a GPU: it is done here once, and not in every chunk.
     if transforming() or index.numel() == 0:
-        return PerExample(index, None, None)
+        return IndexPerExample(index, None, None)
     low, high = index.amin(0), index.amax(0)
-    return PerExample(index, tuple(low.tolist()), tuple(high.tolist()))
+    return IndexPerExample(index, tuple(low.tolist()), tuple(high.tolist()))
 
 
 def _listed(target: list[Any], batch: int, name: str) -> Chosen:

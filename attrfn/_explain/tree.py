@@ -34,7 +34,7 @@ def flatten(tree: Tree, name: str = "inputs") -> tuple[Leaves, Callable[[Sequenc
         The leaves, and ``rebuild(leaves) -> tree``.
 
     Raises:
-        TypeError: A leaf is no tensor.
+        TypeError: A leaf is not a tensor.
         ValueError: The tree has no leaf, or its leaves disagree about the batch size.
     """
     leaves, spec = optree.tree_flatten(tree)
@@ -66,8 +66,8 @@ def batch_size(leaves: Leaves, name: str = "inputs") -> int:
         if leaf.shape[0] != leaves[0].shape[0]:
             raise ValueError(
                 f"{name} has tensors with {leaves[0].shape[0]} and {leaf.shape[0]} examples in "
-                "dimension 0, expected the same number in all: bind tensors that are no input of "
-                "their own with functools.partial(model, ...)"
+                "dimension 0, expected the same number in all: bind tensors that are not explained "
+                "with functools.partial(model, ...)"
             )
     return leaves[0].shape[0]
 
@@ -76,7 +76,7 @@ def require_floating(leaves: Leaves) -> None:
     """Refuse integer inputs with advice.
 
     Raises:
-        TypeError: A leaf is no floating tensor.
+        TypeError: A leaf is not a floating tensor.
     """
     for t in leaves:
         if not t.is_floating_point():
@@ -91,8 +91,10 @@ def require_floating(leaves: Leaves) -> None:
 def call_model(model_fn: ModelFn, inputs: Tree, *, fresh: bool = False) -> Any:
     """``model_fn(*inputs)`` for a tuple, else ``model_fn(inputs)``, on copies of the tensors.
 
-    Tensors that nobody else holds (``fresh``) are not copied.
+    Tensors that were made for this call (``fresh``) are not copied.
     """
+    # The model may write into its inputs. A tensor made in inference mode is copied in any case:
+    # the call leaves that mode, and autograd takes no inference tensors.
     fresh = fresh and not in_inference()
     if not is_arguments(inputs):
         inputs = (inputs,)
@@ -120,12 +122,12 @@ def row_total(
 
 
 def is_arguments(inputs: Tree) -> bool:
-    """Whether the model takes each entry as an argument of its own: a plain tuple."""
+    """Whether the model takes each entry as one argument: a tuple that is not a namedtuple."""
     return isinstance(inputs, tuple) and not hasattr(inputs, "_fields")
 
 
 def normal_bound(bound: Any) -> Any:
-    """A partial without inference tensors among its arguments (see :func:`normal_tensors`)."""
+    """A partial without inference tensors among its arguments, which autograd refuses to save."""
     if not isinstance(bound, functools.partial) or transforming():
         return bound
     if not (bound.args or bound.keywords):
@@ -147,7 +149,8 @@ def map_tensors(f: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
     def leaf(value: Any) -> Any:
         if isinstance(value, Tensor):
             return f(value)
-        return pytree.tree_map_only(Tensor, f, value)  # such as transformers' outputs
+        # optree takes for a leaf what is registered with torch alone, as transformers' outputs are
+        return pytree.tree_map_only(Tensor, f, value)
 
     return optree.tree_map(leaf, tree)
 

@@ -17,7 +17,7 @@ from attrfn._explain.forms import documented
 from attrfn._explain.introspect import is_over_distribution, takes_baselines, wraps
 from attrfn._explain.options import AtLayer
 from attrfn._explain.target import raised_here
-from attrfn._explain.tree import as_dicts, batch_size, flatten, is_arguments
+from attrfn._explain.tree import as_dicts, batch_size, each, flatten, is_arguments
 from attrfn._layers.split import Split, check_independent, layers_of, split_once
 from attrfn._model.source import describe
 from attrfn._torch.autodiff import refuse_tangents, transforming, twice_differentiable
@@ -39,7 +39,7 @@ def at_layer(method: Method, layer: Layer, *, at: At = "output", call: int | Non
 
     Returns:
         A method ``(model_fn, inputs, *, target, baselines, **options)`` whose attributions have the
-        structure of the layer's activation; parts without the examples in dimension 0 are None.
+        structure of the layer's activation; None for what lacks the examples in dimension 0.
 
     Example:
         >>> import torch, attrfn
@@ -71,6 +71,7 @@ def at_layer(method: Method, layer: Layer, *, at: At = "output", call: int | Non
             )
         return method(here.model, here.activation, **options)
 
+    # A noise tunnel around this method reads from it where its options have rows.
     moved.moved_to = (layer, at, call)  # type: ignore[attr-defined]
     return moved
 
@@ -115,6 +116,8 @@ def at_neuron(
             )
         frozen = not options.get("create_graph", False)
         head = split_once(model_fn, layer, at=at, call=call, frozen=frozen).head
+        # The head has no other output than the neuron, so that errors about "the target" speak of
+        # the neuron. An error of the user's model passes as it is.
         try:
             return method(head, inputs, target=neuron, **options)
         except (TypeError, ValueError) as error:
@@ -126,7 +129,7 @@ def at_neuron(
 
 
 def place_of(options: dict[str, Any]) -> tuple[Layer, At, int | None] | None:
-    """Where the options of a named form say that it looks: the layer, its side and the call."""
+    """The layer, its side and the call that the options of a form name."""
     if "layer" not in options:
         return None
     return options["layer"], options.get("at", "output"), options.get("call", 0)
@@ -135,10 +138,10 @@ def place_of(options: dict[str, Any]) -> tuple[Layer, At, int | None] | None:
 def each_layer(method: Callable[..., Tree], layer: Layer) -> Tree:
     """``method(layer=...)`` of one layer, or the list of it for a list of layers.
 
-    This explains the layers together where a method only reads along the path of the inputs, also
-    layers downstream of one another. Methods that replace activations take :func:`locate`.
+    A method that only reads along the path of the inputs explains layers together in this way, even
+    layers downstream of one another. Methods that replace activations use :func:`locate`.
     """
-    found = [method(layer=one) for one in layers_of(layer)]
+    found = [method(layer=named) for named in layers_of(layer)]
     return found if isinstance(layer, (list, tuple)) else found[0]
 
 
@@ -147,10 +150,10 @@ class Located(NamedTuple):
 
     Attributes:
         model: The tail as a model function of the activation.
-        activation: Its parts that can be explained; None in the other places.
+        activation: The tensors of it that can be explained; None in the other places.
         inputs: The model's inputs.
         halves: The split.
-        create_graph: Whether the result shall be differentiable.
+        create_graph: Whether the result is to be differentiable.
     """
 
     model: ModelFn
@@ -169,12 +172,13 @@ class Located(NamedTuple):
         batch, k = x[0].shape[0], pool[0].shape[0]
         if pool[0].ndim == x[0].ndim and not binds_rows(self.halves.head, batch):
             return like(self.activation, read(self.halves, rebuild(pool), self.create_graph))
-        # what is bound belongs to an example: K baselines for each of them
-        pairs = [per_example(b, t) for b, t in zip(pool, x, strict=True)]
+        # A tensor bound to the model has a row for each example. The K baselines of all examples
+        # are then K copies of the batch, so that each meets the rows that belong to it.
+        pairs = each(per_example, pool, x)
         halves = self.halves._replace(head=repeat_bound(self.halves.head, batch, k))
-        value = read(halves, rebuild(flat_rows(tuple(pairs))), self.create_graph)
-        split_up = functools.partial(torch.Tensor.unflatten, dim=0, sizes=(k, batch))
-        return optree.tree_map(split_up, like(self.activation, value))
+        value = read(halves, rebuild(flat_rows(pairs)), self.create_graph)
+        unfold = functools.partial(torch.Tensor.unflatten, dim=0, sizes=(k, batch))
+        return optree.tree_map(unfold, like(self.activation, value))
 
 
 def locate(
@@ -186,7 +190,7 @@ def locate(
     call: int | None = 0,
     create_graph: bool = False,
 ) -> Located:
-    """Split the model at the layer and evaluate the head."""
+    """Split the model at the layer, evaluate the head and check that the layers are independent."""
     refuse_tangents()
     x, rebuild = flatten(inputs)
     batch = batch_size(x)
@@ -194,10 +198,11 @@ def locate(
         inputs = rebuild([t.detach() for t in x])
     halves = split_once(model_fn, layer, at=at, call=call, frozen=not create_graph)
     activation = with_examples(read(halves, inputs, create_graph), halves, inputs, batch, layer, at)
+    # One layer with one call cannot depend on itself, and the check costs a forward pass.
     if (isinstance(layer, (list, tuple)) or call is None) and not is_compiling():
         check_independent(model_fn, layer, at, call, activation, inputs)
     model = functools.partial(
-        of_activation, halves.tail, inputs=inputs, spread=is_arguments(activation)
+        of_activation, halves.tail, inputs=inputs, unpacked=is_arguments(activation)
     )
     return Located(model, activation, inputs, halves, create_graph)
 
@@ -205,21 +210,22 @@ def locate(
 def with_examples(
     value: Tree, halves: Split, inputs: Tree, batch: int, layer: Layer, at: At
 ) -> Tree:
-    """The parts of a layer's value that can be explained; None elsewhere.
+    """The tensors of a layer's value that can be explained; None elsewhere.
 
     Raises:
-        ValueError: There are none.
+        ValueError: A layer has none.
     """
     activation = explainable(value, batch)
     leaves = optree.tree_leaves(activation)
     if len(leaves) > 1 or any(batch in t.shape[1:] for t in leaves):
-        # a state (layers, B, H), or time before batch, can look like B examples at one size
+        # A state (layers, B, H), or time before batch, looks like B examples where the sizes happen
+        # to be equal. Sizes do not tell them apart, but a batch of another size does.
         activation = _at_another_size(activation, halves, inputs, batch)
-    parts = activation if isinstance(layer, (list, tuple)) else [activation]
-    for one, part in zip(layers_of(layer), parts, strict=True):
-        if not optree.tree_leaves(part):
+    values = activation if isinstance(layer, (list, tuple)) else [activation]
+    for named, value in zip(layers_of(layer), values, strict=True):
+        if not optree.tree_leaves(value):
             raise ValueError(
-                f"layer {describe(one)} gives no floating tensor with the {batch} example(s) in "
+                f"layer {describe(named)} gives no floating tensor with the {batch} example(s) in "
                 "dimension 0 to explain: choose another layer, or "
                 f"at={'output' if at == 'input' else 'input'!r}"
             )
@@ -227,11 +233,13 @@ def with_examples(
 
 
 def _at_another_size(activation: Tree, halves: Split, inputs: Tree, batch: int) -> Tree:
-    """The parts of an activation that follow the batch: of two examples, or of all of them twice.
+    """The tensors of an activation whose dimension 0 changes with the size of the batch.
 
-    Two cost little, but not every model takes them: it may need the others, or so many. Compiled
-    code does not ask for sizes.
+    The head runs again, on the first two examples or on the whole batch twice.
     """
+    # Two examples cost least. A model that needs this number of examples, or tensors that have one
+    # row for each of them, fails there and gets the batch twice. Compiled code, in which an error
+    # cannot be suppressed, does so at once.
     if not is_compiling() and batch > 2 and not binds_rows(halves.head, batch):
         with contextlib.suppress(RuntimeError, ValueError, IndexError):
             two = optree.tree_map(lambda t: t[:2], inputs)
@@ -242,32 +250,32 @@ def _at_another_size(activation: Tree, halves: Split, inputs: Tree, batch: int) 
 
 
 def read(halves: Split, inputs: Tree, create_graph: bool) -> Tree:
-    """The head's value, with a graph only where one is wanted."""
+    """The head's value, with a graph only if ``create_graph`` or a transform needs one."""
     graph = create_graph or (transforming() and torch.is_grad_enabled())
     with torch.set_grad_enabled(graph), twice_differentiable(create_graph):
         return halves.head(inputs)
 
 
-def of_activation(tail: ModelFn, *activation: Tree, inputs: Tree, spread: bool) -> Any:
-    """The tail as a model function (a tuple activation arrives spread)."""
-    return tail(activation if spread else activation[0], inputs)
+def of_activation(tail: ModelFn, *activation: Tree, inputs: Tree, unpacked: bool) -> Any:
+    """The tail as a model function; the entries of a tuple arrive as arguments (``unpacked``)."""
+    return tail(activation if unpacked else activation[0], inputs)
 
 
 def explainable(value: Tree, batch: int) -> Tree:
     """The floating tensors of a value that have the examples in dimension 0; None elsewhere."""
 
-    def keep(leaf: Any) -> Tensor | None:
+    def or_none(leaf: Any) -> Tensor | None:
         if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or leaf.ndim == 0:
             return None
         return leaf if leaf.shape[0] == batch else None
 
-    return optree.tree_map(keep, as_dicts(value))
+    return optree.tree_map(or_none, as_dicts(value))
 
 
 def like(activation: Tree, value: Tree) -> Tree:
-    """The parts of a value that the activation has."""
-    return optree.tree_map(_second, activation, as_dicts(value), none_is_leaf=True)
+    """The tensors of a value in the places where the activation has one; None elsewhere."""
 
+    def present(mine: Any, other: Any) -> Any:
+        return None if mine is None else other
 
-def _second(a: Any, b: Any) -> Any:
-    return None if a is None else b
+    return optree.tree_map(present, activation, as_dicts(value), none_is_leaf=True)

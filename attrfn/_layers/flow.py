@@ -1,4 +1,4 @@
-"""The head of a model and the gradient downstream it, along the path of the inputs."""
+"""The head of a model and the gradient downstream of it, along the path of the inputs."""
 
 from __future__ import annotations
 
@@ -32,14 +32,15 @@ from attrfn._torch.typing import At, Baselines, Batching, Layer, Leaves, ModelFn
 
 
 class Flow(NamedTuple):
-    """The head, and the gradient downstream it, for the rows of any number of copies.
+    """The head, and the gradient downstream of it, for the rows of any number of copies.
 
     Attributes:
         p: The explained inputs and target.
         halves: The split at the layer.
         activation: Leaves of the layer's activation at the inputs.
         rebuild: From such leaves to the activation's tree.
-        watched: Both halves in one pass, see :func:`attrfn._layers.split.watched`, or None.
+        watched: Both halves in one pass (:func:`attrfn._layers.split.watched`), or None where the
+            two halves have to run one after the other.
     """
 
     p: Explained
@@ -67,7 +68,9 @@ class Flow(NamedTuple):
         if self.watched is not None and takes_tangents():
             try:
                 return self._along_at_once(rows, tangents, copies)
-            except RuntimeError as error:  # no forward mode here; what the model says comes again
+            except RuntimeError as error:
+                # An operation without forward mode: the two halves know another way. An error of
+                # the model comes again there. Less memory is what only the caller can ask for.
                 if out_of_memory(error):
                     raise
         a, change = push_forward(functools.partial(self.head, copies), rows, tangents)
@@ -90,9 +93,9 @@ class Flow(NamedTuple):
     ) -> tuple[Tensor, Leaves, Leaves]:
         run: Any = repeat_bound(self.watched, self.p.batch, copies)
         chosen = repeat_chosen(self.p.chosen, self.p.batch, copies)
-        seen, outputs = run(self.p.rebuild(rows), end=end)
+        found, outputs = run(self.p.rebuild(rows), end=end)
         values = select(outputs, chosen, copies * self.p.batch, self.p.name)
-        return values, self._leaves(seen.value), self._leaves(seen.tangents) if end else ()
+        return values, self._leaves(found.value), self._leaves(found.tangents) if end else ()
 
     def _leaves(self, value: Tree) -> Leaves:
         return tuple(optree.tree_leaves(like(self.rebuild(self.activation), value)))
@@ -100,12 +103,13 @@ class Flow(NamedTuple):
     def gradients(self, a: Leaves, rows: Leaves, copies: int) -> Leaves:
         """df/da at the layer's activation ``a`` for the inputs ``rows``."""
         tail = repeat_bound(self.halves.tail, self.p.batch, copies)
+        # The tail explained at the activation: the same target, but other leaves and another batch.
         there = self.p._replace(
             model=functools.partial(
                 of_activation,
                 tail,
                 inputs=self.p.rebuild(rows),
-                spread=is_arguments(self.rebuild(a)),
+                unpacked=is_arguments(self.rebuild(a)),
             ),
             rebuild=self.rebuild,
             batch=copies * self.p.batch,
@@ -129,8 +133,10 @@ def flow_of(
     p = explain(model_fn, inputs, target, create_graph=create_graph)
     here = locate(model_fn, inputs, layer, at=at, call=call, create_graph=create_graph)
     activation, rebuild = flatten(here.activation, "layer")
-    one = call is not None and not create_graph and p.batch > 0
-    run = watched(model_fn, layer, at=at, call=call) if one else None
+    # One pass ends the graph at the layer, so that the result has no derivatives by the inputs and
+    # parameters; and of several calls of the layer each would have to start a graph.
+    in_one_pass = call is not None and not create_graph and p.batch > 0
+    run = watched(model_fn, layer, at=at, call=call) if in_one_pass else None
     return Flow(p, here.halves, activation, rebuild, run)
 
 

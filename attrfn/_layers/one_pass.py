@@ -29,10 +29,12 @@ def activation_and_gradient(
     call: int | None,
     create_graph: bool,
 ) -> tuple[Tree, Tree]:
-    """What a layer returns for the inputs, and the gradient of the explained output there."""
+    """A layer's activation, and the gradient of the explained output with respect to it."""
     refuse_tangents()
     x, rebuild = flatten(inputs)
     batch = batch_size(x)
+    # A graph that starts at the layer has no derivatives by the inputs and parameters, which
+    # create_graph and transforms ask for; several calls of a layer cannot all start one.
     if call is None or create_graph or transforming() or batch == 0:
         here = locate(model_fn, inputs, layer, at=at, call=call, create_graph=create_graph)
         p = explain(here.model, here.activation, target, create_graph=create_graph)
@@ -46,10 +48,10 @@ def activation_and_gradient(
 
     def values_and_leaves() -> tuple[Tensor, Leaves]:
         nonlocal activation
-        seen, outputs = run(inputs)
-        activation = with_examples(seen.value, halves, inputs, batch, layer, at)
+        found, outputs = run(inputs)
+        activation = with_examples(found.value, halves, inputs, batch, layer, at)
         values = select(outputs, chosen, batch)
-        return values, tuple(optree.tree_leaves(like(activation, seen.value)))
+        return values, tuple(optree.tree_leaves(like(activation, found.value)))
 
     found, grads = gradients_inside(values_and_leaves)
     spec = optree.tree_structure(activation)

@@ -22,6 +22,17 @@ from attrfn._torch.typing import At, Tree
 
 
 class Where(NamedTuple):
+    """The layers that are probed, and how the model is bound while they are.
+
+    Attributes:
+        layers: The layers, at least one.
+        at: Their ``"output"`` or ``"input"``.
+        call: Which call of each, or None for all.
+        many: Whether the user gave a list, so that values come as a list.
+        frozen: Whether parameters are detached.
+        reused: Private copies for several runs, or None where each run builds its own.
+    """
+
     layers: tuple[nn.Module | str, ...]
     at: At
     call: int | None
@@ -31,7 +42,10 @@ class Where(NamedTuple):
 
 
 class Done(BaseException):
-    """Leaves the model once every layer has been read; ends in :mod:`attrfn._layers.split`."""
+    """Leaves the model once every layer has been read; ends in :mod:`attrfn._layers.split`.
+
+    Not an Exception, because a model may catch those.
+    """
 
 
 class Probe:
@@ -67,6 +81,7 @@ class Probe:
 
     def _read(self, run: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.at == "input":
+            # Cloned, because the layer may write into its input, and what follows into its output.
             self.read.append(clone_tensors(_arguments(args, kwargs)))
             self._leave_when_done()
             return run(*args, **kwargs)
@@ -76,6 +91,8 @@ class Probe:
         return out
 
     def _leave_when_done(self) -> None:
+        # The rest of the model is not needed. Compiled code drops it as dead code, and with all
+        # calls wanted only the end of the model tells that there are no more.
         if self.call is not None and not is_compiling() and all(t.read for t in self.peers):
             raise Done
 
@@ -92,27 +109,27 @@ class Probe:
         return merge(plant[i], run(*args, **kwargs))
 
 
-class Seen(NamedTuple):
-    """A layer's value as the leaves of a graph, and the tangents that it had (None: no others)."""
+class LayerValue(NamedTuple):
+    """A layer's value as the leaves of a graph, and its tangents of forward mode, if it has any."""
 
     value: Tree
     tangents: Tree
 
 
 class Watch(Probe):
-    """Lets the model run on from copies of what it reads that autograd can go back to.
+    """Lets the model run on from a copy of the layer's value, at which a graph starts.
 
     Attributes:
-        end: Ends the tangents of forward mode, if there are any: nothing downstream the layer has them.
-        before: A mode for the part that has them.
-        seen: What was read.
+        end: Ends the tangents of forward mode, if there are any: they stop at the layer.
+        before: A mode for the part of the model before the layer, which has them.
+        found: What was read.
     """
 
     def __init__(self, where: Where, end: Callable[[], None] | None) -> None:
         super().__init__(where)
         self.end = end
         self.before = DecomposedForward()
-        self.seen: list[Seen] = []
+        self.found: list[LayerValue] = []
 
     def _read(self, run: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.at == "input":
@@ -120,13 +137,14 @@ class Watch(Probe):
         return self._start(run(*args, **kwargs))
 
     def _start(self, value: Tree) -> Tree:
-        parts = as_dicts(value)
-        tangents = None if self.end is None else _of_tensors(_tangent, parts)
+        tensors = as_dicts(value)
+        tangents = None if self.end is None else _of_tensors(_tangent, tensors)
         if self.end is not None:
+            # Downstream only the gradient counts: tangents would double the work there.
             self.end()
             self.before.off = True
-        leaves = _of_tensors(_leaf, parts)
-        self.seen.append(Seen(leaves, tangents))
+        leaves = _of_tensors(_leaf, tensors)
+        self.found.append(LayerValue(leaves, tangents))
         return merge(leaves, value)
 
 
@@ -175,8 +193,8 @@ def check_called(probe: Probe, layer: nn.Module | str) -> None:
         )
     if probe.call is not None and not 0 <= probe.call < probe.count:
         raise ValueError(
-            f"layer {describe(layer)} was called {probe.count} time(s), so call={probe.call} does not "
-            f"exist: expected 0 to {probe.count - 1}, or None for all calls"
+            f"layer {describe(layer)} was called {probe.count} time(s), so call={probe.call} does "
+            f"not exist: expected 0 to {probe.count - 1}, or None for all calls"
         )
 
 
@@ -188,7 +206,7 @@ def _is_complete(value: Tree) -> bool:
 
 
 def merge(new: Tree, natural: Tree) -> Tree:
-    """The tensors of ``new`` in the places of ``natural``; everything else stays natural."""
+    """The tensors of ``new`` in the places of ``natural``; everything else stays as it is there."""
     if new is None:
         return natural
     if isinstance(new, Tensor):
@@ -196,18 +214,17 @@ def merge(new: Tree, natural: Tree) -> Tree:
     if isinstance(new, Mapping) and isinstance(natural, Mapping):
         foreign: Any = natural
         merged = {k: merge(new.get(k), v) for k, v in foreign.items()}
-        if optree.all_leaves([foreign]):  # foreign, such as the outputs of transformers
+        if optree.all_leaves([foreign]):  # unknown to optree, such as the outputs of transformers
             return type(foreign)(**merged)
         if type(natural) is dict:
             return merged
+        # A subclass such as defaultdict may need other arguments to be made than its items.
         filled = copy.copy(foreign)
         filled.update(merged)
         return filled
     if isinstance(new, (tuple, list)) and isinstance(natural, (tuple, list)):
-        merged_items = [merge(n, v) for n, v in zip(new, natural, strict=True)]
-        if hasattr(natural, "_fields"):
-            return type(natural)(*merged_items)
-        return type(natural)(merged_items)
+        items = [merge(n, v) for n, v in zip(new, natural, strict=True)]
+        return type(natural)(*items) if hasattr(natural, "_fields") else type(natural)(items)
     if optree.all_leaves([new]):
         return natural
     return optree.tree_map(merge, new, natural, none_is_leaf=True)

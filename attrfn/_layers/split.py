@@ -1,4 +1,4 @@
-"""Split a model at a layer into two pure functions, without hooks, leaving the model alone."""
+"""Split a model at a layer into two pure functions, without hooks or changes of the model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from attrfn._explain.tree import call_model
-from attrfn._layers.probe import Done, Probe, Seen, Watch, Where, check_called, value_of
+from attrfn._layers.probe import Done, LayerValue, Probe, Watch, Where, check_called, value_of
 from attrfn._model.bind import Reused, bind_source
 from attrfn._model.source import Source, describe, source
 from attrfn._torch.autodiff import transforming
@@ -52,7 +52,7 @@ def split(
 
     Raises:
         TypeError: The model function hides its module.
-        ValueError: The layer is no part of the model, or it is not called while the model runs.
+        ValueError: The layer is not part of the model, or is not called while the model runs.
 
     Example:
         >>> import torch, attrfn
@@ -64,15 +64,15 @@ def split(
         >>> torch.equal(tail(head(x), x), model(x))
         True
     """
-    return _halves(*_parts(model, layer, at, call, frozen))
+    return _halves(*_checked(model, layer, at, call, frozen))
 
 
 def split_once(model: ModelFn, layer: Layer, *, at: At, call: int | None, frozen: bool) -> Split:
-    """:func:`split` for the time of one call of a method, in which the model stays as it is.
+    """:func:`split` for the time of one call of a method, in which the model does not change.
 
-    Private objects that a run leaves unchanged then serve for the next one, too.
+    Private copies that a run leaves unchanged serve for the next run.
     """
-    return _halves(*_parts(model, layer, at, call, frozen, reuse=True))
+    return _halves(*_checked(model, layer, at, call, frozen, reuse=True))
 
 
 def layers_of(layer: Layer) -> tuple[Any, ...]:
@@ -88,6 +88,8 @@ def layers_of(layer: Layer) -> tuple[Any, ...]:
 
 
 def _halves(where: Where, bare: Source, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Split:
+    # What is bound to the model is bound to its halves in turn, where repeat_bound finds it and
+    # lets it follow the batch.
     def head(args: tuple[Any, ...], kwargs: dict[str, Any], *inputs: Any) -> Tree:
         return _run_head(bare, where, args, kwargs, inputs[0] if len(inputs) == 1 else inputs)
 
@@ -97,10 +99,10 @@ def _halves(where: Where, bare: Source, args: tuple[Any, ...], kwargs: dict[str,
     return Split(functools.partial(head, args, kwargs), functools.partial(tail, args, kwargs))
 
 
-def _parts(
+def _checked(
     model: ModelFn, layer: Layer, at: At, call: int | None, frozen: bool, reuse: bool = False
 ) -> tuple[Where, Source, tuple[Any, ...], dict[str, Any]]:
-    """Check the arguments and take the model's bound arguments apart from its module."""
+    """Check the arguments, and separate the model's bound arguments from its module."""
     src = source(model)
     if src is None:
         raise TypeError(
@@ -114,8 +116,10 @@ def _parts(
         raise ValueError(f"call is {call!r}, expected None (all calls) or an int of at least 0")
     many, layers = isinstance(layer, (list, tuple)), layers_of(layer)
     bare = src._replace(args=(), kwargs={})
-    keep = Reused(bare, layers=layers) if reuse and frozen and not transforming() else None
-    return Where(layers, at, call, many, frozen, keep), bare, src.args, src.kwargs
+    # A private copy with attached parameters, or made inside a transform, holds tensors of this
+    # graph or of this level, which another run must not meet.
+    reused = Reused(bare, layers=layers) if reuse and frozen and not transforming() else None
+    return Where(layers, at, call, many, frozen, reused), bare, src.args, src.kwargs
 
 
 def _bound(
@@ -125,7 +129,7 @@ def _bound(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> ModelFn:
-    """The model on private objects, with probes at its layers."""
+    """The model on private copies, with probes at its layers."""
     reused: Reused | None = where.reused
     if reused is None or transforming():
         src = src._replace(args=args, kwargs=kwargs)
@@ -140,12 +144,13 @@ def _bound(
 def check_independent(
     model: ModelFn, layer: Layer, at: At, call: int | None, activation: Tree, inputs: Tree
 ) -> None:
-    """Refuse layers that lie one downstream the other: what is planted at the first would be lost.
+    """Refuse a layer that is downstream of another one.
 
-    One forward pass in which what is computed from the planted values is marked: a layer whose own
-    input is marked lies downstream another.
+    Both are given values from outside, and the value of the layer downstream would hide the effect
+    of the other. One forward pass marks everything that is computed from the planted values; a
+    layer with a marked input is downstream of another.
     """
-    where, bare, args, kwargs = _parts(model, layer, at, call, frozen=True)
+    where, bare, args, kwargs = _checked(model, layer, at, call, frozen=True)
     marks = Marks()
     with torch.no_grad(), marks:
         probes = _run_tail(bare, where, args, kwargs, activation, inputs, marks)[1]
@@ -168,7 +173,7 @@ def _run_head(
     with contextlib.suppress(Done):
         call_model(_bound(src, where, probes, args, kwargs), inputs)
     values = [value_of(probe, layer) for probe, layer in zip(probes, where.layers, strict=True)]
-    for probe in probes:  # a cycle would keep the values until the garbage collector comes
+    for probe in probes:  # a cycle of references would hold the values until garbage is collected
         probe.peers = []
     return values if where.many else values[0]
 
@@ -198,36 +203,36 @@ def _run_tail(
 
 def watched(
     model: ModelFn, layer: Layer, *, at: At, call: int | None
-) -> Callable[..., tuple[Seen, Any]]:
-    """One pass of a model in which the value of a layer starts a graph of its own.
+) -> Callable[..., tuple[LayerValue, Any]]:
+    """One pass of a model in which a graph starts at the value of a layer.
 
-    The parameters are detached. It is for eager mode without transforms, which cannot start a graph
-    in the midst of a function: the part before the layer runs once and not twice.
+    The part before the layer runs once, and not twice as in ``tail(head(x), x)``. It is for eager
+    mode only: transforms cannot start a graph in the middle of a function. Parameters are detached.
 
     Args:
-        model: See :func:`split`.
+        model: As for :func:`split`, like ``at`` and ``call``.
         layer: One layer.
-        at: See :func:`split`.
-        call: See :func:`split`; not None.
+        at: Its ``"output"`` or ``"input"``.
+        call: Which call of the layer; not None.
 
     Returns:
-        ``run(*inputs) -> (seen, outputs)``: the outputs follow from ``seen.value``, leaves of
-        autograd. ``run(*inputs, end=...)`` takes inputs with tangents, see
+        ``run(*inputs) -> (found, outputs)``: the outputs are computed from ``found.value``, leaves
+        of autograd. ``run(*inputs, end=...)`` takes inputs with tangents of
         :func:`attrfn._torch.autodiff.tangents_on`.
     """
-    where, bare, args, kwargs = _parts(model, layer, at, call, frozen=True, reuse=True)
+    where, bare, args, kwargs = _checked(model, layer, at, call, frozen=True, reuse=True)
 
     def run(
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         *inputs: Any,
         end: Callable[[], None] | None = None,
-    ) -> tuple[Seen, Any]:
+    ) -> tuple[LayerValue, Any]:
         watch = Watch(where, end)
         model = _bound(bare, where, [watch], args, kwargs)
         with contextlib.nullcontext() if end is None else watch.before:
             outputs = call_model(model, inputs[0] if len(inputs) == 1 else inputs)
         check_called(watch, where.layers[0])
-        return watch.seen[0], outputs
+        return watch.found[0], outputs
 
     return functools.partial(run, args, kwargs)

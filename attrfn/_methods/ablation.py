@@ -50,12 +50,12 @@ def feature_ablation(
 
         A_k = f(x) - f(x with feature k := x0)
 
-    Works with any model function, also one that is no torch code: tensors, arrays and numbers are
-    taken as outputs, and ``chunk_size=1`` shows it one copy of the batch at a time.
+    Works with any model function, not only with torch code: outputs may be tensors, arrays or
+    numbers, and ``chunk_size=1`` gives the function one copy of the batch at a time.
 
     Returns:
-        Attributions like the inputs; every element has the score of its feature. One value for the
-        whole batch gives (1, ...), outputs (B, K...) without a target give (B, K..., ...).
+        Attributions like the inputs; every element has the score of its feature. With one value for
+        the whole batch they are (1, ...).
 
     Example:
         >>> import torch, attrfn
@@ -73,6 +73,8 @@ def feature_ablation(
     chunks = Chunks(chunk_size, batching, progress, "feature_ablation", backward=False)
     p = masked(model_fn, inputs, target, baselines, chunks, create_graph=create_graph)
     these = features(feature_mask, inputs, p.x, n_features)
+    # Copy i of the batch lacks feature i. Masks are made for the copies of a chunk alone: those of
+    # all n features at once would be n times the inputs.
     ids = torch.arange(these.n, device=p.device)
     ablated = p.over(these.n, lambda i: these.masks((ids[i, None] != ids)[:, None]))
     return p.result(these.elements((p.full - ablated).movedim(0, -1)))
@@ -97,7 +99,7 @@ def layer_feature_ablation(
         A_k = f(x) - tail(a with part k := a0, x),   a = head(x)
 
     Returns:
-        Attributions like the activation, see :func:`feature_ablation`.
+        Attributions like the activation; every element has the score of its part.
 
     Example:
         >>> import torch, attrfn
@@ -110,6 +112,8 @@ def layer_feature_ablation(
     here = locate(
         model_fn, inputs, layer, at=at, call=call, create_graph=options.get("create_graph", False)
     )
+    # Checked here under the names that the user gave: the method at the layer would call them
+    # baselines and feature_mask.
     leaves, rebuild = flatten(here.activation)
     features(layer_mask, here.activation, leaves, n_features, "layer_mask")
     a0 = fill_baselines(layer_baselines, here.activation, leaves, "layer_baselines")
@@ -140,7 +144,7 @@ def neuron_feature_ablation(
         A_k = n(x) - n(x with feature k := x0),   n = neuron of head(x)
 
     Returns:
-        Attributions like the inputs, see :func:`feature_ablation`.
+        Attributions like the inputs; every element has the score of its feature.
 
     Example:
         >>> import torch, attrfn

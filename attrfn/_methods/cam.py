@@ -56,9 +56,11 @@ def cam(weigh: Callable[[Tensor, Tensor], Tensor]) -> Cam:
     ) -> Tree:
         return channel_map(weigh, model_fn, inputs, layer=layer, **options)
 
+    # The name and text of the weighing function, but not its signature, which functools.wraps would
+    # make inspect show.
     for name in ("__name__", "__qualname__", "__doc__", "__module__"):
         setattr(run, name, getattr(weigh, name))
-    return form_of(channel_map, AtLayer, GradientCamOptions, Arguments)(run)
+    return form_of(channel_map, AtLayer, GradientCamOptions, CamOptions, Arguments)(run)
 
 
 @cam
@@ -72,12 +74,8 @@ def grad_cam(a: Tensor, g: Tensor) -> Tensor:
 
     Example:
         >>> import torch, attrfn
-        >>> model = torch.nn.Sequential(
-        ...     torch.nn.Conv2d(1, 4, 3),
-        ...     torch.nn.ReLU(),
-        ...     torch.nn.Flatten(),
-        ...     torch.nn.Linear(144, 2),
-        ... )
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
         >>> attrfn.grad_cam(model, torch.randn(5, 1, 8, 8), layer="1", target=0).shape
         torch.Size([5, 1, 6, 6])
 
@@ -95,16 +93,12 @@ def hires_cam(a: Tensor, g: Tensor) -> Tensor:
         A = sum_c df/da_c * a_c
 
     Returns:
-        A map, see :func:`grad_cam`; it sums to f up to the bias where only a linear layer follows.
+        A map (B, 1, *spatial); it sums to f up to the bias where only a linear layer follows.
 
     Example:
         >>> import torch, attrfn
-        >>> model = torch.nn.Sequential(
-        ...     torch.nn.Conv2d(1, 4, 3),
-        ...     torch.nn.ReLU(),
-        ...     torch.nn.Flatten(),
-        ...     torch.nn.Linear(144, 2),
-        ... )
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
         >>> attrfn.hires_cam(model, torch.randn(5, 1, 8, 8), layer="1", target=0).shape
         torch.Size([5, 1, 6, 6])
 
@@ -125,16 +119,12 @@ def grad_cam_plus_plus(a: Tensor, g: Tensor) -> Tensor:
     The paper explains exp(f), which only scales the map of an image by the positive exp(f).
 
     Returns:
-        A map, see :func:`grad_cam`.
+        A map (B, 1, *spatial).
 
     Example:
         >>> import torch, attrfn
-        >>> model = torch.nn.Sequential(
-        ...     torch.nn.Conv2d(1, 4, 3),
-        ...     torch.nn.ReLU(),
-        ...     torch.nn.Flatten(),
-        ...     torch.nn.Linear(144, 2),
-        ... )
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
         >>> attrfn.grad_cam_plus_plus(model, torch.randn(5, 1, 8, 8), layer="1", target=0).shape
         torch.Size([5, 1, 6, 6])
 
@@ -142,6 +132,7 @@ def grad_cam_plus_plus(a: Tensor, g: Tensor) -> Tensor:
         Chattopadhay et al., Grad-CAM++: Generalized Gradient-based Visual Explanations for Deep
         Convolutional Networks, 2018.
     """
+    # The denominator is 0 where g is 0, or where its terms cancel: alpha stays finite there.
     share = 2 * g**2 + total(a) * g**3
     alpha = g**2 / torch.where(share == 0, torch.ones_like(share), share)
     return total(alpha * g.clamp(min=0)) * a
@@ -154,16 +145,12 @@ def xgrad_cam(a: Tensor, g: Tensor) -> Tensor:
         A = sum_c w_c a_c,   w_c = sum_hw(a_c df/da_c) / sum_hw(a_c)
 
     Returns:
-        A map, see :func:`grad_cam`; it sums to that of :func:`hires_cam`.
+        A map (B, 1, *spatial); it has the same sum as that of :func:`hires_cam`.
 
     Example:
         >>> import torch, attrfn
-        >>> model = torch.nn.Sequential(
-        ...     torch.nn.Conv2d(1, 4, 3),
-        ...     torch.nn.ReLU(),
-        ...     torch.nn.Flatten(),
-        ...     torch.nn.Linear(144, 2),
-        ... )
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
         >>> attrfn.xgrad_cam(model, torch.randn(5, 1, 8, 8), layer="1", target=0).shape
         torch.Size([5, 1, 6, 6])
 
@@ -182,16 +169,12 @@ def layer_cam(a: Tensor, g: Tensor) -> Tensor:
         A = sum_c relu(df/da_c) * a_c
 
     Returns:
-        A map, see :func:`grad_cam`.
+        A map (B, 1, *spatial).
 
     Example:
         >>> import torch, attrfn
-        >>> model = torch.nn.Sequential(
-        ...     torch.nn.Conv2d(1, 4, 3),
-        ...     torch.nn.ReLU(),
-        ...     torch.nn.Flatten(),
-        ...     torch.nn.Linear(144, 2),
-        ... )
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
         >>> attrfn.layer_cam(model, torch.randn(5, 1, 8, 8), layer="1", target=0).shape
         torch.Size([5, 1, 6, 6])
 
@@ -218,10 +201,10 @@ def eigen_cam(
 
         A = M v,   M = activation as (places, channels) = U S V^T,   v = first column of V
 
-    The sign of v, which the decomposition leaves open, is that which makes the map's sum positive.
+    The decomposition leaves the sign of v open; it is chosen so that the map's sum is positive.
 
     Returns:
-        A map, see :func:`grad_cam`.
+        A map (B, 1, *spatial).
 
     Example:
         >>> import torch, attrfn
@@ -236,7 +219,7 @@ def eigen_cam(
     def one(layer: Layer) -> Tensor:
         here = locate(model_fn, inputs, layer, at=at, call=call, create_graph=create_graph)
         a = channels(here.activation, layer, reshape)
-        m = flat(a).mT.to(wide(a.dtype))
+        m = flat(a).mT.to(wide(a.dtype))  # torch has no decomposition in half precision
         v = torch.linalg.svd(m, full_matrices=False).Vh[:, :1].mT
         projected = matmul(m, v).to(a.dtype)
         sign = torch.where(projected.sum(1, keepdim=True) < 0, -1.0, 1.0).to(a.dtype)

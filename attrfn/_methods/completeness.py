@@ -53,8 +53,9 @@ def completeness_delta(
             "in inputs"
         )
     x0 = fill_baselines(baselines, inputs, p.x)
-    keep = create_graph or transforming()
-    with torch.set_grad_enabled(create_graph or (keep and torch.is_grad_enabled())):
+    differentiable = create_graph or transforming()
+    with torch.set_grad_enabled(create_graph or (differentiable and torch.is_grad_enabled())):
         change = p.values(p.x) - p.values(x0)
+    # Scores of half precision add up to a gap that is only rounding, unless they are summed wider.
     delta = (row_total(scores, wide) - change).to(change.dtype)
-    return delta if keep else delta.detach()
+    return delta if differentiable else delta.detach()

@@ -53,8 +53,8 @@ def layer_conductance(
 
         A = integral_0^1 df/da(x_s) * (da/dx(x_s) (x - x0)) ds,   x_s = x0 + s (x - x0)
 
-    The integrand is exact (the gradient at the layer times the directional derivative of the head
-    along the path), so few steps are enough where the model is smooth.
+    The directional derivative da/dx (x - x0) is exact, and not a difference of activations between
+    steps, so that few steps are enough where the model is smooth.
 
     Returns:
         Attributions like the layer's activation; they sum to f(x) - f(x0) where the layer cuts the
@@ -75,11 +75,13 @@ def layer_conductance(
     """
 
     def through(flow: Flow, x0: Leaves, rows: Leaves, copies: int) -> Leaves:
-        lengths = [(x - b).expand(copies, *x.shape) for x, b in zip(flow.p.x, x0, strict=True)]
-        steps = flat_rows(tuple(lengths))
-        if transforming():  # tangents batched where the rows are, as in-place operations need it
-            steps = tuple([torch.zeros_like(r) + d for r, d in zip(rows, steps, strict=True)])
-        change, grads = flow.along(rows, steps, copies)
+        lengths = each(lambda x, x0: (x - x0).expand(copies, *x.shape), flow.p.x, x0)
+        tangents = flat_rows(lengths)
+        if transforming():
+            # vmap over the steps batches the rows and not the lengths. In-place operations of the
+            # model fail unless tangents are batched where values are.
+            tangents = each(lambda r, d: torch.zeros_like(r) + d, rows, tangents)
+        change, grads = flow.along(rows, tangents, copies)
         return each(lambda g, v: g * v, grads, change)
 
     one = functools.partial(
@@ -185,15 +187,12 @@ def neuron_conductance(
         A = (x - x0) * integral_0^1 df/dn(x_s) dn/dx(x_s) ds,   x_s = x0 + s (x - x0)
 
     Args:
-        neuron: n, an index or a callable as for :func:`at_neuron`; of several neurons the parts add
-            up (the gradient of a callable says how much of each unit counts).
-        multiply_by_inputs: ``False`` leaves out the factor (x - x0).
+        neuron: n, an int, a tuple of ints and slices, one of either per example, or a callable from
+            the layer's activation to (B,); several units count as their sum, or by the gradient of
+            the callable.
 
     Returns:
         Attributions like the inputs; they sum to the neuron's :func:`layer_conductance`.
-
-    Raises:
-        ValueError: The neuron does not exist.
 
     Example:
         >>> import torch, attrfn
@@ -202,8 +201,8 @@ def neuron_conductance(
         ... )
         >>> x = torch.randn(5, 3)
         >>> a = attrfn.neuron_conductance(model, x, layer="1", neuron=2, target=0)
-        >>> whole = attrfn.layer_conductance(model, x, layer="1", target=0)
-        >>> torch.allclose(a.sum(1), whole[:, 2], atol=1e-6)
+        >>> of_layer = attrfn.layer_conductance(model, x, layer="1", target=0)
+        >>> torch.allclose(a.sum(1), of_layer[:, 2], atol=1e-6)
         True
 
     Reference:
@@ -215,12 +214,14 @@ def neuron_conductance(
     chosen = choose(neuron, p.batch, "neuron")
     x0 = fill_baselines(baselines, inputs, p.x)
 
+    # df/dn dn/dx is the gradient of <df/da * dn/da, a(x)> with both factors held constant. dn/da
+    # picks the neuron: it is 1 at a single unit, and a callable weighs several units by it.
     def through(rows: Leaves, copies: int) -> Leaves:
         a, grads = flow.both(rows, copies)
-        mine = repeat_chosen(chosen, p.batch, copies)
+        neuron_of_copies = repeat_chosen(chosen, p.batch, copies)
 
         def neurons(*z: Tensor) -> Tensor:
-            return select(flow.rebuild(z), mine, copies * p.batch, "neuron")
+            return select(flow.rebuild(z), neuron_of_copies, copies * p.batch, "neuron")
 
         _, picked = values_and_gradients(neurons, a, create_graph=create_graph)
 

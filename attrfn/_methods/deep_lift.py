@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from typing import Literal
 
-from torch import Tensor
-
 from attrfn._copies.batch import flat_rows, split_rows, wide
 from attrfn._copies.chunks import Chunks, add, over_chunks
 from attrfn._explain.baseline import baseline_distribution, fill_baselines, per_example
 from attrfn._explain.explain import explain
 from attrfn._explain.forms import documented, form_of
 from attrfn._explain.introspect import takes_distribution
-from attrfn._explain.options import Arguments, AtLayer, GraphOptions
+from attrfn._explain.options import (
+    Arguments,
+    AtLayer,
+    BaselineDistribution,
+    ChunkOptions,
+    GraphOptions,
+    LayerBaselines,
+)
 from attrfn._explain.tree import each
 from attrfn._layers.at import at_layer, at_neuron
 from attrfn._model.bind import uncompiled
@@ -40,13 +45,13 @@ class DeepLiftOptions(GraphOptions, total=False):
 
     Raises:
         UnsupportedOpError: The model calls an operation that the rules do not cover.
-        ValueError: The rule has an unknown name, or the model takes another path for the baselines
-            than for the inputs.
+        ValueError: The rule has an unknown name, or the model calls other operations for the
+            baselines than for the inputs.
     """
 
     rule: DeepLiftRule
-    """``"rescale"``; ``"reveal_cancel"``, which gives separate multipliers to what pushes an
-    activation up and to what pulls it down; or one of :func:`attrfn.rules.rescale` and
+    """``"rescale"``; ``"reveal_cancel"``, which gives positive and negative contributions to an
+    activation separate multipliers; or :func:`attrfn.rules.rescale` or
     :func:`attrfn.rules.reveal_cancel`, extended."""
 
     multiply_by_inputs: bool
@@ -56,12 +61,9 @@ class DeepLiftOptions(GraphOptions, total=False):
 class DeepShapOptions(DeepLiftOptions, total=False):
     """What DeepSHAP and its forms take."""
 
+    # As in ChunkOptions, but without ``batching``: copies of the batch are always folded.
     chunk_size: ChunkSize
-    """How many baselines are compared at once: ``"auto"`` (what memory holds; inside a transform
-    all), ``None`` (all) or a number."""
-
     progress: bool
-    """Show a progress bar over the baselines."""
 
 
 _RULES = {"rescale": RESCALE, "reveal_cancel": REVEAL_CANCEL}
@@ -82,9 +84,8 @@ def deep_lift(
 
         A = (x - x0) m,   m of y = f(x):  (f(x) - f(x0)) / (x - x0),   sum(A) = f(x) - f(x0)
 
-    Products (attention, gates, normalisations) have a rule of their own, so that completeness
-    holds to rounding on transformers and recurrent networks too. An operation that would break it
-    raises :class:`UnsupportedOpError`.
+    Completeness holds to rounding, on transformers and recurrent networks too: products have their
+    own rule, and an operation without a rule raises :class:`UnsupportedOpError`.
 
     Returns:
         Attributions like the inputs; they sum to f(x) - f(x0).
@@ -99,6 +100,7 @@ def deep_lift(
         Shrikumar, Greenside and Kundaje, Learning Important Features Through Propagating
         Activation Differences, 2017.
     """
+    # A compiled model runs as one call, whose operations the rules do not see.
     p = explain(uncompiled(model_fn), inputs, target, create_graph=create_graph)
     x0 = fill_baselines(baselines, inputs, p.x)
     grads, _ = gradients_by_rules(p, _rules(rule), p.x, x0)
@@ -108,7 +110,7 @@ def deep_lift(
 
 
 @takes_distribution
-@documented(Arguments, DeepShapOptions)
+@documented(BaselineDistribution, Arguments, DeepShapOptions, DeepLiftOptions, ChunkOptions)
 def deep_lift_shap(
     model_fn: ModelFn,
     inputs: Tree,
@@ -126,15 +128,10 @@ def deep_lift_shap(
         A = 1/K sum_k (x - b_k) m(x, b_k),   sum(A) = f(x) - 1/K sum_k f(b_k)
 
     Args:
-        baselines: K baselines, a tensor (K, ...) or a pytree of those like the inputs; (K, B, ...)
-            holds K for each example.
         multiply_by_inputs: ``False`` returns the mean of the multipliers.
 
     Returns:
         Attributions like the inputs.
-
-    Raises:
-        TypeError: The baselines are no tensors.
 
     Example:
         >>> import torch, attrfn
@@ -147,23 +144,23 @@ def deep_lift_shap(
     """
     rules = _rules(rule)
     p = explain(uncompiled(model_fn), inputs, target, create_graph=create_graph)
+    # Copy k of the batch is compared with baseline k, one for all its examples or one for each.
     pool = baseline_distribution(baselines, inputs, p.x)
-    pairs = tuple([per_example(b, x).to(x.dtype) for b, x in zip(pool, p.x, strict=True)])
+    pool = each(lambda b, x: per_example(b, x).to(x.dtype), pool, p.x)
 
     def part(i: slice) -> Leaves:
         copies = i.stop - i.start
-        starts = [b[i] for b in pairs]
-        ends = [x.expand(copies, *x.shape) for x in p.x]
-        rows, rows0 = flat_rows(tuple(ends)), flat_rows(tuple(starts))
-        grads, _ = gradients_by_rules(p, rules, rows, rows0, copies=copies)
+        starts = tuple([b[i] for b in pool])
+        ends = tuple([x.expand(copies, *x.shape) for x in p.x])
+        grads, _ = gradients_by_rules(p, rules, flat_rows(ends), flat_rows(starts), copies=copies)
         found = split_rows(grads, copies)
         if multiply_by_inputs:
-            found = each(lambda x, x0, m: (x - x0) * m, tuple(ends), tuple(starts), found)
-        return tuple([m.sum(0, dtype=wide(m.dtype)) for m in found])
+            found = each(lambda x, x0, m: (x - x0) * m, ends, starts, found)
+        return each(lambda m: m.sum(0, dtype=wide(m.dtype)), found)
 
-    n = pairs[0].shape[0]
+    n = pool[0].shape[0]
     chunks = Chunks(chunk_size, "fold", progress, "deep_lift_shap")
-    total: tuple[Tensor, ...] = over_chunks(part, add, n, chunks, p.x[0].device, x=p.x)
+    total: Leaves = over_chunks(part, add, n, chunks, p.x[0].device, x=p.x)
     return p.result([t / n for t in total])
 
 
@@ -180,7 +177,7 @@ def _rules(rule: DeepLiftRule) -> Rules:
     return _RULES[rule]
 
 
-@form_of(deep_lift, AtLayer)
+@form_of(deep_lift, LayerBaselines, AtLayer)
 def layer_deep_lift(
     model_fn: ModelFn,
     inputs: Tree,
@@ -196,17 +193,12 @@ def layer_deep_lift(
 
         A = (a - a0) m(a, a0),   a = head(x),  a0 = head(x0)
 
-    Args:
-        baselines: x0 in the space of the inputs; the head carries it to the layer.
-
     Returns:
         Attributions like the layer's activation; a list for several layers.
 
     Example:
         >>> import torch, attrfn
-        >>> model = torch.nn.Sequential(
-        ...     torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2)
-        ... )
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU())
         >>> attrfn.layer_deep_lift(model, torch.randn(5, 3), layer="0", target=1).shape
         torch.Size([5, 4])
     """
@@ -231,17 +223,12 @@ def layer_deep_lift_shap(
 
         A = 1/K sum_k (a - a_k) m(a, a_k),   a = head(x),  a_k = head(b_k)
 
-    Args:
-        baselines: K baselines in the space of the inputs, as for :func:`deep_lift_shap`.
-
     Returns:
         Attributions like the layer's activation; a list for several layers.
 
     Example:
         >>> import torch, attrfn
-        >>> model = torch.nn.Sequential(
-        ...     torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2)
-        ... )
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU())
         >>> x, pool = torch.randn(5, 3), torch.randn(20, 3)
         >>> attrfn.layer_deep_lift_shap(model, x, layer="0", target=1, baselines=pool).shape
         torch.Size([5, 4])
@@ -272,9 +259,7 @@ def neuron_deep_lift(
 
     Example:
         >>> import torch, attrfn
-        >>> model = torch.nn.Sequential(
-        ...     torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2)
-        ... )
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU())
         >>> attrfn.neuron_deep_lift(model, torch.randn(5, 3), layer="1", neuron=2).shape
         torch.Size([5, 3])
     """
@@ -304,9 +289,7 @@ def neuron_deep_lift_shap(
 
     Example:
         >>> import torch, attrfn
-        >>> model = torch.nn.Sequential(
-        ...     torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2)
-        ... )
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU())
         >>> x, pool = torch.randn(5, 3), torch.randn(20, 3)
         >>> attrfn.neuron_deep_lift_shap(model, x, layer="1", neuron=2, baselines=pool).shape
         torch.Size([5, 3])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from attrfn._copies.batch import wide
 from attrfn._copies.chunks import Chunks, add, at_once, over_chunks
 from attrfn._explain.baseline import baseline_distribution
@@ -9,7 +11,12 @@ from attrfn._explain.explain import explain
 from attrfn._explain.forms import documented, form_of
 from attrfn._explain.introspect import takes_distribution
 from attrfn._explain.noise import Noise, count_of
-from attrfn._explain.options import Arguments, AtLayer, SamplingOptions
+from attrfn._explain.options import (
+    Arguments,
+    AtLayer,
+    BaselineDistribution,
+    SamplingOptions,
+)
 from attrfn._explain.tree import each
 from attrfn._layers.at import at_layer, at_neuron
 from attrfn._torch.typing import (
@@ -28,7 +35,7 @@ from attrfn._torch.typing import (
 
 
 @takes_distribution
-@documented(Arguments, SamplingOptions)
+@documented(BaselineDistribution, Arguments, SamplingOptions)
 def gradient_shap(
     model_fn: ModelFn,
     inputs: Tree,
@@ -49,19 +56,14 @@ def gradient_shap(
         A = E[(x' - b) * df(b + a (x' - b))/dx],   x' = x + s n,  b ~ baselines,  a ~ U(0, 1)
 
     All examples share one draw per sample, so that a row alone gives what it gives in a batch; a
-    key of shape (B, 2) draws for each example on its own.
+    key of shape (B, 2) draws for each example separately.
 
     Args:
-        baselines: K baselines to draw from, a tensor (K, ...) or a pytree of those like the inputs;
-            (K, B, ...) holds K for each example.
         stdevs: s, the standard deviation of the noise n ~ N(0, 1) in units of the inputs: a number
             or a pytree prefix; 0 gives expected gradients.
 
     Returns:
         Attributions like the inputs; their expected sum is f(x) - E f(b).
-
-    Raises:
-        TypeError: The baselines are no tensors.
 
     Example:
         >>> import torch, attrfn
@@ -83,19 +85,22 @@ def gradient_shap(
     def draw(i: slice) -> Leaves:
         return (noise.uniform(i), *noise.inputs(i), *noise.choice(i, pool))
 
+    # A draw takes the same number of small operations for one sample as for many, so that draws
+    # that fit into a small table are made in one go.
     drawn = at_once(draw, n, n * 2 * sum(t.numel() for t in p.x))
 
     def part(i: slice) -> Leaves:
-        a, *rest = drawn(i)
-        ends, starts = rest[: len(p.x)], rest[len(p.x) :]
-        path = [
-            (b + a.reshape(*a.shape, *[1] * (x.ndim - 1)).to(b) * (e - b)).to(x.dtype)
-            for x, e, b in zip(p.x, ends, starts, strict=True)
-        ]
-        _, grads = p.gradients(tuple(path), batching)
+        a, *pairs = drawn(i)
+        ends, starts = tuple(pairs[: len(p.x)]), tuple(pairs[len(p.x) :])
+
+        def point(end: Tensor, start: Tensor, x: Tensor) -> Tensor:
+            place = a.reshape(*a.shape, *[1] * (x.ndim - 1)).to(start)
+            return (start + place * (end - start)).to(x.dtype)
+
+        _, grads = p.gradients(each(point, ends, starts, p.x), batching)
         if multiply_by_inputs:
-            grads = each(lambda x, x0, g: (x - x0) * g, tuple(ends), tuple(starts), grads)
-        return tuple([g.sum(0, dtype=wide(g.dtype)) for g in grads])
+            grads = each(lambda x, x0, g: (x - x0) * g, ends, starts, grads)
+        return each(lambda g: g.sum(0, dtype=wide(g.dtype)), grads)
 
     total = over_chunks(part, add, n, chunks, p.x[0].device, x=p.x)
     return p.result([t / n_samples for t in total])
@@ -117,17 +122,13 @@ def layer_gradient_shap(
 
         A = E[(a' - c) * df(c + s (a' - c))/da],   a' = head(x) + noise,  c = head(b)
 
-    This is ``at_layer(gradient_shap, layer)``: noise and path live at the layer.
+    This is ``at_layer(gradient_shap, layer)``: noise is added, and the path runs, at the layer.
 
     Args:
-        baselines: K baselines in the space of the inputs, as for :func:`gradient_shap`.
         stdevs: s, in units of the layer: a number or a pytree prefix of the activation.
 
     Returns:
         Attributions like the layer's activation.
-
-    Raises:
-        ValueError: The layer is never called.
 
     Example:
         >>> import torch, attrfn
@@ -137,10 +138,6 @@ def layer_gradient_shap(
         >>> x, pool = torch.randn(5, 3), torch.randn(20, 3)
         >>> attrfn.layer_gradient_shap(model, x, layer="1", target=0, baselines=pool).shape
         torch.Size([5, 4])
-
-    Reference:
-        Erion et al., Improving Performance of Deep Learning Models with Axiomatic Attribution
-        Priors and Expected Gradients, 2021.
     """
     return at_layer(gradient_shap, layer, at=at, call=call)(
         model_fn, inputs, target=target, baselines=baselines, **options
@@ -174,10 +171,6 @@ def neuron_gradient_shap(
         >>> x, pool = torch.randn(5, 3), torch.randn(20, 3)
         >>> attrfn.neuron_gradient_shap(model, x, layer="1", neuron=2, baselines=pool).shape
         torch.Size([5, 3])
-
-    Reference:
-        Erion et al., Improving Performance of Deep Learning Models with Axiomatic Attribution
-        Priors and Expected Gradients, 2021.
     """
     return at_neuron(gradient_shap, layer, neuron, at=at, call=call)(
         model_fn, inputs, baselines=baselines, **options

@@ -1,4 +1,4 @@
-"""Plain gradients: gradient, saliency, input x gradient."""
+"""Gradients, of inputs, layers and neurons: gradient, saliency, input x gradient."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def saliency(
     absolute: bool = True,
     create_graph: bool = False,
 ) -> Tree:
-    """Magnitude of the gradient: how much the explained output reacts to each input.
+    """Magnitude of the gradient: how strongly the explained output reacts to each input.
 
         A = |df(x)/dx|
 
@@ -124,12 +124,12 @@ def layer_activation(
     call: int | None = 0,
     create_graph: bool = False,
 ) -> Tree:
-    """What a layer returns (or receives) for the inputs.
+    """The output (or input) of a layer for the inputs of the model.
 
         A = head(x)
 
     Returns:
-        The layer's value as it is: a tensor, tuple, dict, ...
+        The layer's value unchanged: a tensor, tuple, dict, ...
 
     Example:
         >>> import torch, attrfn
@@ -137,7 +137,7 @@ def layer_activation(
         >>> attrfn.layer_activation(model, torch.randn(5, 3), layer="0").shape
         torch.Size([5, 4])
     """
-    flatten(inputs)
+    flatten(inputs)  # refuses a leaf that is not a tensor, as every method does
     halves = split_once(model_fn, layer, at=at, call=call, frozen=not create_graph)
     return read(halves, inputs, create_graph)
 

@@ -29,15 +29,15 @@ def guided_backprop(
 
         g_in = max(g_out, 0) 1[x > 0]   at y = max(x, 0);   A = g at the inputs
 
-    Every form of ReLU counts: ``nn.ReLU``, also reused or in place, ``F.relu``, ``torch.relu``,
+    Every form of ReLU counts: ``nn.ReLU``, even reused or in place, ``F.relu``, ``torch.relu``,
     ``x.relu()`` and ``x.clamp(min=0)``. Other activations keep their derivatives.
 
     Returns:
         Attributions like the inputs.
 
     Raises:
-        UnsupportedOpError: The model has code in which ReLUs cannot be seen: a custom
-            autograd.Function, a scripted or traced module, checkpointing.
+        UnsupportedOpError: The model has code that can hide a ReLU: a custom autograd.Function, a
+            scripted or traced module, checkpointing.
 
     Example:
         >>> import torch, attrfn
@@ -64,7 +64,7 @@ def deconvolution(
 
         g_in = max(g_out, 0)   at y = max(x, 0);   A = g at the inputs
 
-    What counts as ReLU is said at :func:`guided_backprop`.
+    The same operations count as ReLU as in :func:`guided_backprop`.
 
     Returns:
         Attributions like the inputs.
@@ -85,13 +85,16 @@ def _with_rules(
     model_fn: ModelFn, inputs: Tree, target: Target, rules: Rules, create_graph: bool
 ) -> Tree:
     """The gradient under rules for rectifiers."""
-    if rules is not GUIDED or create_graph or transforming():  # else the graph shows it
+    # In eager mode the finished graph of guided backpropagation shows whether scripted code hides a
+    # ReLU; elsewhere every scripted module is refused.
+    if rules is not GUIDED or create_graph or transforming():
         refuse_scripted(model_fn, rules.name)
     p = explain(uncompiled(model_fn), inputs, target, create_graph=create_graph)
     try:
         grads, calls = gradients_by_rules(p, rules, p.x)
     except UnsupportedOpError:
-        refuse_scripted(model_fn, rules.name)  # knows its name
+        # The graph knows only that some code is hidden; this names the module, if it is scripted.
+        refuse_scripted(model_fn, rules.name)
         raise
     if not calls and p.batch:
         warn(
@@ -112,7 +115,7 @@ def neuron_guided_backprop(
     call: int | None = 0,
     **options: Unpack[GraphOptions],
 ) -> Tree:
-    """Guided backpropagation of a neuron, see :func:`guided_backprop`.
+    """Guided backpropagation of a neuron with respect to the inputs.
 
         A = guided gradient of n,   n = neuron of head(x)
 
@@ -141,7 +144,7 @@ def neuron_deconvolution(
     call: int | None = 0,
     **options: Unpack[GraphOptions],
 ) -> Tree:
-    """Deconvolution of a neuron, see :func:`deconvolution`.
+    """Deconvolution of a neuron with respect to the inputs.
 
         A = deconvolved gradient of n,   n = neuron of head(x)
 

@@ -1,4 +1,4 @@
-"""Guided Grad-CAM, and guided backpropagation and deconvolution of neurons."""
+"""Guided Grad-CAM: guided backpropagation times Grad-CAM."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def guided_grad_cam(
     call: int | None = 0,
     create_graph: bool = False,
 ) -> Tree:
-    """Guided Grad-CAM: guided backpropagation where Grad-CAM speaks for the target.
+    """Guided Grad-CAM: guided backpropagation where Grad-CAM supports the target.
 
         A = guided backpropagation * resize(max(Grad-CAM, 0))
 
     Args:
         inputs: Floating tensors with the spatial dimensions of the map.
-        interpolate_mode: How the map is brought to the inputs' size, a mode of
+        interpolate_mode: How the map is resized to the inputs, a mode of
             ``torch.nn.functional.interpolate``.
 
     Returns:
@@ -47,12 +47,8 @@ def guided_grad_cam(
 
     Example:
         >>> import torch, attrfn
-        >>> model = torch.nn.Sequential(
-        ...     torch.nn.Conv2d(1, 4, 3),
-        ...     torch.nn.ReLU(),
-        ...     torch.nn.Flatten(),
-        ...     torch.nn.Linear(144, 2),
-        ... )
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
         >>> attrfn.guided_grad_cam(model, torch.randn(5, 1, 8, 8), layer="0", target=0).shape
         torch.Size([5, 1, 8, 8])
 
@@ -60,6 +56,7 @@ def guided_grad_cam(
         Selvaraju et al., Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
         Localization, 2017.
     """
+    # The guided gradients do not depend on the layer: all layers of a list share them.
     grads = guided_backprop(model_fn, inputs, target=target, create_graph=create_graph)
     leaves, rebuild = flatten(grads)
 

@@ -1,4 +1,4 @@
-"""Path methods: integrated gradients and expected gradients (GradientSHAP), and their axiom."""
+"""Integrated gradients, of inputs, layers and neurons."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from attrfn._explain.baseline import fill_baselines
 from attrfn._explain.explain import Explained, explain
 from attrfn._explain.forms import documented, form_of
-from attrfn._explain.options import Arguments, AtLayer, PathOptions
+from attrfn._explain.options import Arguments, AtLayer, LayerBaselines, PathOptions
 from attrfn._explain.path import over_path
 from attrfn._explain.quadrature import Rule
 from attrfn._explain.tree import each, row_total
@@ -30,6 +30,8 @@ from attrfn._torch.typing import (
 )
 from attrfn._torch.warn import warn
 
+# 1,024 times the first number of steps. A gap that is still open is mostly that of a jump in the
+# model, which more steps do not close; each doubling costs as much as all before it.
 _MOST_DOUBLINGS = 10
 
 
@@ -86,6 +88,7 @@ def integrated_gradients(
     if tolerance is None:
         total = integral(n_steps, chunk_size)
     else:
+        # All at once would mean twice as many with each doubling, until memory runs out.
         at_once = functools.partial(integral, chunk_size=chunk_size or n_steps)
         total = _refined(p, x0, at_once, n_steps, tolerance)
     if multiply_by_inputs:
@@ -97,6 +100,8 @@ def _refined(
     p: Explained, x0: Leaves, integral: Callable[[int], Leaves], n: int, tolerance: float
 ) -> Leaves:
     """Double the steps until the largest completeness gap is below the tolerance."""
+    # Each round starts again: the nodes of Gauss and Legendre for 2 n steps share none with those
+    # for n. The gap is measured against f(x) - f(x0), which needs no second integral.
     if transforming():
         raise ValueError(
             "tolerance cannot be met inside a torch.func transform or torch.compile, because the "
@@ -115,7 +120,7 @@ def _refined(
         if p.batch == 0 or float(gap.max()) <= tolerance:
             return total
         if not bool(gap.isfinite().all()):
-            break
+            break  # a gradient is nan or infinite, and stays so
     warn(
         f"integrated_gradients missed tolerance={tolerance} with {n * 2**doubling} steps, "
         f"the largest gap is {float(gap.max()):.3g}: the model may jump along the path"
@@ -123,7 +128,7 @@ def _refined(
     return total
 
 
-@form_of(integrated_gradients, AtLayer)
+@form_of(integrated_gradients, LayerBaselines, AtLayer)
 def layer_integrated_gradients(
     model_fn: ModelFn,
     inputs: Tree,
@@ -140,15 +145,10 @@ def layer_integrated_gradients(
 
     This is ``at_layer(integrated_gradients, layer)``; the inputs may be integers (token ids).
 
-    Args:
-        baselines: x0 in the space of the inputs; the head carries it to the layer.
-
     Returns:
         Attributions like the layer's activation; they sum to f(x) - f(x0) where the layer cuts the
         network.
 
-    Raises:
-        ValueError: An option is out of its range.
 
     Example:
         >>> import torch, attrfn
@@ -182,8 +182,6 @@ def neuron_integrated_gradients(
     Returns:
         Attributions like the inputs; they sum to n(x) - n(x0).
 
-    Raises:
-        ValueError: An option is out of its range.
 
     Example:
         >>> import torch, attrfn
@@ -192,9 +190,7 @@ def neuron_integrated_gradients(
         ... )
         >>> x = torch.randn(5, 3)
         >>> a = attrfn.neuron_integrated_gradients(model, x, layer="1", neuron=2)
-        >>> n = attrfn.layer_activation(model, x, layer="1") - attrfn.layer_activation(
-        ...     model, 0 * x, layer="1"
-        ... )
+        >>> n = model[:2](x) - model[:2](0 * x)
         >>> torch.allclose(a.sum(1), n[:, 2], atol=1e-5)
         True
     """

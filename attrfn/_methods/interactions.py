@@ -1,4 +1,4 @@
-"""Interactions: what two features contribute together beyond what each does alone."""
+"""Interactions: the joint contribution of two features beyond that of each by itself."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from attrfn._torch.precision import full_precision
 from attrfn._torch.typing import Baselines, Batching, ChunkSize, Key, Leaves, ModelFn, Target, Tree
 
 Index = Literal["shapley_taylor", "shapley"]
+# 4,096 coalitions, each with a matrix of 144 entries to weigh it. Shapley values go up to 20
+# features; here every coalition also costs n^2 numbers.
 _MOST_FEATURES = 12
 
 
@@ -56,7 +58,6 @@ def interactions(
             and Roubens.
         n_samples: The number of random orderings, each of about n^2 / 2 evaluations; None evaluates
             all 2^n coalitions, for at most 12 features.
-        key: An int or a key of :mod:`attrfn.random`, (2,) or (B, 2), for the orderings.
         return_stderr: Return the standard errors of the mean over the orderings too.
 
     Returns:
@@ -98,6 +99,8 @@ def interactions(
 
 def _exact(p: Masked, these: Features, index: Index) -> Tensor:
     """``I = sum_T v(T) C(T)``: how often and with which sign a coalition T counts for i and j."""
+    # One pass over the coalitions serves all pairs: the value of a coalition counts for every pair
+    # at once, with a weight and a sign that say which of the four terms of d_ij it is.
     n = these.n
     if n > _MOST_FEATURES:
         raise ValueError(
@@ -123,29 +126,38 @@ def _exact(p: Masked, these: Features, index: Index) -> Tensor:
 
 def _counts(z: Tensor, index: Index) -> Tensor:
     """C(T) for coalitions (S, n), (S, n, n)."""
+    # In d_ij(S) the coalition T is S + i + j if it holds both features (+, |S| = |T| - 2), S + i or
+    # S + j if it holds one (-, |S| = |T| - 1), and S if it holds none (+, |S| = |T|). The weights
+    # are padded, so that sizes that no S has get 0.
     n = z.shape[1]
     size = z.sum(1)[:, None, None]
     taylor = index == "shapley_taylor"
     weights = taylor_weights(n, z.device) if taylor else shapley_weights(n - 1, z.device)
     of_size = F.pad(weights, (2, 2))  # of -2 to n
-    first, second = z[:, :, None], z[:, None]
-    pairs = torch.where(first | second, -of_size[size + 1], of_size[size + 2])
-    pairs = torch.where(first & second, of_size[size], pairs)
+    has_i, has_j = z[:, :, None], z[:, None]
+    pairs = torch.where(has_i | has_j, -of_size[size + 1], of_size[size + 2])
+    pairs = torch.where(has_i & has_j, of_size[size], pairs)
     if taylor:
-        alone = (size == 1).to(pairs) * first.to(pairs) - (size == 0).to(pairs)
+        diagonal = (size == 1).to(pairs) * has_i.to(pairs) - (size == 0).to(pairs)
     else:
-        own = F.pad(shapley_weights(n, z.device), (1, 1))
-        alone = torch.where(first, own[size], -own[size + 1])
-    return torch.where(torch.eye(n, dtype=torch.bool, device=z.device), alone, pairs)
+        of_one = F.pad(shapley_weights(n, z.device), (1, 1))
+        diagonal = torch.where(has_i, of_one[size], -of_one[size + 1])
+    return torch.where(torch.eye(n, dtype=torch.bool, device=z.device), diagonal, pairs)
 
 
 def _sampled(p: Masked, these: Features, rank: Tensor, index: Index) -> Tensor:
-    """The interactions of the features at places a < b of each ordering, (P, R, K..., n, n).
-
-    With ``g[a, b] = v(the first a features + that at place b)`` they are
-    ``d[a, b] = g[a + 1, b] - g[a, a] - g[a, b] + v(the first a)``. Given a pair, a is distributed
-    as Shapley-Taylor wants it; for the other index it is weighted to be uniform.
-    """
+    """The interactions of all features in each ordering, (P, R, K..., n, n)."""
+    # A pair of features is at places a < b of an ordering, with S the features before place a. Then
+    # d_ij(S) takes four coalitions: S, S + i, S + j and S + i + j. With
+    #     g[a, b] = v(the features before place a, and the one at place b)
+    # and v(S) = g[a - 1, a - 1], it is d[a, b] = g[a + 1, b] - g[a, a] - g[a, b] + v(S). So the
+    # upper triangle of g, n (n + 1) / 2 coalitions of which the last is x itself, serves all pairs
+    # of an ordering.
+    #
+    # Both indices are means of d over random S, of different distributions. Among random orderings
+    # with i and j at the places a < b, a is small more often than large, in proportion to
+    # n - 1 - a. That is the distribution of Shapley-Taylor; for the Shapley index, where all sizes
+    # of S are equally likely, d is divided by it.
     n_orders, _, n = rank.shape
     p.check_rows(rank.shape[1])
     upper = torch.triu_indices(n, n, device=p.device)
@@ -164,16 +176,20 @@ def _sampled(p: Masked, these: Features, rank: Tensor, index: Index) -> Tensor:
     places = torch.arange(n, device=p.device)
     low, high = torch.minimum(places[:, None], places), torch.maximum(places[:, None], places)
     g = v[..., low * n - low * (low + 1) // 2 + high]  # symmetric; (P, R, K..., n, n)
-    joint = g.diagonal(dim1=-2, dim2=-1)
-    before = torch.cat([p.empty.expand(n_orders, *p.full.shape)[..., None], joint[..., :-1]], -1)
-    gain = joint - before
+    upto = g.diagonal(dim1=-2, dim2=-1)  # v(the features up to each place)
+    before = torch.cat([p.empty.expand(n_orders, *p.full.shape)[..., None], upto[..., :-1]], -1)
+    gain = upto - before
     d = g[..., 1:, :] - g[..., :-1, :] - gain[..., :-1, None]
     if index == "shapley":
         d = d * (n / 2 / (n - 1 - places[:-1, None])).to(d)
     d = F.pad(d.triu(1), (0, 0, 0, 1))
-    own = g[..., 0, :] - p.empty[..., None] if index == "shapley_taylor" else gain
-    d = d + d.transpose(-1, -2) + torch.diag_embed(own)
-    place = rank.reshape(*rank.shape[:2], *[1] * (d.ndim - 4), n).expand(*d.shape[:-1])
-    by_feature: Tensor = d.gather(-2, place[..., None].expand(d.shape))
-    by_feature = by_feature.gather(-1, place[..., None, :].expand(d.shape))
-    return by_feature
+    of_one = g[..., 0, :] - p.empty[..., None] if index == "shapley_taylor" else gain
+    d = d + d.transpose(-1, -2) + torch.diag_embed(of_one)
+    return _by_feature(d, rank)
+
+
+def _by_feature(d: Tensor, rank: Tensor) -> Tensor:
+    """A matrix of the places in each ordering as one of the features, (P, R, K..., n, n)."""
+    place = rank.reshape(*rank.shape[:2], *[1] * (d.ndim - 4), rank.shape[2]).expand(d.shape[:-1])
+    rows = d.gather(-2, place[..., None].expand(d.shape))
+    return rows.gather(-1, place[..., None, :].expand(d.shape))

@@ -14,8 +14,31 @@ from attrfn import random
 from attrfn._random.keys import sample_keys
 from attrfn._torch.compiling import constant_result, untraced
 
-_MOST_WORK = 1e9  # of choosing coalitions, about a second
-_MOST_NUMBERED = 2**31  # coalitions of a size; of more than that random ones are distinct
+# Which coalitions? KernelSHAP is a weighted least squares fit, and all its error comes from the
+# coalitions that it does not evaluate. Three choices reduce it, measured by
+# benchmarks/shapley_error_per_evaluation.py:
+#
+# 1. Coalitions come in pairs of complements. The error of a pair has no part from interactions of
+#    two features: those of a coalition and of its complement cancel.
+# 2. A size of which the budget covers all coalitions is enumerated, the extreme ones first: they
+#    are few and have large weights. What is left is shared among the other sizes, in strata, so
+#    that the number of coalitions of each size is not left to chance.
+# 3. Within these, coalitions are chosen that are least alike, which counts more than how many there
+#    are of each size. As directions z - mean(z) they are points on a sphere. The sum of cos^4 over
+#    all pairs of points is least for a spherical design, a set of points that gives polynomials of
+#    degree 4 the same mean as the whole sphere. A greedy search takes the point of least energy to
+#    those taken so far, out of random candidates.
+#
+# Nothing of this depends on the model, so that the table is made once for (n, samples). The key
+# decides which feature is which column: that keeps every coalition of a size equally likely, and so
+# the estimate as symmetric as a random one.
+
+# The steps of the greedy search, pairs^2 times n times candidates: about a second. Above it the
+# candidates themselves, random ones, are taken.
+_MOST_WORK = 1e9
+# Coalitions of a size up to this number are numbered, and numbers drawn without repetition. Of more
+# coalitions random ones practically never repeat.
+_MOST_NUMBERED = 2**31
 
 Weighted = tuple[Tensor, Tensor]
 
@@ -49,12 +72,10 @@ class Design(NamedTuple):
 
 
 def design(n: int, n_samples: int, keys: Tensor, dtype: torch.dtype) -> Design:
-    """At most ``n_samples`` coalitions for n features, all of them where they are enough.
+    """At most ``n_samples`` coalitions for n features: all there are, if that is no more.
 
     A size l has the weight ``(n - 1) / (l (n - l))``. Sizes share the coalitions in proportion to
-    the square root of it; a size with no more coalitions than its share is taken whole. Of the
-    others those are taken that spread out most. The keys decide which feature is which, so that
-    every coalition of a size is equally likely.
+    its square root; a size with no more coalitions than its share is enumerated.
 
     Args:
         n: The number of features.
@@ -73,48 +94,53 @@ def design(n: int, n_samples: int, keys: Tensor, dtype: torch.dtype) -> Design:
 
 @constant_result
 def _table(n: int, pairs: int) -> Tensor:
-    return spread(n, pairs)
+    return pair_table(n, pairs)
 
 
 @functools.lru_cache(16)
-def spread(n: int, pairs: int) -> Tensor:
+def pair_table(n: int, pairs: int) -> Tensor:
     """One of each pair of coalitions, and in the last column its weight, (P, n + 1) in float64.
-
-    One after the other, the coalition is taken that has the least energy
-    ``sum_j w_j |S_j| (n - |S_j|) cos(z, z_j)^4`` to those already taken, z less its mean: of
-    candidates of a size, those that together are most like all of them.
 
     Reference:
         Delsarte, Goethals and Seidel, Spherical Codes and Designs, 1977.
     """
+    # The first call may come from a transform or from inference mode, and later ones get its table.
     with untraced(), torch.inference_mode(False), torch.no_grad():
         strata = shares(n, pairs)
-        whole = [s for s in strata if s.pairs == s.of]
-        some = [s for s in strata if s.pairs < s.of]
-        parts = [_candidates(s, n, 1) for s in whole]
+        complete = [s for s in strata if s.pairs == s.of]
+        sampled = [s for s in strata if s.pairs < s.of]
+        groups = [_candidates(s, n, 1) for s in complete]
+        # Eight candidates a place were not tuned: more spread better, and cost in proportion.
         times = min(8, int(_MOST_WORK / (max(pairs, 1) ** 2 * max(n, 1))))
-        pools = [_candidates(s, n, max(times, 1)) for s in some]
-        parts += _spread(parts, some, pools) if some and times > 1 else pools
-        if not parts:
+        pools = [_candidates(s, n, max(times, 1)) for s in sampled]
+        groups += _least_alike(groups, sampled, pools) if sampled and times > 1 else pools
+        if not groups:
             return torch.zeros(0, n + 1, dtype=torch.float64)
-        z, w = (torch.cat(part) for part in zip(*parts, strict=True))
+        z, w = (torch.cat(column) for column in zip(*groups, strict=True))
         return torch.cat([z.to(w), w[:, None]], 1)
 
 
-def _spread(whole: list[Weighted], strata: list[Stratum], pools: list[Weighted]) -> list[Weighted]:
-    """As many of each stratum's candidates as it has pairs."""
+def _least_alike(
+    enumerated: list[Weighted], strata: list[Stratum], pools: list[Weighted]
+) -> list[Weighted]:
+    """As many of each stratum's candidates as it has pairs, those that are least alike.
+
+    A candidate z has the energy ``sum_j w_j |S_j| (n - |S_j|) cos(z, z_j)^4``, over the coalitions
+    z_j taken so far, each less its mean.
+    """
 
     def direction(z: Tensor) -> Tensor:
         return F.normalize(z.double() - z.double().mean(1, keepdim=True))
 
-    z, w = (torch.cat(part) for part in zip(*pools, strict=True))
+    z, w = (torch.cat(column) for column in zip(*pools, strict=True))
     label = torch.cat([torch.full_like(pool[1], k) for k, pool in enumerate(pools)])
     size, n = z.sum(1), z.shape[1]
     u, mass = direction(z), w * size * (n - size)
     energy = torch.zeros_like(w)
-    for taken, weight in whole:
+    for taken, weight in enumerated:
         count = taken.sum(1)
         energy += (u @ direction(taken).mT) ** 4 @ (weight * count * (n - count))
+    # The strata take turns at random: one that came last would find the sphere occupied.
     places = [k for k, s in enumerate(strata) for _ in range(s.pairs)]
     order = random.permutation(0, len(places)).tolist()
     chosen: list[list[int]] = [[] for _ in pools]
@@ -132,6 +158,7 @@ def _candidates(stratum: Stratum, n: int, times: int) -> Weighted:
     m = min(of, times * pairs)
     keys = random.as_key(0)[None]
     if len(sizes) == 1 and of <= _MOST_NUMBERED:
+        # One number from each of m equal intervals: distinct coalitions, evenly distributed.
         start = torch.tensor([j * of // m for j in range(m)])
         width = torch.tensor([(j + 1) * of // m for j in range(m)]) - start
         u = random.uniform(keys[0], (m,), dtype=torch.float64)
@@ -148,37 +175,39 @@ def _candidates(stratum: Stratum, n: int, times: int) -> Weighted:
 
 def shares(n: int, pairs: int) -> list[Stratum]:
     """How many pairs of coalitions each size gets."""
-    whole: list[Stratum] = []
+    enumerated: list[Stratum] = []
     left = {size: _share(n, size) for size in range(1, n // 2 + 1)}
-    if n - 1 <= pairs < 1.5 * n and n > 2:  # enough for one fit only: that of the single features
-        whole, pairs = [Stratum((1,), min(pairs, n), n)], max(pairs - n, 0)
+    # n - 1 pairs only just determine the fit. Where there are few more, shares of all sizes would
+    # leave it undetermined or nearly so; the single features and their complements are one fit.
+    if n - 1 <= pairs < 1.5 * n and n > 2:
+        enumerated, pairs = [Stratum((1,), min(pairs, n), n)], max(pairs - n, 0)
         del left[1]
     while left:
         total = sum(left.values())
         fits = [s for s in left if pairs * left[s] >= total * _count(n, s)]
         if not fits:
             break
-        for s in fits:
-            whole.append(Stratum((s,), _count(n, s), _count(n, s)))
+        for s in fits:  # what an enumerated size does not use goes to the others: look again
+            enumerated.append(Stratum((s,), _count(n, s), _count(n, s)))
             pairs -= _count(n, s)
             del left[s]
     if not left or pairs <= 0:
-        return whole
+        return enumerated
     want = {s: pairs * share / sum(left.values()) for s, share in left.items()}
-    some = {s: int(want[s]) for s in left if want[s] >= 1}
+    counts = {s: int(want[s]) for s in left if want[s] >= 1}
     rare = [s for s in left if want[s] < 1]
-    spare = pairs - sum(some.values())
-    if rare:
+    spare = pairs - sum(counts.values())
+    if rare:  # sizes with less than one pair each share a stratum
         pooled = [Stratum(tuple(rare), spare, sum(_count(n, s) for s in rare))]
     else:
         pooled = []
-        for s in sorted(some, key=lambda s: some[s] - want[s])[:spare]:
-            some[s] += 1
-    return whole + [Stratum((s,), m, _count(n, s)) for s, m in some.items()] + pooled
+        for s in sorted(counts, key=lambda s: counts[s] - want[s])[:spare]:
+            counts[s] += 1
+    return enumerated + [Stratum((s,), m, _count(n, s)) for s, m in counts.items()] + pooled
 
 
 def _count(n: int, size: int) -> int:
-    """How many pairs of complements with a coalition of this size there are."""
+    """The number of pairs of complements with a coalition of this size."""
     return math.comb(n, size) // (2 if 2 * size == n else 1)
 
 

@@ -41,25 +41,22 @@ def kernel_shap(
         A = argmin_a sum_S k(|S|) (v(S) - v({}) - sum_{k in S} a_k)^2,
         k(s) = (n - 1) / (C(n, s) s (n - s)),   subject to sum_k a_k = f(x) - f(x0)
 
-    The constraint is eliminated, so that it holds exactly. Coalitions come in pairs of complements;
-    sizes that the budget covers are enumerated, of the others such are taken as are least like each
-    other, with the features in random order. All examples share the coalitions and are solved
-    together; a key of shape (B, 2) draws for each on its own.
+    The constraint holds exactly. Coalitions come in pairs of complements: all of a size where
+    ``n_samples`` allows it, else those that are least alike, with the features in random order. All
+    examples share the coalitions; a key of shape (B, 2) draws for each example separately.
 
     Args:
         n_samples: The greatest number of coalitions that are evaluated beside x and x0; 2^n - 2 are
             all of them and give exact Shapley values, 2 n - 2 determine the fit.
         return_stderr: Return standard errors of the sampling too, of the sandwich form. They are
-            those of random coalitions: mostly too large for these, which are spread out. Infinite
-            for less than 3 n samples, zero where all coalitions are enumerated.
+            those of random coalitions, and so mostly too large for these, which are less alike.
+            Infinite for less than 3 n samples, zero where all coalitions are enumerated.
         return_input_shape: ``False`` returns one score per feature, in the order of their ids.
 
     Returns:
-        Attributions like the inputs, see :func:`feature_ablation`, or (B, K..., n); over the
-        features they sum to f(x) - f(x0). With ``return_stderr`` a tuple of them and their errors.
-
-    Raises:
-        ValueError: There are less than two samples.
+        Attributions like the inputs, in which every element has the score of its feature, or
+        (B, K..., n); over the features they sum to f(x) - f(x0). With ``return_stderr`` a tuple of
+        them and their errors.
 
     Example:
         >>> import torch, attrfn
@@ -97,11 +94,11 @@ def kernel_shap(
 
 @full_precision
 def _fit(d: Design, inner: Tensor, empty: Tensor, full: Tensor, stderr: bool) -> tuple[Tensor, ...]:
-    """Coefficients (R, K..., n), and their standard errors.
-
-    With a = (v(N) - v({})) / n + u the constraint is sum u = 0, so u lies in the space of z less
-    its mean, where the least squares have no constraint.
-    """
+    """Coefficients (R, K..., n), and their standard errors."""
+    # The constraint is eliminated: with a = (v(N) - v({})) / n + u it is sum u = 0, so u lies in
+    # the space of z less its mean, where the least squares have no constraint. The Gram matrix has
+    # one null direction there, (1, ..., 1), up to rounding. A tolerance well above rounding keeps
+    # the pseudo-inverse from blowing that direction up, which its default does.
     n = d.z.shape[-1]
     if n == 0:
         return (full[..., None][..., :0],) * (1 + stderr)
@@ -127,26 +124,28 @@ def _fit(d: Design, inner: Tensor, empty: Tensor, full: Tensor, stderr: bool) ->
 def _standard_error(d: Design, rest: Tensor, wz: Tensor, leverage: Tensor) -> Tensor:
     """The root of the diagonal of the sandwich ``(Z'WZ)^-1 V (Z'WZ)^-1``, V the strata's variance.
 
-    What a pair leaves over is divided by 1 - its leverage, because it pulls the fit to itself.
-    Infinite where the pairs only just determine the fit and little is left over to judge it by.
-
     Reference:
         Cochran, Sampling Techniques, 1977.
         MacKinnon and White, Some Heteroskedasticity-Consistent Covariance Matrix Estimators with
         Improved Finite Sample Properties, 1985.
     """
-    each = rest[..., None] * wz[:, :, None]  # (S, R, K, n)
-    pairs = each.reshape(-1, 2, *each.shape[1:]).sum(1)
-    left = 1 - leverage.reshape(-1, 2, *leverage.shape[1:]).sum(1)
-    pairs = pairs / left.clamp_min(1e-9)[..., None, None]
-    total, start = each.new_zeros(each.shape[1:]), 0
+    # Pairs are drawn, not coalitions, so that a pair is one observation. It pulls the fit towards
+    # itself, by its leverage: its residual is smaller than that of a new pair, which is what an
+    # error is about, by the factor 1 - leverage.
+    moves = rest[..., None] * wz[:, :, None]  # of the coefficients by each coalition, (S, R, K, n)
+    pairs = moves.reshape(-1, 2, *moves.shape[1:]).sum(1)
+    new_share = 1 - leverage.reshape(-1, 2, *leverage.shape[1:]).sum(1)
+    pairs = pairs / new_share.clamp_min(1e-9)[..., None, None]
+    total, start = moves.new_zeros(moves.shape[1:]), 0
     if len(pairs) == 2 ** (wz.shape[-1] - 1) - 1:
         return total
+    # n - 1 pairs determine the fit without residuals; with few more they say little about the
+    # error, and half as many again is the least that is trusted.
     if 2 * len(pairs) < 3 * wz.shape[-1]:
         return total + torch.inf
     for _, m, of in d.strata:
         g = pairs[start : start + m]
         start += m
-        spread = ((g - g.mean(0)) ** 2).sum(0) * m / (m - 1) if m > 1 else g[0] ** 2
-        total = total + spread * (1 - m / of)
+        variance = ((g - g.mean(0)) ** 2).sum(0) * m / (m - 1) if m > 1 else g[0] ** 2
+        total = total + variance * (1 - m / of)  # the correction for drawing from a finite set
     return total.sqrt()

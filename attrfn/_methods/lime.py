@@ -49,8 +49,8 @@ def lime(
         A = argmin_a 1 / (2 sum_s w_s) sum_s w_s (f(x_s) - b - a z_s)^2 + alpha |a|_1,
         x_s = x where z_s, else x0,   z_sk ~ Bernoulli(1/2),   w_s = similarity(x, x_s)
 
-    All examples share the samples and are fitted together; a key of shape (B, 2) draws for each on
-    its own.
+    All examples share the samples and are fitted together; a key of shape (B, 2) draws for each
+    example separately.
 
     Args:
         n_samples: The number of samples.
@@ -61,16 +61,14 @@ def lime(
         perturb: From keys (S, 1 or B, 2) and n to z (S, 1 or B, n), booleans or numbers. None: a
             fair coin for each feature.
         transform: From z, the inputs and the baselines to samples with leaves (S, B, ...), for
-            features that are no sets of elements; ``n_features`` says how many there are. None:
+            features that are not sets of elements; ``n_features`` is their number. None:
             ``x0 + z (x - x0)``.
         return_input_shape: ``False`` returns one coefficient per feature, in the order of their
-            ids; so it is with a ``transform``.
+            ids; a ``transform`` implies it.
 
     Returns:
-        Attributions like the inputs, see :func:`feature_ablation`, or (B, K..., n).
-
-    Raises:
-        ValueError: A callable returns another shape.
+        Attributions like the inputs, in which every element has the coefficient of its feature, or
+        (B, K..., n).
 
     Example:
         >>> import torch, attrfn
@@ -105,6 +103,8 @@ def lime(
         samples * len(keys) * n,
     )
 
+    # The points are dropped with their chunk. Features, values and weights of all samples are kept,
+    # because a surrogate is any function of them and not a sum that chunks could add up.
     def part(i: slice) -> Part[tuple[list[Tensor], ...]]:
         (z,) = draw(i)
         if transform is None:
@@ -113,7 +113,7 @@ def lime(
             points = flatten(transform(z, x, x0), "transform's result")[0]
             _check_points(points, p.x, len(z))
         w = _weights(weigh(x, p.rebuild(points), z), len(z), p.batch)
-        w = w.mean(1, keepdim=True) if p.per_batch else w
+        w = w.mean(1, keepdim=True) if p.per_batch else w  # one value of the batch has one weight
         return points, lambda values: ([z], [values], [w])
 
     found = p.collect(samples, part, add_lists)

@@ -45,7 +45,7 @@ def lrp(
     rules: Rules | LinearRule | None = None,
     create_graph: bool = False,
 ) -> Tree:
-    """LRP: the explained output is handed back from operation to operation, share by share.
+    """LRP: the explained output is passed back from operation to operation, share by share.
 
         R_i = sum_j share_ij R_j,   sum_i share_ij = 1 (up to biases and epsilon);   A = R at x
 
@@ -73,6 +73,8 @@ def lrp(
     model = scoped(model_fn, chosen, scope, frozen=not create_graph)
     p = explain(model, inputs, target, create_graph=create_graph)
     grads, _ = gradients_by_rules(p, chosen, p.x, scope=scope)
+    # Passed back is relevance divided by activation, which needs no rule at sums and residual
+    # connections. A rule for where the inputs are read passes back relevance itself.
     if chosen.linear.first is None:
         grads = each(lambda x, g: x * g, p.x, grads)
     return p.result(grads)
@@ -86,7 +88,7 @@ def conservation(
     target: Target = None,
     rules: Rules | LinearRule | None = None,
 ) -> list[Leak]:
-    """What relevance each operation gets and hands on under rules of LRP, to find where it is lost.
+    """The relevance that each operation receives and passes on, to find where rules of LRP lose it.
 
     Returns:
         One :class:`attrfn.rules.Leak` for each operation that depends on the inputs, in the order
@@ -111,6 +113,8 @@ def conservation(
     chosen = lrp_rules(rules)
     scope: list[LinearRule] = []
     p = explain(scoped(model_fn, chosen, scope, frozen=True), inputs, target)
+    # Relevances are read from gradients at every operation, for which the run records a graph even
+    # if the caller is in no_grad or inference mode.
     run = Audit(chosen, scope)
     with torch.inference_mode(False), torch.enable_grad():
         rows = run.add([t.detach().requires_grad_() for t in p.x])
@@ -156,8 +160,8 @@ def layer_lrp(
         A = a * d(target)/da by the rules,   a = head(x)
 
     Args:
-        rules: A composite or rule as for :func:`lrp`; a rule for where the inputs are read does not
-            apply at a layer.
+        rules: A composite of :mod:`attrfn.rules` or one rule for all linear operations; a rule for
+            where the inputs are read does not apply at a layer.
 
     Returns:
         Relevances like the layer's activation; a list for several layers.
@@ -178,6 +182,7 @@ def layer_lrp(
         Bach et al., On Pixel-Wise Explanations for Non-Linear Classifier Decisions by Layer-Wise
         Relevance Propagation, 2015.
     """
+    # The tail reads an activation, and not inputs of which a range such as that of pixels is known.
     chosen = lrp_rules(rules)
     inner = chosen._replace(linear=chosen.linear._replace(first=None))
 

@@ -1,4 +1,4 @@
-"""Maps of a layer's channels: what all class activation maps have in common."""
+"""Maps of a layer's channels, which all class activation maps share."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from attrfn._torch.typing import At, Layer, ModelFn, Target, Tree
 
 Reshape: TypeAlias = Callable[[Any], Tensor]
 
+# The modes of interpolate that fit the map's dimensions: torch's own error does not name upsample.
 _MODES = {
     1: ("nearest", "nearest-exact", "linear", "area"),
     2: ("nearest", "nearest-exact", "bilinear", "bicubic", "area"),
@@ -34,7 +35,7 @@ class CamOptions(GraphOptions, total=False):
     """
 
     relu: bool
-    """Keep only what speaks for the target, as the papers do."""
+    """Set negative values to zero, as the papers do: only support for the target is left."""
 
     upsample: str | None
     """A mode of ``torch.nn.functional.interpolate`` (``"nearest"``, ``"bilinear"``, ...) that
@@ -44,18 +45,15 @@ class CamOptions(GraphOptions, total=False):
     """From the layer's activation to (B, C, *spatial) where it has another form, such as
     ``lambda a: a[:, 1:].mT.unflatten(2, (14, 14))`` for the tokens of a ViT."""
 
+    # AtLayer explains these two, and Arguments the target below.
     at: At
-    """``"output"`` or ``"input"`` of the layer."""
-
     call: int | None
-    """Which call of a layer that the model calls several times."""
 
 
 class GradientCamOptions(CamOptions, total=False):
     """What a class activation map by gradients takes."""
 
     target: Target
-    """Which scalar of each example is explained, see :func:`gradient`."""
 
 
 def channel_map(

@@ -1,4 +1,4 @@
-"""Class activation maps without gradients: channels weighted by what the output does."""
+"""Class activation maps without gradients: channels weighted by changes of the output."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def ablation_cam(
     create_graph: bool = False,
     progress: bool = False,
 ) -> Tree:
-    """Ablation-CAM: channels weighted by the share of the output that goes with them.
+    """Ablation-CAM: channels weighted by the share of the output that is lost without them.
 
         A = sum_c w_c a_c,   w_c = (f(x) - f(x with a_c := 0)) / f(x)
 
@@ -56,16 +56,12 @@ def ablation_cam(
             move and drop elements, but not compute with them.
 
     Returns:
-        A map, see :func:`grad_cam`.
+        A map (B, 1, *spatial).
 
     Example:
         >>> import torch, attrfn
-        >>> model = torch.nn.Sequential(
-        ...     torch.nn.Conv2d(1, 4, 3),
-        ...     torch.nn.ReLU(),
-        ...     torch.nn.Flatten(),
-        ...     torch.nn.Linear(144, 2),
-        ... )
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
         >>> attrfn.ablation_cam(model, torch.randn(5, 1, 8, 8), layer="1", target=0).shape
         torch.Size([5, 1, 6, 6])
 
@@ -74,7 +70,9 @@ def ablation_cam(
         Gradient-free Localization, 2020.
     """
     chunks = Chunks(chunk_size, batching, progress, "ablation_cam", backward=False)
-    if isinstance(layer, (list, tuple)):  # refuse layers that depend on each other
+    if isinstance(layer, (list, tuple)):
+        # Each map replaces its own layer only, but locate refuses layers that depend on each other,
+        # as every method that replaces activations does.
         locate(model_fn, inputs, layer, at=at, call=call)
 
     def one(layer: Layer) -> Tensor:
@@ -82,6 +80,8 @@ def ablation_cam(
         a = channels(here.activation, layer, reshape)
         p = masked(here.model, here.activation, target, None, chunks, create_graph=create_graph)
         _one_value(p)
+        # A channel is a feature of the activation. Elements that reshape drops are one more feature
+        # (n), which is present in every copy.
         n = a.shape[1]
         ids = torch.arange(n, device=a.device)
         these = features(_channel_of(here.activation, reshape, n), here.activation, p.x, n + 1)
@@ -113,30 +113,26 @@ def score_cam(
     create_graph: bool = False,
     progress: bool = False,
 ) -> Tree:
-    """Score-CAM: channels weighted by the output for the input seen through them.
+    """Score-CAM: channels weighted by the output for the inputs that they mask.
 
         A = sum_c w_c a_c,   w = softmax_c(f(x0 + h_c (x - x0)) - f(x0)),
         h_c = a_c resized to the inputs (linearly), from 0 where it is least to 1 where it is most
 
     Args:
         inputs: The model's inputs; those with as many dimensions as the activation are masked.
-        target: Which scalar of each example is explained, see :func:`gradient`; the paper takes the
-            probability of a class.
+        target: Which scalar of each example is explained, such as an int or a callable
+            ``outputs -> (B,)``; the paper explains the probability of a class.
 
     Returns:
-        A map, see :func:`grad_cam`.
+        A map (B, 1, *spatial).
 
     Raises:
         ValueError: No input has the map's number of dimensions.
 
     Example:
         >>> import torch, attrfn
-        >>> model = torch.nn.Sequential(
-        ...     torch.nn.Conv2d(1, 4, 3),
-        ...     torch.nn.ReLU(),
-        ...     torch.nn.Flatten(),
-        ...     torch.nn.Linear(144, 2),
-        ... )
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
         >>> attrfn.score_cam(model, torch.randn(5, 1, 8, 8), layer="1", target=0).shape
         torch.Size([5, 1, 6, 6])
 
@@ -158,16 +154,15 @@ def score_cam(
                 "many: use ablation_cam, which needs none, or reshape="
             )
 
-        def of_channels(i: slice) -> Leaves:
-            whole = torch.ones(1, 1, dtype=torch.bool, device=a.device)
-            return tuple(
-                [
-                    whole.reshape(1, 1, *[1] * (x.ndim - 1)) if m is None else m[i]
-                    for m, x in zip(masks, p.x, strict=True)
-                ]
-            )
+        # Inputs of another form than the map stay as they are.
+        present = [torch.ones([1] * (x.ndim + 1), dtype=torch.bool, device=a.device) for x in p.x]
 
-        w = p.over(a.shape[1], of_channels).mT.softmax(1).to(a)  # f(x0) is the same for all c
+        def of_channels(i: slice) -> Leaves:
+            pairs = zip(masks, present, strict=True)
+            return tuple([one if m is None else m[i] for m, one in pairs])
+
+        # The formula's f(x0) is the same for all channels: the softmax does not need it.
+        w = p.over(a.shape[1], of_channels).mT.softmax(1).to(a)
         cam = (w.reshape(*w.shape, *[1] * (a.ndim - 2)) * a).sum(1, keepdim=True)
         return p.detached(finish(cam, inputs, relu, upsample))
 
@@ -192,6 +187,8 @@ def _channel_of(activation: Any, reshape: Reshape | None, n: int) -> Tensor:
     ids = torch.arange(n, device=activation.device)
     if reshape is None:
         return ids.reshape(1, n, *[1] * (activation.ndim - 2))
+    # reshape is the user's and takes activations, so numbered places go through it: floating ones,
+    # of float64, which counts exactly up to 2^53.
     one = activation[:1]
     places = torch.arange(one.numel(), dtype=torch.float64, device=one.device)
     moved = reshape(places.reshape(one.shape)).long()  # (1, C, *spatial) of places

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import optree
 import torch
@@ -17,7 +17,7 @@ from attrfn._explain.forms import documented
 from attrfn._explain.introspect import is_over_distribution, wraps
 from attrfn._explain.noise import Noise, count_of
 from attrfn._explain.options import PER_EXAMPLE, SamplingOptions
-from attrfn._explain.tree import as_dicts, batch_size, flatten, require_floating
+from attrfn._explain.tree import as_dicts, batch_size, each, flatten, require_floating
 from attrfn._layers.at import place_of, read
 from attrfn._layers.split import split_once
 from attrfn._torch.typing import At, ChunkSize, Key, Layer, Leaves, Method, ModelFn, Target, Tree
@@ -46,12 +46,12 @@ def noise_tunnel(
         samples:        A(x + s n) of every sample, with a leading dimension n_samples
 
     All examples share one draw per sample, so that a row alone gives what it gives in a batch; a
-    key of shape (B, 2) draws for each example on its own.
+    key of shape (B, 2) draws for each example separately.
 
     Args:
-        method: Any attribution method, also one of :func:`at_layer`, another noise tunnel, or a
-            function that returns anything with the examples in dimension 0 (completeness gaps).
-        kind: What is returned, see above.
+        method: Any attribution method, one made by :func:`at_layer` or another noise tunnel too, or
+            a function that returns tensors with the examples in dimension 0 (completeness gaps).
+        kind: One of the four statistics above.
         n_samples: The number of noisy copies.
         draw_baselines: Draw one of the K baselines (K, ...) for each sample.
 
@@ -94,9 +94,11 @@ def noise_tunnel(
         start, merge, finish = _REDUCTIONS[kind]
         noisy_inputs = at_once(noise.inputs, n_samples, n_samples * sum(t.numel() for t in x))
 
+        # The method sees the samples of a chunk as one batch: any method can be inside, and its own
+        # copies are copies of this batch. What has a row per example is repeated with it.
         def part(i: slice) -> Found:
             copies = i.stop - i.start
-            rows = [r.to(t.dtype) for r, t in zip(flat_rows(noisy_inputs(i)), x, strict=True)]
+            rows = each(lambda r, t: r.to(t.dtype), flat_rows(noisy_inputs(i)), x)
             repeated = _repeat_options(method, options, model_fn, inputs, copies)
             if draw_baselines:
                 repeated["baselines"] = rebuild(_drawn(noise, i, pool, x))
@@ -119,50 +121,89 @@ def noise_tunnel(
 
 def _drawn(noise: Noise, i: slice, pool: Leaves, x: Leaves) -> Leaves:
     """One baseline per sample, for every row of its copy."""
-    drawn = noise.choice(i, pool)
     copies = i.stop - i.start
-    return flat_rows(
-        tuple([b.to(t.dtype).expand(copies, *t.shape) for b, t in zip(drawn, x, strict=True)])
-    )
+    drawn = noise.choice(i, pool)
+    return flat_rows(each(lambda b, t: b.to(t.dtype).expand(copies, *t.shape), drawn, x))
 
 
 def _repeat_options(
     method: Method, options: dict[str, Any], model_fn: ModelFn, inputs: Tree, copies: int
 ) -> dict[str, Any]:
-    """The options of a method for several copies: what has a row per example follows the batch."""
+    """The options of a method for several copies: what has a row per example follows the batch.
+
+    The type of an option says in which form it can hold something for each example.
+    """
     if isinstance(method, functools.partial):
         options = {**method.keywords, **options}
-    x, _ = flatten(inputs)
-    batch = x[0].shape[0]
+    batch = batch_size(flatten(inputs)[0])
     repeated = dict(options)
-    for name, form in PER_EXAMPLE.items():
-        value = options.get(name)
-        if value is None:
+    for name, value in options.items():
+        form = PER_EXAMPLE.get(name)
+        if form is None or value is None:
             continue
         if form == "index":
             repeated[name] = _repeat_target(value, batch, copies)
         elif form == "key":
-            many = isinstance(value, Tensor) and value.ndim == 2
-            repeated[name] = value.repeat(copies, 1) if many else value
+            repeated[name] = _repeat_key(value, copies)
         else:
+            # Baselines of a distribution have their K in front of the examples.
             dim = 1 if name == "baselines" and is_over_distribution(method) else 0
-            moved = getattr(method, "moved_to", None) if name != "baselines" else None
-            place = moved or (form == "layer" and place_of(options)) or None
-            rows = functools.partial(_has_rows, batch=batch, dim=dim)
-            if any(map(rows, optree.tree_leaves(value, none_is_leaf=True))):
-                like = x if place is None else _activation(model_fn, inputs, *place)
-                ranks = {t.ndim + dim for t in like}
-                repeat = functools.partial(
-                    _repeat, batch=batch, copies=copies, dim=dim, ranks=ranks
-                )
-                repeated[name] = optree.tree_map(repeat, value, none_is_leaf=True)
+            rows = _Rows(batch, copies, dim)
+            if any(map(rows.are_in, optree.tree_leaves(value, none_is_leaf=True))):
+                ranks = _ranks(method, name, options, model_fn, inputs)
+                repeated[name] = rows.repeat(value, ranks)
     return repeated
+
+
+def _repeat_key(key: Any, copies: int) -> Any:
+    """A key for each example several times; one for all of them as it is."""
+    return key.repeat(copies, 1) if isinstance(key, Tensor) and key.ndim == 2 else key
+
+
+class _Rows(NamedTuple):
+    """Where a tensor has the examples of a batch, and how many copies of them follow."""
+
+    batch: int
+    copies: int
+    dim: int
+
+    def are_in(self, value: Any) -> bool:
+        """Whether a tensor has as many rows as there are examples."""
+        return (
+            isinstance(value, Tensor)
+            and value.ndim > self.dim
+            and value.shape[self.dim] == self.batch
+        )
+
+    def repeat(self, tree: Tree, ranks: set[int]) -> Tree:
+        """A tree with its rows several times; what only broadcasts to the examples as it is."""
+
+        def leaf(value: Any) -> Any:
+            # A tensor (B,) for inputs (B, B) has no rows: it broadcasts over the features.
+            if not self.are_in(value) or value.ndim - self.dim not in ranks:
+                return value
+            return value.repeat([self.copies if d == self.dim else 1 for d in range(value.ndim)])
+
+        return optree.tree_map(leaf, tree, none_is_leaf=True)
+
+
+def _ranks(
+    method: Method, name: str, options: dict[str, Any], model_fn: ModelFn, inputs: Tree
+) -> set[int]:
+    """The ranks of the tensors that an option goes with: the inputs, or a layer's activation."""
+    place = None
+    if name != "baselines":  # those of a method at a layer are given for the inputs
+        place = getattr(method, "moved_to", None)
+        if PER_EXAMPLE[name] == "layer":
+            place = place or place_of(options)
+    tensors = flatten(inputs)[0] if place is None else _activation(model_fn, inputs, *place)
+    return {t.ndim for t in tensors}
 
 
 def _activation(
     model_fn: ModelFn, inputs: Tree, layer: Layer, at: At, call: int | None
 ) -> list[Tensor]:
-    """The tensors of a layer's activation, whose rank tells whether an option has rows."""
+    """The tensors of a layer's activation."""
     halves = split_once(model_fn, layer, at=at, call=call, frozen=True)
     value = read(halves, inputs, create_graph=False)
     return [t for t in optree.tree_leaves(as_dicts(value)) if isinstance(t, Tensor)]
@@ -177,17 +218,8 @@ def _repeat_target(target: Target, batch: int, copies: int) -> Target:
     return repeated
 
 
-def _has_rows(value: Any, batch: int, dim: int) -> bool:
-    return isinstance(value, Tensor) and value.ndim > dim and value.shape[dim] == batch
-
-
-def _repeat(value: Any, batch: int, copies: int, dim: int, ranks: set[int]) -> Any:
-    """A tensor with rows several times; one that only broadcasts to the examples as it is."""
-    if not _has_rows(value, batch, dim) or value.ndim not in ranks:
-        return value
-    return value.repeat([copies if d == dim else 1 for d in range(value.ndim)])
-
-
+# The variance as mean(A^2) - mean(A)^2 loses all digits where the noise moves A little. Counts,
+# means and sums of squared deviations can be merged chunk by chunk without that difference.
 Moments = tuple[int, Tensor, Tensor]
 
 

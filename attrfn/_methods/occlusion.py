@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple, TypeAlias
 
-import optree
 import torch
 from torch import Tensor
 
 from attrfn._copies.batch import is_integer
 from attrfn._copies.chunks import Chunks
+from attrfn._explain.baseline import prefix_entries
 from attrfn._explain.forms import documented
 from attrfn._explain.masked import masked
 from attrfn._explain.options import BlackBox, ChunkOptions
@@ -39,16 +39,16 @@ def occlusion(
     Args:
         inputs: A tensor or pytree of tensors of any dtype with the examples in dimension 0; windows
             slide over one tensor at a time.
-        window: The window's size in each dimension behind the batch, such as (3, 8, 8) for images
-            (B, 3, H, W); an int for the same in all dimensions; or a pytree prefix of those.
+        window: The window's size in each dimension after the batch, such as (3, 8, 8) for images
+            (B, 3, H, W); an int for the same size in all dimensions; or a pytree prefix of those.
         stride: The steps of the window in the same form; None is 1. The last window of a dimension
             is cut off at the border.
 
     Returns:
-        Attributions like the inputs, see :func:`feature_ablation`.
+        Attributions like the inputs.
 
     Raises:
-        TypeError: A window is no int or tuple of ints.
+        TypeError: A window is neither an int nor a tuple of ints.
         ValueError: A window does not fit its input, or a stride leaves gaps between windows.
 
     Example:
@@ -63,15 +63,17 @@ def occlusion(
     chunks = Chunks(chunk_size, batching, progress, "occlusion", backward=False)
     p = masked(model_fn, inputs, target, baselines, chunks, create_graph=create_graph)
     grids = windows(window, stride, inputs, p.x)
+    # Windows of all tensors are numbered in a row, so that chunks need not end with a tensor; a
+    # number of another tensor covers nothing.
     ends = [sum(g.n for g in grids[: k + 1]) for k in range(len(grids))]
-    each = [(g, end - g.n, end) for g, end in zip(grids, ends, strict=True)]
+    spans = [(g, end - g.n, end) for g, end in zip(grids, ends, strict=True)]
 
     def masks(i: slice) -> Leaves:
         at = torch.arange(i.start, i.stop, device=p.device)
-        return tuple([~g.cover(at - start)[:, None] for g, start, _ in each])
+        return tuple([~g.cover(at - start)[:, None] for g, start, _ in spans])
 
     lost = (p.full - p.over(ends[-1], masks)).movedim(0, -1)
-    return p.result([g.mean(lost[..., start:end]) for g, start, end in each])
+    return p.result([g.mean(lost[..., start:end]) for g, start, end in spans])
 
 
 Window: TypeAlias = Any
@@ -81,7 +83,7 @@ class Windows(NamedTuple):
     """The windows of one tensor, numbered in row-major order of their positions.
 
     Attributes:
-        sizes: The tensor's sizes behind the batch.
+        sizes: The tensor's sizes after the batch.
         covered: Per dimension whether the interval at each position covers each coordinate,
             (positions, size): a window is a product of intervals.
     """
@@ -91,27 +93,29 @@ class Windows(NamedTuple):
 
     @property
     def n(self) -> int:
-        """How many windows there are, none where the tensor is empty."""
+        """The number of windows, 0 for an empty tensor."""
         return math.prod([len(c) for c in self.covered]) if math.prod(self.sizes) else 0
 
     def cover(self, numbers: Tensor) -> Tensor:
         """Which elements the windows with these numbers cover, (S, *sizes); out of range none."""
+        # The digits of a number, row-major, are the positions in each dimension. Their intervals
+        # are multiplied as they broadcast: no window is ever written by index.
         inside = (numbers >= 0) & (numbers < self.n)
         mask = inside.reshape(-1, *[1] * len(self.sizes))
-        after = self.n
+        windows_left = self.n
         for d, covered in enumerate(self.covered):
-            after = after // max(len(covered), 1)
-            along = covered[numbers // max(after, 1) % len(covered)]
-            behind = len(self.sizes) - d - 1
-            mask = mask & along.reshape(len(along), *[1] * d, self.sizes[d], *[1] * behind)
+            windows_left = windows_left // max(len(covered), 1)
+            interval = covered[numbers // max(windows_left, 1) % len(covered)]
+            dims_left = len(self.sizes) - d - 1
+            shape = (len(interval), *[1] * d, self.sizes[d], *[1] * dims_left)
+            mask = mask & interval.reshape(shape)
         return mask
 
     @full_precision
     def mean(self, values: Tensor) -> Tensor:
-        """Each element's mean over the windows that cover it: (..., n) -> (..., *sizes).
-
-        The sum over products of intervals is one matrix product a dimension.
-        """
+        """Each element's mean over the windows that cover it: (..., n) -> (..., *sizes)."""
+        # Windows are products of intervals, so that the sum over those that cover an element is one
+        # matrix product for each dimension, and never a mask of all windows times all elements.
         lead = values.shape[:-1]
         if self.n == 0:
             return values.new_zeros((*lead, *self.sizes))
@@ -126,7 +130,7 @@ def windows(window: Window, stride: Window, inputs: Tree, x: Leaves) -> list[Win
     """The windows of each leaf of the inputs.
 
     Raises:
-        TypeError: A window or stride is no int or tuple of ints.
+        TypeError: A window or stride is neither an int nor a tuple of ints.
         ValueError: It does not fit the input, or the stride leaves gaps.
     """
     sizes = [_per_leaf(window, inputs, x, "window"), _per_leaf(stride, inputs, x, "stride")]
@@ -143,15 +147,15 @@ def _windows(window: Any, stride: Any, x: Tensor) -> Windows:
         if w > size > 0:
             raise ValueError(
                 f"window is {window} for an input of shape {tuple(x.shape)}, expected at most the "
-                f"input's sizes {sizes} behind the batch"
+                f"input's sizes {sizes} after the batch"
             )
         if step > w and w < size:
             raise ValueError(
                 f"stride is {stride} with window {window}, expected at most the window's size, "
                 "because elements between the windows would have no attribution"
             )
-    each = zip(sizes, window, stride, strict=True)
-    return Windows(sizes, tuple([_intervals(*s, x.device) for s in each]))
+    dims = zip(sizes, window, stride, strict=True)
+    return Windows(sizes, tuple([_intervals(*dim, x.device) for dim in dims]))
 
 
 def _intervals(size: int, window: int, stride: int, device: torch.device) -> Tensor:
@@ -170,7 +174,7 @@ def _sizes(value: Any, x: Tensor, name: str) -> tuple[int, ...]:
     if len(value) != dims:
         raise ValueError(
             f"{name} is {tuple(value)} for an input of shape {tuple(x.shape)}, expected {dims} "
-            "int(s), one for each dimension behind the batch"
+            "int(s), one for each dimension after the batch"
         )
     if any(v < 1 for v in value):
         raise ValueError(f"{name} is {tuple(value)}, expected ints of at least 1")
@@ -182,14 +186,12 @@ def _per_leaf(value: Any, inputs: Tree, x: Leaves, name: str) -> list[Any]:
     if value is None or _is_sizes(value):
         return [value] * len(x)
     try:
-        spread = optree.broadcast_prefix(value, inputs, is_leaf=_is_sizes, none_is_leaf=True)
+        return prefix_entries(value, inputs, is_leaf=_is_sizes)
     except (ValueError, TypeError):
         raise ValueError(
             f"{name} is a tree of another form than the inputs, expected an int, a tuple of ints, "
             "or a prefix of the inputs' tree with those"
         ) from None
-    present = [leaf is not None for leaf in optree.tree_leaves(inputs, none_is_leaf=True)]
-    return [v for v, there in zip(spread, present, strict=True) if there]
 
 
 def _is_sizes(value: Any) -> bool:

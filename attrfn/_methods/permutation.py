@@ -40,10 +40,11 @@ class PermutationOptions(ChunkOptions, total=False):
     """What feature permutation and its layer form take."""
 
     n_features: int | None
-    """The number of features, as for :func:`feature_ablation`."""
+    """The ids of the mask are 0 to ``n_features - 1``; ``None`` counts those that occur. A number
+    is needed inside torch.compile, which cannot count them."""
 
     n_samples: int
-    """How many shuffles of each feature are averaged."""
+    """The number of shuffles of each feature that are averaged."""
 
     key: Key
     """An int or a key of :mod:`attrfn.random`, (2,)."""
@@ -73,17 +74,17 @@ def feature_permutation(
 
         A_k = f(x) - mean_s f(x with feature k of row b := that of row pi_sk(b))
 
-    The only method whose rows depend on each other. With a model that returns the loss of the
-    batch, -A is the permutation importance.
+    In this method alone the attributions of an example depend on the other examples. With a model
+    that returns the loss of the batch, -A is the permutation importance.
 
     Args:
         inputs: A tensor or pytree of tensors of any dtype with at least two examples in dimension
             0.
-        feature_mask: The feature of each element, as for :func:`feature_ablation`; the same for all
-            examples.
+        feature_mask: The feature of each element: integers that broadcast to the inputs, or a
+            pytree prefix of those; the same for all examples.
 
     Returns:
-        Attributions like the inputs, see :func:`feature_ablation`.
+        Attributions like the inputs; every element has the score of its feature.
 
     Raises:
         ValueError: There are less than two examples.
@@ -112,6 +113,8 @@ def feature_permutation(
     words = row_keys(key, p.batch, p.device)
     ids = torch.arange(n, device=p.device)
 
+    # Copy s n + k shuffles feature k for the s-th time. Each copy draws its own permutation: with
+    # one for all features, their scores would share its luck.
     def points(i: slice) -> Leaves:
         order = draw(sample_keys(words, i, 0)[:, 0], p.batch)
         if permute is not None:
@@ -181,7 +184,7 @@ def layer_feature_permutation(
             examples.
 
     Returns:
-        Attributions like the activation, see :func:`feature_ablation`.
+        Attributions like the activation; every element has the score of its part.
 
     Example:
         >>> import torch, attrfn
@@ -196,6 +199,7 @@ def layer_feature_permutation(
     here = locate(
         model_fn, inputs, layer, at=at, call=call, create_graph=options.get("create_graph", False)
     )
+    # Checked here under the name that the user gave, which is feature_mask at the layer.
     leaves, _ = flatten(here.activation)
     features(layer_mask, here.activation, leaves, options.get("n_features"), "layer_mask")
     return feature_permutation(

@@ -1,4 +1,4 @@
-"""RISE: the mean of random masks, weighted by what the model says behind them."""
+"""RISE: the mean of random masks, each weighted by the output for the masked input."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from attrfn._explain.forms import documented
 from attrfn._explain.masked import Part, masked
 from attrfn._explain.noise import count_of
 from attrfn._explain.options import BlackBox, PerturbationOptions, SamplingOptions
+from attrfn._explain.tree import each
 from attrfn._random.keys import row_keys, sample_keys
 from attrfn._torch.precision import full_precision
 from attrfn._torch.typing import Baselines, Batching, ChunkSize, Key, Leaves, ModelFn, Target, Tree
@@ -33,25 +34,24 @@ def rise(
     create_graph: bool = False,
     progress: bool = False,
 ) -> Tree:
-    """RISE: random smooth masks, each weighted by the output that it leaves.
+    """RISE: random smooth masks, each weighted by the output for the masked input.
 
         A_j = 1 / (N p) sum_s f(x0 + m_s (x - x0)) m_sj,   E m_sj = p
 
     A mask is a coarse grid of ones (with probability p) and zeros, shifted at random by less than a
     cell and interpolated linearly. All examples share the masks, so that a row alone gives what it
-    gives in a batch; a key of shape (B, 2) draws for each on its own.
+    gives in a batch; a key of shape (B, 2) draws for each example separately.
 
     Args:
         inputs: Floating tensors (B, C, *spatial); a mask covers all channels alike.
         n_samples: N, the number of masks.
         grid: How many cells a mask has along each spatial dimension.
-        p: The probability that a cell is kept.
+        p: The probability of a one.
 
     Returns:
-        Attributions like the inputs, equal in all channels; see :func:`feature_ablation`.
+        Attributions like the inputs, equal in all channels.
 
     Raises:
-        TypeError: The inputs are no floating tensors.
         ValueError: The inputs have no spatial dimension.
 
     Example:
@@ -83,17 +83,17 @@ def rise(
 
     masks = at_once(draw, n, n * len(keys) * sum(x[:1].numel() for x in f.x))
 
+    # The sum of values times masks is taken in each chunk, so that the masks of all samples are
+    # never in memory together. A mask has no channels; they come back by the expansion at the end.
     def part(i: slice) -> Part[Leaves]:
         m = masks(i)
-        return f.mixed(m), lambda values: tuple([weighted_sum(values, one) for one in m])
+        return f.mixed(m), lambda values: each(lambda m: weighted_sum(values, m), m)
 
-    total = f.collect(n, part, add)
-    shapes = [(*t.shape[:-1], *x.shape[1:]) for t, x in zip(total, f.x, strict=True)]
-    maps = [
-        (t / (n * p)).reshape(*t.shape[:-1], 1, *x.shape[2:]).expand(shape).contiguous()
-        for t, x, shape in zip(total, f.x, shapes, strict=True)
-    ]
-    return f.result(maps)
+    def over_channels(total: Tensor, x: Tensor) -> Tensor:
+        mean = (total / (n * p)).reshape(*total.shape[:-1], 1, *x.shape[2:])
+        return mean.expand(*total.shape[:-1], *x.shape[1:]).contiguous()
+
+    return f.result(each(over_channels, f.collect(n, part, add), f.x))
 
 
 def _check_probability(p: object) -> None:
@@ -110,14 +110,17 @@ def _masks(keys: Tensor, x: Tensor, cells: int, p: float) -> Tensor:
             f"inputs has a tensor of shape {tuple(x.shape)}, expected (B, C, *spatial) with at "
             "least one spatial dimension: for other inputs use shapley_value_sampling or lime"
         )
+    # Resizing each grid and cutting the shifted window out of it would be a loop over the samples.
+    # The hat functions of all places are a matrix (places, nodes) for each sample and dimension, so
+    # that a dimension is one matrix product, which moves the next dimension to the front. Two more
+    # nodes than cells: the last place, shifted by up to one cell, lies between them.
     nodes = torch.arange(cells + 2, device=x.device)
-    kept = random.bernoulli(random.fold_in(keys, 0), p, (cells + 2,) * len(sizes))
+    ones = random.bernoulli(random.fold_in(keys, 0), p, (cells + 2,) * len(sizes))
     shift = random.uniform(random.fold_in(keys, 1), (len(sizes),))
-    masks = kept.to(wide(x.dtype))
+    masks = ones.to(wide(x.dtype))
     for d, size in enumerate(sizes):
-        at = (torch.arange(size, device=x.device) + 0.5) * (cells / max(size, 1)) + shift[
-            ..., d, None
-        ]
+        places = (torch.arange(size, device=x.device) + 0.5) * (cells / max(size, 1))
+        at = places + shift[..., d, None]
         hat = (1 - (at[..., None] - nodes).abs()).clamp(min=0).to(masks)
         masks = torch.einsum("srk...,sruk->sr...u", masks, hat)
     return masks[:, :, None]

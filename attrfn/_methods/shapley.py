@@ -19,7 +19,7 @@ from attrfn._random.keys import row_keys, sample_keys
 from attrfn._torch.precision import full_precision, widest
 from attrfn._torch.typing import Baselines, Batching, ChunkSize, Key, Leaves, ModelFn, Target, Tree
 
-_MOST_FEATURES = 20
+_MOST_FEATURES = 20  # a million evaluations; one more feature doubles them
 
 
 @documented(BlackBox, PerturbationOptions, SamplingOptions)
@@ -36,18 +36,18 @@ def shapley_values(
     create_graph: bool = False,
     progress: bool = False,
 ) -> Tree:
-    """Exact Shapley values, from every one of the 2^n coalitions of features once.
+    """Exact Shapley values: each of the 2^n coalitions of features is evaluated once.
 
         A_k = sum_{S without k} |S|! (n - |S| - 1)! / n! (v(S + k) - v(S)),
         v(S) = f(x where S, else x0)
 
     Args:
-        feature_mask: The feature of each element, as for :func:`feature_ablation`; at most 20
-            features.
+        feature_mask: The feature of each element: integers that broadcast to the inputs, or a
+            pytree prefix of those; at most 20 features.
 
     Returns:
-        Attributions like the inputs, see :func:`feature_ablation`; over the features they sum to
-        f(x) - f(x0).
+        Attributions like the inputs; every element has the score of its feature. Over the features
+        they sum to f(x) - f(x0).
 
     Raises:
         ValueError: There are more than 20 features.
@@ -74,6 +74,9 @@ def shapley_values(
         )
     if n == 0:
         return p.result(these.elements(p.full[..., None][..., :0]))
+    # The sum over pairs (S + k, S) as one over coalitions T: v(T) counts for a feature inside it as
+    # v(S + k) with |S| = |T| - 1, for one outside as -v(S) with |S| = |T|. So each coalition is
+    # evaluated once and not once for every feature, and the sum is a matrix product.
     weights = torch.nn.functional.pad(shapley_weights(n, p.device), (1, 1))  # of -1 to n
 
     @full_precision
@@ -114,17 +117,18 @@ def shapley_value_sampling(
         A_k = mean_pi (v(features up to k in pi) - v(features before k in pi))
 
     Every ordering's contributions sum to f(x) - f(x0). All examples share the orderings, so that a
-    row alone gives what it gives in a batch; a key of shape (B, 2) draws for each on its own.
+    row alone gives what it gives in a batch; a key of shape (B, 2) draws for each example
+    separately.
 
     Args:
         n_samples: The number of orderings; each takes n - 1 evaluations for n features.
-        antithetic: Follow each ordering by its reverse, which cancels what features contribute in
-            pairs: with interactions of two features at most, two orderings are exact.
+        antithetic: Follow each ordering by its reverse, in which the error from interactions of two
+            features cancels: with no others in the model, two orderings are exact.
         return_stderr: Return the standard errors of the mean too.
 
     Returns:
-        Attributions like the inputs, see :func:`feature_ablation`; with ``return_stderr`` a tuple
-        of those and their standard errors.
+        Attributions like the inputs; every element has the score of its feature. With
+        ``return_stderr`` a tuple of those and their standard errors.
 
     Raises:
         ValueError: There are too few orderings for an error.
@@ -157,6 +161,7 @@ def shapley_value_sampling(
     if not return_stderr:
         return mean
     if antithetic:
+        # An ordering and its reverse are not independent, their mean is one observation.
         pairs = n_samples // 2
         found = found[: 2 * pairs].reshape(pairs, 2, *found.shape[1:]).mean(1)
     stderr = found.std(0) / len(found) ** 0.5
@@ -164,10 +169,10 @@ def shapley_value_sampling(
 
 
 def _marginals(p: Masked, these: Features, rank: Tensor) -> Tensor:
-    """What each feature adds when it joins, per ordering: (P, R, K..., n).
-
-    The prefixes of all orderings are evaluated together; all of them share f(x0) and f(x).
-    """
+    """The contribution of each feature when it joins, per ordering: (P, R, K..., n)."""
+    # In an ordering feature k joins the features of lower rank, so that a prefix is a comparison of
+    # ranks. The n - 1 proper prefixes of all orderings are copies of one batch; the empty and the
+    # full one are the same for all orderings and evaluated once.
     n_orders, _, n = rank.shape
     inner = max(n - 1, 0)
 

@@ -22,10 +22,10 @@ from attrfn._torch.typing import ModelFn, Tree
 def with_rules(model_fn: ModelFn, rules: Rules) -> ModelFn:
     """A model function with the same values, and derivatives by rules.
 
-    Its gradient is what a rule passes back: relevance divided by the input for the composites of
-    LRP (relevance itself with a rule for ``first``), multipliers for :func:`attrfn.rules.rescale`,
-    guided gradients for :func:`attrfn.rules.guided`. The rules' own coefficients count as
-    constants here; methods such as :func:`lrp` are differentiable through them.
+    Its gradient is relevance divided by the input for the composites of LRP (relevance itself with
+    a rule for ``first``), the multipliers for :func:`attrfn.rules.rescale`, and the guided gradient
+    for :func:`attrfn.rules.guided`. The coefficients of the rules are constants here; methods such
+    as :func:`lrp` are differentiable through them.
 
     Args:
         model_fn: A model function of floating tensors or pytrees of them.
@@ -35,7 +35,7 @@ def with_rules(model_fn: ModelFn, rules: Rules) -> ModelFn:
         A model function with the same arguments.
 
     Raises:
-        TypeError: ``rules`` are none.
+        TypeError: ``rules`` is not one of :mod:`attrfn.rules`.
         UnsupportedOpError: (When called) the model calls an operation that the rules do not cover.
 
     Example:
@@ -59,6 +59,8 @@ def with_rules(model_fn: ModelFn, rules: Rules) -> ModelFn:
         x, rebuild = flatten(given)
         if not rules.strict:
             refuse_scripted(model_fn, rules.name)
+        # Methods run the model on the inputs first, so that the coefficients of rules can be
+        # differentiated. Here that run is left out: the first derivative does not need it.
         scope: list[Any] = []
         model = bind(scoped(model_fn, rules, scope, frozen=False), frozen=False)
         at_x0: list[Entry] | None = None
@@ -67,6 +69,8 @@ def with_rules(model_fn: ModelFn, rules: Rules) -> ModelFn:
             at_x0 = []
             record = Record(rules, [], at_x0, False, scope)
             rows = record.add(x0)
+            # In eager mode nothing differentiates by the baselines, so that the run on them needs
+            # no graph; a transform may.
             with torch.set_grad_enabled(transforming() and torch.is_grad_enabled()), record:
                 call_model(model, rebuild(rows))
         run = Replay(rules, [], None, at_x0, scope)

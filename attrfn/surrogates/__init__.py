@@ -1,10 +1,10 @@
-"""What LIME fits, surrogates, and how it weighs samples, similarities.
+"""Surrogates, the models that LIME fits, and similarities, by which it weighs samples.
 
 A surrogate is a function ``(z, y, w) -> coefficients`` of S samples: z (S, 1 or B, n) says which of
 the n features each sample has, y (S, B, K) holds the values of the model and w (S, 1 or B) the
 weights, at least 0. The coefficients are (B, K, n); an intercept b is fitted and dropped. All but
-:func:`scikit_learn` are plain tensor operations in float64 (on the CPU where y is on mps),
-differentiable and at home in torch.func and torch.compile; the result has the type of y.
+:func:`scikit_learn` are tensor operations in float64 (on the CPU where y is on mps) that can be
+differentiated, mapped and compiled; the result has the type of y.
 
 A similarity is a function ``(inputs, perturbed, z) -> w``: the leaves of inputs are (B, ...), those
 of perturbed (S, B, ...).
@@ -30,7 +30,7 @@ Distance = Literal["cosine", "euclidean", "interpretable"] | Similarity
 
 
 def linear() -> Surrogate:
-    """Weighted least squares: argmin_c,b sum_s w_s (y_s - b - z_s c)^2, of those the shortest c.
+    """Weighted least squares: the shortest c of argmin_c,b sum_s w_s (y_s - b - z_s c)^2.
 
     Returns:
         The surrogate.
@@ -43,6 +43,8 @@ def linear() -> Surrogate:
 
     def fit(z: Tensor, y: Tensor, w: Tensor) -> Tensor:
         G, v, _ = _moments(z, y, w)
+        # Above the default of n eps: G is a sum of products over many samples, whose rounding makes
+        # small eigenvalues of zeros, whose inverse is noise. The factor was not tuned.
         tolerance = 1000 * max(1, G.shape[-1]) * torch.finfo(G.dtype).eps
         return _like(y, (torch.linalg.pinv(G, rtol=tolerance, hermitian=True) @ v).mT)
 
@@ -53,7 +55,7 @@ def ridge(alpha: float = 1.0) -> Surrogate:
     """Ridge regression: argmin_c,b sum_s w_s (y_s - b - z_s c)^2 + alpha |c|_2^2.
 
     Args:
-        alpha: The penalty, at least 0. The more samples, the less it weighs.
+        alpha: The penalty, at least 0; its effect falls with the number of samples.
 
     Returns:
         The surrogate.
@@ -83,9 +85,9 @@ def ridge(alpha: float = 1.0) -> Surrogate:
 def lasso(alpha: float = 0.01) -> Surrogate:
     """Lasso: argmin_c,b 1 / (2 sum_s w_s) sum_s w_s (y_s - b - z_s c)^2 + alpha |c|_1.
 
-    All examples and outputs are solved at once and to the end: an interior point method finds where
-    c_j != 0, and the linear equations that hold there give the values and their derivatives.
-    Features that are the same in all samples share equally.
+    All examples and outputs are solved at once, up to rounding: an interior point method finds
+    where c_j != 0, and the linear equations that hold there give the values and their derivatives.
+    Features that are equal in all samples have equal coefficients.
 
     Args:
         alpha: The penalty, at least 0.
@@ -113,10 +115,10 @@ def lasso(alpha: float = 0.01) -> Surrogate:
         if v.numel() == 0:
             return _like(y, v.mT)
         # In units of the gradient in which alpha is 1, and of c in which the largest c_j of the
-        # fits to one feature alone is 1.
+        # fits to single features is 1: the tolerances of the solver then hold for any problem.
         G, v = G[:, None], v.mT[..., None] / alpha
-        alone = shrink(v.detach()) / variances(G)
-        unit = alone.abs().amax(-2, keepdim=True).clamp_min(tiny(v))
+        single = shrink(v.detach()) / variances(G)
+        unit = single.abs().amax(-2, keepdim=True).clamp_min(tiny(v))
         G = unit * G
         return _like(y, (alpha * unit * on_support(G, v, central_path(G, v)))[..., 0])
 
@@ -127,14 +129,14 @@ def scikit_learn(estimator: Any) -> Surrogate:
     """A linear model of scikit-learn: one clone fitted per example and output, no derivatives.
 
     Args:
-        estimator: Has ``fit(z, y, sample_weight=w)``, and ``coef_`` afterwards.
+        estimator: An object with ``fit(z, y, sample_weight=w)``, and with ``coef_`` afterwards.
 
     Returns:
-        The surrogate; a RuntimeError in torch.func transforms and torch.compile.
+        The surrogate; it raises RuntimeError in torch.func transforms and torch.compile.
 
     Raises:
         ImportError: scikit-learn is not installed.
-        TypeError: ``estimator`` is no such estimator.
+        TypeError: ``estimator`` is not such an object.
 
     Example:
         >>> from sklearn.linear_model import LinearRegression
@@ -189,13 +191,13 @@ def exponential_kernel(distance: Distance = "cosine", width: float = 1.0) -> Sim
 
     Args:
         distance: One of those, or a function ``(inputs, perturbed, z) -> d``, (S, 1 or B).
-        width: In units of d; where it is tiny, all weights are 0, and so are the coefficients.
+        width: In units of d; with a tiny width all weights are 0, and so are the coefficients.
 
     Returns:
         The similarity, of weights in float64 (float32 on mps).
 
     Raises:
-        ValueError: ``distance`` is no known name or ``width`` not positive.
+        ValueError: ``distance`` is an unknown name, or ``width`` is not positive.
 
     Example:
         >>> z = torch.tensor([[True, True, True, True], [True, False, False, False]])[:, None]
@@ -256,7 +258,9 @@ def _moments(z: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     z, y, w = z.double(), y.double(), w.double()
     total = w.sum(1, keepdim=True)
     w = w / total.clamp_min(tiny(w))
-    z = z - torch.where(varies, w.mT @ z, z[:, :1])  # exactly 0 where it does not vary
+    # A feature that is the same in all samples becomes exactly 0. The weighted mean would leave
+    # rounding there, which a fit without a penalty could blow up.
+    z = z - torch.where(varies, w.mT @ z, z[:, :1])
     y = y - w.mT @ y
     zw = (w * z).mT
     return zw @ z, zw @ y, total

@@ -19,6 +19,8 @@ from attrfn._torch.typing import Tree
 
 
 def _cosine(inputs: Tree, perturbed: Tree, z: Tensor) -> Tensor:
+    # One matrix product for each example: elementwise products would be another tensor of the
+    # samples' size.
     x, p = _rows(inputs, 1), _rows(perturbed, 2)
     dots = [matmul(b.transpose(0, 1), a[..., None])[..., 0].mT for a, b in zip(x, p, strict=True)]
     return 1 - torch.stack([in_widest(t) for t in dots]).sum(0) / (_length(x) * _length(p))
@@ -35,7 +37,7 @@ def _interpretable(inputs: Tree, perturbed: Tree, z: Tensor) -> Tensor:
 
 
 def _rows(tree: Tree, leading: int) -> list[Tensor]:
-    """The leaves with their elements in one dimension behind the leading ones, floating."""
+    """The leaves as floating tensors with all elements in one dimension after the leading ones."""
     leaves: list[Tensor] = optree.tree_leaves(tree)
     types = [wide(t.dtype) if t.is_floating_point() else torch.float32 for t in leaves]
     return [t[..., None].flatten(leading).to(d) for t, d in zip(leaves, types, strict=True)]

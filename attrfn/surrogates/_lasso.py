@@ -14,20 +14,28 @@ from torch import Tensor
 
 from attrfn._torch.autodiff import transforming
 
-_STEPS = 20  # 12 to 20 lead to the optimum, the more the stronger the features correlate
+# Why not coordinate descent, as in scikit-learn: it is a loop over features whose length depends on
+# values, for one problem at a time. Here all problems of a batch take the same steps, each a
+# Cholesky factorisation, so that the solver maps and compiles. The central path ends near the
+# optimum, but not on it, and a derivative through its steps would be one of the path. So the path
+# only shows the support, and the linear equations that hold there give c and its derivative.
+
+# 12 to 20 steps lead to the optimum, the more the stronger the features correlate. Values cannot
+# end the loop inside transforms, so that it has this fixed length there.
+_STEPS = 20
 
 
 def central_path(G: Tensor, v: Tensor) -> Tensor:
-    """The c that minimises 1/2 c'Gc - v'c + |c|_1, all but rounded: a primal-dual method.
-
-    c = p - q with p, q > 0 is optimal where h = v - G c lies in [-1, 1] and the products p (1 - h)
-    and q (1 + h) are 0. Each step is Newton's for products of 3 % of their mean, as far as all
-    four factors stay positive. x holds p and q in its last dimension, s has 1 - h and 1 + h.
-    """
+    """The c that minimises 1/2 c'Gc - v'c + |c|_1, nearly to rounding: a primal-dual method."""
+    # c = p - q with p, q > 0 is optimal where h = v - G c lies in [-1, 1] and the products
+    # p (1 - h) and q (1 + h) are 0. Each step is Newton's towards products of 3 % of their present
+    # mean, cut short so that all four factors stay positive. x holds p and q in its last dimension,
+    # s holds 1 - h and 1 + h.
     G, v, traced = G.detach(), v.detach(), transforming()
     eye = torch.eye(v.shape[-2], dtype=v.dtype, device=v.device)
     least = 64 * torch.finfo(v.dtype).eps
-    G = G * (1 + 1e-10 * eye)  # of several solutions the shortest, and factors in spite of rounding
+    # Of several solutions this prefers the shortest, and G has a Cholesky factor despite rounding.
+    G = G * (1 + 1e-10 * eye)
     sign = torch.tensor([[1.0], [-1.0]], dtype=v.dtype, device=v.device)
     half, turn = sign / 2, -sign.mT
     s = torch.ones_like(v).expand(*v.shape[:-1], 2)
@@ -53,8 +61,8 @@ def central_path(G: Tensor, v: Tensor) -> Tensor:
 def on_support(G: Tensor, v: Tensor, c: Tensor) -> Tensor:
     """The solution of G c = v - sign(c) on the support that c points to, and zero elsewhere.
 
-    Of several solutions the shortest or, where that is no optimum, the one next to c. Where neither
-    is one, because c is not yet near enough to show the support, c itself must do.
+    Of several solutions it is the shortest or, where that is not an optimum, the one closest to c.
+    Where neither is an optimum, because c is too far from it to show the support, it is c itself.
     """
     eps, scale = torch.finfo(v.dtype).eps, variances(G)
     pull = scale * c + (v - G @ c).detach()
@@ -78,7 +86,7 @@ def on_support(G: Tensor, v: Tensor, c: Tensor) -> Tensor:
 
 
 def shrink(c: Tensor) -> Tensor:
-    """What is left of c beyond [-1, 1]."""
+    """The distance of c from [-1, 1], with its sign."""
     return c - c.clamp(-1, 1)
 
 
@@ -88,5 +96,5 @@ def variances(G: Tensor) -> Tensor:
 
 
 def tiny(t: Tensor) -> float:
-    """A number that a product of two of them does not lose."""
+    """A number whose square is still a normal number."""
     return math.sqrt(torch.finfo(t.dtype).tiny)

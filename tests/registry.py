@@ -400,7 +400,7 @@ REGISTRY = [
         "integrated_hessians",
         grouped(attrfn.integrated_hessians),
         explains="pairs",
-        warns="integrated_hessians sum",  # a net of ReLU, or three steps
+        warns="the sum of integrated_hessians",  # a net of ReLU, or three steps
         **_path,
     ),
     # layers

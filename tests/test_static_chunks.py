@@ -49,7 +49,7 @@ class Wide:
         return torch.tanh(x @ self.weight).sum(1) ** 2
 
 
-@pytest.mark.filterwarnings("ignore:integrated_hessians sum")  # of two steps
+@pytest.mark.filterwarnings("ignore:the sum of integrated_hessians")  # of two steps
 @METHODS
 @pytest.mark.usefixtures("_little_memory")
 def test_memory_is_bounded_inside_compiled_code(method: Callable[..., Any]) -> None:

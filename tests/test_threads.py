@@ -60,7 +60,7 @@ def test_eight_threads_transform_one_model(r: Row, net: Net) -> None:
     in_eight_threads(r, net, transform=True)
 
 
-@pytest.mark.filterwarnings("ignore:integrated_hessians sum")
+@pytest.mark.filterwarnings("ignore:the sum of integrated_hessians")
 @pytest.mark.filterwarnings("ignore:.*met no (ReLU|linear operation)")
 @pytest.mark.parametrize("name", ["reuse", "norm"])
 def test_eight_threads_use_different_methods_on_one_model(name: str) -> None:

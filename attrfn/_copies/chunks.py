@@ -14,14 +14,14 @@ from attrfn._torch.autodiff import transforming
 from attrfn._torch.compiling import is_compiling
 from attrfn._torch.typing import Batching, ChunkSize, Leaves
 
-# Elements up to which the draws or masks of all chunks are made at once, a few MiB: one call in
-# place of one for each chunk, and small beside what a chunk takes.
+# Elements up to which the draws or masks of all chunks are made at once: 4 MiB in float32, for one
+# call in place of one for each chunk.
 _MADE_AT_ONCE = 2**20
-# With a backward pass a chunk on a CPU may take this many times the budget. The results wait for
-# the backward pass and leave the caches in any case, so more rows for a call cost nothing there.
+# With a backward pass a chunk on a CPU may take this many times the budget: the results wait for
+# the backward pass and leave the caches in any case.
 _ROOM_WITH_BACKWARD = 4
-# Smaller results are not counted where a chunk is measured: a call has many of them, each costs as
-# much to count as a large one, and all together are little beside the budget.
+# Bytes below which a result is not counted while a chunk is measured. A model makes many such
+# results, and each takes as long to count as a large one.
 _NEGLIGIBLE = 2**17
 T = TypeVar("T")
 
@@ -150,6 +150,11 @@ def add(a: Leaves, b: Leaves) -> Leaves:
     return tuple([s + t for s, t in zip(a, b, strict=True)])
 
 
+# The loop is plain Python, which compiled code unrolls. In eager mode "auto" adapts in two ways.
+# While the bytes of a copy are unknown, a chunk is measured as it runs, and the size of the others
+# follows; the first chunk is not measured if there is no other. And if memory runs out all the
+# same, the same copies run again, half as many at once, and the size stays there: what ran before
+# does not run again. Sizes follow from bytes, and never from values or clocks.
 def _run(
     evaluate: Callable[[slice], T],
     merge: Callable[[T, T], T],
@@ -160,12 +165,6 @@ def _run(
     x: Leaves,
     advance: Callable[[int], object],
 ) -> T:
-    # The loop is plain Python, which compiled code unrolls. In eager mode "auto" adapts in two
-    # ways. While the bytes of a copy are unknown, a chunk is measured as it runs, and the size of
-    # the others follows; the first chunk is not measured if there is no other. And if memory runs
-    # out all the same, the same copies run again, half as many at once, and the size stays there:
-    # what ran before does not run again. Sizes follow from bytes and never from values or times, so
-    # the same call has the same chunks.
     adapts = chunks.size == "auto" and chunks.batching != "loop" and not transforming()
     size = n if chunks.size in (None, "auto") else int(chunks.size)  # type: ignore[arg-type]
     size = 1 if chunks.batching == "loop" else size
@@ -201,7 +200,7 @@ def _measured(evaluate: Callable[[slice], T], i: slice, device: torch.device) ->
     least = min(budget(device) // 64, _NEGLIGIBLE)
     with Peak(least) as peak:
         new = evaluate(i)
-    # Results below ``least`` were not counted, so a copy is taken to have that much at least.
+    # Results below ``least`` were not counted, so the chunk is taken to hold that much at least.
     one_copy = max(max(peak.bytes, least) // (i.stop - i.start), 1)
     on_cpu = device.type == "cpu"
     room = budget(device) * (_ROOM_WITH_BACKWARD if peak.has_graph and on_cpu else 1)

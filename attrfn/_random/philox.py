@@ -95,7 +95,7 @@ def generate(
     # Compiled code always makes some words too many: whether n is a multiple of 4 would be a guard.
     count = n // 4 + 1 if is_compiling() else (n + 3) // 4
 
-    def part(start: int, stop: int) -> Tensor:
+    def segment(start: int, stop: int) -> Tensor:
         c, k = torch.arange(start, stop, device=key.device), key[..., None, :]
         if is_compiling() or len(tags) == 1:
             return finish(*(blocks(tag, c, 0, k).flatten(-2) for tag in tags))
@@ -104,9 +104,9 @@ def generate(
 
     step = max(1, 2 * CHUNK // max(1, key.numel()))
     if is_compiling() or key.device.type != "cpu" or count <= step:
-        flat = part(0, count)
+        flat = segment(0, count)
     else:
-        flat = torch.cat([part(i, min(i + step, count)) for i in range(0, count, step)], -1)
+        flat = torch.cat([segment(i, min(i + step, count)) for i in range(0, count, step)], -1)
     return flat[..., :n].reshape((*key.shape[:-1], *shape))
 
 

@@ -89,7 +89,7 @@ def push_forward(f: Callable[..., Leaves], x: Leaves, tangents: Leaves) -> tuple
 
 
 def _autograd(f: Callable[..., Tensor], x: Leaves, create_graph: bool) -> tuple[Tensor, Leaves]:
-    # The caller may be in no_grad or inference mode, as one is who predicts and then explains.
+    # The caller may be in no_grad or in inference mode, as code that predicts usually is.
     with torch.inference_mode(False), torch.enable_grad():
         z = tuple(_leaf(t, create_graph) for t in x)
         values = f(*z)

@@ -41,7 +41,7 @@ class Decomposed(TorchFunctionMode):
         if func is Tensor.unflatten:
             return torch.unflatten(*args, **kwargs)
         if func is F.multi_head_attention_forward:
-            # torch suspends a mode while it handles a call; the parts need it again.
+            # torch suspends a mode while it handles a call; the operations inside need it.
             with self:
                 return _visible_multi_head_attention(*args, **kwargs)
         return func(*args, **kwargs)

@@ -26,7 +26,7 @@ its spellings: `relu` is `torch.relu`, `F.relu`, `x.relu()`, `x.relu_()` and `nn
 REFUSED = "refused"
 LINEAR = "It is linear, so its own derivative is right for every rule."
 CONSTANT = "Its value does not depend on those of the inputs."
-DECOMPOSED = "Written out in simpler operations with rules; the value stays the operation's own."
+DECOMPOSED = "Decomposed into simpler operations with rules; the value stays the operation's own."
 EVALUATED = "Linear in evaluation mode, refused in training mode."
 ONLY_INPUT = "Linear in the input; refused where the grid depends on the inputs."
 

@@ -40,9 +40,9 @@ from attrfn._rules.rescale import COMMON, DECOMPOSED_BY_TORCH, DECOMPOSITIONS, a
 from attrfn._rules.run import Values
 from attrfn._rules.table import OfOne, Op, Rules, decomposed, own_derivative
 
-# The epsilon of an activation with f(0) != 0, such as a sigmoid, where y / x has a pole. As large as
-# the default epsilon of the linear rules, whose trade-off is the same: larger is more stable, and
-# takes more of the relevance of small activations.
+# The epsilon for activations with f(0) != 0, such as a sigmoid, where y / x has a pole. It is the
+# default epsilon of the linear rules, with the same trade-off: a larger one is more stable, and
+# takes more of the relevance at small inputs.
 _STABLE = 1e-6
 
 
@@ -93,7 +93,7 @@ def _constant(run: Record | Replay, call: Call) -> Any:
 def _divided(run: Record | Replay, call: Call) -> Any:
     """A quotient whose divisor counts as a constant."""
     numerator = (1, None) if call.name.startswith("__r") else (0, None)
-    if numerator not in call.places:
+    if numerator not in call.places:  # a constant over a constant
         return run.constant(call)
     if len(call.places) == 1:
         return own_derivative(run, call)

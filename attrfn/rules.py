@@ -8,7 +8,7 @@ Rules of linear operations: :func:`epsilon`, :func:`gamma`, :func:`alpha_beta`, 
 :func:`rescale`, :func:`reveal_cancel`, :func:`guided`, :func:`deconv`.
 
 Composites and rules without relevance are :class:`Rules`: ``rules | {torch.foo: function}``
-adds an operation, ``rules.allow(torch.foo)`` takes its ordinary derivative.
+adds an operation, ``rules.allow(torch.foo)`` takes its own derivative.
 
 The rules of LRP share two options. ``epsilon`` is added to the size of a divisor, in its units, so
 that it is never near zero: a larger one is more stable, and takes relevance away where the divisor

@@ -56,7 +56,7 @@ OF_LRP = {
     "own derivative": "The derivative of the operation itself.",
     "decomposed": DECOMPOSED,
     "linear (evaluation mode)": EVALUATED,
-    "folded into what is before it": "One operation with the linear one before it; linear "
+    "folded into the operation before it": "One operation with the linear one before it; linear "
     "elsewhere, refused in training mode.",
     "linear in the input": ONLY_INPUT,
     REFUSED: "There is no rule.",

@@ -34,7 +34,7 @@ def refuse_unknown(call: Call, rules: str, why: str = "") -> NoReturn:
     op = public_name(call.func)
     raise UnsupportedOpError(
         f"{rules} has no rule for {op}{where()}{why and f' ({why})'}: add one with "
-        f"rules | {{{op}: a function of operations that have rules}}, or take its plain derivative "
+        f"rules | {{{op}: a function of operations that have rules}}, or take its own derivative "
         f"with rules.allow({op})"
     )
 

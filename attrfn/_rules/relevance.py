@@ -73,7 +73,7 @@ def _normalised(centred: bool) -> Callable[..., Tensor]:
         r = statistics_of(x[0], dims, eps, centred)[1]
         scale = r if weight is None else r * weight
 
-        def parts(t: Values) -> list[Tensor]:
+        def surrogates(t: Values) -> list[Tensor]:
             c = t[0] - t[0].mean(dims, keepdim=True) if centred else t[0]
             return [c * scale]
 
@@ -81,7 +81,7 @@ def _normalised(centred: bool) -> Callable[..., Tensor]:
             u = g * scale
             return [u - u.mean(dims, keepdim=True) if centred else u]
 
-        return run.graft(y, parts, z, x, back)
+        return run.graft(y, surrogates, z, x, back)
 
     return rule
 
@@ -130,7 +130,7 @@ RELEVANCE: dict[str, Op] = {
     **all_of("rsqrt reciprocal", _CONSTANT),
     **all_of(ops.SOFTMAX, _DERIVATIVE),
     **all_of(ops.SELECTIONS, _DERIVATIVE),
-    "batch_norm": Op("folded into what is before it", batch_norm),
+    "batch_norm": Op("folded into the operation before it", batch_norm),
     "lstm": Op("decomposed", decomposed(recurrent.layers(recurrent.lstm_step(_gate), 2))),
     "gru": Op("decomposed", decomposed(recurrent.layers(recurrent.gru_step(_gate), 1))),
     "lstm_cell": Op("decomposed", decomposed(recurrent.cell(recurrent.lstm_step(_gate), 2))),

@@ -36,10 +36,11 @@ from attrfn._torch import pytree
 # A linear operation knows d+ and d-, and the next nonlinear one needs them. Between the two may be
 # moves, sums and batch norms. So each of these notes the contributions of its output in `run.made`,
 # computed from those of its input, and the nonlinear operation looks them up; without a note the
-# rescale rule applies. The linear operation itself returns its plain value: what its inputs pass on
-# goes through the contributions alone. As in every rule, the derivative is by z and the
-# coefficients are of x, so contributions come in pairs: `up` as a function of z, which is
-# differentiated, and `up_x`, its value at x, which is subtracted so that the sum is zero.
+# rescale rule applies. So the linear operation returns its own value and derivative, for operations
+# that ask for no contributions; those that do pass everything back through the contributions alone.
+# As in every rule, the derivative is by z and the coefficients are of x, so contributions come in
+# pairs: `up` as a function of z, which is differentiated, and `up_x`, its value at x, which is
+# subtracted so that zero is added.
 
 
 class Contributions(NamedTuple):

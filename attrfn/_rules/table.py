@@ -89,7 +89,7 @@ class Rules(NamedTuple):
         return self._with({func: self._op(func, rule) for func, rule in rules.items()})
 
     def allow(self, *functions: Any) -> Rules:
-        """These rules, with the ordinary derivative of some torch functions.
+        """These rules, with the own derivative of some torch functions.
 
         Args:
             functions: torch functions; all spellings of the operation are allowed, also those of

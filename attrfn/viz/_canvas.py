@@ -66,7 +66,13 @@ def write(figure: Figure, left: float, top: float, text: str, size: float, **sty
     total_width, total_height = figure.get_size_inches()
     look: dict[str, Any] = {"color": DARK, "va": "top", "linespacing": LINE_HEIGHT, **style}
     figure.text(
-        left / total_width, 1 - top / total_height, text, fontsize=size, parse_math=False, **look
+        # A dollar sign in a name is a dollar sign.
+        left / total_width,
+        1 - top / total_height,
+        text,
+        fontsize=size,
+        parse_math=False,
+        **look,
     )
 
 

@@ -90,6 +90,7 @@ def _figure(caption: str, figure: Figure | Html) -> str:
     if isinstance(figure, Html):
         return f"<figure>\n{figure}\n<figcaption>{html.escape(caption)}</figcaption>\n</figure>"
     if not hasattr(figure, "savefig"):
+        # Anything that can be saved is accepted, without an import of matplotlib for isinstance.
         raise TypeError(
             f"figures[{caption!r}] is a {type(figure).__name__}, expected a matplotlib figure or "
             "the HTML of viz.text: give what the functions of attrfn.viz return"
@@ -98,7 +99,7 @@ def _figure(caption: str, figure: Figure | Html) -> str:
     figure.savefig(buffer, format="png", dpi=DPI)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     # CSS pixels, 96 per inch. On narrow screens a figure shrinks to 60 % at least, where its texts
-    # can still be read, and scrolls beyond that. One of up to 320 px, a narrow phone, never shrinks.
+    # can still be read, and scrolls beyond that. One of up to 320 px never shrinks: phones show it.
     width, height = (round(96 * inches) for inches in figure.get_size_inches())
     narrow = min(width, max(320, round(0.6 * width)))
     alt = html.escape(str(figure.get_label()) or caption)
@@ -117,6 +118,7 @@ def _table(caption: str, rows: Sequence[Mapping[str, object]]) -> str:
             f"tables[{caption!r}] is a {type(rows).__name__}, expected a sequence of mappings: "
             "write one {column: value} per row"
         )
+    # A dictionary keeps the order in which columns first appear; rows may lack some of them.
     columns = list(dict.fromkeys(column for row in rows for column in row))
     cells = {column: [_cell(row.get(column)) for row in rows] for column in columns}
     right = {

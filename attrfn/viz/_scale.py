@@ -35,6 +35,7 @@ def numbers(value: Array, name: str, shapes: dict[int, str]) -> Tensor:
             raise TypeError(
                 f"{name} has dtype {value.dtype}, expected real numbers: draw .real or .abs()"
             )
+        # A copy even if the type is right: what is drawn must not change with the caller's tensor.
         data = value.detach().cpu().to(torch.float64, copy=True)
     else:
         data = _from_array_like(value, name)
@@ -91,6 +92,8 @@ def limit(values: Tensor, at: float = 100.0) -> float:
     are zero or subnormal.
     """
     # Values of subnormal size are rounding errors: a scale made for them would show noise.
+    # The nearest rank is one of the values. An interpolated percentile would depend on how far the
+    # next one is, and so on the very outliers that it is to leave out.
     size = values.abs().flatten()
     rank = min(size.numel(), max(1, math.ceil(at / 100 * size.numel())))
     tiny = torch.finfo(torch.float64).tiny

@@ -9,6 +9,7 @@ from attrfn.viz._scale import Array, limit, numbers, signed
 
 RED, BLUE = "214, 60, 60", "52, 120, 200"
 STRONGEST = 0.65  # the opacity at which both black and white letters can still be read
+# Styles stand in the elements: notebooks and mail programs drop style sheets and scripts.
 _WORD = "padding:.15em .1em;border-radius:.2em;white-space:pre-wrap"
 _SOFT = "font-size:.85em;opacity:.75"
 
@@ -70,6 +71,7 @@ def text(
         raise ValueError(
             f"labels has {len(names)} texts, expected one for each of {len(rows)} rows"
         )
+    # One scale for all rows, so that equal colours are equal numbers.
     end = max(limit(v) for v in data)
     lines = [
         _line(row, v.tolist(), name, end, separator)

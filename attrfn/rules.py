@@ -2,13 +2,18 @@
 
 Rules of linear operations: :func:`epsilon`, :func:`gamma`, :func:`alpha_beta`, :func:`z_plus`,
 :func:`identity`, and :func:`z_box`, :func:`flat`, :func:`w_square` where the inputs are read.
-:func:`composite` puts them together; ready-made are :func:`epsilon_plus`,
+:func:`composite` combines them. Ready-made composites: :func:`epsilon_plus`,
 :func:`epsilon_alpha2_beta1`, :func:`epsilon_plus_flat`, :func:`epsilon_alpha2_beta1_flat`,
 :func:`epsilon_gamma_box`, :func:`attn_lrp` and :func:`cp_lrp`. Rules without relevance:
 :func:`rescale`, :func:`reveal_cancel`, :func:`guided`, :func:`deconv`.
 
-All of them are values of :class:`Rules`: ``rules | {torch.foo: function}`` adds an operation,
-``rules.allow(torch.foo)`` takes its plain derivative.
+Composites and rules without relevance are :class:`Rules`: ``rules | {torch.foo: function}``
+adds an operation, ``rules.allow(torch.foo)`` takes its own derivative.
+
+The rules of LRP share two options. ``epsilon`` is added to the size of a divisor, in its units, so
+that it is never near zero: a larger one is more stable, and takes relevance away where the divisor
+is small; 0 takes none away. ``low`` and ``high`` are bounds of the inputs, numbers or tensors that
+broadcast to the input of the first operation.
 """
 
 from __future__ import annotations
@@ -54,16 +59,17 @@ def composite(
         first: The rule where the inputs are read (after moves, shifts and scalings); None is the
             rule by kind.
         names: Rules by qualified names of modules with wildcards, ``{"features.*": gamma()}``; a
-            later pattern wins, and an inner module over the one around it.
-        softmax: ``"derivative"``, its own (AttnLRP), or ``"constant"`` (CP-LRP).
+            later pattern wins over an earlier one, and an inner module over the one around it.
+        softmax: ``"derivative"`` takes its own derivative (AttnLRP), ``"constant"`` takes its value
+            as a constant (CP-LRP).
 
     Returns:
         Rules for :func:`attrfn.lrp`.
 
     Raises:
-        TypeError: Something else than a rule is given.
-        ValueError: :func:`z_box`, :func:`flat` or :func:`w_square` stand elsewhere than ``first``;
-            or ``softmax`` is no known treatment.
+        TypeError: A rule is not a rule of linear operations.
+        ValueError: :func:`z_box`, :func:`flat` or :func:`w_square` is given elsewhere than as
+            ``first``, or ``softmax`` is unknown.
 
     Example:
         >>> import attrfn
@@ -86,7 +92,7 @@ def epsilon_plus(epsilon: float = 1e-6) -> Rules:
     """LRP-z+ for convolutions, LRP-epsilon for matrix products.
 
     Args:
-        epsilon: See :func:`attrfn.rules.epsilon`.
+        epsilon: Added to the size of a divisor.
 
     Reference:
         Montavon et al., Layer-Wise Relevance Propagation: An Overview, 2019.
@@ -98,7 +104,7 @@ def epsilon_alpha2_beta1(epsilon: float = 1e-6) -> Rules:
     """LRP-alpha2-beta1 for convolutions, LRP-epsilon for matrix products.
 
     Args:
-        epsilon: See :func:`attrfn.rules.epsilon`.
+        epsilon: Added to the size of a divisor.
     """
     return _composite("epsilon_alpha2_beta1", alpha_beta(2.0, 1.0, epsilon), _epsilon(epsilon))
 
@@ -107,7 +113,7 @@ def epsilon_plus_flat(epsilon: float = 1e-6) -> Rules:
     """:func:`epsilon_plus` with LRP-flat where the inputs are read.
 
     Args:
-        epsilon: See :func:`attrfn.rules.epsilon`.
+        epsilon: Added to the size of a divisor.
     """
     conv, dense = z_plus(epsilon), _epsilon(epsilon)
     return _composite("epsilon_plus_flat", conv, dense, flat(epsilon))
@@ -117,7 +123,7 @@ def epsilon_alpha2_beta1_flat(epsilon: float = 1e-6) -> Rules:
     """:func:`epsilon_alpha2_beta1` with LRP-flat where the inputs are read.
 
     Args:
-        epsilon: See :func:`attrfn.rules.epsilon`.
+        epsilon: Added to the size of a divisor.
     """
     conv, dense = alpha_beta(2.0, 1.0, epsilon), _epsilon(epsilon)
     return _composite("epsilon_alpha2_beta1_flat", conv, dense, flat(epsilon))
@@ -132,10 +138,10 @@ def epsilon_gamma_box(
     """LRP-z^B where the inputs are read, LRP-gamma for convolutions, LRP-epsilon for the rest.
 
     Args:
-        low: The least value of the inputs, see :func:`z_box`.
-        high: The greatest.
-        epsilon: See :func:`attrfn.rules.epsilon`.
-        gamma: See :func:`attrfn.rules.gamma`.
+        low: The lower bound of the inputs.
+        high: The upper bound.
+        epsilon: Added to the size of a divisor.
+        gamma: How much contributions with the sign of the output are favoured.
     """
     box = z_box(low, high, epsilon)
     return _composite("epsilon_gamma_box", _gamma(gamma, epsilon), _epsilon(epsilon), box)
@@ -145,7 +151,7 @@ def attn_lrp(epsilon: float = 1e-6) -> Rules:
     """AttnLRP: LRP-epsilon, softmax by its derivative, products shared equally.
 
     Args:
-        epsilon: See :func:`attrfn.rules.epsilon`.
+        epsilon: Added to the size of a divisor.
 
     Reference:
         Achtibat et al., AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for
@@ -158,7 +164,7 @@ def cp_lrp(epsilon: float = 1e-6) -> Rules:
     """CP-LRP: LRP-epsilon with attention weights as constants.
 
     Args:
-        epsilon: See :func:`attrfn.rules.epsilon`.
+        epsilon: Added to the size of a divisor.
 
     Reference:
         Ali et al., XAI for Transformers: Better Explanations through Conservative Propagation,
@@ -172,7 +178,8 @@ def rescale(baselines: Baselines = None) -> Rules:
     """The rescale rule of DeepLIFT.
 
     Args:
-        baselines: x0, for :func:`attrfn.with_rules` only, see :func:`attrfn.input_x_gradient`.
+        baselines: x0, for :func:`attrfn.with_rules` only: ``None`` (zeros), a number, a tensor
+            that broadcasts to its input, or a pytree of those.
     """
     return _RESCALE._replace(baselines=baselines)
 
@@ -181,7 +188,7 @@ def reveal_cancel(baselines: Baselines = None) -> Rules:
     """The rule RevealCancel of DeepLIFT.
 
     Args:
-        baselines: See :func:`rescale`.
+        baselines: As for :func:`rescale`.
     """
     return _REVEAL_CANCEL._replace(baselines=baselines)
 

@@ -108,7 +108,7 @@ def no_packed_rules() -> Sequence[contextlib.AbstractContextManager[Any]]:
     def torchs() -> Iterator[None]:
         shortcut = decompositions.multi_head_attention_forward  # its rule holds it, not its name
         code = shortcut.__code__
-        shortcut.__code__ = (lambda *args, **options: _open_attention(*args, **options)).__code__  # noqa: F821
+        shortcut.__code__ = (lambda *args, **options: _torch_attention(*args, **options)).__code__  # noqa: F821
         try:
             yield
         finally:

@@ -26,7 +26,7 @@ its spellings: `relu` is `torch.relu`, `F.relu`, `x.relu()`, `x.relu_()` and `nn
 REFUSED = "refused"
 LINEAR = "It is linear, so its own derivative is right for every rule."
 CONSTANT = "Its value does not depend on those of the inputs."
-DECOMPOSED = "Written out in simpler operations with rules; the value stays the operation's own."
+DECOMPOSED = "Decomposed into simpler operations with rules; the value stays the operation's own."
 EVALUATED = "Linear in evaluation mode, refused in training mode."
 ONLY_INPUT = "Linear in the input; refused where the grid depends on the inputs."
 
@@ -56,7 +56,7 @@ OF_LRP = {
     "own derivative": "The derivative of the operation itself.",
     "decomposed": DECOMPOSED,
     "linear (evaluation mode)": EVALUATED,
-    "folded into what is before it": "One operation with the linear one before it; linear "
+    "folded into the operation before it": "One operation with the linear one before it; linear "
     "elsewhere, refused in training mode.",
     "linear in the input": ONLY_INPUT,
     REFUSED: "There is no rule.",

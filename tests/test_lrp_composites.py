@@ -227,7 +227,7 @@ def ordered(layers, norms, *, between):
 @pytest.mark.parametrize("widths", [(4, 4), (4, 5), (5, 4, 4)])
 def test_registration_that_is_not_the_order_of_the_calls_is_refused(widths):
     model = ordered(widths, widths, between=False)
-    with pytest.raises(ValueError, match=r"'bn0' is registered directly behind.*give pairs="):
+    with pytest.raises(ValueError, match=r"'bn0' is registered directly after.*give pairs="):
         rules.fold_batch_norm(model)
     named = [(f"fc{i}", f"bn{i}") for i in range(len(widths))]
     got = rules.fold_batch_norm(model, named)

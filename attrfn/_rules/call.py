@@ -7,22 +7,24 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+# One level of lists is enough: it covers torch.cat, torch.stack and the weights of torch.lstm. A
+# general pytree would make each call slower, and rules ask Python at every call.
 Place = tuple[int | str, int | None]
-"""Where a tensor is among the arguments: its position or keyword, and the place in a list there."""
+"""Where a tensor is among the arguments: its position or keyword, and the index in a list there."""
 
 FIRST: tuple[Place, ...] = ((0, None),)
 """The first positional argument alone."""
 
 
 class Call(NamedTuple):
-    """A torch function with its arguments.
+    """A call of a torch function.
 
     Attributes:
         func: The function.
         args: Its positional arguments.
         kwargs: Its keyword arguments.
-        places: Where the tensors are that depend on the inputs.
-        name: The operation.
+        places: The places of the tensors that depend on the inputs.
+        name: The operation, the same for all its spellings.
         in_place: Whether the function always writes its first argument.
     """
 
@@ -41,12 +43,12 @@ class Call(NamedTuple):
         return tuple([_at(self.args, self.kwargs, place) for place in self.places])
 
     def __call__(self, *values: Tensor) -> Any:
-        """The function's value with other tensors in their places."""
+        """The function's value for other tensors in these places."""
         args, kwargs = self.filled(values)
         return self.func(*args, **kwargs)
 
     def filled(self, values: Sequence[Tensor]) -> tuple[list[Any], dict[str, Any]]:
-        """The arguments with other tensors in their places."""
+        """The arguments, with other tensors in these places."""
         args, kwargs = list(self.args), dict(self.kwargs)
         for (key, j), value in zip(self.places, values, strict=True):
             holder: Any = args if isinstance(key, int) else kwargs
@@ -66,7 +68,7 @@ class Call(NamedTuple):
 
 
 def tensors(args: Sequence[Any], kwargs: dict[str, Any]) -> list[tuple[Place, Tensor]]:
-    """The tensors among some arguments, also those in lists, with their places."""
+    """The tensors among some arguments, including those in lists, with their places."""
     found: list[tuple[Place, Tensor]] = []
     # This runs for every call of the model: two loops are faster than one over a chain of both.
     for i, value in enumerate(args):

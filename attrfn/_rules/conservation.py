@@ -1,4 +1,4 @@
-"""Where relevance goes: what each operation gets and hands on."""
+"""The relevance that each operation receives and passes on."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from attrfn._torch import pytree
 
 
 class Leak(NamedTuple):
-    """An operation of one run, in the order of the calls.
+    """The relevance at one operation of a run.
 
     Attributes:
-        op: Its name.
+        op: The name of the operation.
         where: The module and the line that call it.
         received: The relevance at its outputs, summed over the batch.
         passed: The relevance at those of its inputs that depend on the explained inputs.
@@ -33,17 +33,20 @@ class Leak(NamedTuple):
 
     @property
     def lost(self) -> float:
-        """What it keeps: biases, constants and the epsilon of a rule take it."""
+        """The difference, which biases, constants and the epsilon of a rule take."""
         return self.received - self.passed
 
 
 class Audit(Replay):
-    """A run that keeps what each operation gets and returns."""
+    """A replay that keeps the arguments and outputs of each operation."""
+
+    # Relevance is read from gradients by the tensors of one call. A tensor that two operations read
+    # has the sum of what both pass back, so each call gets its own views of its arguments.
 
     def __init__(self, table: Rules, scope: Any) -> None:
         super().__init__(table, [], None, None, scope)
         self.depth = 0
-        self.met: list[tuple[str, str, tuple[Tensor, ...], list[Tensor]]] = []
+        self.operations: list[tuple[str, str, tuple[Tensor, ...], list[Tensor]]] = []
 
     def __torch_function__(
         self,
@@ -67,11 +70,11 @@ class Audit(Replay):
         new_args, new_kwargs = call.filled(views)
         out = super().__torch_function__(func, types, tuple(new_args), new_kwargs)
         leaves = [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor) and t.requires_grad]
-        self.met.append((public_name(func), where().strip(), views, leaves))
+        self.operations.append((public_name(func), where().strip(), views, leaves))
         return out
 
     def within(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """What is written out counts as one operation."""
+        """Run a decomposition, which counts as one operation."""
         self.depth += 1
         try:
             return super().within(function, *args, **kwargs)
@@ -79,22 +82,22 @@ class Audit(Replay):
             self.depth -= 1
 
     def leaks(self, values: Tensor) -> list[Leak]:
-        """What each operation got and handed on, from the explained values backwards."""
-        every = [t for _, _, views, outs in self.met for t in (*views, *outs)]
+        """The relevance at each operation, by one backward pass from the explained values."""
+        ends = [t for _, _, views, outs in self.operations for t in (*views, *outs)]
         grads: tuple[Tensor | None, ...] = torch.autograd.grad(
-            values, every, torch.ones_like(values), allow_unused=True
+            values, ends, torch.ones_like(values), allow_unused=True
         )
-        sums = iter([self.relevance(t, g) for t, g in zip(every, grads, strict=True)])
+        sums = iter([self.relevance(t, g) for t, g in zip(ends, grads, strict=True)])
         found = []
-        for op, line, views, outs in self.met:
+        for op, line, views, outs in self.operations:
             passed = sum(next(sums) for _ in views)
             received = sum(next(sums) for _ in outs)
             found.append(Leak(op, line, received, passed))
         return found
 
     def relevance(self, t: Tensor, g: Tensor | None) -> float:
-        """The relevance at a tensor; its gradient is that already where it is raw."""
+        """The relevance at a tensor: value times gradient; the gradient itself if it is raw."""
         if g is None:
             return 0.0
-        whole = g if self.raw.get(t) else t.detach() * g
-        return float(whole.nan_to_num(0.0).sum())
+        relevance = g if self.raw.get(t) else t.detach() * g
+        return float(relevance.nan_to_num(0.0).sum())  # a masked score is -inf, with gradient 0

@@ -1,4 +1,4 @@
-"""Operations written out in simpler ones, for rules to be applied inside."""
+"""Decompositions of operations into simpler ones, which have rules."""
 
 from __future__ import annotations
 
@@ -34,11 +34,13 @@ def multi_head_attention_forward(
     attn_mask: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Self-attention without masks in few calls, because each is looked at; else torch's own code.
+    """Self-attention without masks in few calls; in all other cases torch's own code.
 
     Reference:
         Vaswani et al., Attention Is All You Need, 2017.
     """
+    # torch's code makes many small calls, each of which the mode handles in Python. The common case
+    # of an encoder without masks needs few.
     masks = (key_padding_mask, attn_mask, bias_k, bias_v, options.get("static_k"))
     if (
         not (query is key is value and query.dim() == 3)
@@ -47,7 +49,7 @@ def multi_head_attention_forward(
         or (options.get("use_separate_proj_weight") or options.get("is_causal"))
         or in_proj_weight is None
     ):
-        return _open_attention(  # type: ignore[no-any-return]
+        return _torch_attention(  # type: ignore[no-any-return]
             *(query, key, value, embed_dim_to_check, num_heads, in_proj_weight, in_proj_bias),
             *(bias_k, bias_v, add_zero_attn, dropout_p, out_proj_weight, out_proj_bias),
             *(training, key_padding_mask, need_weights, attn_mask),
@@ -64,7 +66,7 @@ def multi_head_attention_forward(
     return F.linear(out, out_proj_weight, out_proj_bias), None
 
 
-_open_attention = visible_to_modes(F.multi_head_attention_forward)
+_torch_attention = visible_to_modes(F.multi_head_attention_forward)
 
 
 def group_norm(
@@ -75,7 +77,7 @@ def group_norm(
     eps: float = 1e-5,
     *_: Any,
 ) -> Tensor:
-    """Layer norm over the channels of a group and all positions."""
+    """Layer norm over the channels of each group and all positions."""
     groups = input.reshape(input.shape[0], num_groups, -1)
     out = F.layer_norm(groups, groups.shape[2:], eps=eps).reshape(input.shape)
     return _per_channel(out, weight, bias)
@@ -92,7 +94,7 @@ def instance_norm(
     eps: float = 1e-5,
     cudnn_enabled: bool | None = None,
 ) -> Tensor:
-    """Layer norm over all positions of a channel."""
+    """Layer norm over all positions of each channel."""
     if cudnn_enabled is not None:  # torch.instance_norm and aten take weight and bias first
         weight, bias, running_mean, running_var = running_mean, running_var, weight, bias
     if not use_input_stats:
@@ -182,9 +184,9 @@ def moments(root: bool, mean: bool) -> Callable[..., Any]:
         n = torch.Size([input.shape[d] for d in dims]).numel()
         less = correction if correction is not None else 0 if unbiased is False else 1
         average = input.mean(dims, keepdim=True)
-        spread = (input - average).square().sum(dims, keepdim=keepdim) / max(n - less, 0)
-        spread = spread.sqrt() if root else spread
-        return (spread, input.mean(dims, keepdim=keepdim)) if mean else spread
+        found = (input - average).square().sum(dims, keepdim=keepdim) / max(n - less, 0)
+        found = found.sqrt() if root else found
+        return (found, input.mean(dims, keepdim=keepdim)) if mean else found
 
     return of
 
@@ -192,7 +194,7 @@ def moments(root: bool, mean: bool) -> Callable[..., Any]:
 def vector_norm(
     x: Tensor, ord: float = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
 ) -> Tensor:
-    """``sum(|x|^p)^(1/p)``; the greatest |x| for p = inf."""
+    """``sum(|x|^p)^(1/p)``; the maximum of |x| for p = inf."""
     x = x if dtype is None else x.to(dtype)
     dims = _dims(x, dim)
     if ord == float("inf"):

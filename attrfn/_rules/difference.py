@@ -2,8 +2,8 @@
 
     elementwise   m = (f(x) - f(x0)) / (x - x0), or f'(x) where x = x0
     products      op(a, b) - op(a0, b0) = op(a - a0, (b + b0) / 2) + op((a + a0) / 2, b - b0)
-    maxima        what f gains goes to the argument that is greatest at x, what it loses to the one
-                  that was greatest at x0
+    maxima        a gain of f goes to the argument that is greatest at x, a loss to the one that is
+                  greatest at x0
 
 Reference:
     Shrikumar, Greenside and Kundaje, Learning Important Features Through Propagating Activation
@@ -40,6 +40,8 @@ def elementwise(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Te
     if any(t.is_complex() for t in z) and call.name not in HOLOMORPHIC:
         refuse_unknown(call, run.table.name, "of complex numbers")
     if len(z) == 1:
+        # A closed form is faster than a quotient, and exact where x and x0 are close: the
+        # difference y - y0 loses digits there.
         y0: Tensor = call(*x0) if run.y0 is None else run.y0
         secant = _SECANTS.get(call.name)
         if secant is not None and (call.name != "pow" or _is_two(call.argument(1, "exponent"))):
@@ -59,21 +61,23 @@ def elementwise(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Te
 
 
 def product(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
-    """Operations that are affine in each argument: the mean over both orders of changing them."""
+    """Operations that are affine in each argument: the mean over both orders of change."""
     y: Tensor = call(*x)
     if len(z) == 2:
         a, b = [(v + v0) / 2 for v, v0 in zip(x, x0, strict=True)]
         back = transposed(call, a, b)
         return run.graft(y, lambda t: [call(t[0], b), call(a, t[1])], z, x, back)
 
-    def parts(t: Values) -> list[Tensor]:
+    # Of three and more arguments one order and its reverse suffice: in each, the changes of the
+    # arguments one after the other add up to y - y0.
+    def surrogates(t: Values) -> list[Tensor]:
         return [
-            call(*first[:i], t[i], *then[i + 1 :]) / 2
+            call(*changed[:i], t[i], *unchanged[i + 1 :]) / 2
             for i in range(len(z))
-            for first, then in ((x, x0), (x0, x))
+            for changed, unchanged in ((x, x0), (x0, x))
         ]
 
-    return run.graft(y, parts, z, x)
+    return run.graft(y, surrogates, z, x)
 
 
 def transposed(call: Call, a: Tensor, b: Tensor) -> Back | None:
@@ -89,6 +93,8 @@ def transposed(call: Call, a: Tensor, b: Tensor) -> Back | None:
 
 def ratio(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
     """``y = a / b`` by the product rule for a = y b: y - y0 = (a - a0 - y_ (b - b0)) / b_."""
+    # The product rule for a * (1 / b) is complete as well, and unstable: with a baseline of zero,
+    # the mean of 1 / b puts 1 / sqrt(eps) into every normalisation.
     y: Tensor = call(*x)
     y0: Tensor = call(*x0)
     upper = 1 if call.name.startswith("__r") else 0  # b.__rdiv__(a)
@@ -132,29 +138,33 @@ def slope(f: Function, x: Tensor, x0: Tensor, step: bool = False) -> Tensor:
 
 
 def _slope(f: Function, x: Tensor, x0: Tensor, y: Tensor, y0: Tensor, may_read: bool) -> Tensor:
-    """The slope from both values; ``may_read`` allows a look at whether f' is needed."""
+    """The slope from both values; with ``may_read``, values may decide whether f' is computed."""
     if x.shape != y.shape:
         x, x0 = x.expand(y.shape), x0.expand(y.shape)
     dtype = wide(x.dtype)
     dx, dy = x.to(dtype) - x0, y.to(dtype) - y0
-    if may_read and x.device.type == "cpu" and not bool(_nothing(dx).any()):
+    # On a CPU reading a flag costs less than computing f' for nothing; on a GPU it would wait for
+    # all work that is queued.
+    if may_read and x.device.type == "cpu" and not bool(_vanishes(dx).any()):
         return dy / dx
-    there = derivative(f, x).to(dtype)
-    return quotient(dy, dx, torch.where(there.isfinite(), there, 0.0))
+    at_x = derivative(f, x).to(dtype)
+    return quotient(dy, dx, torch.where(at_x.isfinite(), at_x, 0.0))
 
 
 def quotient(change: Tensor, dx: Tensor, otherwise: Tensor) -> Tensor:
-    """``change / dx``, and another value where dx is nothing (in the precision of its type)."""
-    nothing = _nothing(dx)
-    return torch.where(nothing, otherwise, change / torch.where(nothing, 1.0, dx))
+    """``change / dx``, and another value where dx vanishes."""
+    vanishes = _vanishes(dx)
+    return torch.where(vanishes, otherwise, change / torch.where(vanishes, 1.0, dx))
 
 
-def _nothing(dx: Tensor) -> Tensor:
+def _vanishes(dx: Tensor) -> Tensor:
+    # Below the resolution of its type (for values near 1) a difference is mostly rounding, and so
+    # would be the slope; the derivative is better there.
     return dx.abs() <= torch.finfo(dx.dtype).eps
 
 
 def change(z: Tensor, x: Tensor) -> Tensor:
-    """Z - x, which is zero; also where both are infinite."""
+    """``z - x``, which is zero, also where both are infinite (as in masks of attention)."""
     return torch.where(x.isinf(), 0.0, z - x)
 
 
@@ -164,6 +174,7 @@ def derivative(f: Function, x: Tensor) -> Tensor:
         y, pull = torch.func.vjp(f, x)[:2]
         found: Tensor = pull(torch.ones_like(y))[0]
         return found
+    # With a graph the derivative can be differentiated again, as under create_graph.
     graph = torch.is_grad_enabled() and x.requires_grad
     with torch.enable_grad():
         at = x if graph else x.detach().requires_grad_()
@@ -178,7 +189,8 @@ def _is_two(exponent: Any) -> bool:
 
 
 def _rectified(x: Tensor, x0: Tensor, y: Tensor, y0: Tensor) -> Tensor:
-    """``p / (p + q)``: of the way between x and x0, the share p that lies above zero."""
+    """``p / (p + q)``: the share of the way between x and x0 that lies above zero."""
+    # If neither is above zero, p = 0 gives 0; if both are, q = 0 gives 1. No branch is needed.
     p, q = torch.maximum(y, y0), -torch.minimum(x, x0).clamp(max=0)
     return p / (p + q).clamp(min=torch.finfo(x.dtype).tiny)
 

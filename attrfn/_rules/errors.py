@@ -1,4 +1,4 @@
-"""Operations that a rule cannot be right for, named with the line that calls them."""
+"""Errors for operations that rules do not cover, with the line that calls the operation."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from attrfn._rules.names import public_name
 from attrfn._torch.compiling import is_compiling
 from attrfn._torch.warn import warn
 
+# Frames in these folders are skipped when `where` looks for the user's line.
 _INSIDE = tuple(
     f"{Path(file).parent}{os.sep}"
     for file in (Path(__file__).parent, torch.__file__, optree.__file__)
@@ -33,13 +34,13 @@ def refuse_unknown(call: Call, rules: str, why: str = "") -> NoReturn:
     op = public_name(call.func)
     raise UnsupportedOpError(
         f"{rules} has no rule for {op}{where()}{why and f' ({why})'}: add one with "
-        f"rules | {{{op}: a function of operations that have rules}}, or take its plain derivative "
+        f"rules | {{{op}: a function of operations that have rules}}, or take its own derivative "
         f"with rules.allow({op})"
     )
 
 
 def refuse_mixed(call: Call, rules: str) -> NoReturn:
-    """Raise where a value that depends on the inputs without a derivative has an effect."""
+    """Raise where a value without a derivative meets one with a derivative."""
     op = public_name(call.func)
     raise UnsupportedOpError(
         f"{rules} cannot be complete at {op}{where()}: one of its arguments depends on the inputs "
@@ -50,27 +51,27 @@ def refuse_mixed(call: Call, rules: str) -> NoReturn:
 
 
 def refuse_unrecorded(t: Tensor, func: Any, rules: str) -> NoReturn:
-    """Raise for a tensor that something else than a torch function made of the inputs."""
+    """Raise for a tensor that was made from the inputs, but not by a call of a torch function."""
     maker = t.grad_fn.name() if t.grad_fn is not None else "an unknown operation"
     what = "the output" if func is None else f"an argument of {public_name(func)}"
     raise UnsupportedOpError(
         f"{rules} did not see how {what} was made{where()}: {maker} "
         "(a custom autograd.Function, a scripted module or a function of torch.func inside the "
-        "model) is no call of a torch function; write it in torch operations"
+        "model) is not a call of a torch function; write it in torch operations"
     )
 
 
 def refuse_nested(call: Call, rules: str) -> NoReturn:
-    """Raise for a function of torch.func inside a model that is inside another."""
+    """Raise for a function of torch.func that the model calls while another surrounds it."""
     raise UnsupportedOpError(
         f"{rules} cannot follow {public_name(call.func)}{where()}, which a function of torch.func "
-        "inside the model calls while another is around the method: give the method the whole "
+        "inside the model calls while another surrounds the method: give the method the whole "
         "batch, or write the model without torch.func"
     )
 
 
 def refuse_inside(what: str, rules: str) -> NoReturn:
-    """Raise for what may contain a ReLU that is no call of a torch function."""
+    """Raise for code that may contain a ReLU that is not a call of a torch function."""
     raise UnsupportedOpError(
         f"{rules} cannot see whether there are ReLUs inside {what}{where()}: it has a rule for max("
         "x, 0) called as a torch function only (not in a custom autograd.Function, code of "
@@ -79,7 +80,7 @@ def refuse_inside(what: str, rules: str) -> NoReturn:
 
 
 def refuse_hidden(func: Any, rules: str, what: str) -> NoReturn:
-    """Raise where torch.compile hides what was made of the inputs."""
+    """Raise where torch.compile hides how a tensor was made."""
     raise UnsupportedOpError(
         f"{rules} {what} cannot follow an argument of {public_name(func)} under torch.compile: "
         "write .unbind() for unpacking, .transpose() for .T or .mT, and torch.cat() for F.pad() or "
@@ -97,9 +98,9 @@ def refuse_constant(rules: str) -> NoReturn:
 
 
 def warn_unread(rules: str) -> None:
-    """Say that a rule for where the inputs are read had no place to stand."""
+    """Warn that no operation took the rule for where the inputs are read."""
     warn(
-        f"{rules} met no linear operation with weights that reads the inputs (as they are, or only "
+        f"{rules} met no linear operation with weights that reads the inputs (unchanged, or only "
         "moved, shifted or scaled), so its rule first= has no effect"
     )
 
@@ -113,7 +114,7 @@ def refuse_training(call: Call, rules: str) -> NoReturn:
 
 
 def refuse_path(call: Call, other: str | None) -> NoReturn:
-    """Raise where two runs of the model differ in their operations."""
+    """Raise where two runs of the model call different operations."""
     raise ValueError(
         f"the model calls {call.name}{where()} for the inputs where it calls "
         f"{other or 'nothing'} for the baselines: its operations may not depend on values"
@@ -122,7 +123,9 @@ def refuse_path(call: Call, other: str | None) -> NoReturn:
 
 @contextlib.contextmanager
 def unwatched(rules: str) -> Iterator[None]:
-    """Refuse checkpointing: it runs parts of the model again where no rule applies."""
+    """Refuse checkpointing."""
+    # It runs parts of the model again in the backward pass, where the mode is off and so no rule
+    # applies. torch tells of it only through hooks on saved tensors, which it can forbid.
     why = (
         f"{rules} cannot follow torch.utils.checkpoint or other hooks on saved tensors: switch "
         "checkpointing off"
@@ -137,7 +140,7 @@ def unwatched(rules: str) -> Iterator[None]:
 
 
 def refuse_lengths() -> NoReturn:
-    """Raise where a run of the model has fewer operations than another."""
+    """Raise where the replay calls fewer operations than the recorded run."""
     raise ValueError(
         "the model calls fewer operations for the inputs than for the baselines: its operations "
         "may not depend on values"
@@ -145,7 +148,7 @@ def refuse_lengths() -> NoReturn:
 
 
 def where() -> str:
-    """The user's line and module that are running, as far as they can be known."""
+    """The user's module and line that are running, where the stack shows them."""
     if is_compiling():
         return ""
     frame: Any = sys._getframe(1)

@@ -69,7 +69,7 @@ def z_plus(epsilon: float = 1e-6) -> LinearRule:
     ``z+ = p(W) p(x) + n(W) n(x) + p(b)``.
 
     Args:
-        epsilon: See :func:`attrfn.rules.epsilon`.
+        epsilon: Added to the size of a divisor.
     """
     _check_number("epsilon", epsilon)
 
@@ -88,7 +88,7 @@ def alpha_beta(alpha: float = 2.0, beta: float = 1.0, epsilon: float = 1e-6) -> 
     Args:
         alpha: The weight of the contributions that raise z.
         beta: The weight of the contributions that lower z.
-        epsilon: See :func:`attrfn.rules.epsilon`.
+        epsilon: Added to the size of a divisor.
     """
     _check_number("epsilon", epsilon)
     if alpha < 0 or beta < 0 or abs(alpha - beta - 1) > 1e-9:
@@ -115,7 +115,7 @@ def gamma(gamma: float = 0.25, epsilon: float = 1e-6) -> LinearRule:
 
     Args:
         gamma: How much contributions with the sign of z are favoured.
-        epsilon: See :func:`attrfn.rules.epsilon`.
+        epsilon: Added to the size of a divisor.
     """
     _check_number("epsilon", epsilon)
     _check_number("gamma", gamma)
@@ -140,7 +140,7 @@ def identity(epsilon: float = 1e-6) -> LinearRule:
     """The relevance of each output goes to the input at the same place: ``R_in = R``.
 
     Args:
-        epsilon: See :func:`attrfn.rules.epsilon`.
+        epsilon: Added to the size of a divisor.
     """
     _check_number("epsilon", epsilon)
 
@@ -156,9 +156,9 @@ def z_box(low: Tensor | float, high: Tensor | float, epsilon: float = 1e-6) -> L
     ``R_in = x W^T s - l p(W)^T s - h n(W)^T s``, ``s = R /~ (W x - p(W) l - n(W) h)``.
 
     Args:
-        low: l, a number or a tensor that broadcasts to the operation's input.
-        high: h, likewise.
-        epsilon: See :func:`attrfn.rules.epsilon`.
+        low: l, the lower bound: a number or a tensor that broadcasts to the operation's input.
+        high: h, the upper bound, likewise.
+        epsilon: Added to the size of a divisor.
     """
     _check_number("epsilon", epsilon)
 
@@ -183,7 +183,7 @@ def flat(epsilon: float = 1e-6) -> LinearRule:
     """LRP-flat, where the inputs are read: ``R_in = 1^T (R / (1 1))``, all weights one.
 
     Args:
-        epsilon: See :func:`attrfn.rules.epsilon`.
+        epsilon: Added to the size of a divisor.
     """
     _check_number("epsilon", epsilon)
 
@@ -197,7 +197,7 @@ def w_square(epsilon: float = 1e-6) -> LinearRule:
     """LRP-w^2, where the inputs are read: ``R_in = (W^2)^T (R /~ (W^2 1 + b^2))``.
 
     Args:
-        epsilon: See :func:`attrfn.rules.epsilon`.
+        epsilon: Added to the size of a divisor.
     """
     _check_number("epsilon", epsilon)
 

@@ -1,7 +1,7 @@
-"""Values with other derivatives, where nobody differentiates a second time.
+"""Values with other derivatives, for one derivative in eager mode.
 
-Plain ``autograd.Function``s: they hold for one derivative in eager mode only, and are used nowhere
-else (elsewhere :mod:`attrfn._rules.run` says the same with plain operations).
+Each function here is an ``autograd.Function`` that is right for one backward pass only. Elsewhere
+:mod:`attrfn._rules.replay` writes the same derivative with ordinary operations.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ Back = Callable[[Tensor], Sequence[Tensor]]
 
 
 class _Grafted(torch.autograd.Function):
-    """``value``, with the derivative of the sum of the parts."""
+    """``value``, with the derivative of the sum of the surrogates."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, *parts: Tensor) -> Tensor:
-        ctx.parts = len(parts)
-        return value.detach()  # as a tensor of its own, which may be written in place
+    def forward(ctx: Any, value: Tensor, *surrogates: Tensor) -> Tensor:
+        ctx.count = len(surrogates)
+        # A new tensor: an argument that is returned as it is becomes a view of itself, into which
+        # autograd lets no model write.
+        return value.detach()
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *[g] * ctx.parts
+        return None, *[g] * ctx.count
 
 
 class _Scaled(torch.autograd.Function):
@@ -45,7 +47,7 @@ class _Scaled(torch.autograd.Function):
 
 
 class _Pulled(torch.autograd.Function):
-    """``value``, which passes back to each z what ``back`` makes of a cotangent."""
+    """``value``, with the pullback ``back`` to z."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, back: Back, *z: Tensor) -> Tensor:
@@ -60,7 +62,7 @@ class _Pulled(torch.autograd.Function):
 
 
 class _Positive(torch.autograd.Function):
-    """``value``, which passes back to z what is positive."""
+    """``value``, which passes positive cotangents back to z."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, z: Tensor) -> Tensor:
@@ -72,11 +74,9 @@ class _Positive(torch.autograd.Function):
 
 
 def rectified(z: Tensor) -> Tensor:
-    """``relu(z)``, which passes back what is positive, where it is.
-
-    What is positive is taken where the cotangent reaches this tensor, which nobody else has: at a
-    third of the cost of a function of its own.
-    """
+    """``relu(z)``, which passes positive cotangents back where z > 0."""
+    # A hook on the fresh output cuts off the cotangent, and ReLU's own backward does the rest. That
+    # takes a third of the time of an autograd.Function, in which Python runs forward and backward.
     y = torch.relu(z)
     if y.requires_grad:
         y.register_hook(_positive_part)  # type: ignore[no-untyped-call]
@@ -88,20 +88,20 @@ def _positive_part(g: Tensor) -> Tensor:
 
 
 def positive_cotangents(value: Tensor, z: Tensor) -> Tensor:
-    """``value``, which passes back to z what is positive."""
+    """``value``, which passes positive cotangents back to z."""
     found: Tensor = _Positive.apply(value, z)  # type: ignore[no-untyped-call]
     return found
 
 
 def pulled(value: Tensor, back: Back, *z: Tensor) -> Tensor:
-    """``value``, which passes back to each z what ``back`` makes of a cotangent."""
+    """``value``, with the pullback ``back`` to z."""
     found: Tensor = _Pulled.apply(value, back, *z)  # type: ignore[no-untyped-call]
     return found
 
 
-def grafted(value: Tensor, *parts: Tensor) -> Tensor:
-    """``value``, with the derivative of the sum of the parts."""
-    found: Tensor = _Grafted.apply(value, *parts)  # type: ignore[no-untyped-call]
+def grafted(value: Tensor, *surrogates: Tensor) -> Tensor:
+    """``value``, with the derivative of the sum of the surrogates."""
+    found: Tensor = _Grafted.apply(value, *surrogates)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -112,7 +112,7 @@ def scaled(value: Tensor, z: Tensor, m: Tensor) -> Tensor:
 
 
 def _fitted(g: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """A gradient in the shape and type of what it is of, which may have been broadcast."""
+    """A gradient in the shape and type of its argument, which may have been broadcast."""
     if g.shape != shape:
         g = g.sum_to_size(shape)
     return g if g.dtype == dtype else g.to(dtype)

@@ -1,7 +1,7 @@
-"""ReLUs that no mode sees, looked for where a model is about to run and in the graph that it made.
+"""Search for ReLUs that no mode sees, in the modules of a model and in the graph that it made.
 
-Guided backpropagation and deconvolution have a rule for ReLU alone and leave all other operations
-as they are. So a ReLU that is no call of a torch function would keep its derivative unnoticed.
+Guided backpropagation and deconvolution have a rule for ReLU only and leave all other operations as
+they are. So a ReLU that is not a call of a torch function would keep its own derivative unnoticed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from attrfn._torch.private import (
 )
 from attrfn._torch.typing import ModelFn
 
-_OWN = frozenset(["_Guided", "_Deconv", "_Positive"])
+# The functions of `relu` and `graft`, which are rules themselves.
+_OF_RULES = frozenset(["_Guided", "_Deconv", "_Positive"])
 _SUSPECT = frozenset([NODE_OF_RELU, NODE_OF_CPP])
 
 
@@ -43,7 +44,8 @@ def refuse_scripted(model_fn: ModelFn, rules: str) -> None:
 
 
 def _has_scripted(root: nn.Module) -> bool:
-    """Whether a module is or contains one: ``modules()`` finds the same out, more slowly."""
+    """Whether a module is or contains a scripted one."""
+    # `nn.Module.modules` gives the same answer, more slowly: it tracks names and duplicates.
     todo: list[nn.Module | None] = [root]
     while todo:
         module = todo.pop()
@@ -55,49 +57,51 @@ def _has_scripted(root: nn.Module) -> bool:
 
 
 def refuse_hidden_relus(
-    outputs: Any, inputs: Iterable[Tensor], seen: Collection[Any] | None, rules: str
+    outputs: Any, inputs: Iterable[Tensor], known: Collection[Any] | None, rules: str
 ) -> None:
-    """Raise for what can contain a ReLU that the run did not see, between inputs and outputs.
+    """Raise for a node between inputs and outputs that may contain a ReLU unknown to the run.
 
     Args:
-        outputs: What the model returned.
-        inputs: What it got.
-        seen: The nodes of all ReLUs that the run saw, or None where they cannot be told apart.
-        rules: What messages call the rules.
+        outputs: The model's outputs.
+        inputs: Its inputs.
+        known: The nodes of all ReLUs that had a rule; None where nodes cannot be told apart.
+        rules: The name of the rules in messages.
     """
+    # A ReLU inside of code that is no call of a torch function leaves only its node in the graph.
+    # Suspect nodes are rare, so the second search, from one back to the inputs, seldom runs.
     roots = {t.grad_fn for t in inputs}
     leaves = [outputs] if isinstance(outputs, Tensor) else pytree.tree_leaves(outputs)
     for node in graph([t.grad_fn for t in leaves if isinstance(t, Tensor)], roots):
         kind = type(node)
         if kind.__name__ not in _SUSPECT and not issubclass(kind, PythonNode):
             continue
-        what = _opaque(node, seen)
-        if what and any(behind in roots for behind in graph([node], roots)):
+        what = _opaque(node, known)
+        if what and any(earlier in roots for earlier in graph([node], roots)):
             refuse_inside(what, rules)
 
 
-def _opaque(node: Any, seen: Collection[Any] | None) -> str:
-    """What a node can be that contains a ReLU which nobody saw; else nothing."""
+def _opaque(node: Any, known: Collection[Any] | None) -> str:
+    """A name for a node that may contain an unknown ReLU; empty for all others."""
     name = node.name()
     if isinstance(node, PythonNode):
         # an operation of torch.library is a call that the mode sees
-        known = function_of(name) in _OWN or name.startswith(NODE_OF_CUSTOM_OP)
-        return "" if known else f"the custom autograd.Function of {name}"
+        harmless = function_of(name) in _OF_RULES or name.startswith(NODE_OF_CUSTOM_OP)
+        return "" if harmless else f"the custom autograd.Function of {name}"
     if name.endswith(NODE_OF_SCRIPT):
         return "a scripted module or function"
-    if name == NODE_OF_RELU and seen is not None and node not in seen:
+    if name == NODE_OF_RELU and known is not None and node not in known:
         return "a traced module or function, or a fused operation"
     return ""
 
 
 def graph(nodes: Iterable[Any], roots: Collection[Any]) -> Iterator[Any]:
-    """All nodes that lead to some nodes, not further than the roots."""
-    todo, met = list(nodes), {None}
+    """All nodes that lead to some nodes, up to the roots."""
+    todo, visited = list(nodes), {None}
     while todo:
         node = todo.pop()
-        if node in met:
+        if node in visited:
             continue
-        met.add(node)
+        visited.add(node)
         yield node
         if node not in roots:
             todo.extend([parent for parent, _ in node.next_functions])

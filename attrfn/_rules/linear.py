@@ -85,9 +85,8 @@ def _unscaled(op: Weighted) -> Weighted:
     if op.call.name not in _SUMS or op.bias is None or (beta == 1 and alpha == 1):
         return op
     places = (op.weight, op.bias)
-    args, kwargs = op.call._replace(places=places).filled(
-        [op.tensor_at(op.weight) * alpha, op.tensor_at(op.bias) * beta]
-    )
+    scaled = op.tensor_at(op.weight) * alpha, op.tensor_at(op.bias) * beta
+    args, kwargs = op.call._replace(places=places).filled(scaled)
     kwargs = {k: v for k, v in kwargs.items() if k not in ("beta", "alpha")}
     return op._replace(call=op.call._replace(args=tuple(args), kwargs=kwargs))
 

@@ -1,4 +1,4 @@
-"""Losses written out in simpler operations, from torch.nn.functional and from exported graphs."""
+"""Decompositions of losses, as torch.nn.functional and exported graphs call them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-_REDUCTIONS = ("none", "mean", "sum")  # aten gives their number
+_REDUCTIONS = ("none", "mean", "sum")  # aten gives an index into these
 
 
 def mse_loss(input: Tensor, target: Tensor, *args: Any, **options: Any) -> Tensor:
@@ -31,7 +31,9 @@ def cross_entropy(
     label_smoothing: float = 0.0,
 ) -> Tensor:
     """``-log_softmax(x)[t]``, for class indices t."""
-    if type(size_average) is int:  # of aten, which has label_smoothing after ignore_index
+    # aten has (reduction: int, ignore_index, label_smoothing) where functional has size_average,
+    # ignore_index and reduce. `type(...) is int` excludes the booleans of functional.
+    if type(size_average) is int:
         label_smoothing, reduce = reduce or 0.0, None
     if target.is_floating_point() or label_smoothing:
         raise NotImplementedError("cross_entropy has a rule for class indices without smoothing")

@@ -1,4 +1,4 @@
-"""Max pooling and the greatest along a dimension under the rules of DeepLIFT."""
+"""Max pooling and the maximum along a dimension under the rules of DeepLIFT."""
 
 from __future__ import annotations
 
@@ -25,17 +25,20 @@ def picked(
     pick: Function,
     pick0: Function,
 ) -> Tensor:
-    """The rule of maxima, with ``pick`` for those at x and ``pick0`` for those at x0."""
+    """The rule of maxima; ``pick`` takes the elements that win at x, ``pick0`` those at x0."""
+    # With top = max(y, y0), the gain top - y0 belongs to the winner at x, and the loss y - top to
+    # the winner at x0. Each is divided by the change of its element, so that multiplier times
+    # change gives it back. Where the winner and y did not change, the derivative 1 is left.
     y, y0 = pick(x), pick0(x0)
     top = torch.maximum(y, y0)
     gain = quotient(top - y0, y - pick(x0), (y == y0).to(y.dtype))
     loss = quotient(y - top, pick0(x) - y0, torch.zeros_like(y))
 
-    def parts(t: Values) -> list[Tensor]:
+    def surrogates(t: Values) -> list[Tensor]:
         dz = change(t[0], x)
         return [gain * pick(dz) + loss * pick0(dz)]
 
-    return run.graft(value, parts, (z,), (x,))
+    return run.graft(value, surrogates, (z,), (x,))
 
 
 def max_pool(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Any:
@@ -54,7 +57,7 @@ def max_pool(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Any:
 def _gives_indices(call: Call) -> bool:
     adaptive = "adaptive" in call.name
     if call.name.endswith("with_indices") or (adaptive and not inspect.isfunction(call.func)):
-        return True  # only those of torch.nn.functional leave the indices out
+        return True  # only the functions of torch.nn.functional leave the indices out
     return bool(call.argument(2 if adaptive else 6, "return_indices", False))
 
 
@@ -66,7 +69,7 @@ def _pooled(call: Call, function: Callable[..., Any], x: Tensor) -> Any:
 
 
 def amax(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
-    """The greatest (or least) along one dimension: the rule of maxima."""
+    """The maximum (or minimum) along one dimension: the rule of maxima."""
     sign = -1.0 if call.name == "amin" else 1.0
     dim = call.argument(1, "dim")
     axis = int(dim[0] if isinstance(dim, (tuple, list)) else dim)

@@ -1,4 +1,9 @@
-"""Torch functions by name: all spellings of an operation, and which of them write in place."""
+"""Torch functions by name: all spellings of an operation, and which of them write in place.
+
+A mode sees functions: ``torch.relu``, ``F.relu``, ``Tensor.relu`` and ``Tensor.relu_`` are four.
+The tables of rules have names. So the spellings of every name in :mod:`attrfn._rules.ops` are
+looked up once, when this module is imported.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +27,7 @@ _SPACES = {
     nn_functions: "",
     variable_functions: "",
 }
-# Asking a module for what it lacks is slow, and this module is part of every start.
+# getattr for a missing name is slow on modules, and every import of attrfn runs this one.
 _LISTED = {space: frozenset(dir(space)) for space in _SPACES}
 _LISTED[variable_functions] -= frozenset(dir(object))
 
@@ -32,7 +37,8 @@ class Spelling(NamedTuple):
 
     Attributes:
         name: The operation, such as ``relu``.
-        pure: Of a function that always writes its first argument, the one that does not; else None.
+        pure: The counterpart that writes nothing, of a function that always writes its first
+            argument; else None.
         flag: The position of its argument ``inplace``, or None.
     """
 
@@ -60,7 +66,7 @@ def spellings(name: str) -> dict[Any, Spelling]:
 
 
 def getter(name: str) -> Any:
-    """What a mode sees when the attribute ``name`` of a tensor is read."""
+    """The function that a mode sees when the attribute ``name`` of a tensor is read."""
     return getattr(Tensor, name).__get__
 
 
@@ -72,7 +78,7 @@ _OTHERWISE = {
     "col2im": "fold",
     "im2col": "unfold",
 }
-"""What exported graphs call otherwise than torch.nn.functional and Tensor."""
+"""Operations with other names in exported graphs than in torch.nn.functional and Tensor."""
 
 
 def exported(func: Any) -> Spelling:
@@ -81,6 +87,7 @@ def exported(func: Any) -> Spelling:
         return Spelling("", None, None)
     name = str(func.overloadpacket.__name__)
     short = name.removesuffix("_")
+    # There is an operation per interpolation mode, and one rule for them all: they are linear.
     pure = getattr(torch.ops.aten, short, None) if short != name else None
     resized = short.strip("_").startswith("upsample_")
     operation = "interpolate" if resized else _OTHERWISE.get(short, short)
@@ -88,7 +95,7 @@ def exported(func: Any) -> Spelling:
 
 
 def public_name(func: Any) -> str:
-    """What a user calls a function that a mode has seen."""
+    """The name under which a user knows a function that a mode has seen."""
     name = getattr(func, "__name__", None) or repr(func)
     if name == "__get__":
         return f"torch.Tensor.{getattr(func.__self__, '__name__', name)}"
@@ -106,6 +113,7 @@ def public_name(func: Any) -> str:
 
 def _all() -> dict[Any, Spelling]:
     found: dict[Any, Spelling] = {}
+    # A name without a function is a spelling mistake, and would quietly have no rule.
     for text in (
         *(ops.STRUCTURE, ops.PRODUCTS, ops.ELEMENTWISE, ops.CONSTANT, ops.NORMS, ops.OTHERS),
         ops.SELECTIONS,
@@ -153,7 +161,7 @@ METHODS = {
     if inspect.isfunction(func) and func in FUNCTIONS
     for spelled in (name, func.__name__)
 }
-"""Methods of tensors written in Python, by name: torch.compile does not show them themselves."""
+"""Methods of tensors written in Python, by name: torch.compile shows other objects for them."""
 
 PASSIVE = _passive()
 """The torch functions whose values do not depend on those of their arguments."""

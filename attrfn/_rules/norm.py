@@ -1,4 +1,4 @@
-"""Layer norm and RMS norm under the rules of DeepLIFT, and what every rule of them needs."""
+"""Layer norm and RMS norm under the rules of DeepLIFT, and their statistics for all rules."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ def normalised(centred: bool) -> Callable[..., Tensor]:
     n - n0 = (c - c0 - n_ (s - s0)) / s_,   s - s0 = mean(c_ (c - c0)) / s_.
     """
 
+    # A decomposition into mean, square, rsqrt and product has the same multipliers; a transformer
+    # has two norms per block, and the closed form calls a fraction of the operations.
     def rule(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
         if call.places != ((0, None),):
             refuse_unknown(call, run.table.name, "its weights depend on the inputs")
@@ -30,7 +32,7 @@ def normalised(centred: bool) -> Callable[..., Tensor]:
         c0, r0 = statistics_of(x0[0], dims, eps, centred)
         mean_c, mean_n, over_s = (c + c0) / 2, (c * r + c0 * r0) / 2, 2 * r * r0 / (r + r0)
 
-        def parts(t: Values) -> list[Tensor]:
+        def surrogates(t: Values) -> list[Tensor]:
             d = (t[0] - x[0]).to(c.dtype)
             d = d - d.mean(dims, keepdim=True) if centred else d
             out = (d - mean_n * over_s * (mean_c * d).mean(dims, keepdim=True)) * over_s
@@ -41,7 +43,7 @@ def normalised(centred: bool) -> Callable[..., Tensor]:
             u = u - mean_c * (over_s * (mean_n * u).mean(dims, keepdim=True))
             return [u - u.mean(dims, keepdim=True) if centred else u]
 
-        return run.graft(y, parts, z, x, back)
+        return run.graft(y, surrogates, z, x, back)
 
     return rule
 
@@ -58,7 +60,7 @@ def norm_arguments(call: Call, centred: bool) -> tuple[tuple[int, ...], Tensor |
 def statistics_of(
     x: Tensor, dims: tuple[int, ...], eps: float, centred: bool
 ) -> tuple[Tensor, Tensor]:
-    """C and r of :func:`normalised`."""
+    """``c`` and ``1 / s`` of :func:`normalised`."""
     x = x.to(wide(x.dtype))
     c = x - x.mean(dims, keepdim=True) if centred else x
     return c, torch.rsqrt(c.square().mean(dims, keepdim=True) + eps)

@@ -1,4 +1,4 @@
-"""Which torch operation is of which kind: one table of names for all rules."""
+"""The kind of each torch operation: one table of names for all rules."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ tensordot kron cross linalg_cross linalg_matmul linalg_multi_dot chain_matmul li
 linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d conv_tbc
 addmm addmv addbmm baddbmm addr addcmul bilinear lerp
 """
-"""Affine in each tensor on its own: linear if one depends on the inputs, else a product."""
+"""Affine in each tensor: linear if one of them depends on the inputs, else a product."""
 
 ELEMENTWISE = """
 relu relu6 threshold leaky_relu prelu rrelu elu selu celu gelu silu mish hardtanh hardswish
@@ -63,20 +63,20 @@ isposinf isneginf is_nonzero is_same_size __len__ __repr__ __format__ __hash__ _
 allclose is_tensor result_type can_cast is_pinned register_hook __reduce_ex__ sym_size sym_numel
 sym_stride _assert_async _assert_tensor_metadata
 """
-"""What does not depend on values, or only tells whether they are numbers."""
+"""Results do not depend on values, or only tell whether they are finite."""
 
 PATTERNED = frozenset(["to", "type_as", "expand_as", "view_as", "reshape_as"])
-"""Take values from their first argument only."""
+"""Take values from their first argument only; the others give a shape, type or device."""
 
 SIDE_BY_SIDE = frozenset(
     ["broadcast_tensors", "meshgrid", "atleast_1d", "atleast_2d", "atleast_3d"]
 )
-"""Return one tensor for each that they get."""
+"""Return one tensor for each that they get, with its values only."""
 
 READS = frozenset(
     ["item", "tolist", "numpy", "__float__", "__int__", "__complex__", "__array__", "__index__"]
 )
-"""Take values out of torch, where they lose their derivative."""
+"""Give Python numbers or arrays, which have no derivative."""
 
 HOLOMORPHIC = frozenset(
     [
@@ -107,7 +107,7 @@ HOLOMORPHIC = frozenset(
         "__rtruediv__",
     ]
 )
-"""Have a slope for complex numbers, too."""
+"""Have a slope (f(x) - f(x0)) / (x - x0) that is a derivative for complex numbers, too."""
 
 STEPS = frozenset(["floor_divide", "__floordiv__", "__rfloordiv__", "heaviside"])
 """Piecewise constant, and without a derivative in torch."""
@@ -126,7 +126,7 @@ ATTRIBUTES = (
     ),
     *("nbytes", "output_nr", *private.ATTRIBUTES),
 )
-"""Attributes of tensors that tell nothing of their values."""
+"""Attributes of tensors that do not depend on their values."""
 
 ATTRIBUTES_OF_STRUCTURE = ("T", "mT", "H", "mH", "real", "imag")
 """Attributes of tensors that are linear operations."""
@@ -150,7 +150,7 @@ var std var_mean std_mean norm linalg_norm linalg_vector_norm frobenius_norm dis
 cosine_similarity pairwise_distance mse_loss l1_loss cross_entropy addcdiv
 binary_cross_entropy_with_logits kl_div grid_sample
 """
-"""Those with a rule of their own."""
+"""Operations with other rules, each by its name in a table."""
 
 SOFTMAX = "softmax log_softmax logsumexp special_softmax special_log_softmax special_logsumexp"
 
@@ -161,7 +161,7 @@ max_pool3d_with_indices adaptive_max_pool1d adaptive_max_pool2d adaptive_max_poo
 adaptive_max_pool1d_with_indices adaptive_max_pool2d_with_indices adaptive_max_pool3d_with_indices
 fractional_max_pool2d fractional_max_pool3d
 """
-"""What takes some of the values it gets."""
+"""Return some of their values, in another order or shape."""
 
 MOVES = """
 view view_as reshape reshape_as flatten ravel unflatten squeeze unsqueeze permute transpose
@@ -174,7 +174,7 @@ flip fliplr flipud rot90 roll repeat repeat_interleave tile unfold pad constant_
 where to type type_as float double half bfloat16 cpu cuda _to_copy pixel_shuffle pixel_unshuffle
 channel_shuffle
 """
-"""What brings values to other places as they are."""
+"""Move values to other places without changing them."""
 
 DROPOUTS = (
     "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout feature_dropout "

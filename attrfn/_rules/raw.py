@@ -1,4 +1,9 @@
-"""Where the inputs of a model are read, under a rule that asks nothing of them."""
+"""Where a model reads its inputs, under a rule that shares relevance without regard to them.
+
+Everywhere else the gradient is relevance divided by the value. A rule such as flat gives relevance
+to a value of zero too, which no quotient can hold. So the form changes at the inputs: a value that
+has only been moved, shifted or scaled since the inputs is *raw*, and its gradient is relevance.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +27,11 @@ _SHIFTS = frozenset(["add", "sub", "subtract", "mul", "multiply", "div", "divide
 
 
 def reading(name: str, op: Op, by_rule: bool) -> Op:
-    """An op where a rule without regard to x stands where the inputs are read.
+    """An op that treats raw values as above.
 
-    What has only been moved, shifted or scaled since is "raw": its gradient is relevance, and not
-    relevance divided by activation. Every other operation gets x + x (z - x) for a raw z.
+    Moves of raw values give raw values, and so do shifts and scalings, which pass relevance on
+    unchanged. A linear operation by rule takes its rule ``first``. Any other operation gets
+    ``x + x (z - x)`` for a raw z, whose gradient g becomes the relevance x g.
     """
 
     def apply(run: Record | Replay, call: Call) -> Any:
@@ -44,24 +50,24 @@ def reading(name: str, op: Op, by_rule: bool) -> Op:
             out = run.primitive(call, _passed)
             run.raw.put(out)
             return out
-        values = [_cooked(run, v) if r else v for v, r in zip(call.values, raw, strict=True)]
+        values = [_convert(run, v) if r else v for v, r in zip(call.values, raw, strict=True)]
         args, kwargs = call.filled(values)
         return op.apply(run, call._replace(args=tuple(args), kwargs=kwargs))
 
     return op._replace(apply=apply)
 
 
-def _cooked(run: Record | Replay, value: Tensor) -> Tensor:
-    """The value, whose gradient times itself is the gradient of the raw one."""
+def _convert(run: Record | Replay, value: Tensor) -> Tensor:
+    """A raw value as one whose gradient is relevance divided by it."""
     call = Call(torch.clone, (value,), {}, ((0, None),), "clone")
-    out: Tensor = run.mark(run.primitive(call, _converted), call)
+    out: Tensor = run.mark(run.primitive(call, _times_value), call)
     return out
 
 
 def _shifts(name: str, call: Call) -> bool:
     """Whether a call shifts or scales its first argument, and keeps its shape."""
     if name == "batch_norm":
-        return not call.argument(5, "training", False)
+        return not call.argument(5, "training", False)  # scales and shifts each channel
     if name not in _SHIFTS:
         return False
     (value,) = call.values
@@ -74,5 +80,5 @@ def _passed(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor
     return run.graft(y, lambda t: [t[0]], z, x)
 
 
-def _converted(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
+def _times_value(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
     return x[0] + x[0] * (z[0] - x[0])

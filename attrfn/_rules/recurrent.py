@@ -1,4 +1,4 @@
-"""Recurrent layers written out step by step."""
+"""Recurrent layers decomposed into steps of simpler operations."""
 
 from __future__ import annotations
 
@@ -129,7 +129,8 @@ def _along(
 ) -> tuple[Tensor, State]:
     times = range(len(x))
     outs = []
-    for t in reversed(times) if backwards else times:  # old modes do not see x[t]
+    for t in reversed(times) if backwards else times:
+        # select and not x[t], which modes of old versions of torch do not see
         state = step(x.select(0, t), state, w)
         outs.append(state[0])
     return torch.stack(outs[::-1] if backwards else outs), state

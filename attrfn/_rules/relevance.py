@@ -40,9 +40,9 @@ from attrfn._rules.rescale import COMMON, DECOMPOSED_BY_TORCH, DECOMPOSITIONS, a
 from attrfn._rules.run import Values
 from attrfn._rules.table import OfOne, Op, Rules, decomposed, own_derivative
 
-# The epsilon of an activation with f(0) != 0, such as a sigmoid, where y / x has a pole. It is the
-# default epsilon of the linear rules, whose trade-off is the same: larger is more stable, and
-# takes more of the relevance of small activations.
+# The epsilon for activations with f(0) != 0, such as a sigmoid, where y / x has a pole. It is the
+# default epsilon of the linear rules, with the same trade-off: a larger one is more stable, and
+# takes more of the relevance at small inputs.
 _STABLE = 1e-6
 
 
@@ -73,7 +73,7 @@ def _normalised(centred: bool) -> Callable[..., Tensor]:
         r = statistics_of(x[0], dims, eps, centred)[1]
         scale = r if weight is None else r * weight
 
-        def parts(t: Values) -> list[Tensor]:
+        def surrogates(t: Values) -> list[Tensor]:
             c = t[0] - t[0].mean(dims, keepdim=True) if centred else t[0]
             return [c * scale]
 
@@ -81,7 +81,7 @@ def _normalised(centred: bool) -> Callable[..., Tensor]:
             u = g * scale
             return [u - u.mean(dims, keepdim=True) if centred else u]
 
-        return run.graft(y, parts, z, x, back)
+        return run.graft(y, surrogates, z, x, back)
 
     return rule
 
@@ -93,7 +93,7 @@ def _constant(run: Record | Replay, call: Call) -> Any:
 def _divided(run: Record | Replay, call: Call) -> Any:
     """A quotient whose divisor counts as a constant."""
     numerator = (1, None) if call.name.startswith("__r") else (0, None)
-    if numerator not in call.places:
+    if numerator not in call.places:  # a constant over a constant
         return run.constant(call)
     if len(call.places) == 1:
         return own_derivative(run, call)
@@ -130,7 +130,7 @@ RELEVANCE: dict[str, Op] = {
     **all_of("rsqrt reciprocal", _CONSTANT),
     **all_of(ops.SOFTMAX, _DERIVATIVE),
     **all_of(ops.SELECTIONS, _DERIVATIVE),
-    "batch_norm": Op("folded into what is before it", batch_norm),
+    "batch_norm": Op("folded into the operation before it", batch_norm),
     "lstm": Op("decomposed", decomposed(recurrent.layers(recurrent.lstm_step(_gate), 2))),
     "gru": Op("decomposed", decomposed(recurrent.layers(recurrent.gru_step(_gate), 1))),
     "lstm_cell": Op("decomposed", decomposed(recurrent.cell(recurrent.lstm_step(_gate), 2))),

@@ -1,4 +1,8 @@
-"""Guided backpropagation and deconvolution: what passes back through rectifiers."""
+"""Guided backpropagation and deconvolution: other derivatives for ReLU.
+
+Both cut off negative cotangents. That is not linear in the cotangent, so no composition of ordinary
+operations does it, and r of :mod:`attrfn._rules.run` is an ``autograd.Function`` here.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ from attrfn._torch.compiling import opaque_to_compiler
 from attrfn._torch.private import is_wrapped
 
 Passing = Callable[[Tensor, Tensor], Tensor]
-"""From z - x and x to what passes."""
+"""r(z - x), from z - x and x."""
 
 
 def is_rectifier(call: Call) -> bool:
@@ -81,27 +85,31 @@ class _Deconv(torch.autograd.Function):
 
 @opaque_to_compiler
 def guided(u: Tensor, x: Tensor) -> Tensor:
-    """What passes through where x > 0; of a cotangent only what is positive, too."""
+    """``u`` where x > 0; a cotangent passes where x > 0 and it is positive."""
+    # `allow_in_graph`: without it torch.compile drops the backward of a Function under some
+    # transforms, and returns the ordinary gradient without a word.
     passed: Tensor = _Guided.apply(u, x)  # type: ignore[no-untyped-call]
     return passed
 
 
 @opaque_to_compiler
 def deconvolved(u: Tensor, x: Tensor) -> Tensor:
-    """Everything passes through; of a cotangent only what is positive."""
+    """``u``; a cotangent passes where it is positive."""
     passed: Tensor = _Deconv.apply(u)  # type: ignore[no-untyped-call]
     return passed
 
 
 def _through(passing: Passing, direct: Callable[[Replay, Tensor], Tensor]) -> Op:
-    def once(run: Replay, z: Tensor) -> Tensor:
+    def first_order(run: Replay, z: Tensor) -> Tensor:
+        # A function of torch.func inside the model wraps z. The functions of `graft` serve ordinary
+        # tensors only, so the general form is used.
         if is_wrapped(z):
             return torch.relu(z.detach()) + passing(z - z.detach(), z.detach())
         return direct(run, z)
 
     def rule(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
         if run.first_order:
-            return once(run, z[0])
+            return first_order(run, z[0])
         return torch.relu(x[0]) + passing(z[0] - x[0], x[0])
 
     def apply(run: Record | Replay, call: Call) -> Any:
@@ -111,7 +119,7 @@ def _through(passing: Passing, direct: Callable[[Replay, Tensor], Tensor]) -> Op
             refuse_nested(call, run.table.name)
         return run.primitive(call, rule)
 
-    return Op("rectifier", apply, first_order=once)
+    return Op("rectifier", apply, first_order=first_order)
 
 
 def _rules(name: str, op: Op) -> Rules:
@@ -119,15 +127,15 @@ def _rules(name: str, op: Op) -> Rules:
     return Rules(name, ops, strict=False)
 
 
-def _guided_once(run: Replay, z: Tensor) -> Tensor:
+def _guided_first_order(run: Replay, z: Tensor) -> Tensor:
     y = rectified(z)
     run.relus.add(y.grad_fn)
     return y
 
 
-def _deconvolved_once(run: Replay, z: Tensor) -> Tensor:
+def _deconvolved_first_order(run: Replay, z: Tensor) -> Tensor:
     return positive_cotangents(torch.relu(z.detach()), z)
 
 
-GUIDED = _rules("guided_backprop", _through(guided, _guided_once))
-DECONV = _rules("deconvolution", _through(deconvolved, _deconvolved_once))
+GUIDED = _rules("guided_backprop", _through(guided, _guided_first_order))
+DECONV = _rules("deconvolution", _through(deconvolved, _deconvolved_first_order))

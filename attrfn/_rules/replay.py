@@ -175,7 +175,7 @@ class Replay(Run):
         live = [v.requires_grad for v in values]
         for v in values if self.table.strict else ():
             # A call in the forward of a custom autograd.Function returned it, without a derivative;
-            # what the function returns is the same object, now with a derivative of its own making.
+            # what the function returns is the same object, now with the function's derivative.
             if v.requires_grad and self.cut.get(v):
                 refuse_unrecorded(v, call.func, self.table.name)
         if self.table.complete and any(live) and not all(live):
@@ -220,5 +220,5 @@ def _has_graph(out: Any) -> bool:
 
 
 def _of_this_level(t: Tensor) -> bool:
-    """Whether a tensor depends on what the innermost torch.func transform differentiates by."""
+    """Whether a tensor depends on the inputs of the innermost torch.func transform."""
     return level_of(t) == transform_level() and is_differentiated(t)

@@ -1,4 +1,4 @@
-"""The table of DeepLIFT: the rescale rule, exact for products, with everything else built of it."""
+"""The table of DeepLIFT: the rescale rule, the product rule, and operations made of both."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def ruled(rule: Rule) -> Callable[[Any, Call], Any]:
 
 
 def inside(function: Callable[..., Any]) -> Callable[[Any, Call], Any]:
-    """An operation whose own code runs under the rules."""
+    """An operation of which torch's own Python code runs under the rules."""
     return lambda run, call: run.within(function, *call.args, **call.kwargs)
 
 
@@ -37,7 +37,7 @@ def _division(run: Record | Replay, call: Call) -> Any:
 
 
 def _inverse(run: Record | Replay, call: Call) -> Any:
-    """1 / s: a product with it is a quotient, see :func:`attrfn._rules.difference.ratio`."""
+    """``1 / s``; a product with it is a quotient, see :func:`attrfn._rules.difference.ratio`."""
     out = run.primitive(call, difference.elementwise)
     if call.name in ("rsqrt", "reciprocal"):
         run.inverse.put(out)
@@ -64,7 +64,7 @@ def _only_input(run: Run, call: Call) -> Any:
 
 
 def _along(function: Callable[..., Any]) -> Callable[[Any, Call], Any]:
-    """Amax or amin: the rule along one dimension, one dimension after the other along many."""
+    """``amax`` or ``amin``: the rule along one dimension; several are taken one by one."""
     many = decomposed(decompositions.one_by_one(function))
 
     def apply(run: Record | Replay, call: Call) -> Any:
@@ -95,7 +95,7 @@ COMMON: dict[str, Op] = {
     "batch_norm": Op("linear (evaluation mode)", Evaluating(5, "training")),
     "grid_sample": Op("linear in the input", _only_input),
 }
-"""What is linear or constant for every rule."""
+"""Operations that are linear or constant for every rule."""
 
 DECOMPOSITIONS: dict[str, Callable[..., Any]] = {
     "group_norm": decompositions.group_norm,
@@ -127,7 +127,7 @@ DECOMPOSITIONS: dict[str, Callable[..., Any]] = {
     "cross_entropy": losses.cross_entropy,
     "addcdiv": decompositions.addcdiv,
 }
-"""What is made of simpler operations."""
+"""Operations with a decomposition into simpler ones."""
 
 DECOMPOSED_BY_TORCH: dict[str, Callable[..., Any]] = {
     "multi_head_attention_forward": decompositions.multi_head_attention_forward,
@@ -137,7 +137,7 @@ DECOMPOSED_BY_TORCH: dict[str, Callable[..., Any]] = {
         if hasattr(F, name)
     },
 }
-"""What torch itself makes of simpler operations."""
+"""Operations that torch itself writes in Python as simpler ones."""
 
 DIFFERENCE: dict[str, Op] = {
     **COMMON,

@@ -1,7 +1,7 @@
-"""RevealCancel: what pushes an activation up and what pulls it down have multipliers of their own.
+"""RevealCancel: inputs that raise an activation and inputs that lower it get separate multipliers.
 
-The change of a linear operation's output from the baseline is parted into what its inputs add and
-what they take away, d+ and d-; a nonlinear f of it then changes by
+The change of a linear operation's output from the baseline is the sum of its positive and negative
+contributions, d+ and d-. A nonlinear f of it changes by y+ + y-:
 
     y+ = [f(t0 + d+) - f(t0) + f(t0 + d- + d+) - f(t0 + d-)] / 2     m+ = y+ / d+
     y- = [f(t0 + d-) - f(t0) + f(t0 + d+ + d-) - f(t0 + d+)] / 2     m- = y- / d-
@@ -33,22 +33,27 @@ from attrfn._rules.run import Values
 from attrfn._rules.table import Op, Rules, own_derivative
 from attrfn._torch import pytree
 
+# A linear operation knows d+ and d-, and the next nonlinear one needs them. Between the two may be
+# moves, sums and batch norms. So each of these notes the contributions of its output in `run.made`,
+# computed from those of its input, and the nonlinear operation looks them up; without a note the
+# rescale rule applies. So the linear operation returns its own value and derivative, for operations
+# that ask for no contributions; those that do pass everything back through the contributions alone.
+# As in every rule, the derivative is by z and the coefficients are of x, so contributions come in
+# pairs: `up` as a function of z, which is differentiated, and `up_x`, its value at x, which is
+# subtracted so that zero is added.
+
 
 class Contributions(NamedTuple):
-    """The two parts of a tensor's change from the baseline, as functions of z and of x."""
+    """The positive and negative contributions to a tensor's change, of z and of x."""
 
     up: Tensor
     down: Tensor
-    up_at: Tensor
-    down_at: Tensor
-
-    def all_of(self, f: Callable[[Tensor], Any]) -> Any:
-        """The parts after a linear operation."""
-        return Contributions(*map(f, self))
+    up_x: Tensor
+    down_x: Tensor
 
 
 def _signs(z: Tensor, x: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
-    """Z - x0 where x rose and where it fell; half to each where it did neither."""
+    """``z - x0`` where x rose and where it fell; half to each where it did neither."""
     d = z - x0
     half = torch.where(x == x0, 0.5, 0.0).to(d.dtype)
     return d * ((x > x0) + half), d * ((x < x0) + half)
@@ -58,8 +63,8 @@ def _contributions(
     run: Replay, make: Callable[[Values], tuple[Tensor, Tensor]], z: Values, x: Values
 ) -> Contributions:
     up, down = make(z)
-    at = (up.detach(), down.detach()) if run.at_x is None else make(x)
-    return Contributions(up, down, *at)
+    at_x = (up.detach(), down.detach()) if run.at_x is None else make(x)
+    return Contributions(up, down, *at_x)
 
 
 def _linear(run: Record | Replay, call: Call) -> Any:
@@ -107,24 +112,20 @@ def _sum(run: Record | Replay, call: Call) -> Any:
 
 
 def _moved(run: Record | Replay, call: Call) -> Any:
-    """What brings values to other places does so to their parts."""
+    """An operation that moves values moves their contributions likewise."""
     out = own_derivative(run, call)
     known = run.made.get(call.values[0])
     if known is None or len(call.places) > 1 or call.in_place:
         return out
     if call.name in ("add", "sub"):
-        parts = known if call.places[0] == (0, None) and _same(out, known.up) else None
-        if parts is not None:
-            run.made.put(out, parts)
+        # A constant added to a value leaves its change as it is, unless it broadcasts it.
+        if call.places[0] == (0, None) and out.shape == known.up.shape:
+            run.made.put(out, known)
         return out
-    moved = [pytree.tree_leaves(call(part)) for part in known]
-    for leaf, *parts in zip(pytree.tree_leaves(out), *moved, strict=True):
-        run.made.put(leaf, Contributions(*parts))
+    moved = [pytree.tree_leaves(call(contribution)) for contribution in known]
+    for leaf, *contributions in zip(pytree.tree_leaves(out), *moved, strict=True):
+        run.made.put(leaf, Contributions(*contributions))
     return out
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape
 
 
 def _batch_norm(run: Record | Replay, call: Call) -> Any:
@@ -135,34 +136,36 @@ def _batch_norm(run: Record | Replay, call: Call) -> Any:
     _, var, gain, _, eps = statistics(call)
     scale = torch.rsqrt(var + eps) if gain is None else gain * torch.rsqrt(var + eps)
     scale = scale.reshape([1, -1] + [1] * (out.ndim - 2))
-    s_up, s_down = scale.clamp(min=0), scale.clamp(max=0)
-    up, down, up_at, down_at = known
+    # A negative scale swaps the two.
+    same, swapped = scale.clamp(min=0), scale.clamp(max=0)
+    up, down, up_x, down_x = known
     run.made.put(
         out,
         Contributions(
-            up * s_up + down * s_down,
-            down * s_up + up * s_down,
-            up_at * s_up + down_at * s_down,
-            down_at * s_up + up_at * s_down,
+            up * same + down * swapped,
+            down * same + up * swapped,
+            up_x * same + down_x * swapped,
+            down_x * same + up_x * swapped,
         ),
     )
     return out
 
 
 def _activation(run: Record | Replay, call: Call) -> Any:
-    parts = run.made.get(call.values[0]) if len(call.places) == 1 else None
-    return run.primitive(call, functools.partial(_cancelling, parts))
+    known = run.made.get(call.values[0]) if len(call.places) == 1 else None
+    return run.primitive(call, functools.partial(_cancelling, known))
 
 
 def _cancelling(
-    parts: Contributions | None, run: Replay, call: Call, z: Values, x: Values, x0: Values
+    known: Contributions | None, run: Replay, call: Call, z: Values, x: Values, x0: Values
 ) -> Tensor:
-    if parts is None:
+    if known is None:
         return elementwise(run, call, z, x, x0)
     y: Tensor = call(x[0])
-    up, down, p, n = parts
+    up, down, p, n = known
     t0 = x0[0]
     with_up, with_down, with_both = call(t0 + p), call(t0 + n), call(t0 + p + n)
+    # Where p (or n) vanishes, the quotient is 0 / 0: its limit is a mean of two derivatives.
     y_up = 0.5 * (with_up - call(t0) + with_both - with_down)
     y_down = 0.5 * (with_down - call(t0) + with_both - with_up)
     near_up = 0.5 * (derivative(lambda t: call(t), t0) + derivative(lambda t: call(t), t0 + n))

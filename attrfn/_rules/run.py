@@ -40,7 +40,7 @@ _WITH_RULES = "in attrfn.with_rules"
 
 
 class Run(TorchFunctionMode):
-    """While active, what depends on marked tensors is followed, and rules are applied to it.
+    """While active, follow values that depend on marked tensors, and apply rules to them.
 
     Args:
         table: The rules.

@@ -1,4 +1,4 @@
-"""Rules by the names of the modules that run."""
+"""LRP rules by the names of the modules that run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from attrfn._torch.typing import ModelFn
 
 
 def scoped(model_fn: ModelFn, rules: Rules, scope: list[LinearRule], *, frozen: bool) -> ModelFn:
-    """The model function, which says what rule its running modules have by name."""
+    """The model function, which puts the rules of its named modules on ``scope`` while they run."""
+    # A mode sees functions and not modules. So an intervention around the forward of each named
+    # module, on a private copy, pushes its rule and pops it; the innermost rule applies.
     model_fn = uncompiled(model_fn)
     if rules.linear is None or not rules.linear.names:
         return model_fn
@@ -80,11 +82,9 @@ class _Scope:
 def _refuse_unused(
     matched: dict[str, tuple[str, ...]], interventions: dict[str, _Scope], hidden: list[str]
 ) -> None:
-    """Raise for a rule by name that had no effect, because the forward of its module did not run.
-
-    Where some modules of a pattern ran, the others may be of no use for this output; but those in
-    ``hidden``, of ``nn.MultiheadAttention``, are used without their forward.
-    """
+    """Raise for a rule by name without effect, because the forward of its module did not run."""
+    # If some modules of a pattern ran, the others may not contribute to this output. The exception
+    # are the modules in `hidden`: nn.MultiheadAttention uses their weights and never calls them.
     for names in matched.values():
         some = any(interventions[name].ran for name in names)
         for name in hidden if some else names:
@@ -97,7 +97,7 @@ def _refuse_unused(
 
 
 def _holds(name: str, interventions: dict[str, _Scope]) -> bool:
-    """Whether the rule of a module, or the same one around it, was in force."""
+    """Whether the rule of a module applied, through itself or through a module around it."""
     around = [n for n in interventions if n in ("", name) or name.startswith(f"{n}.")]
     return any(
         interventions[n].ran and interventions[n].rule is interventions[name].rule for n in around

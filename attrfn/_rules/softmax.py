@@ -1,4 +1,8 @@
-"""The change of softmax, log-softmax and logsumexp, in closed form."""
+"""The change of softmax, log-softmax and logsumexp, in closed form.
+
+As exp, sum and quotient they would need one shift for x and x0. With scores 30 apart the factors
+grow like exp(30) and cancel; those of the logarithmic mean lie between 0 and 1 for every shift.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +28,14 @@ def softmax(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor
     mean = _logarithmic_mean(x[0], x0[0], dim)
     total = mean.sum(dim, keepdim=True)
 
-    def parts(t: Values) -> list[Tensor]:
+    def surrogates(t: Values) -> list[Tensor]:
         grown = mean * change(t[0], x[0])
         return [grown - mean * (grown.sum(dim, keepdim=True) / total)]
 
     def back(g: Tensor) -> list[Tensor]:
         return [mean * (g - (mean * g).sum(dim, keepdim=True) / total)]
 
-    return run.graft(y, parts, z, x, back)
+    return run.graft(y, surrogates, z, x, back)
 
 
 def logsumexp(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
@@ -42,10 +46,10 @@ def logsumexp(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tens
     mean = _logarithmic_mean(x[0], x0[0], dim)
     share = mean / mean.sum(dim, keepdim=True)
 
-    def parts(t: Values) -> list[Tensor]:
+    def surrogates(t: Values) -> list[Tensor]:
         return [(share * change(t[0], x[0])).sum(dim, keepdim=keepdim)]
 
-    return run.graft(y, parts, z, x)
+    return run.graft(y, surrogates, z, x)
 
 
 def log_softmax(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
@@ -55,11 +59,11 @@ def log_softmax(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Te
     mean = _logarithmic_mean(x[0], x0[0], dim)
     share = mean / mean.sum(dim, keepdim=True)
 
-    def parts(t: Values) -> list[Tensor]:
+    def surrogates(t: Values) -> list[Tensor]:
         d = change(t[0], x[0])
         return [d - (share * d).sum(dim, keepdim=True)]
 
-    return run.graft(y, parts, z, x)
+    return run.graft(y, surrogates, z, x)
 
 
 def _logarithmic_mean(x: Tensor, x0: Tensor, dim: Any) -> Tensor:
@@ -67,6 +71,7 @@ def _logarithmic_mean(x: Tensor, x0: Tensor, dim: Any) -> Tensor:
     logs, logs0 = (_log_probabilities(t.to(wide(t.dtype)), dim) for t in (x, x0))
     higher = torch.maximum(logs, logs0)
     u = torch.minimum(logs, logs0) - higher
+    # (e^u - 1) / u tends to 1; below the type's resolution the quotient is rounding only.
     small = u >= -torch.finfo(u.dtype).eps
     shrunk = torch.where(small, 1.0, torch.expm1(u) / torch.where(small, 1.0, u))
     return higher.exp() * shrunk
@@ -74,6 +79,7 @@ def _logarithmic_mean(x: Tensor, x0: Tensor, dim: Any) -> Tensor:
 
 def _log_probabilities(x: Tensor, dim: Any) -> Tensor:
     """``log softmax``, finite at masked positions, so that no difference is NaN."""
+    # A quarter of the least number: differences of two such values must not overflow.
     low = torch.finfo(x.dtype).min / 4
     logs = x.log_softmax(dim) if isinstance(dim, int) else x - x.logsumexp(dim, keepdim=True)
     return torch.where(x == -torch.inf, low, logs)

@@ -1,4 +1,4 @@
-"""Rules as data: what happens at which operation."""
+"""Rules as data: tables from operations to what a run does at them."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ Apply = Callable[[Any, Call], Any]
 
 
 class Op(NamedTuple):
-    """What happens at an operation.
+    """What a run does at an operation.
 
     Attributes:
-        kind: How the documentation calls it.
+        kind: Its name in the documentation.
         apply: ``apply(run, call) -> output``.
         follows: Whether the output counts as dependent on the inputs.
-        plain: Whether the function itself runs, so that it may write in place.
-        checked: Whether what has no derivative is refused among its arguments.
-        once: ``once(run, x) -> output`` for a call with one argument where one derivative is all.
+        native: Whether the function itself runs, so that it may write in place.
+        checked: Whether arguments that depend on the inputs without a derivative are refused.
+        first_order: ``first_order(run, x) -> output``, a short cut for calls with one argument
+            where one derivative is enough.
     """
 
     kind: str
@@ -35,7 +36,7 @@ class Op(NamedTuple):
 
 
 class Constant(NamedTuple):
-    """A value that counts as a constant from here on."""
+    """A value that counts as a constant from here on, though it depends on the inputs."""
 
     value: Any
 
@@ -44,15 +45,16 @@ class Rules(NamedTuple):
     """Rules for operations, to be extended with ``rules | {...}`` and ``rules.allow(...)``.
 
     Attributes:
-        name: What messages call them.
-        ops: What happens at an operation, by its name.
-        own: What happens at a function, by the function; wins over its name.
+        name: Their name in messages.
+        ops: From the name of an operation to what happens there.
+        own: From a function to what happens there; wins over ``ops``.
         complete: Refuse what would break completeness: values that depend on the inputs without a
             derivative, where they meet values with one.
         strict: Refuse operations that are not in the table.
         linear: The rules of linear operations with weights (of LRP).
-        baselines: The baselines of rules that compare with some, for :func:`with_rules`.
-        adapt: What becomes of an op that is added, from its name and itself; None leaves it.
+        baselines: The baselines of DeepLIFT's rules, for :func:`with_rules`.
+        adapt: From the name and op of an added operation to the op that is put into the table;
+            None puts it there unchanged.
     """
 
     name: str
@@ -66,7 +68,8 @@ class Rules(NamedTuple):
 
     def find(self, func: Any) -> tuple[Spelling, Op] | None:
         """The op of a torch function, or None."""
-        if is_compiling() and getattr(func, "__name__", "") in METHODS:  # it cannot be hashed
+        # torch.compile passes methods written in Python as objects that cannot be hashed.
+        if is_compiling() and getattr(func, "__name__", "") in METHODS:
             spelling = METHODS[func.__name__]
             return (spelling, self.ops[spelling.name]) if spelling.name in self.ops else None
         spelling = FUNCTIONS.get(func) or exported(func)
@@ -74,23 +77,23 @@ class Rules(NamedTuple):
         return None if op is None else (spelling, op)
 
     def __or__(self, rules: Mapping[Any, str | Callable[..., Any]]) -> Rules:
-        """These rules with others for some torch functions.
+        """These rules, with others for some torch functions.
 
         Args:
             rules: From torch functions to ``"linear"``, ``"elementwise"``, ``"product"`` or a
                 function with the same arguments that is made of operations with rules. They hold
-                for all spellings of the operation, also for those of exported graphs.
+                for all spellings of the operation, also those of exported graphs.
         """
         if not isinstance(rules, Mapping):
             return NotImplemented
         return self._with({func: self._op(func, rule) for func, rule in rules.items()})
 
     def allow(self, *functions: Any) -> Rules:
-        """These rules, but take the plain derivative of some torch functions.
+        """These rules, with the own derivative of some torch functions.
 
         Args:
-            functions: torch functions; all spellings of the same operation are allowed, too, and
-                those of exported graphs.
+            functions: torch functions; all spellings of the operation are allowed, also those of
+                exported graphs.
         """
         return self._with(
             dict.fromkeys(functions, Op("allowed", own_derivative, native=True, checked=False))
@@ -115,6 +118,7 @@ class Rules(NamedTuple):
         return self._replace(ops=ops, own=own)
 
     def _op(self, func: Any, rule: str | Callable[..., Any]) -> Op:
+        # Each kind is taken from an operation that has it in every table.
         examples = {"linear": "sum", "elementwise": "tanh", "product": "mul"}
         if isinstance(rule, str) and rule in examples:
             return self.ops[examples[rule]]
@@ -127,7 +131,7 @@ class Rules(NamedTuple):
 
 
 def own_derivative(run: Any, call: Call) -> Any:
-    """The function itself."""
+    """Call the function itself, with its own derivative."""
     return call.func(*call.args, **call.kwargs)
 
 
@@ -135,7 +139,7 @@ class OfOne:
     """Affine in each argument: the function itself runs if one depends on the inputs.
 
     Args:
-        several: What happens if several do.
+        several: What happens if several arguments depend on them.
     """
 
     def __init__(self, several: Apply) -> None:
@@ -147,11 +151,11 @@ class OfOne:
 
 
 class Evaluating:
-    """Linear unless an argument says that the model is being trained.
+    """Linear, and refused if an argument says that the model is being trained.
 
     Args:
-        position: Where that argument is.
-        names: What it is called.
+        position: The position of that argument.
+        names: Its names.
     """
 
     def __init__(self, position: int, *names: str) -> None:
@@ -167,7 +171,7 @@ class Evaluating:
 
 
 def decomposed(function: Callable[..., Any]) -> Apply:
-    """An operation written out in others."""
+    """An operation that is decomposed into others by a function."""
 
     def apply(run: Any, call: Call) -> Any:
         try:

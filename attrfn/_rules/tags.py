@@ -23,7 +23,7 @@ class Tags:
         # of an argument becomes a guard, and every call with new parameters would compile again.
         self.attribute = f"_attrfn_{name}"
         self.compiling = is_compiling()
-        # The tensor is kept with its value: once it were freed, another could get the same id.
+        # The tensor is kept with its value: if it were freed, another could get the same id.
         self.known: dict[int, tuple[Tensor, Any]] = {}
 
     def put(self, t: Tensor, value: Any = True) -> None:

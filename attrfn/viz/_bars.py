@@ -1,4 +1,4 @@
-"""Mean attributions of named features, with their spread over samples."""
+"""Mean attributions of named features, with their uncertainty over samples."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from attrfn.viz._scale import Array, numbers, signed
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SPREADS = {"std": "standard deviation", "stderr": "standard error"}
+ERRORS = {"std": "standard deviation", "stderr": "standard error"}
 
 
 def bar(
@@ -41,7 +41,7 @@ def bar(
         error: Error bars: "std" or "stderr" of the mean over the B samples (none for one sample),
             a tensor (F,) of half-widths, such as the standard errors that a sampling method
             estimates, or None.
-        values: The features' values, (F,) or (B, F), whose means are written behind the names.
+        values: The features' values, (F,) or (B, F), whose means are written after the names.
         rest: Whether a last, paler bar sums the features that are not among the top.
         title: Drawn above the plot.
         xlabel: Drawn under the plot; by default it says what bars and error bars are.
@@ -61,18 +61,9 @@ def bar(
     """
     data = features(attributions, names)
     count, size = data.shape
-    half, spread = _half_widths(data, error)
+    half, error_name = _half_widths(data, error)
     chosen = order(data, top)
-    labels = [str(names[i]) for i in chosen]
-    if values is not None:
-        shown = numbers(values, "values", SHAPES)
-        if shown.shape not in (data.shape, data.shape[1:]):
-            raise ValueError(
-                f"values has shape {tuple(shown.shape)}, expected {(size,)} or {(count, size)}: "
-                "give the inputs that were explained"
-            )
-        shown = shown if shown.ndim == 1 else shown.mean(0)
-        labels = [f"{label} = {shown[i]:.4g}" for label, i in zip(labels, chosen, strict=True)]
+    labels = _labels(data, names, values, chosen)
     means = data.mean(0)[chosen].tolist()
     errors = None if half is None else half[chosen].tolist()
     others = [i for i in range(size) if i not in set(chosen)]
@@ -81,12 +72,41 @@ def bar(
         labels.append(f"{len(others)} other feature{'s' * (len(others) > 1)}, summed")
         means.append(float(total.mean()))
         if errors is not None:
+            # Given half-widths of features tell nothing of a sum's: features may be correlated.
             half_total = _half_widths(total, error)[0] if isinstance(error, str) else None
             errors.append(float("nan") if half_total is None else float(half_total))
-
     if xlabel is None:
         xlabel = f"mean attribution over {count} samples" if count > 1 else "attribution"
-        xlabel += f" (\N{PLUS-MINUS SIGN} {spread})" if half is not None else ""
+        xlabel += f" (\N{PLUS-MINUS SIGN} {error_name})" if half is not None else ""
+    return _draw(labels, means, errors, title, xlabel, paler=len(labels) - len(chosen))
+
+
+def _labels(
+    data: Tensor, names: Sequence[str], values: Array | None, chosen: list[int]
+) -> list[str]:
+    """The names of the chosen features, with their mean values if those are given."""
+    labels = [str(names[i]) for i in chosen]
+    if values is None:
+        return labels
+    shown = numbers(values, "values", SHAPES)
+    if shown.shape not in (data.shape, data.shape[1:]):
+        raise ValueError(
+            f"values has shape {tuple(shown.shape)}, expected {tuple(data.shape[1:])} or "
+            f"{tuple(data.shape)}: give the inputs that were explained"
+        )
+    shown = shown if shown.ndim == 1 else shown.mean(0)
+    return [f"{label} = {shown[i]:.4g}" for label, i in zip(labels, chosen, strict=True)]
+
+
+def _draw(
+    labels: list[str],
+    means: list[float],
+    errors: list[float] | None,
+    title: str,
+    xlabel: str,
+    paler: int,
+) -> Figure:
+    """The figure, of which the last bars are paler."""
     texts = _measured(means, errors or [0.0] * len(means))
     figure, axes = frame(
         labels,
@@ -98,12 +118,13 @@ def bar(
     )
     rows = range(len(labels))
     bars = axes.barh(rows, means, height=0.68, color=[BLUE if m < 0 else RED for m in means])
-    for patch in bars[len(chosen) :]:
+    for patch in bars[len(labels) - paler :]:
         patch.set_alpha(0.45)
     if errors is not None:
         axes.errorbar(
             means, rows, xerr=errors, fmt="none", ecolor=DARK, elinewidth=1, capsize=2.5, capthick=1
         )
+    # x in widths of the axes, y in rows: the numbers line up whatever the data's range is.
     side = axes.get_yaxis_transform()
     for row, text in enumerate(texts):
         axes.text(1.02, row, text, transform=side, fontsize=8, va="center", color=DARK)
@@ -112,11 +133,14 @@ def bar(
 
 def _measured(means: list[float], errors: list[float]) -> list[str]:
     """Means with errors, -0.53 +- 0.18: as many decimals as two digits of most errors have."""
+    # One number of decimals for all rows makes a readable column. Errors of very different sizes
+    # (the least and the greatest number of decimals more than one apart) get the least plus one.
     decimals = [1 - math.floor(math.log10(error)) for error in errors if error > 0]
     plus = " \N{PLUS-MINUS SIGN} "
     if not decimals:
         return [signed(mean, 3) for mean in means]
     shown = max(0, min(max(decimals), min(decimals) + 1))
+    # Beyond these widths a column of decimals is harder to read than powers of ten.
     if shown > 5 or max(map(abs, means)) >= 1e5:
         return [
             signed(mean, 3) + (f"{plus}{signed(error)[1:]}" if error > 0 else "")
@@ -133,11 +157,11 @@ def _measured(means: list[float], errors: list[float]) -> list[str]:
 def _half_widths(
     data: Tensor, error: Literal["std", "stderr"] | Array | None
 ) -> tuple[Tensor | None, str]:
-    """Half-widths (F,) and what they are called."""
+    """Half-widths (F,) and their name."""
     if error is None:
         return None, ""
     if isinstance(error, str):
-        if error not in SPREADS:
+        if error not in ERRORS:
             raise ValueError(
                 f"error is {error!r}, expected 'std', 'stderr', a tensor or None: None draws no "
                 "error bars"
@@ -145,7 +169,7 @@ def _half_widths(
         if len(data) == 1:
             return None, ""
         std = data.std(0)
-        return std / len(data) ** 0.5 if error == "stderr" else std, SPREADS[error]
+        return std / len(data) ** 0.5 if error == "stderr" else std, ERRORS[error]
     half = numbers(error, "error", {1: "(F,)"})
     if half.shape != data.shape[1:] or bool((half < 0).any()):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Figures laid out in inches from the top left, so that nothing overlaps whatever the texts are."""
+"""Figures laid out in inches from the top left, so that texts of any length overlap nothing."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# matplotlib's own layouts divide a figure whose size is fixed before the texts are known. Here the
+# texts are measured first, and the figure is made as large as they need: so no layout engine runs
+# (`layout="none"`), and every function of the package places its axes itself.
+
+# Red and blue are those of the colour map RdBu, which colour-blind readers can tell apart.
 DARK, GREY, LINE = "#222222", "#666666", "#bbbbbb"
 RED, BLUE = "#b2182b", "#2166ac"
-PIECE = re.compile(r"[^\s_/-]*[\s_/-]+|[^\s_/-]+")  # a line may end behind it
+PIECE = re.compile(r"[^\s_/-]*[\s_/-]+|[^\s_/-]+")  # a line may end after it
 LINE_HEIGHT = 1.25  # of a text line, in font sizes
 
 
@@ -28,7 +33,8 @@ def need(module: str) -> Any:
 
 
 def new_figure(width: float, height: float, description: str) -> Figure:
-    """An empty white figure, sizes in inches; its label is the text read to who cannot see it."""
+    """An empty white figure, sizes in inches; its label is the text for screen readers."""
+    # `Figure` itself, without pyplot: that has global state, and may open windows.
     figure: Figure = need("matplotlib.figure").Figure(
         figsize=(width, height), dpi=150, facecolor="white", layout="none"
     )
@@ -60,12 +66,19 @@ def write(figure: Figure, left: float, top: float, text: str, size: float, **sty
     total_width, total_height = figure.get_size_inches()
     look: dict[str, Any] = {"color": DARK, "va": "top", "linespacing": LINE_HEIGHT, **style}
     figure.text(
-        left / total_width, 1 - top / total_height, text, fontsize=size, parse_math=False, **look
+        # A dollar sign in a name is a dollar sign.
+        left / total_width,
+        1 - top / total_height,
+        text,
+        fontsize=size,
+        parse_math=False,
+        **look,
     )
 
 
 def text_width(text: str, size: float, weight: str = "normal") -> float:
     """Width in inches of the widest line."""
+    # Measured from the font's outlines, which needs no renderer and no figure.
     font = need("matplotlib.font_manager").FontProperties(size=size, weight=weight)
     measure = need("matplotlib.textpath").text_to_path.get_text_width_height_descent
     return max(float(measure(line, font, False)[0]) / 72 for line in text.split("\n"))
@@ -77,11 +90,12 @@ def text_height(text: str, size: float) -> float:
 
 
 def balance(text: str, width: float, size: float, weight: str = "normal") -> str:
-    """``wrap`` to as few lines, but of about equal lengths."""
+    """``wrap`` with the same number of lines, of about equal lengths."""
     best = wrap(text, width, size, weight)
     widest = max((text_width(p.rstrip(), size, weight) for p in PIECE.findall(text)), default=0.0)
+    # At half the width a text of several lines always needs more of them: no smaller share helps.
     for share in (0.9, 0.8, 0.7, 0.6, 0.5):
-        # never so narrow that a word must break
+        # Not narrower than the widest word, so that no word is broken.
         lines = wrap(text, min(width, max(widest, share * width)), size, weight)
         if lines.count("\n") > best.count("\n"):
             break
@@ -100,6 +114,7 @@ def wrap(text: str, width: float, size: float, weight: str = "normal") -> str:
             else:
                 lines.append(line.rstrip())
                 line = piece
+            # A piece wider than a whole line, such as a long identifier, is broken anywhere.
             while len(line) > 1 and text_width(line.rstrip(), size, weight) > width:
                 fits = next(
                     n

@@ -36,11 +36,13 @@ def colour_map(name: str, side: Side = "both", alpha: float | None = None) -> Co
             f"cmap is {name!r}, expected the name of a matplotlib colour map: 'RdBu_r' "
             "diverges from white, 'viridis' goes from dark to bright"
         )
+    # 511 entries: an odd number, so that the middle one is exactly zero's colour.
     low, high = (0.5 if side == "upper" else 0.0), (0.5 if side == "lower" else 1.0)
     positions = [low + (high - low) * i / 510 for i in range(511)]
     colours = [list(maps[name](position)) for position in positions]
     if alpha is not None:
         for colour, position in zip(colours, positions, strict=True):
+            # Full opacity from two thirds of the scale on, so that middle values are seen as well.
             colour[3] = alpha * min(1.0, abs(2 * position - 1) * 1.5)
     listed: Colormap = need("matplotlib.colors").ListedColormap(colours)
     return listed
@@ -60,11 +62,11 @@ def colour_bar(
 
     Args:
         figure: The figure of ``axes``.
-        axes: What to fill.
+        axes: The axes to fill.
         mappable: The drawn map.
         limit: Where the scale ends; 0 labels the zero only.
-        clipped: Whether some values lie beyond: the end labels say so.
-        orientation: Which way the bar runs.
+        clipped: Whether some values lie beyond the ends; the labels there then say so.
+        orientation: The direction of the bar.
         size: Font size of the labels.
     """
     low, high = mappable.get_clim()
@@ -80,12 +82,13 @@ def colour_bar(
     if not limit:
         labels = ["0 everywhere"]
     elif orientation == "horizontal" and 0 in ticks[1:-1]:
-        # the zero is in the middle of the bar also where its label has no room
+        # Where its label has no room, zero is still in the middle of the bar.
         room = axes.get_position().width * figure.get_size_inches()[0] - 0.2
         labels[1] = labels[1] if sum(text_width(text, size) for text in labels) < room else ""
     bar.set_ticks(ticks, labels=labels)
     axes.tick_params(labelsize=size, length=2, width=0.5, pad=2, color=LINE, labelcolor=DARK)
     if orientation == "horizontal" and limit:
+        # Labels at the ends must not run over the edge into the next column's.
         for label, tick in zip(axes.get_xticklabels(), ticks, strict=True):
             label.set_horizontalalignment(
                 "left" if tick == low else "right" if tick == high else "center"

@@ -1,4 +1,4 @@
-"""Images by methods: the picture to compare explanations in."""
+"""Images by methods: one figure to compare explanations."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ from attrfn.viz._picture import (
 from attrfn.viz._scale import Array, limit, percentile
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
 NAME, NOTE, LABEL, TITLE = 9.0, 7.5, 9.0, 12.0  # font sizes
@@ -68,11 +70,11 @@ def image_grid(
         outline: Whether a thin contour of the image lies over each map.
 
     Returns:
-        A figure with axes in row-major order (images, then methods, per row), and behind them one
+        A figure with axes in row-major order (images, then methods, per row), followed by one
         colour bar per method.
 
     Raises:
-        TypeError: ``attributions`` is no mapping, or something holds no real numbers.
+        TypeError: ``attributions`` is not a mapping, or an argument holds no real numbers.
         ValueError: Shapes, batch sizes, names or options do not fit, or values are not finite.
 
     Example:
@@ -90,7 +92,7 @@ def image_grid(
     colours = colour_map(cmap)
 
     height, width = shown.shape[1:3]
-    cell = CELL * min(max(height / width, 0.15), 1.6)
+    cell = CELL * min(max(height / width, 0.15), 1.6)  # bounded: strips stay visible
     names = [balance(name, CELL, NAME, "bold") for name in ["image"] * original + list(columns)]
     under = [balance(note, CELL, NOTE) for note in [""] * original + second]
     labels = [wrap(label, 1.5, LABEL) for label in labels]
@@ -104,24 +106,53 @@ def image_grid(
     figure = new_figure(full, bottom + BAR + 0.3, _describe(len(shown), columns, original))
     write(figure, MARGIN, MARGIN, title, TITLE, weight="bold")
 
-    # the first axes row carries names (as titles) over notes, then maps, then colour bars
     limits = [limit(values, at) for values in columns.values()]
-    scales = [norm(end) for end in limits]
     for row, picture in enumerate(shown):
         y = top + row * (cell + GAP_Y)
-        lines = outline_of(picture) if outline else []
         if labels:
             write(figure, left - 0.12, y + cell / 2, labels[row], LABEL, ha="right", va="center")
-        if original:
-            axes = place(figure, left, y, CELL, cell)
-            draw_picture(axes, picture)
-            bare(axes)
-        for column, (values, scale) in enumerate(zip(columns.values(), scales, strict=True)):
-            axes = place(figure, left + (column + original) * (CELL + GAP_X), y, CELL, cell)
-            draw_map(axes, values[row], (height, width), colours, scale)
-            draw_outline(axes, lines)
-            bare(axes)
-    for column, (name, note) in enumerate(zip(names, under, strict=True)):
+        row_maps = [values[row] for values in columns.values()]
+        cells = [
+            place(figure, left + column * (CELL + GAP_X), y, CELL, cell)
+            for column in range(len(names))
+        ]
+        _draw_row(cells, picture, row_maps, limits, colours, original, outline)
+    _write_names(figure, names, under, left, top, note_height)
+    for column, (values, end) in enumerate(zip(columns.values(), limits, strict=True)):
+        x = left + (column + original) * (CELL + GAP_X)
+        axes = place(figure, x, bottom, CELL, BAR)
+        mappable = figure.axes[column + original].images[0]
+        colour_bar(figure, axes, mappable, end, clipped=bool((values.abs() > end).any()))
+    return figure
+
+
+def _draw_row(
+    cells: list[Axes],
+    picture: Tensor,
+    row_maps: list[Tensor],
+    limits: list[float],
+    colours: Colormap,
+    original: bool,
+    outline: bool,
+) -> None:
+    """One image, if it is to be shown, and its maps."""
+    size = (picture.shape[0], picture.shape[1])
+    lines = outline_of(picture) if outline else []
+    if original:
+        draw_picture(cells[0], picture)
+    for axes, values, end in zip(cells[original:], row_maps, limits, strict=True):
+        draw_map(axes, values, size, colours, norm(end))
+        draw_outline(axes, lines)
+    for axes in cells:
+        bare(axes)
+
+
+def _write_names(
+    figure: Figure, names: list[str], notes: list[str], left: float, top: float, height: float
+) -> None:
+    """The names over the columns, and under each its note; the notes are ``height`` inches high."""
+    # A name is the title of the column's first axes, so that those who read the axes find it there.
+    for column, (name, note) in enumerate(zip(names, notes, strict=True)):
         x = left + column * (CELL + GAP_X) + CELL / 2
         figure.axes[column].set_title(
             name,
@@ -129,16 +160,10 @@ def image_grid(
             color=DARK,
             fontsize=NAME,
             weight="bold",
-            pad=72 * (note_height + 0.06),
+            pad=72 * (height + 0.06),  # in points
             parse_math=False,
         )
-        write(figure, x, top - 0.04 - note_height, note, NOTE, ha="center", color=GREY)
-    for column, (values, end) in enumerate(zip(columns.values(), limits, strict=True)):
-        x = left + (column + original) * (CELL + GAP_X)
-        axes = place(figure, x, bottom, CELL, BAR)
-        mappable = figure.axes[column + original].images[0]
-        colour_bar(figure, axes, mappable, end, clipped=bool((values.abs() > end).any()))
-    return figure
+        write(figure, x, top - 0.04 - height, note, NOTE, ha="center", color=GREY)
 
 
 def _columns(attributions: Mapping[str, Array], batch: int) -> dict[str, Tensor]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from torch import Tensor
+
 from attrfn.viz._canvas import balance, new_figure, place, text_height, write
 from attrfn.viz._colour import Side, colour_bar, colour_map, norm
 from attrfn.viz._picture import (
@@ -52,8 +54,8 @@ def image_overlay(
             image's is stretched over it.
         alpha: Opacity of the strongest attributions, 0 to 1. At 1 nothing fades: the heat map
             alone, with a thin contour of the image.
-        sign: What is drawn: "all", only "positive" or "negative" values, or "absolute" ones.
-        outlier_percentile: Where the scale ends, as a percentile of what is drawn; 100: at the
+        sign: The values to draw: "all", only "positive" or "negative" ones, or "absolute" ones.
+        outlier_percentile: Where the scale ends, as a percentile of the drawn values; 100: at the
             largest value.
         cmap: Name of a diverging matplotlib colour map; one-sided scales take its half. By default
             "RdBu_r", and "PuOr" for absolute values, which have no sign to show.
@@ -63,7 +65,7 @@ def image_overlay(
         A figure with two axes: the image and the colour bar.
 
     Raises:
-        TypeError: Something holds no real numbers.
+        TypeError: An argument holds no real numbers.
         ValueError: Shapes or options do not fit, or values are not finite.
 
     Example:
@@ -72,23 +74,10 @@ def image_overlay(
         >>> len(figure.axes)
         2
     """
-    if sign not in SIDES:
-        raise ValueError(
-            f"sign is {sign!r}, expected one of {sorted(SIDES)}: 'all' draws both signs"
-        )
-    if not 0 <= alpha <= 1:
-        raise ValueError(
-            f"alpha is {alpha}, expected a number from 0 to 1: 1 draws the heat map alone"
-        )
+    _check(sign, alpha)
     at = percentile(outlier_percentile)
     picture = pictures(image, "image", SINGLE)
-    values = maps(attribution, "attribution", SINGLE)
-    if sign == "positive":
-        values = values.clamp(min=0)
-    elif sign == "negative":
-        values = values.clamp(max=0)
-    elif sign == "absolute":
-        values = values.abs()
+    values = _with_sign(maps(attribution, "attribution", SINGLE), sign)
     side = SIDES[sign]
     end = limit(values, at)
     colours = colour_map(
@@ -96,7 +85,7 @@ def image_overlay(
     )
 
     rows, cols = picture.shape[:2]
-    height = WIDTH * min(max(rows / cols, 0.15), 1.6)
+    height = WIDTH * min(max(rows / cols, 0.15), 1.6)  # bounded: strips stay visible
     title = balance(title, WIDTH, TITLE, "bold")
     top = MARGIN + text_height(title, TITLE) + (0.06 if title else 0)
     figure = new_figure(
@@ -107,7 +96,8 @@ def image_overlay(
     write(figure, MARGIN, MARGIN, title, TITLE, weight="bold")
     axes = place(figure, MARGIN, top, WIDTH, height)
     if alpha < 1:
-        draw_picture(axes, 0.35 + 0.65 * grey(picture))  # pale: dark colours must show on it
+        # Grey, because colours mean attributions; pale, because dark ones must show on it.
+        draw_picture(axes, 0.35 + 0.65 * grey(picture))
     mappable = draw_map(axes, values, (rows, cols), colours, norm(end, side))
     if alpha == 1:
         draw_outline(axes, outline_of(picture))
@@ -116,3 +106,23 @@ def image_overlay(
     clipped = bool((values.abs() > end).any())
     colour_bar(figure, bar, mappable, end, clipped=clipped, orientation="vertical", size=8)
     return figure
+
+
+def _check(sign: Sign, alpha: float) -> None:
+    if sign not in SIDES:
+        raise ValueError(
+            f"sign is {sign!r}, expected one of {sorted(SIDES)}: 'all' draws both signs"
+        )
+    if not 0 <= alpha <= 1:
+        raise ValueError(
+            f"alpha is {alpha}, expected a number from 0 to 1: 1 draws the heat map alone"
+        )
+
+
+def _with_sign(values: Tensor, sign: Sign) -> Tensor:
+    """The values of a sign; zero, which is drawn as nothing, in place of the others."""
+    if sign == "positive":
+        return values.clamp(min=0)
+    if sign == "negative":
+        return values.clamp(max=0)
+    return values.abs() if sign == "absolute" else values

@@ -1,4 +1,4 @@
-"""Images and attribution maps as what imshow draws."""
+"""Images and attribution maps in the form that imshow draws."""
 
 from __future__ import annotations
 
@@ -56,6 +56,7 @@ def grey(picture: Tensor) -> Tensor:
     """One picture (H, W) or (H, W, 3) as luminance (H, W)."""
     if picture.ndim == 2:
         return picture
+    # The weights of luma in ITU-R BT.601.
     return picture @ torch.tensor([0.299, 0.587, 0.114], dtype=picture.dtype)
 
 
@@ -89,14 +90,13 @@ def draw_map(
 
 
 def outline_of(picture: Tensor) -> list[Any]:
-    """Lines, each (n, 2), around what is brighter than the picture's middle brightness.
-
-    Large pictures are averaged to about 24 cells a side before, so that texture draws no lines.
-    """
+    """Lines, each (n, 2), around the regions brighter than the middle of the picture's range."""
+    # Large pictures are averaged to about 24 cells a side first: fewer lose the outline of a digit,
+    # more draw lines around texture.
     brightness = grey(picture)
     block = max(1, round(max(brightness.shape) / 24))
     rough = functional.avg_pool2d(brightness[None, None], block, ceil_mode=True)
-    # one cell more on each side, so that the lines run to the edge
+    # One cell more on each side, so that the lines run to the edge.
     level = functional.pad(rough, (1, 1, 1, 1), mode="replicate")[0, 0]
     low, high = float(level.min()), float(level.max())
     if high - low < 1e-6:
@@ -107,7 +107,7 @@ def outline_of(picture: Tensor) -> list[Any]:
 
 
 def draw_outline(axes: Axes, lines: list[Any]) -> None:
-    """Thin lines, which leave the colours under them alone."""
+    """Thin lines, which do not change the colours beside them."""
     collection = need("matplotlib.collections").LineCollection(
         lines, colors=DARK, linewidths=0.7, alpha=0.55
     )

@@ -19,9 +19,11 @@ from attrfn.viz._text import Html
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# More than the 96 pixels per inch at which the page shows figures, for dense screens; the size of
+# the file grows with the square.
 DPI = 160
 SIGN = r"[-+\u2212]?"
-# a number, perhaps with a short unit, or a (long) dash that stands for none
+# A number, perhaps with a short unit, or a dash for a missing one.
 NUMBER = re.compile(
     rf"{SIGN}\d[\d.,]*(e{SIGN}\d+)?(\s?[^\s\d]{{1,3}})?|{SIGN}(nan|inf)|[-\u2013\u2014]?"
 )
@@ -38,12 +40,12 @@ def report(
     """Write one HTML file that holds everything it shows: no scripts, no links, no other files.
 
     It reads well on narrow and wide screens, in light and dark mode, and on paper. All texts are
-    escaped. Folders on the way to ``path`` are made; a file that is there is replaced.
+    escaped. Missing folders on the way to ``path`` are made; an existing file is replaced.
 
     Args:
         path: The file to write.
         title: The page's title.
-        figures: Caption -> figure, embedded as PNG, or what :func:`attrfn.viz.text` returned. A
+        figures: Caption -> figure, embedded as PNG, or the HTML of :func:`attrfn.viz.text`. A
             figure's label (``figure.get_label()``, which the functions of this package set) is its
             text for screen readers.
         tables: Caption -> rows, each a mapping from column names to values. Columns come in the
@@ -55,7 +57,7 @@ def report(
         The path of the file.
 
     Raises:
-        TypeError: A figure cannot be saved, or a table is no sequence of mappings.
+        TypeError: A figure cannot be saved, or a table is not a sequence of mappings.
 
     Example:
         >>> import tempfile
@@ -88,6 +90,7 @@ def _figure(caption: str, figure: Figure | Html) -> str:
     if isinstance(figure, Html):
         return f"<figure>\n{figure}\n<figcaption>{html.escape(caption)}</figcaption>\n</figure>"
     if not hasattr(figure, "savefig"):
+        # Anything that can be saved is accepted, without an import of matplotlib for isinstance.
         raise TypeError(
             f"figures[{caption!r}] is a {type(figure).__name__}, expected a matplotlib figure or "
             "the HTML of viz.text: give what the functions of attrfn.viz return"
@@ -95,6 +98,8 @@ def _figure(caption: str, figure: Figure | Html) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    # CSS pixels, 96 per inch. On narrow screens a figure shrinks to 60 % at least, where its texts
+    # can still be read, and scrolls beyond that. One of up to 320 px never shrinks: phones show it.
     width, height = (round(96 * inches) for inches in figure.get_size_inches())
     narrow = min(width, max(320, round(0.6 * width)))
     alt = html.escape(str(figure.get_label()) or caption)
@@ -113,6 +118,7 @@ def _table(caption: str, rows: Sequence[Mapping[str, object]]) -> str:
             f"tables[{caption!r}] is a {type(rows).__name__}, expected a sequence of mappings: "
             "write one {column: value} per row"
         )
+    # A dictionary keeps the order in which columns first appear; rows may lack some of them.
     columns = list(dict.fromkeys(column for row in rows for column in row))
     cells = {column: [_cell(row.get(column)) for row in rows] for column in columns}
     right = {
@@ -135,7 +141,7 @@ def _table(caption: str, rows: Sequence[Mapping[str, object]]) -> str:
 
 def _cell(value: object) -> str:
     if isinstance(value, Tensor) or type(value).__module__ == "numpy":
-        value = getattr(value, "tolist", lambda: value)()  # a plain number where it is one
+        value = getattr(value, "tolist", lambda: value)()  # a Python number, if it is a scalar
     if value is None:
         return "\N{EN DASH}"
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""What the plots with one row per feature share: checks, order and the frame."""
+"""Plots with one row per feature: their checks, order and frame."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def frame(
         title: Drawn above the plot.
         xlabel: Drawn under the plot.
         right: Inches to leave at the right of the plot.
-        description: The figure's text for who cannot see it.
+        description: The figure's text for screen readers.
     """
     labels = [wrap(label, NAME, TEXT) for label in labels]
     left = MARGIN + max(text_width(label, TEXT) for label in labels) + 0.1
@@ -73,11 +73,13 @@ def frame(
     write(figure, MARGIN, MARGIN, title, TITLE, weight="bold")
     axes = place(figure, left, top, PLOT, height)
     write(figure, left + PLOT / 2, top + height + 0.25, xlabel, TEXT, ha="center")
+    # Downwards, so that row 0 is on top.
     axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.set_yticks(range(len(labels)), labels=labels, fontsize=TEXT, parse_math=False)
     axes.spines[["left", "right", "top"]].set_visible(False)
     axes.locator_params(axis="x", nbins=6)
     axes.grid(axis="x", color=LINE, linewidth=0.5, alpha=0.6)
     axes.set_axisbelow(True)
+    # Zero is the reference of every attribution: over the grid, under bars and dots.
     axes.axvline(0, color=DARK, linewidth=0.8, zorder=1.5)
     return figure, axes

@@ -1,4 +1,4 @@
-"""Numbers to draw: checked copies of what the caller gave, and the colour scale's limit."""
+"""Numbers to draw: checked copies of the caller's arguments, and the limit of a colour scale."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def numbers(value: Array, name: str, shapes: dict[int, str]) -> Tensor:
     """A float64 copy on the CPU, without graph.
 
     Args:
-        value: A real tensor of any device and dtype, or what ``numpy.asarray`` takes.
+        value: A real tensor of any device and dtype, or an argument for ``numpy.asarray``.
         name: The argument's name for messages.
         shapes: The allowed numbers of dimensions, each with its shape in words.
 
     Raises:
-        TypeError: The values are no real numbers.
-        ValueError: The number of dimensions is not allowed, nothing is in it, or a value is NaN or
+        TypeError: The values are not real numbers.
+        ValueError: The number of dimensions is not allowed, there is no value, or one is NaN or
             infinite.
     """
     if isinstance(value, Tensor):
@@ -35,6 +35,7 @@ def numbers(value: Array, name: str, shapes: dict[int, str]) -> Tensor:
             raise TypeError(
                 f"{name} has dtype {value.dtype}, expected real numbers: draw .real or .abs()"
             )
+        # A copy even if the type is right: what is drawn must not change with the caller's tensor.
         data = value.detach().cpu().to(torch.float64, copy=True)
     else:
         data = _from_array_like(value, name)
@@ -63,8 +64,8 @@ def _from_array_like(value: ArrayLike, name: str) -> Tensor:
         array = np.asarray(value)
     except (TypeError, ValueError) as error:
         raise TypeError(
-            f"{name} is a {type(value).__name__} that is no array ({error}), expected a tensor: "
-            "give rows of equal length"
+            f"{name} is a {type(value).__name__} that is not an array ({error}), expected a tensor "
+            "or numbers: give rows of equal length"
         ) from None
     if array.dtype.kind not in "biuf":
         raise TypeError(
@@ -87,9 +88,12 @@ def percentile(value: float, name: str = "outlier_percentile") -> float:
 def limit(values: Tensor, at: float = 100.0) -> float:
     """The nearest-rank percentile ``at`` of |values|: where a zero-centred scale ends.
 
-    Falls back to the largest |value| where the percentile is 0 (sparse maps) and is 0.0 only for
-    values that all vanish, subnormal numbers included.
+    Where the percentile is 0 (sparse maps), it is the largest |value|; it is 0.0 only if all values
+    are zero or subnormal.
     """
+    # Values of subnormal size are rounding errors: a scale made for them would show noise.
+    # The nearest rank is one of the values. An interpolated percentile would depend on how far the
+    # next one is, and so on the very outliers that it is to leave out.
     size = values.abs().flatten()
     rank = min(size.numel(), max(1, math.ceil(at / 100 * size.numel())))
     tiny = torch.finfo(torch.float64).tiny

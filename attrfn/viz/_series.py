@@ -13,6 +13,9 @@ from attrfn.viz._colour import colour_bar, colour_map, norm
 from attrfn.viz._scale import Array, limit, numbers, percentile
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.collections import QuadMesh
+    from matplotlib.colors import Colormap, Normalize
     from matplotlib.figure import Figure
 
 SHAPES = {1: "(T,)", 2: "(C, T)"}
@@ -47,7 +50,7 @@ def time_series(
         A figure with one axes per channel and, last, the colour bar.
 
     Raises:
-        TypeError: Something holds no real numbers.
+        TypeError: An argument holds no real numbers.
         ValueError: Shapes, names or options do not fit, or values are not finite.
 
     Example:
@@ -65,17 +68,11 @@ def time_series(
     steps = lines.shape[-1]
     values, lines = values.reshape(-1, steps), lines.reshape(-1, steps)
     channels = len(lines)
-    labels = [""] * channels if names is None else [str(name) for name in names]
-    if isinstance(names, str) or len(labels) != channels:
-        raise ValueError(
-            f"names is {names!r}, expected {channels} texts, one per channel of series: leave it "
-            "out for panels without label"
-        )
+    labels = _labels(names, channels)
     x = _positions(times, steps)
     end = limit(values, percentile(outlier_percentile))
 
-    labels = [wrap(label, 1.4, TEXT) for label in labels]
-    ticks = 0.45
+    ticks = 0.45  # room for the labels of the y axis
     left = MARGIN + max(text_width(label, TEXT) for label in labels) + ticks
     title = wrap(title, left + WIDTH, TITLE, "bold")
     top = MARGIN + text_height(title, TITLE) + (0.1 if title else 0)
@@ -88,21 +85,11 @@ def time_series(
     )
     write(figure, MARGIN, MARGIN, title, TITLE, weight="bold")
     colours, scale = colour_map(cmap), norm(end)
-    edges = _edges(x)
     for channel in range(channels):
         y = top + channel * (ROW + GAP)
         axes = place(figure, left, y, WIDTH, ROW)
         write(figure, left - ticks, y + ROW / 2, labels[channel], TEXT, ha="right", va="center")
-        line = lines[channel]
-        pad = 0.08 * (float(line.max() - line.min()) or 1.0)
-        low, high = float(line.min()) - pad, float(line.max()) + pad
-        bands = axes.pcolormesh(
-            edges.numpy(), [low, high], values[channel][None].numpy(), cmap=colours, norm=scale
-        )
-        axes.plot(x.numpy(), line.numpy(), color="white", linewidth=2.8, alpha=0.7)
-        axes.plot(x.numpy(), line.numpy(), color=DARK, linewidth=1.2)
-        axes.set(xlim=(float(edges[0]), float(edges[-1])), ylim=(low, high))
-        axes.locator_params(axis="y", nbins=4)
+        bands = _draw_panel(axes, x, lines[channel], values[channel], colours, scale)
         if channel < channels - 1:
             axes.set_xticks([])
     write(figure, left + WIDTH / 2, top + height + 0.25, xlabel, TEXT, ha="center")
@@ -110,6 +97,34 @@ def time_series(
     clipped = bool((values.abs() > end).any())
     colour_bar(figure, bar, bands, end, clipped=clipped, orientation="vertical", size=8)
     return figure
+
+
+def _draw_panel(
+    axes: Axes, x: Tensor, line: Tensor, values: Tensor, colours: Colormap, scale: Normalize
+) -> QuadMesh:
+    """One channel's line over its bands, which are returned."""
+    pad = 0.08 * (float(line.max() - line.min()) or 1.0)
+    low, high = float(line.min()) - pad, float(line.max()) + pad
+    edges = _edges(x)
+    bands = axes.pcolormesh(
+        edges.numpy(), [low, high], values[None].numpy(), cmap=colours, norm=scale
+    )
+    # A pale border keeps the line readable on the darkest bands.
+    axes.plot(x.numpy(), line.numpy(), color="white", linewidth=2.8, alpha=0.7)
+    axes.plot(x.numpy(), line.numpy(), color=DARK, linewidth=1.2)
+    axes.set(xlim=(float(edges[0]), float(edges[-1])), ylim=(low, high))
+    axes.locator_params(axis="y", nbins=4)
+    return bands
+
+
+def _labels(names: Sequence[str] | None, channels: int) -> list[str]:
+    labels = [""] * channels if names is None else [str(name) for name in names]
+    if isinstance(names, str) or len(labels) != channels:
+        raise ValueError(
+            f"names is {names!r}, expected {channels} texts, one per channel of series: leave it "
+            "out for panels without label"
+        )
+    return [wrap(label, 1.4, TEXT) for label in labels]
 
 
 def _positions(times: Array | None, steps: int) -> Tensor:

@@ -14,9 +14,11 @@ from attrfn.viz._rows import MARGIN, features, frame, order
 from attrfn.viz._scale import Array, numbers
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.collections import PathCollection
     from matplotlib.figure import Figure
 
-BINS = 90
+BINS = 90  # along x: a dot is about as wide as one of them
 
 
 def strip(
@@ -31,8 +33,8 @@ def strip(
 ) -> Figure:
     """One dot per sample and feature: attribution along x, the feature's value as colour.
 
-    Dots of equal attribution are stacked beside each other (a "beeswarm"), by a rule without
-    chance. Colours run, per feature, from the 5th to the 95th percentile of its values.
+    Dots of equal attribution are stacked beside each other (a "beeswarm"), without random jitter.
+    Colours run, per feature, from the 5th to the 95th percentile of its values.
 
     Args:
         attributions: (B, F).
@@ -47,7 +49,7 @@ def strip(
         A figure with two axes: the dots and the colour bar.
 
     Raises:
-        TypeError: Something holds no real numbers.
+        TypeError: An argument holds no real numbers.
         ValueError: Shapes, names or options do not fit, or values are not finite.
 
     Example:
@@ -90,6 +92,13 @@ def strip(
             alpha=0.9,
             zorder=2,
         )
+    _value_bar(figure, axes, dots)
+    return figure
+
+
+def _value_bar(figure: Figure, axes: Axes, dots: PathCollection) -> None:
+    """The colour bar of the features' values, at the right of the plot."""
+    # Without numbers: each feature has its own range.
     box = axes.get_position()
     width, height = figure.get_size_inches()
     bar = place(figure, box.x1 * width + 0.2, (1 - box.y1) * height, 0.09, box.height * height)
@@ -97,7 +106,6 @@ def strip(
     bar.set_yticks([0, 1], labels=["low", "high"])
     bar.tick_params(labelsize=8, length=0, pad=3, labelcolor=DARK)
     bar.set_ylabel("feature value", fontsize=8, color=GREY, labelpad=-8)
-    return figure
 
 
 def _swarm(x: Tensor, span: float) -> Tensor:
@@ -108,12 +116,15 @@ def _swarm(x: Tensor, span: float) -> Tensor:
         inside = bins == b
         rank[inside] = torch.arange(int(inside.sum()))
     offsets = (rank + 1).div(2, rounding_mode="floor") * (1 - 2 * (rank % 2))
+    # Rows with few dots keep them together: half a row is at least five dots high.
     step = 0.4 / max(float(offsets.abs().max()), 5.0)
     return offsets * step
 
 
 def _relative(values: Tensor) -> Tensor:
     """Values as 0..1 between their 5th and 95th percentile; a constant is 0.5."""
+    # Percentiles, because one outlier would give all other dots the same colour. A feature of few
+    # distinct values may have them equal; then its range is taken.
     ranked = values.sort().values
     last = len(values) - 1
     low, high = ranked[round(0.05 * last)], ranked[round(0.95 * last)]

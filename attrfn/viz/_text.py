@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from attrfn.viz._scale import Array, limit, numbers, signed
 
 RED, BLUE = "214, 60, 60", "52, 120, 200"
-STRONGEST = 0.65  # opacity, at which black and white letters can be read
+STRONGEST = 0.65  # the opacity at which both black and white letters can still be read
+# Styles stand in the elements: notebooks and mail programs drop style sheets and scripts.
 _WORD = "padding:.15em .1em;border-radius:.2em;white-space:pre-wrap"
 _SOFT = "font-size:.85em;opacity:.75"
 
@@ -36,8 +37,8 @@ def text(
     Args:
         words: The words of one text, or of several.
         attributions: One number per word, (T,); for several texts one such tensor for each.
-        labels: What each row is, written before it; for one text a list of one.
-        separator: What stands between two words; "" where the words carry their own spaces.
+        labels: A label before each row; for one text a list of one.
+        separator: The text between two words; "" if the words have their own spaces.
         title: Written above the rows.
 
     Returns:
@@ -45,7 +46,7 @@ def text(
         :func:`attrfn.viz.report` takes it as a figure, and ``print(..., file=...)`` writes it.
 
     Raises:
-        TypeError: The words are no texts, or the attributions no real numbers.
+        TypeError: The words are not texts, or the attributions are not real numbers.
         ValueError: The numbers of rows, words, attributions or labels differ.
 
     Example:
@@ -70,6 +71,7 @@ def text(
         raise ValueError(
             f"labels has {len(names)} texts, expected one for each of {len(rows)} rows"
         )
+    # One scale for all rows, so that equal colours are equal numbers.
     end = max(limit(v) for v in data)
     lines = [
         _line(row, v.tolist(), name, end, separator)
@@ -111,7 +113,8 @@ def _line(row: list[str], values: list[float], name: str, end: float, separator:
 
 
 def _word(word: str, attributes: str) -> str:
-    """A coloured word; its spaces are not."""
+    """A coloured word; its spaces at both ends have no colour."""
+    # Tokens of language models begin with a space, which would join their colours to one band.
     bare = word.strip(" ") or word
     before, after = word.split(bare, 1) if bare else ("", "")
     return f"{before}<span {attributes}>{html.escape(bare)}</span>{after}"

@@ -197,19 +197,22 @@ def test_word_embeddings_are_the_embedded_model(name):
         torch.testing.assert_close(chunked, there, rtol=1e-9, atol=1e-11)
 
 
+TABLES = ("word", "position", "token_type")
+
+
 @pytest.mark.parametrize("base", ["mask", "pad", "zeros"])
 def test_all_embeddings_of_bert_jointly(base):
-    """Word, position and token-type embeddings together cut the network, and so does their sum."""
+    """Word and token-type embeddings change together as their sum does; positions have no rows."""
     base = {"mask": BASE, "pad": torch.full_like(IDS, PAD), "zeros": None}[base]
     x0 = torch.zeros_like(IDS) if base is None else base
     options = {"target": class_one, "baselines": base, "n_steps": 60}
-    parts = ["word_embeddings", "position_embeddings", "token_type_embeddings"]
-    layers = [f"bert.embeddings.{part}" for part in parts]
-    joint = attrfn.layer_integrated_gradients(bound("bert"), IDS, layer=layers, **options)
+    words, positions, types = (f"bert.embeddings.{k}_embeddings" for k in TABLES)
+    joint = attrfn.layer_integrated_gradients(bound("bert"), IDS, layer=[words, types], **options)
     assert isinstance(joint, list)
-    # the positions have no row per example and the types are equal in both: the words change alone
-    assert joint[1] is None
-    assert not joint[2].any()
+    assert not joint[1].any()  # the types are equal in both: the words change alone
+    for layer in (positions, [words, positions, types]):
+        with pytest.raises(ValueError, match="position_embeddings' gives no floating tensor"):
+            attrfn.layer_integrated_gradients(bound("bert"), IDS, layer=layer, **options)
     expected = change("bert", base=x0)
     torch.testing.assert_close(joint[0].sum((1, 2)), expected, rtol=1e-6, atol=1e-7)
     at_sum = attrfn.layer_integrated_gradients(
@@ -221,7 +224,7 @@ def test_all_embeddings_of_bert_jointly(base):
 def test_positions_and_words_together():
     """With position ids among the inputs all three tables change; jointly they are complete."""
     model = zoo.make(Positioned)
-    layers = [f"bert.bert.embeddings.{k}_embeddings" for k in ("word", "position", "token_type")]
+    layers = [f"bert.bert.embeddings.{k}_embeddings" for k in TABLES]
     inputs = (IDS, torch.arange(5).expand(2, 5), torch.zeros_like(IDS))
     base = (BASE, torch.full((2, 5), 9), torch.ones_like(IDS))
     got = attrfn.layer_integrated_gradients(

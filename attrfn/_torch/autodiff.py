@@ -39,6 +39,15 @@ def transforms() -> int:
     return 0 if is_compiling() else transform_level()
 
 
+def keeps_graph(create_graph: bool | None) -> bool:
+    """Whether the graph of the parameters shall lead to the result.
+
+    Inside a transform only the caller knows whether ``.backward()`` will reach through its result,
+    as through that of ``torch.func.grad`` under vmap. So the graph is kept there in grad mode.
+    """
+    return bool(create_graph) or (in_eager_transform() and torch.is_grad_enabled())
+
+
 def twice_differentiable(create_graph: bool) -> contextlib.AbstractContextManager[object]:
     """Decomposed operations where the result may be differentiated again, or batched by vmap."""
     return Decomposed() if create_graph or in_eager_transform() else contextlib.nullcontext()

@@ -67,7 +67,7 @@ def with_rules(model_fn: ModelFn, rules: Rules) -> ModelFn:
             base = []
             record = Record(rules, [], base, False, scope)
             rows = record.add(x0)
-            with torch.set_grad_enabled(transforming() and torch.is_grad_enabled()), record:
+            with torch.no_grad(), record:
                 call_model(model, rebuild(rows))
         run = Replay(rules, [], None, base, scope)
         rows = run.add(x)

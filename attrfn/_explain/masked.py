@@ -21,6 +21,7 @@ from attrfn._explain.tree import call_model, each
 from attrfn._torch.autodiff import transforming, twice_differentiable
 from attrfn._torch.private import reads_values
 from attrfn._torch.typing import Baselines, Leaves, ModelFn, Target, Tree
+from attrfn._torch.warn import warn
 
 _FEW = 16  # copies: of smaller inputs the first chunk is measured and not the run on x
 T = TypeVar("T")
@@ -42,6 +43,7 @@ class Masked(NamedTuple):
         full: f(x), (R, K...): one row per example, or a single one for the whole batch.
         whole: Whether the model gives one value for the whole batch.
         dtype: That of the attributions of inputs that have no floating one.
+        integers: Whether the outputs are integers.
         one_copy: The bytes that a copy of the batch takes, if they have been measured, else 0.
     """
 
@@ -56,6 +58,7 @@ class Masked(NamedTuple):
     full: Tensor
     per_batch: bool
     dtype: torch.dtype
+    integers: bool
     one_copy: int
 
     @property
@@ -116,14 +119,15 @@ class Masked(NamedTuple):
         copies = points[0].shape[0]
         if self.batch == 0:
             return Outcome(self.full.expand(copies, *self.full.shape), False, self.dtype)
-        whole, dtype = False, self.dtype
+        whole, dtype, integers = False, self.dtype, False
 
         def rows(leaves: Leaves, copies: int) -> Tensor:
-            nonlocal whole, dtype
+            nonlocal whole, dtype, integers
             model = repeat_bound(self.model, self.batch, copies)
             chosen = repeat_chosen(self.chosen, self.batch, copies)
             outputs = call_model(model, self.rebuild(leaves), fresh=True)
-            values, whole, dtype = outcome(outputs, chosen, self.batch, copies, "target")
+            found = outcome(outputs, chosen, self.batch, copies, "target")
+            values, whole, dtype, integers = found
             return values
 
         with _graph(self.create_graph), twice_differentiable(self.create_graph):
@@ -134,7 +138,7 @@ class Masked(NamedTuple):
                 values = values.reshape(copies, len(values) // copies, *values.shape[1:])
         # What is selected is copied: as a view it would keep all outputs of each chunk.
         values = values.to(wide(values.dtype), copy=self.chosen is not None)
-        return Outcome(values, whole, wide(dtype))
+        return Outcome(values, whole, wide(dtype), integers)
 
     def check_rows(self, keys: int) -> None:
         """Refuse a key for each example where one value stands for all of them.
@@ -152,15 +156,27 @@ class Masked(NamedTuple):
         """The inputs' tree, in the inputs' dtypes where they are floating."""
         return self.rebuild(
             [
-                self.detached(t.to(x.device, x.dtype if x.is_floating_point() else self.dtype))
+                self.detached(self._as(t.to(x.device), x))
                 for t, x in zip(leaves, self.x, strict=True)
             ]
         )
 
     def number(self, t: Tensor) -> Tensor:
         """Scores in the dtype of the first input, or of the outputs if that is of integers."""
-        first = self.x[0]
-        return self.detached(t.to(first.dtype if first.is_floating_point() else self.dtype))
+        return self.detached(self._as(t, self.x[0]))
+
+    def _as(self, t: Tensor, x: Tensor) -> Tensor:
+        """In the dtype of an input, or of the outputs if that is of integers."""
+        found = t.to(x.dtype if x.is_floating_point() else self.dtype)
+        # Fractions are rounded like any others, integers must not lose digits.
+        if self.integers and found.dtype != t.dtype and t.numel() and not transforming():
+            size = t.detach().abs().max()
+            if size > 1 / torch.finfo(found.dtype).eps and bool((found != t).any()):
+                warn(
+                    f"the outputs are integers, and their attributions up to {float(size):g} are "
+                    f"rounded to the inputs' {found.dtype}: give the inputs in torch.float64"
+                )
+        return found
 
     def detached(self, t: Tensor) -> Tensor:
         """Without a graph, unless one is wanted."""
@@ -194,15 +210,22 @@ def masked(
     x0 = x0 if create_graph or transforming() else tuple([t.detach() for t in x0])
     nothing = torch.zeros(0, device=x[0].device, dtype=_floating(x[0].dtype))
     p = Masked(
-        model, x, x0, rebuild, batch, chosen, create_graph, chunks, nothing, False, nothing.dtype, 0
+        *(model, x, x0, rebuild, batch, chosen, create_graph, chunks),
+        full=nothing,
+        per_batch=False,
+        dtype=nothing.dtype,
+        integers=False,
+        one_copy=0,
     )
     own = tuple([t.clone()[None] for t in x])
     measured = chunks.size == "auto" and not transforming() and unmeasured_copies(x) < _FEW
     with Peak() if measured else contextlib.nullcontext() as peak:
-        full, per_batch, dtype = p._evaluate(own)
+        full, per_batch, dtype, integers = p._evaluate(own)
     given = sum(t.numel() * t.element_size() for t in x)
     one_copy = 0 if peak is None else max(1, peak.bytes + 2 * given)
-    return p._replace(full=full[0], per_batch=per_batch, dtype=dtype, one_copy=one_copy)
+    return p._replace(
+        full=full[0], per_batch=per_batch, dtype=dtype, integers=integers, one_copy=one_copy
+    )
 
 
 def _vmapped(rows: Callable[..., Tensor], points: Leaves) -> Tensor:

@@ -15,7 +15,6 @@ from attrfn._rules.replay import Replay
 from attrfn._rules.run import Seen
 from attrfn._rules.scope import scoped
 from attrfn._rules.table import Rules
-from attrfn._torch.autodiff import transforming
 from attrfn._torch.typing import ModelFn, Tree
 
 

@@ -45,7 +45,7 @@ def keeps_graph(create_graph: bool | None) -> bool:
     Inside a transform only the caller knows whether ``.backward()`` will reach through its result,
     as through that of ``torch.func.grad`` under vmap. So the graph is kept there in grad mode.
     """
-    return bool(create_graph) or (in_eager_transform() and torch.is_grad_enabled())
+    return bool(create_graph) or (in_transform() and torch.is_grad_enabled())
 
 
 def twice_differentiable(create_graph: bool) -> contextlib.AbstractContextManager[object]:

@@ -11,7 +11,9 @@ of perturbed (S, B, ...).
 """
 
 import importlib
+import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -267,6 +269,9 @@ def _like(y: Tensor, c: Tensor) -> Tensor:
 
 
 def _penalty(alpha: float) -> float:
-    if not alpha >= 0:
-        raise ValueError(f"alpha is {alpha!r}, expected a number of at least 0")
+    given: object = alpha
+    if isinstance(given, bool) or not isinstance(given, (Real, Tensor)):
+        raise TypeError(f"alpha is {alpha!r}, expected a finite number of at least 0")
+    if not 0 <= alpha < math.inf:
+        raise ValueError(f"alpha is {alpha!r}, expected a finite number of at least 0")
     return alpha

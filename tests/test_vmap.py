@@ -147,6 +147,19 @@ def test_a_penalty_by_vmap_trains_as_one_by_a_loop(r: Row) -> None:
     assert_same_grads([rows_of, *looped.parameters()], [batch, *mapped.parameters()])
 
 
+@rows(lambda r: r.gradient and not r.frozen)
+def test_a_graph_leads_through_grad_to_the_parameters(r: Row) -> None:
+    """That of a derivative of the attributions, as without a transform."""
+    models, x = [r.net.build(), r.net.build()], r.net.inputs(1)
+    leaf = x.clone().requires_grad_()
+    option = {"create_graph": True} if r.create_graph else {}
+    score = explain(r, r.net, models[0], leaf, **option).square().sum()
+    torch.autograd.grad(score, leaf, create_graph=True)[0].square().sum().backward()
+    found = torch.func.grad(lambda x: explain(r, r.net, models[1], x).square().sum())(x)
+    found.square().sum().backward()
+    assert_same_grads(list(models[0].parameters()), list(models[1].parameters()))
+
+
 @rows()
 def test_no_graph_leaves_vmap_where_none_is_wanted(r: Row) -> None:
     """Neither under no_grad, nor where nothing requires a gradient."""

@@ -38,7 +38,7 @@ class Noise:
                     "expected a number or a shape that broadcasts to the input's"
                 )
             if not _in_range(s):
-                raise ValueError(f"stdevs has {s!r}, expected finite numbers of at least 0")
+                raise ValueError(f"stdevs has {s!r}, expected a number of at least 0, and finite")
 
     def inputs(self, i: slice) -> Leaves:
         """Noisy copies ``x + s n`` of the inputs for the samples i, (S, B, ...)."""

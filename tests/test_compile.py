@@ -160,6 +160,41 @@ def test_backward_through_compiled_attributions(name: str) -> None:
         assert_close(found, expected)
 
 
+@some
+def test_a_penalty_by_vmap_inside_compiled_code(name: str) -> None:
+    """The graph leads through vmap to the parameters with no option, and only through vmap."""
+    r = ROWS[name]
+    net, t = r.net, targets(2)
+
+    def step(compiling: bool) -> list[Tensor]:
+        model, x = net.build(), net.inputs(2)
+
+        def one(x: Tensor, t: Tensor) -> Tensor:
+            return explain(r, net, model, x[None], target=t, **small(r))
+
+        def f(x: Tensor) -> Tensor:
+            return (torch.func.vmap(one)(x, t) ** 2).sum()
+
+        run = torch.compile(f, backend="eager", fullgraph=True) if compiling else f
+        run(x).backward()
+        return [p.grad for p in model.parameters() if p.grad is not None and p.grad.any()]
+
+    found, expected = step(True), step(False)
+    assert expected
+    for a, b in zip(found, expected, strict=True):
+        assert_close(a, b)
+
+
+@some
+def test_no_graph_leaves_compiled_code_without_an_option(name: str) -> None:
+    r = ROWS[name]
+    model = r.net.build()
+    run = torch.compile(
+        lambda x: explain(r, r.net, model, x, **small(r)), backend="eager", fullgraph=True
+    )
+    assert not run(r.net.inputs()).requires_grad
+
+
 @pytest.mark.parametrize(
     "target",
     [2, (slice(0, 2),), [0, 2, 1], lambda out: out[:, 0] - out.logsumexp(1)],

@@ -102,17 +102,40 @@ def test_results_of_integer_inputs_have_the_dtype_of_the_output(name):
     for out in (torch.float32, torch.float64):
         got = GENERAL[name](lambda x, out=out: x.flatten(1).sum(1).to(out), x)
         assert got.dtype == out
-    assert GENERAL[name](lambda x: x.flatten(1).sum(1), x).dtype == torch.get_default_dtype()
+    assert GENERAL[name](lambda x: x.flatten(1).sum(1), x).dtype == torch.float64
 
 
 def test_large_integer_outputs_lose_no_units():
     """2^30 and 2^30 + 1 are one number in float32, the default dtype."""
     x = torch.tensor([[1, 2, 3]])
-    want = torch.tensor([[1.0, 2, 3]])
+    want = torch.tensor([[1.0, 2, 3]]).double()
     for f in (lambda x: x.sum(1) + 2**30, lambda x: (x.sum(1) + 2**30).numpy()):
         close(attrfn.feature_ablation(f, x), want)
         close(attrfn.shapley_values(f, x), want)
         close(attrfn.kernel_shap(f, x, n_samples=6), want, 1e-6)
+
+
+@pytest.mark.parametrize(
+    "name", ["feature_ablation", "occlusion", "shapley_values", "interactions"]
+)
+def test_large_attributions_of_integers_are_exact(name):
+    """Above 2^24, where float32 would round."""
+    big = 2**24 + 1
+    got = GENERAL[name](lambda x: big * x.flatten(1).sum(1), (SMALL != 0).long())
+    assert got.dtype == torch.float64
+    ratio = got.abs().amax() / big
+    assert ratio >= 1
+    assert abs(ratio - ratio.round()) < 1e-12
+
+
+def test_rounded_integers_are_not_silent():
+    ids, big = torch.tensor([[1, 0]]), 2**24 + 1
+    with pytest.warns(UserWarning, match="rounded to the inputs' torch.float32"):
+        attrfn.feature_ablation(lambda x: big * x.long().sum(1), ids.float())
+    for f in (lambda x: 2**60 + x.sum(1), lambda x: 2**60 + int(x.sum())):
+        with pytest.warns(UserWarning, match="integers that floating numbers cannot hold"):
+            attrfn.feature_ablation(f, ids)
+    assert attrfn.feature_ablation(lambda x: big * x.long().sum(1), ids.double())[0, 0] == big
 
 
 def test_each_leaf_has_its_own_dtype():

@@ -144,6 +144,20 @@ def count_the_transforms() -> None:
     assert levels == [(False, 0), (True, 1), (True, 2), (False, 0)]
 
 
+@shows("in_transform_or_traced")
+def see_transforms_inside_compiled_code() -> None:
+    def f(x: Tensor) -> Tensor:
+        return x * (2 if private.in_transform_or_traced() else 3)
+
+    x = torch.ones(2)
+    assert f(x)[0] == 3
+    assert vmap(f)(x)[0] == 2
+    if tuple(map(int, torch.__version__.split("+")[0].split(".")[:2])) >= (2, 12):
+        compiled = torch.compile(f, backend="eager", fullgraph=True)
+        assert compiled(x)[0] == 3
+        assert torch.compile(vmap(f), backend="eager", fullgraph=True)(x)[0] == 2
+
+
 @shows("is_wrapped", "unwrapped", "level_of", "is_differentiated")
 def tell_apart_what_a_transform_wraps() -> None:
     constant = torch.ones(2)

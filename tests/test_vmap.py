@@ -128,3 +128,51 @@ def test_two_vmaps_over_targets_and_examples() -> None:
     for c in range(3):
         expected = attrfn.layer_conductance(model, x, layer="mid", target=c, n_steps=3)
         assert_close(mapped[c], expected)
+
+
+@rows(lambda r: not r.mixes)
+def test_a_penalty_by_vmap_trains_as_one_by_a_loop(r: Row) -> None:
+    """The graph leads through vmap to the parameters and the inputs, with no option."""
+    x, t = r.net.inputs(), targets(3)
+    option = {"create_graph": True} if r.create_graph else {}
+    trained = [(r.net.build(), x.clone().requires_grad_()) for _ in range(2)]
+    (looped, rows_of), (mapped, batch) = trained
+    loop = [
+        explain(r, r.net, looped, row[None], target=c[None], **option).square().sum()
+        for row, c in zip(rows_of, t, strict=True)
+    ]
+    torch.stack(loop).sum().backward()
+    found = vmap(lambda row, c: explain(r, r.net, mapped, row[None], target=c[None]))(batch, t)
+    found.square().sum().backward()
+    assert_same_grads([rows_of, *looped.parameters()], [batch, *mapped.parameters()])
+
+
+@rows(lambda r: r.gradient and not r.frozen)
+def test_a_graph_leads_through_grad_to_the_parameters(r: Row) -> None:
+    """That of a derivative of the attributions, as without a transform."""
+    models, x = [r.net.build(), r.net.build()], r.net.inputs(1)
+    leaf = x.clone().requires_grad_()
+    option = {"create_graph": True} if r.create_graph else {}
+    score = explain(r, r.net, models[0], leaf, **option).square().sum()
+    torch.autograd.grad(score, leaf, create_graph=True)[0].square().sum().backward()
+    found = torch.func.grad(lambda x: explain(r, r.net, models[1], x).square().sum())(x)
+    found.square().sum().backward()
+    assert_same_grads(list(models[0].parameters()), list(models[1].parameters()))
+
+
+@rows()
+def test_no_graph_leaves_vmap_where_none_is_wanted(r: Row) -> None:
+    """Neither under no_grad, nor where nothing requires a gradient."""
+    model, x = r.net.build(), r.net.inputs()
+    with torch.no_grad():
+        assert not vmap(lambda x: explain(r, r.net, model, x))(x[None]).requires_grad
+    model.requires_grad_(False)
+    assert not vmap(lambda x: explain(r, r.net, model, x))(x[None]).requires_grad
+
+
+def assert_same_grads(expected: list[Tensor], found: list[Tensor]) -> None:
+    """The same gradients, where None is zero."""
+    assert any(t.grad is not None and bool(t.grad.any()) for t in expected)
+    for e, f in zip(expected, found, strict=True):
+        zero = torch.zeros_like(e)
+        assert_close(zero if f.grad is None else f.grad, zero if e.grad is None else e.grad)

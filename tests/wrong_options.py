@@ -23,7 +23,17 @@ import attrfn
 NAN = float("nan")
 FLOATS = torch.ones(2)
 COUNTS = {"none": None, "zero": 0, "negative": -1, "fraction": 2.5, "string": "5", "bool": True}
-FLAGS = {"string": "yes", "int": 2, "none": None}
+FLAGS = {
+    "string": "False",
+    "int": 1,
+    "none": None,
+    "array": np.True_,
+    "tensor": torch.tensor(True),
+}
+FLAG_OPTIONS = (
+    *("absolute", "antithetic", "create_graph", "draw_baselines", "frozen"),
+    *("multiply_by_inputs", "progress", "relu", "return_input_shape", "return_stderr"),
+)
 NOT_CALLABLE = {"int": 3, "string": "a"}
 MASKS = {
     "string": "a",
@@ -61,12 +71,21 @@ WRONG: dict[str, dict[str, Any]] = {
         "too small": -CLASSES - 1,
         "string": "cat",
         "float": 1.5,
+        "empty": slice(CLASSES, CLASSES + 5),
+        "empty in a list": [slice(1, 1), 0, 1],
         "floats": torch.ones(3),
         "length": torch.tensor([0, 1]),
         "list too long": [0, 1, 0, 1],
     },
     "layer": {"none": None, "int": 1, "class": nn.Linear, "no such": "nope", "other's": nn.Tanh()},
-    "neuron": {"none": None, "string": "a", "float": 1.5, "too large": 99, "too many": (0,) * 9},
+    "neuron": {
+        "none": None,
+        "string": "a",
+        "float": 1.5,
+        "too large": 99,
+        "too many": (0,) * 9,
+        "empty": slice(50, 60),
+    },
     "at": {"none": None, "int": 1, "no such": "out"},
     "call": {"negative": -1, "too large": 9, "fraction": 0.5, "string": "0", "bool": True},
     "baselines": VALUES,
@@ -77,17 +96,8 @@ WRONG: dict[str, dict[str, Any]] = {
     "n_samples": COUNTS,
     "n_steps": COUNTS,
     "chunk_size": {what: v for what, v in COUNTS.items() if v is not None},
+    **dict.fromkeys(FLAG_OPTIONS, FLAGS),
     "batching": {"none": None, "int": 1, "no such": "folded"},
-    "create_graph": FLAGS,
-    "progress": FLAGS,
-    "multiply_by_inputs": FLAGS,
-    "relu": FLAGS,
-    "absolute": FLAGS,
-    "antithetic": FLAGS,
-    "return_stderr": FLAGS,
-    "return_input_shape": FLAGS,
-    "draw_baselines": FLAGS,
-    "frozen": FLAGS,
     "key": {
         "none": None,
         "float": 1.5,
@@ -126,6 +136,7 @@ FIELDS = {"Split": ("head", "tail")}
 """Of a class: what it holds, which no one passes in."""
 
 BEGINS = {
+    **{flag: f"{flag} is {{}}, expected True or False" for flag in FLAG_OPTIONS},
     "at": "at is {}, expected 'input' or 'output'",
     "batching": "batching is {}, expected 'fold', 'vm",
     "chunk_size": "chunk_size is {}, expected None (all at once), ",

@@ -20,6 +20,7 @@ from attrfn._compile.dynamo import (
     too_often,
 )
 from attrfn._compile.static_chunks import shapes, static_size
+from attrfn._explain.flags import check_flags, flags_of
 from attrfn._explain.introspect import is_ours
 from attrfn._explain.target import select
 from attrfn._explain.tree import clone_tensors, flatten, output_width
@@ -101,6 +102,8 @@ def compile(
             )
 
     check_options(method, options)
+    if dynamic is not None:
+        check_flags(("dynamic",), {"dynamic": dynamic})
     how = functools.partial(settings, backend, mode, dynamic)
     compiled = _Compiled(method, model_fn, options, how, overwrites=mode in _OVERWRITE)
     compiled.graph("given")  # torch.compile refuses unknown settings here and not in the first call
@@ -139,6 +142,8 @@ class _Compiled:
         self.overwrites = overwrites
         takes = parameters(method)
         self.known = frozenset(takes)
+        self.flags = flags_of(takes.values()) if is_ours(method) else ()
+        check_flags(self.flags, options)
         self.chunk_size = takes["chunk_size"].default if "chunk_size" in takes else None
         # Another library's create_graph may mean something else than ours.
         self.promises = "create_graph" in takes and is_ours(method)
@@ -150,6 +155,7 @@ class _Compiled:
         """The attributions."""
         if not self.known.issuperset(changing):
             check_options(self.method, changing)
+        check_flags(self.flags, changing)
         size, given = self.size(inputs, changing), changing
         if size != "given":
             given = {k: v for k, v in given.items() if k != "chunk_size"}

@@ -50,11 +50,17 @@ def settings(
 
     Raises:
         RuntimeError: The mode is unknown.
+        ValueError: The backend would ignore it.
     """
     how: dict[str, Any] = {"backend": backend, "dynamic": dynamic}
     # torch.compile takes a mode or options, not both. A mode of Inductor is a set of options, which
     # the filter of guards can join; other backends have no such list.
     if mode is not None and backend != "inductor":
+        if isinstance(backend, str) and mode != "default":
+            raise ValueError(
+                f"mode is {mode!r} and backend is {backend!r}, which has no modes: leave out one "
+                "of them (modes are those of 'inductor')"
+            )
         return how | {"mode": mode}
     options: dict[str, Any] = {"guard_filter_fn": needed_guards}
     if mode is not None:

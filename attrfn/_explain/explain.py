@@ -12,7 +12,12 @@ from attrfn._copies.batch import flat_rows, repeat_bound, split_rows
 from attrfn._explain.target import Chosen, IndexPerExample, choose, select
 from attrfn._explain.tree import batch_size, call_model, flatten, require_floating
 from attrfn._model.bind import bind, prepare
-from attrfn._torch.autodiff import refuse_tangents, transforming, values_and_gradients
+from attrfn._torch.autodiff import (
+    keeps_graph,
+    refuse_tangents,
+    transforming,
+    values_and_gradients,
+)
 from attrfn._torch.compiling import is_compiling
 from attrfn._torch.typing import Batching, Leaves, ModelFn, Target, Tree
 
@@ -120,7 +125,7 @@ def explain(
     if not (create_graph or transforming()):
         # Inputs that require a gradient would otherwise have every run record a graph for them.
         x = tuple([t.detach() for t in x])
-    model = bind(model_fn, frozen=not create_graph, forward_only=forward_only)
+    model = bind(model_fn, frozen=not keeps_graph(create_graph), forward_only=forward_only)
     undifferentiated = create_graph is None and is_compiling()
     chosen = choose(target, batch, name)
     return Explained(model, x, rebuild, batch, chosen, bool(create_graph), undifferentiated, name)

@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
+from attrfn._explain.flags import check_flags, checks_flags, flags_of
 from attrfn._explain.introspect import is_over_distribution, takes_distribution
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -40,6 +41,8 @@ _read: set[str] = set()
 def documented(*records: Record, like: str | None = None) -> Callable[[F], F]:
     """Complete the docstring of a function: arguments of records that it does not explain itself.
 
+    The function also refuses flags that are neither True nor False.
+
     Args:
         records: Where texts are looked up; the first record that has one wins. The exceptions in
             their docstrings are added.
@@ -47,12 +50,15 @@ def documented(*records: Record, like: str | None = None) -> Callable[[F], F]:
     """
 
     def complete(function: F) -> F:
-        names = _parameters(function)
-        function.__doc__ = _completed(function.__doc__, names, records, like)
-        function.records = records  # type: ignore[attr-defined]
-        return function
+        return checks_flags(_document(function, records, like))
 
     return complete
+
+
+def _document(function: F, records: tuple[Record, ...], like: str | None) -> F:
+    function.__doc__ = _completed(function.__doc__, _parameters(function), records, like)
+    function.records = records  # type: ignore[attr-defined]
+    return function
 
 
 def form_of(method: Callable[..., Any], *records: Record) -> Callable[[F], F]:
@@ -64,18 +70,19 @@ def form_of(method: Callable[..., Any], *records: Record) -> Callable[[F], F]:
 
     def make(form: F) -> F:
         takes = _signature(form, method)
-        known = frozenset(takes.parameters)
+        known, flags = frozenset(takes.parameters), flags_of(takes.parameters.values())
 
         @functools.wraps(form)
         def run(*args: Any, **options: Any) -> Any:
             if not known.issuperset(options):
                 refuse_unknown(form.__name__, options, takes.parameters)
+            check_flags(flags, options)
             return form(*args, **options)
 
         run.__signature__ = takes  # type: ignore[attr-defined]
         if is_over_distribution(method):
             takes_distribution(run)
-        return documented(*records, *getattr(method, "records", ()), like=method.__doc__)(run)  # type: ignore[return-value]
+        return _document(run, (*records, *getattr(method, "records", ())), method.__doc__)  # type: ignore[return-value]
 
     return make
 

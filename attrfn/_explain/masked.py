@@ -21,6 +21,7 @@ from attrfn._explain.tree import call_model, each
 from attrfn._torch.autodiff import transforming, twice_differentiable
 from attrfn._torch.private import reads_values
 from attrfn._torch.typing import Baselines, Leaves, ModelFn, Target, Tree
+from attrfn._torch.warn import warn
 
 # Where fewer copies than this fit before anything is measured, the inputs are large, and the run on
 # x is measured. Elsewhere the first chunk is measured while it runs. 16 was not tuned: a smaller
@@ -45,7 +46,8 @@ class Masked(NamedTuple):
         chunks: How copies are evaluated.
         full: f(x), (R, K...): one row per example, or a single one for the whole batch.
         per_batch: Whether the model gives one value for the whole batch.
-        dtype: The dtype of attributions of integer inputs.
+        dtype: That of the attributions of inputs that have no floating one.
+        integers: Whether the outputs are integers.
         one_copy: The bytes that a copy of the batch takes, if they have been measured, else 0.
     """
 
@@ -60,6 +62,7 @@ class Masked(NamedTuple):
     full: Tensor
     per_batch: bool
     dtype: torch.dtype
+    integers: bool
     one_copy: int
 
     @property
@@ -121,14 +124,15 @@ class Masked(NamedTuple):
         copies = points[0].shape[0]
         if self.batch == 0:
             return Outcome(self.full.expand(copies, *self.full.shape), False, self.dtype)
-        per_batch, dtype = False, self.dtype
+        per_batch, dtype, integers = False, self.dtype, False
 
         def rows(leaves: Leaves, copies: int) -> Tensor:
-            nonlocal per_batch, dtype  # not returned: vmap passes tensors only
+            nonlocal per_batch, dtype, integers  # not returned: vmap passes tensors only
             model = repeat_bound(self.model, self.batch, copies)
             chosen = repeat_chosen(self.chosen, self.batch, copies)
             outputs = call_model(model, self.rebuild(leaves), fresh=True)
-            values, per_batch, dtype = outcome(outputs, chosen, self.batch, copies, "target")
+            found = outcome(outputs, chosen, self.batch, copies, "target")
+            values, per_batch, dtype, integers = found
             return values
 
         with _graph(self.create_graph), twice_differentiable(self.create_graph):
@@ -139,7 +143,7 @@ class Masked(NamedTuple):
                 values = values.reshape(copies, len(values) // copies, *values.shape[1:])
         # What is selected is copied: as a view it would keep all outputs of each chunk.
         values = values.to(wide(values.dtype), copy=self.chosen is not None)
-        return Outcome(values, per_batch, wide(dtype))
+        return Outcome(values, per_batch, wide(dtype), integers)
 
     def check_rows(self, keys: int) -> None:
         """Refuse a key for each example where one value stands for all of them.
@@ -157,15 +161,27 @@ class Masked(NamedTuple):
         """The inputs' tree, in the inputs' dtypes where they are floating."""
         return self.rebuild(
             [
-                self.detached(t.to(x.device, x.dtype if x.is_floating_point() else self.dtype))
+                self.detached(self._as(t.to(x.device), x))
                 for t, x in zip(leaves, self.x, strict=True)
             ]
         )
 
     def number(self, t: Tensor) -> Tensor:
         """Scores in the dtype of the inputs' first tensor, or of the outputs if it has integers."""
-        x = self.x[0]
-        return self.detached(t.to(x.dtype if x.is_floating_point() else self.dtype))
+        return self.detached(self._as(t, self.x[0]))
+
+    def _as(self, t: Tensor, x: Tensor) -> Tensor:
+        """In the dtype of an input, or of the outputs if that is of integers."""
+        found = t.to(x.dtype if x.is_floating_point() else self.dtype)
+        # Fractions are rounded like any others, integers must not lose digits.
+        if self.integers and found.dtype != t.dtype and t.numel() and not transforming():
+            size = t.detach().abs().max()
+            if size > 1 / torch.finfo(found.dtype).eps and bool((found != t).any()):
+                warn(
+                    f"the outputs are integers, and their attributions up to {float(size):g} are "
+                    f"rounded to the inputs' {found.dtype}: give the inputs in torch.float64"
+                )
+        return found
 
     def detached(self, t: Tensor) -> Tensor:
         """Without a graph, unless one is wanted."""
@@ -199,18 +215,25 @@ def masked(
     x0 = x0 if create_graph or transforming() else tuple([t.detach() for t in x0])
     nothing = torch.zeros(0, device=x[0].device, dtype=_floating(x[0].dtype))
     p = Masked(
-        model, x, x0, rebuild, batch, chosen, create_graph, chunks, nothing, False, nothing.dtype, 0
+        *(model, x, x0, rebuild, batch, chosen, create_graph, chunks),
+        full=nothing,
+        per_batch=False,
+        dtype=nothing.dtype,
+        integers=False,
+        one_copy=0,
     )
     # Every method needs f(x). It comes first, because it tells what the copies depend on: whether
     # they can share a batch, in which type to sum them, and how much memory one takes.
     unmixed = tuple([t.clone()[None] for t in x])
     measured = chunks.size == "auto" and not transforming() and unmeasured_copies(x) < _FEW
     with Peak() if measured else contextlib.nullcontext() as peak:
-        full, per_batch, dtype = p._evaluate(unmixed)
+        full, per_batch, dtype, integers = p._evaluate(unmixed)
     given = sum(t.numel() * t.element_size() for t in x)
     # A copy also holds its mask and its points, which were not made in this run.
     one_copy = 0 if peak is None else max(1, peak.bytes + 2 * given)
-    return p._replace(full=full[0], per_batch=per_batch, dtype=dtype, one_copy=one_copy)
+    return p._replace(
+        full=full[0], per_batch=per_batch, dtype=dtype, integers=integers, one_copy=one_copy
+    )
 
 
 def _each_copy(rows: Callable[[Leaves], Tensor], points: Leaves) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,7 @@ from attrfn._copies.batch import is_count, wide
 from attrfn._explain.baseline import broadcasts, per_leaf
 from attrfn._explain.tree import each
 from attrfn._random.keys import row_keys, sample_keys
+from attrfn._torch.autodiff import transforming
 from attrfn._torch.typing import Key, Leaves, Tree
 
 # The streams of a key. A sample's key depends on its number and on nothing else, so that it draws
@@ -40,8 +43,8 @@ class Noise:
                     f"stdevs has shape {tuple(s.shape)} for an input of shape {tuple(t.shape)}, "
                     "expected a number or a shape that broadcasts to the input's"
                 )
-            if not isinstance(s, Tensor) and not s >= 0:
-                raise ValueError(f"stdevs has {s!r}, expected a number of at least 0")
+            if not _in_range(s):
+                raise ValueError(f"stdevs has {s!r}, expected a number of at least 0, and finite")
 
     def inputs(self, i: slice) -> Leaves:
         """Noisy copies ``x + s n`` of the inputs for the samples i, (S, B, ...)."""
@@ -63,6 +66,13 @@ class Noise:
             return copies
         keys = sample_keys(self.keys, i, _NORMAL + leaf)
         return torch.add(copies, s * random.normal(keys, x.shape[1:], dtype=wide(x.dtype)))
+
+
+def _in_range(s: Tensor | float) -> bool:
+    """Whether standard deviations are finite and at least 0; true where they cannot be read."""
+    if not isinstance(s, Tensor):
+        return 0 <= s < math.inf
+    return transforming() or bool(((s >= 0) & (s < math.inf)).all())
 
 
 def _chosen_rows(pool: Tensor, chosen: Tensor, like: Tensor) -> Tensor:

@@ -138,7 +138,8 @@ class GraphOptions(TypedDict, total=False):
 
     create_graph: bool
     """Let ``.backward()`` on the result reach inputs and parameters. Inside a torch.func transform
-    or torch.compile the result is differentiable without it."""
+    it does so without this option while grad mode is on; in code that torch.compile traces outside
+    of one it then reaches the inputs alone."""
 
 
 class ChunkOptions(GraphOptions, total=False):

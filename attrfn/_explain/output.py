@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from numbers import Number
+from numbers import Integral, Number
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from attrfn._explain.target import Chosen, select
+from attrfn._torch.autodiff import transforming
 from attrfn._torch.precision import widest
+from attrfn._torch.warn import warn
 
 
 class Outcome(NamedTuple):
@@ -18,12 +20,14 @@ class Outcome(NamedTuple):
     Attributes:
         values: (S * B, K...) of S copies of a batch; or (S,), one for each copy.
         per_batch: Whether there is one value for a whole batch.
-        dtype: The dtype of attributions of integer inputs.
+        dtype: That of the attributions of inputs that have no floating one.
+        integers: Whether the model, or the target, returned integers.
     """
 
     values: Tensor
     per_batch: bool
     dtype: torch.dtype
+    integers: bool = False
 
 
 def outcome(outputs: Any, chosen: Chosen, batch: int, copies: int, name: str) -> Outcome:
@@ -42,7 +46,7 @@ def outcome(outputs: Any, chosen: Chosen, batch: int, copies: int, name: str) ->
     """
     rows = copies * batch
     if callable(chosen):
-        outputs, dtype = _tensor(chosen(outputs), f"callable {name}", name)
+        outputs, dtype, integers = _tensor(chosen(outputs), f"callable {name}", name)
         if outputs.numel() not in (copies, rows):
             raise ValueError(
                 f"the callable {name} returned shape {tuple(outputs.shape)} for {rows} row(s), "
@@ -51,17 +55,17 @@ def outcome(outputs: Any, chosen: Chosen, batch: int, copies: int, name: str) ->
                 "chunk_size=1"
             )
         per_batch = outputs.ndim == 0 or outputs.numel() < rows
-        return Outcome(outputs.reshape(-1), per_batch, dtype)
-    outputs, dtype = _tensor(outputs, "explained function", name)
+        return Outcome(outputs.reshape(-1), per_batch, dtype, integers)
+    outputs, dtype, integers = _tensor(outputs, "explained function", name)
     if chosen is not None:
-        return Outcome(select(outputs, chosen, rows, name), False, dtype)
+        return Outcome(select(outputs, chosen, rows, name), False, dtype, integers)
     # Where one example and one copy leave both readings open, a tensor with a dimension 0 counts as
     # one value per row, and a number as one for the batch.
     if outputs.ndim and outputs.shape[0] == rows:
         outputs = outputs.reshape(rows) if outputs.numel() == rows else outputs
-        return Outcome(outputs, False, dtype)
+        return Outcome(outputs, False, dtype, integers)
     if outputs.numel() == copies:
-        return Outcome(outputs.reshape(copies), True, dtype)
+        return Outcome(outputs.reshape(copies), True, dtype, integers)
     raise ValueError(
         f"the explained function returned shape {tuple(outputs.shape)} for {rows} row(s), expected "
         "the rows in dimension 0, or one value for the whole batch: a model that cannot take "
@@ -70,14 +74,17 @@ def outcome(outputs: Any, chosen: Chosen, batch: int, copies: int, name: str) ->
     )
 
 
-def _tensor(value: Any, giver: str, name: str) -> tuple[Tensor, torch.dtype]:
-    """Numbers and arrays as tensors, and the dtype of attributions.
+def _tensor(value: Any, giver: str, name: str) -> tuple[Tensor, torch.dtype, bool]:
+    """Numbers and arrays as floating tensors, the dtype of attributions, and whether of integers.
 
-    Integers are differences later: in the widest type they are exact.
+    Integers become the widest floating type: attributions are differences and shares of them, which
+    an integer type could not hold, and the default type would round those above 2^24.
     """
     if isinstance(value, Number) and not isinstance(value, complex):
         number = torch.tensor(float(value), dtype=torch.float64)  # type: ignore[arg-type]
-        return number, number.dtype
+        if isinstance(value, Integral) and int(number) != int(value):
+            _warn_rounded(giver)
+        return number, number.dtype, isinstance(value, Integral)
     if not isinstance(value, Tensor) and hasattr(value, "__array__"):
         value = torch.as_tensor(value)
     if not isinstance(value, Tensor):
@@ -90,5 +97,20 @@ def _tensor(value: Any, giver: str, name: str) -> tuple[Tensor, torch.dtype]:
             f"the {giver} returned {value.dtype}, expected real numbers: take .abs() or .real"
         )
     if value.is_floating_point():
-        return value, value.dtype
-    return value.to(widest(value.device)), torch.get_default_dtype()
+        return value, value.dtype, False
+    kind = widest(value.device)
+    if not transforming() and value.numel() and _beyond(value, 2 / torch.finfo(kind).eps):
+        _warn_rounded(giver)
+    return value.to(kind), kind, True
+
+
+def _beyond(value: Tensor, limit: float) -> bool:
+    low, high = value.aminmax()
+    return int(high) > limit or int(low) < -limit
+
+
+def _warn_rounded(giver: str) -> None:
+    warn(
+        f"the {giver} returned integers that floating numbers cannot hold exactly, so their last "
+        "digits are lost: subtract a constant from them, or return smaller units"
+    )

@@ -136,6 +136,11 @@ def _pick(
                 f"example: expected {-size} to {size - 1} where it says {i}"
             )
     value = out[index]
+    if value.numel() == 0 and 0 in value.shape[1 if rows else 0 :]:
+        raise ValueError(
+            f"{name} {_show_index(shown)} selects nothing from outputs of sizes {sizes} per "
+            "example: expected slices with at least one index inside of them"
+        )
     return value.flatten(1).sum(1) if rows and value.ndim > 1 else value if rows else value.sum()
 
 

@@ -20,7 +20,12 @@ from attrfn._explain.target import raised_here
 from attrfn._explain.tree import as_dicts, batch_size, each, flatten, is_arguments
 from attrfn._layers.split import Split, check_independent, layers_of, split_once
 from attrfn._model.source import describe
-from attrfn._torch.autodiff import refuse_tangents, transforming, twice_differentiable
+from attrfn._torch.autodiff import (
+    keeps_graph,
+    refuse_tangents,
+    transforming,
+    twice_differentiable,
+)
 from attrfn._torch.compiling import is_compiling
 from attrfn._torch.typing import At, Baselines, Layer, Method, ModelFn, Target, Tree
 
@@ -114,7 +119,7 @@ def at_neuron(
                 "target is given to a method at a neuron, whose target is the neuron itself: leave "
                 "it out, or use at_layer for the effect on the model's output"
             )
-        frozen = not options.get("create_graph", False)
+        frozen = not keeps_graph(options.get("create_graph", False))
         head = split_once(model_fn, layer, at=at, call=call, frozen=frozen).head
         # The head has no other output than the neuron, so that errors about "the target" speak of
         # the neuron. An error of the user's model passes as it is.
@@ -196,7 +201,8 @@ def locate(
     batch = batch_size(x)
     if not (create_graph or transforming()):
         inputs = rebuild([t.detach() for t in x])
-    halves = split_once(model_fn, layer, at=at, call=call, frozen=not create_graph)
+    frozen = not keeps_graph(create_graph)
+    halves = split_once(model_fn, layer, at=at, call=call, frozen=frozen)
     activation = with_examples(read(halves, inputs, create_graph), halves, inputs, batch, layer, at)
     # One layer with one call cannot depend on itself, and the check costs a forward pass.
     if (isinstance(layer, (list, tuple)) or call is None) and not is_compiling():

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from attrfn._explain.flags import check_flags
 from attrfn._explain.tree import call_model
 from attrfn._layers.probe import Done, LayerValue, Probe, Watch, Where, check_called, value_of
 from attrfn._model.bind import Reused, bind_source
@@ -64,6 +65,7 @@ def split(
         >>> torch.equal(tail(head(x), x), model(x))
         True
     """
+    check_flags(("frozen",), {"frozen": frozen})
     return _halves(*_checked(model, layer, at, call, frozen))
 
 

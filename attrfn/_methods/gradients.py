@@ -13,7 +13,7 @@ from attrfn._explain.tree import each, flatten
 from attrfn._layers.at import at_neuron, each_layer, read
 from attrfn._layers.one_pass import activation_and_gradient
 from attrfn._layers.split import split_once
-from attrfn._torch.autodiff import values_and_gradients
+from attrfn._torch.autodiff import keeps_graph, values_and_gradients
 from attrfn._torch.typing import (
     At,
     Baselines,
@@ -138,7 +138,8 @@ def layer_activation(
         torch.Size([5, 4])
     """
     flatten(inputs)  # refuses a leaf that is not a tensor, as every method does
-    halves = split_once(model_fn, layer, at=at, call=call, frozen=not create_graph)
+    frozen = not keeps_graph(create_graph)
+    halves = split_once(model_fn, layer, at=at, call=call, frozen=frozen)
     return read(halves, inputs, create_graph)
 
 

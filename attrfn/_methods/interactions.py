@@ -88,9 +88,10 @@ def interactions(
     chunks = Chunks(chunk_size, batching, progress, "interactions", backward=False)
     p = masked(model_fn, inputs, target, baselines, chunks, create_graph=create_graph)
     these = features(feature_mask, inputs, p.x, n_features)
+    keys = row_keys(key, p.batch, p.device)  # also where all coalitions leave nothing to draw
     if n_samples is None:
         return p.number(_exact(p, these, index))
-    rank = orderings(row_keys(key, p.batch, p.device), n_samples, these.n)
+    rank = orderings(keys, n_samples, these.n)
     found = _sampled(p, these, rank, index)
     if not return_stderr:
         return p.number(found.mean(0))

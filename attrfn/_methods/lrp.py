@@ -17,7 +17,7 @@ from attrfn._rules.gradient import gradients_by_rules
 from attrfn._rules.relevance import EPSILON_PLUS, composite
 from attrfn._rules.scope import scoped
 from attrfn._rules.table import Rules
-from attrfn._torch.autodiff import transforming
+from attrfn._torch.autodiff import keeps_graph, transforming
 from attrfn._torch.typing import At, Layer, ModelFn, Target, Tree
 
 
@@ -70,7 +70,7 @@ def lrp(
     """
     chosen = lrp_rules(rules)
     scope: list[LinearRule] = []
-    model = scoped(model_fn, chosen, scope, frozen=not create_graph)
+    model = scoped(model_fn, chosen, scope, frozen=not keeps_graph(create_graph))
     p = explain(model, inputs, target, create_graph=create_graph)
     grads, _ = gradients_by_rules(p, chosen, p.x, scope=scope)
     # Passed back is relevance divided by activation, which needs no rule at sums and residual

@@ -15,7 +15,6 @@ from attrfn._rules.replay import Replay
 from attrfn._rules.run import Entry
 from attrfn._rules.scope import scoped
 from attrfn._rules.table import Rules
-from attrfn._torch.autodiff import transforming
 from attrfn._torch.typing import ModelFn, Tree
 
 
@@ -69,9 +68,7 @@ def with_rules(model_fn: ModelFn, rules: Rules) -> ModelFn:
             at_x0 = []
             record = Record(rules, [], at_x0, False, scope)
             rows = record.add(x0)
-            # In eager mode nothing differentiates by the baselines, so that the run on them needs
-            # no graph; a transform may.
-            with torch.set_grad_enabled(transforming() and torch.is_grad_enabled()), record:
+            with torch.no_grad(), record:
                 call_model(model, rebuild(rows))
         run = Replay(rules, [], None, at_x0, scope)
         rows = run.add(x)

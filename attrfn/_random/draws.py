@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from attrfn._random.erfinv import erfinv
 from attrfn._random.keys import Device, as_key
 from attrfn._random.philox import DRAW, LOW, cells, generate
+from attrfn._torch.autodiff import transforming
 
 
 def bits(key: Tensor | int, shape: Sequence[int] = (), *, device: Device = None) -> Tensor:
@@ -66,9 +68,15 @@ def uniform(
         >>> uniform(0, (4,))
         tensor([0.7874, 0.4151, 0.6046, 0.4268])
     """
+    key, wide = as_key(key, device), _wide(dtype)
+    for name, bound in (("minval", minval), ("maxval", maxval)):
+        _check_bound(name, bound, dtype)
     if minval > maxval:
         raise ValueError(f"minval must not exceed maxval, got {minval} > {maxval}: swap them.")
-    key, wide = as_key(key, device), _wide(dtype)
+    if maxval - minval > torch.finfo(wide).max:
+        raise ValueError(
+            f"maxval - minval must be finite in {wide}, got {minval} and {maxval}: scale the draw."
+        )
     top = _largest_below(minval, maxval, dtype, key.device)
 
     def place(k: Tensor, p: int) -> Tensor:
@@ -143,6 +151,10 @@ def bernoulli(
                 f"p must broadcast to the draw's shape {tuple(u.shape)}, got {tuple(p.shape)}: "
                 "pass shape=tuple(p.shape)."
             )
+        if not transforming() and not bool(((p >= 0) & (p <= 1)).all()):
+            raise ValueError("p must be in [0, 1], got a tensor with others: pass probabilities.")
+    elif _is_no_number(p):
+        raise TypeError(f"p must be a number or a tensor, got {p!r}: pass a probability.")
     elif not 0 <= p <= 1:
         raise ValueError(f"p must be in [0, 1], got {p}: pass a probability.")
     return u < p
@@ -167,6 +179,9 @@ def randint(key: Tensor | int, shape: Sequence[int], high: int, *, device: Devic
         >>> randint(0, (4,), 10)
         tensor([7, 4, 6, 4])
     """
+    given: object = high
+    if isinstance(given, bool) or not isinstance(given, (int, Integral)):
+        raise TypeError(f"high must be an int, got {high!r}: pass an int from 1 to 2^31.")
     if not 1 <= high <= 2**31:
         raise ValueError(f"high must be from 1 to 2^31, got {high}: draw from bits instead.")
     return generate(
@@ -209,6 +224,17 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
             "draw integers with attrfn.random.randint."
         )
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _is_no_number(value: object) -> bool:
+    return isinstance(value, bool) or not isinstance(value, (int, float, Real))
+
+
+def _check_bound(name: str, value: float, dtype: torch.dtype) -> None:
+    if _is_no_number(value):
+        raise TypeError(f"{name} must be a number, got {value!r}: pass a float.")
+    if not abs(value) <= torch.finfo(dtype).max:
+        raise ValueError(f"{name} must be finite in {dtype}, got {value}: pass another bound.")
 
 
 def _largest_below(low: float, high: float, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -14,11 +14,14 @@ Reference:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from attrfn._torch.autodiff import transforming
 
 Linear = Callable[..., Tensor]
 Surrogates = Callable[[Linear, Tensor, Tensor, Tensor | None], tuple[Tensor, ...]]
@@ -91,7 +94,9 @@ def alpha_beta(alpha: float = 2.0, beta: float = 1.0, epsilon: float = 1e-6) -> 
         epsilon: Added to the size of a divisor.
     """
     _check_number("epsilon", epsilon)
-    if alpha < 0 or beta < 0 or abs(alpha - beta - 1) > 1e-9:
+    _check_number("alpha", alpha)
+    _check_number("beta", beta)
+    if abs(alpha - beta - 1) > 1e-9:
         raise ValueError(
             f"alpha is {alpha} and beta is {beta}, expected numbers of at least 0 with "
             "alpha - beta = 1, so that relevance is conserved"
@@ -161,6 +166,7 @@ def z_box(low: Tensor | float, high: Tensor | float, epsilon: float = 1e-6) -> L
         epsilon: Added to the size of a divisor.
     """
     _check_number("epsilon", epsilon)
+    _check_box(low, high)
 
     def bound(x: Tensor) -> Surrogates:
         least, most = (
@@ -238,5 +244,30 @@ def _unbound(op: Linear, x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor
 
 def _check_number(name: str, value: float) -> None:
     given: object = value
-    if isinstance(given, bool) or not isinstance(given, (int, float)) or not given >= 0:
-        raise ValueError(f"{name} is {value!r}, expected a number of at least 0")
+    if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 <= given < math.inf:
+        raise ValueError(f"{name} is {value!r}, expected a finite number of at least 0")
+
+
+def _check_box(low: Tensor | float, high: Tensor | float) -> None:
+    for name, value in (("low", low), ("high", high)):
+        given: object = value
+        if isinstance(given, bool) or not isinstance(given, (int, float, Tensor)):
+            raise TypeError(f"{name} is a {type(given).__name__}, expected a number or a tensor")
+        if not _holds(torch.isfinite, value):
+            raise ValueError(f"{name} is {value!r}, expected finite numbers")
+    try:
+        ordered = _holds(torch.le, low, high)
+    except RuntimeError as error:
+        shapes = [tuple(v.shape) if isinstance(v, Tensor) else () for v in (low, high)]
+        raise ValueError(
+            f"low and high have shapes {shapes[0]} and {shapes[1]}, expected shapes that broadcast"
+        ) from error
+    if not ordered:
+        raise ValueError("low is above high, expected the lower bound first")
+
+
+def _holds(test: Callable[..., Tensor], *values: Tensor | float) -> bool:
+    """Whether something holds of all elements; true where values cannot be read."""
+    if any(isinstance(v, Tensor) for v in values) and transforming():
+        return True
+    return bool(test(*map(torch.as_tensor, values)).all())

@@ -14,7 +14,12 @@ from torch.autograd import forward_ad
 from attrfn._torch import pytree
 from attrfn._torch.compiling import is_compiling, unreadable
 from attrfn._torch.decomposed import Decomposed
-from attrfn._torch.private import in_forward_mode, in_transform, transform_level
+from attrfn._torch.private import (
+    in_forward_mode,
+    in_transform,
+    in_transform_or_traced,
+    transform_level,
+)
 from attrfn._torch.typing import Leaves
 from attrfn._torch.warn import warn
 
@@ -37,6 +42,15 @@ def in_eager_transform() -> bool:
 def transforms() -> int:
     """How many torch.func transforms surround this call in eager mode."""
     return 0 if is_compiling() else transform_level()
+
+
+def keeps_graph(create_graph: bool | None) -> bool:
+    """Whether the graph of the parameters shall lead to the result.
+
+    Inside a transform only the caller knows whether ``.backward()`` will reach through its result,
+    as through that of ``torch.func.grad`` under vmap. So the graph is kept there in grad mode.
+    """
+    return bool(create_graph) or (in_transform_or_traced() and torch.is_grad_enabled())
 
 
 def twice_differentiable(create_graph: bool) -> contextlib.AbstractContextManager[object]:

@@ -62,6 +62,13 @@ def in_transform() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
+def in_transform_or_traced() -> bool:
+    """The same, which also holds of transforms inside the code that torch.compile traces."""
+    # There None is another object. Most callers need not know more than that a compiler is at work.
+    innermost: object = torch._C._functorch.peek_interpreter_stack()
+    return isinstance(innermost, torch._C._functorch.CInterpreter)
+
+
 def transform_level() -> int:
     """How many transforms surround this call in eager mode."""
     innermost: Any = torch._C._functorch.peek_interpreter_stack()

@@ -11,7 +11,9 @@ of perturbed (S, B, ...).
 """
 
 import importlib
+import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -71,7 +73,7 @@ def ridge(alpha: float = 1.0) -> Surrogate:
     Reference:
         Hoerl and Kennard, Ridge Regression: Biased Estimation for Nonorthogonal Problems, 1970.
     """
-    if _penalty(alpha) == 0:
+    if _finite("alpha", alpha) == 0:
         return linear()
 
     def fit(z: Tensor, y: Tensor, w: Tensor) -> Tensor:
@@ -107,7 +109,7 @@ def lasso(alpha: float = 0.01) -> Surrogate:
         Tibshirani, Regression Shrinkage and Selection via the Lasso, 1996.
         Wright, Primal-Dual Interior-Point Methods, 1997.
     """
-    if _penalty(alpha) == 0:
+    if _finite("alpha", alpha) == 0:
         return linear()
 
     def fit(z: Tensor, y: Tensor, w: Tensor) -> Tensor:
@@ -209,7 +211,7 @@ def exponential_kernel(distance: Distance = "cosine", width: float = 1.0) -> Sim
         Ribeiro, Singh and Guestrin, "Why Should I Trust You?": Explaining the Predictions of Any
         Classifier, 2016.
     """
-    if not width > 0:
+    if _finite("width", width) == 0:
         raise ValueError(f"width is {width!r}, expected a positive number")
     if not callable(distance) and distance not in DISTANCES:
         raise ValueError(
@@ -270,7 +272,10 @@ def _like(y: Tensor, c: Tensor) -> Tensor:
     return c.to(y.device, y.dtype if y.is_floating_point() else torch.get_default_dtype())
 
 
-def _penalty(alpha: float) -> float:
-    if not alpha >= 0:
-        raise ValueError(f"alpha is {alpha!r}, expected a number of at least 0")
-    return alpha
+def _finite(name: str, value: float) -> float:
+    given: object = value
+    if isinstance(given, bool) or not isinstance(given, (Real, Tensor)):
+        raise TypeError(f"{name} is {value!r}, expected a finite number of at least 0")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} is {value!r}, expected a finite number of at least 0")
+    return value

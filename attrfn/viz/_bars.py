@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
+from attrfn._explain.flags import checks_flags
 from attrfn.viz._canvas import BLUE, DARK, RED, text_width
 from attrfn.viz._rows import MARGIN, SHAPES, features, frame, order
 from attrfn.viz._scale import Array, numbers, signed
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 ERRORS = {"std": "standard deviation", "stderr": "standard error"}
 
 
+@checks_flags
 def bar(
     attributions: Array,
     names: Sequence[str],

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from attrfn._explain.flags import checks_flags
 from attrfn.viz._canvas import (
     DARK,
     GREY,
@@ -39,6 +40,7 @@ NAME, NOTE, LABEL, TITLE = 9.0, 7.5, 9.0, 12.0  # font sizes
 CELL, GAP_X, GAP_Y, MARGIN, BAR = 1.25, 0.14, 0.1, 0.16, 0.07  # inches
 
 
+@checks_flags
 def image_grid(
     images: Array,
     attributions: Mapping[str, Array],

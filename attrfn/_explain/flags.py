@@ -1,0 +1,45 @@
+"""Flags: options that are True or False, and nothing else."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from attrfn._torch.compiling import is_compiling
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def flags_of(parameters: Iterable[inspect.Parameter]) -> tuple[str, ...]:
+    """The names of the parameters whose default is True or False."""
+    return tuple([p.name for p in parameters if isinstance(p.default, bool)])
+
+
+def check_flags(flags: Iterable[str], options: Mapping[str, Any]) -> None:
+    """Refuse a value other than True and False for any of the flags among the options.
+
+    Raises:
+        TypeError: With the option's name.
+    """
+    for name in flags:
+        if name in options and type(options[name]) is not bool:
+            # attrfn.compile says so in the graph that it makes, where no one differentiates.
+            if name == "create_graph" and options[name] is None and is_compiling():
+                continue
+            raise TypeError(f"{name} is {options[name]!r}, expected True or False")
+
+
+def checks_flags(function: F) -> F:
+    """Let a function refuse wrong values of its flags, which are keyword-only."""
+    flags = flags_of(inspect.signature(function).parameters.values())
+    if not flags:
+        return function
+
+    @functools.wraps(function)
+    def run(*args: Any, **options: Any) -> Any:
+        check_flags(flags, options)
+        return function(*args, **options)
+
+    return run  # type: ignore[return-value]

@@ -94,9 +94,9 @@ def alpha_beta(alpha: float = 2.0, beta: float = 1.0, epsilon: float = 1e-6) -> 
         epsilon: Added to the size of a divisor.
     """
     _check_number("epsilon", epsilon)
-    _check_number("alpha", alpha)
-    _check_number("beta", beta)
-    if abs(alpha - beta - 1) > 1e-9:
+    for name, value in (("alpha", alpha), ("beta", beta)):
+        _check_number(name, value, least=-math.inf)
+    if alpha < 0 or beta < 0 or abs(alpha - beta - 1) > 1e-9:
         raise ValueError(
             f"alpha is {alpha} and beta is {beta}, expected numbers of at least 0 with "
             "alpha - beta = 1, so that relevance is conserved"
@@ -242,10 +242,11 @@ def _unbound(op: Linear, x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor
     raise RuntimeError("this rule needs the operation's input")
 
 
-def _check_number(name: str, value: float) -> None:
+def _check_number(name: str, value: float, least: float = 0) -> None:
     given: object = value
-    if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 <= given < math.inf:
-        raise ValueError(f"{name} is {value!r}, expected a finite number of at least 0")
+    number = isinstance(given, (int, float)) and not isinstance(given, bool)
+    if not number or not math.isfinite(value) or value < least:
+        raise ValueError(f"{name} is {value!r}, expected a number of at least 0, and finite")
 
 
 def _check_box(low: Tensor | float, high: Tensor | float) -> None:

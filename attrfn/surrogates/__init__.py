@@ -211,7 +211,7 @@ def exponential_kernel(distance: Distance = "cosine", width: float = 1.0) -> Sim
         Ribeiro, Singh and Guestrin, "Why Should I Trust You?": Explaining the Predictions of Any
         Classifier, 2016.
     """
-    if _finite("width", width) == 0:
+    if _finite("width", width, "a positive number") == 0:
         raise ValueError(f"width is {width!r}, expected a positive number")
     if not callable(distance) and distance not in DISTANCES:
         raise ValueError(
@@ -272,10 +272,11 @@ def _like(y: Tensor, c: Tensor) -> Tensor:
     return c.to(y.device, y.dtype if y.is_floating_point() else torch.get_default_dtype())
 
 
-def _finite(name: str, value: float) -> float:
+def _finite(name: str, value: float, kind: str = "a number of at least 0") -> float:
     given: object = value
+    message = f"{name} is {value!r}, expected {kind}, and finite"
     if isinstance(given, bool) or not isinstance(given, (Real, Tensor)):
-        raise TypeError(f"{name} is {value!r}, expected a finite number of at least 0")
+        raise TypeError(message)
     if not 0 <= value < math.inf:
-        raise ValueError(f"{name} is {value!r}, expected a finite number of at least 0")
+        raise ValueError(message)
     return value

@@ -100,7 +100,8 @@ by_name = pytest.mark.parametrize("formula", FORMULAS, ids=lambda f: f.__name__)
 
 
 def test_every_map_of_cam_py_has_a_formula():
-    maps = {n for n, f in vars(attrfn).items() if getattr(f, "__module__", "") == "attrfn._methods.cam"}
+    modules = {name: getattr(f, "__module__", "") for name, f in vars(attrfn).items()}
+    maps = {name for name, module in modules.items() if module == "attrfn._methods.cam"}
     assert maps == {formula.__name__ for formula in FORMULAS}
 
 

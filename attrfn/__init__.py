@@ -1,4 +1,18 @@
-"""attrfn: functional, stateless attribution for PyTorch."""
+"""Functional, stateless attribution for PyTorch.
+
+    attributions = method(model_fn, inputs, *, target=None, **options)
+
+Gradients and paths: gradient, saliency, input_x_gradient, integrated_gradients, gradient_shap.
+Rules: guided_backprop, deconvolution, deep_lift, deep_lift_shap, lrp (with attrfn.rules).
+Perturbation: feature_ablation, occlusion, feature_permutation, rise.
+Shapley values and LIME: shapley_values, shapley_value_sampling, kernel_shap, lime.
+Interactions: interactions, integrated_hessians.
+Layers and neurons: layer_..., neuron_..., internal_influence; of any method: at_layer, at_neuron.
+Class activation maps: ..._cam, grad_cam_plus_plus.
+Tools: noise_tunnel, with_rules, compile, split, completeness_delta.
+
+See help(attrfn.integrated_gradients), and so for each.
+"""
 
 from attrfn import random as random
 from attrfn import rules as rules

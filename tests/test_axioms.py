@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -170,7 +171,7 @@ def _gap(model: Any, x: Tensor, method: Any, n: int, options: dict[str, Any]) ->
     return attrfn.completeness_delta(model, x, a, **options).abs().max()
 
 
-@rows(lambda r: r.complete and not r.rules and r.name != "layer_conductance")
+@rows(lambda r: "tolerance" in inspect.signature(r.method).parameters)
 def test_tolerance_of_every_method_that_has_it(r: Row) -> None:
     """More steps than asked for, where these are not enough."""
     net = r.net

@@ -99,6 +99,12 @@ FORMULAS = [grad_cam, hires_cam, grad_cam_plus_plus, xgrad_cam, layer_cam, eigen
 by_name = pytest.mark.parametrize("formula", FORMULAS, ids=lambda f: f.__name__)
 
 
+def test_every_map_of_cam_py_has_a_formula():
+    modules = {name: getattr(f, "__module__", "") for name, f in vars(attrfn).items()}
+    maps = {name for name, module in modules.items() if module == "attrfn._methods.cam"}
+    assert maps == {formula.__name__ for formula in FORMULAS}
+
+
 def explain(formula, model, x, *, target=None, **options):
     """attrfn's method of the formula's name (Eigen-CAM has no target)."""
     if formula is not eigen_cam:

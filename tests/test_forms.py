@@ -24,19 +24,14 @@ PUBLIC = {
     if inspect.isfunction(getattr(attrfn, name))
 }
 AT_LAYERS = [name for name, f in PUBLIC.items() if "layer" in inspect.signature(f).parameters]
-# Those that read along the path of the inputs take layers downstream of one another.
-READING = {
+# Those that read along the path of the inputs take layers downstream of one another: all maps of
+# cam.py, and these.
+READING = {name for name, f in PUBLIC.items() if f.__module__ == "attrfn._methods.cam"} | {
     "layer_activation",
     "layer_gradient_x_activation",
     "layer_conductance",
     "internal_influence",
     "layer_lrp",
-    "grad_cam",
-    "hires_cam",
-    "grad_cam_plus_plus",
-    "xgrad_cam",
-    "layer_cam",
-    "eigen_cam",
     "score_cam",
     "guided_grad_cam",
 }

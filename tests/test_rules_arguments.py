@@ -109,7 +109,7 @@ def test_names_of_unknown_modules():
     for pattern in ("2", "head", "features.*"):
         with pytest.raises(ValueError, match=rf"the module {re.escape(repr(pattern))}"):
             attrfn.lrp(model, X, target=0, rules=rules.composite(names={pattern: rules.gamma()}))
-    with pytest.raises(ValueError, match=r"no module in sight"):
+    with pytest.raises(ValueError, match="no module can be found in model_fn"):
         attrfn.lrp(lambda x: x, X, target=0, rules=rules.composite(names={"0": rules.gamma()}))
 
 

@@ -366,12 +366,12 @@ WRONG_VALUE = {
         r"^target is None, but .*shape \(4, 5\), that is 5 values.*with target",
     ),
     "none_4d": (out4, None, r"^target is None, but .*shape \(4, 2, 3, 2\), that is 12 values"),
-    "int_1d": (out1, 0, r"^target 0 has 1 entries, but .*has 0 dimension.*use None"),
+    "int_1d": (out1, 0, r"^target 0 has 1 entry, but .*has 0 dimension.*use None"),
     "tensor_1d": (out1, PER_ROW, r"^target picks 1 index.* 0 dimension.*sizes \(\): use None"),
     "int_4d": (
         out4,
         1,
-        r"^target 1 has 1 entries, but .*has 3 dimension.*sizes \(2, 3, 2\).*give ",
+        r"^target 1 has 1 entry, but .*has 3 dimension.*sizes \(2, 3, 2\).*give ",
     ),
     "tensor_4d": (out4, PER_ROW, r"^target picks 1 index.* 3 dimension.*sizes \(2, 3, 2\).*tuples"),
     "short_tuple": (

@@ -34,8 +34,8 @@ class Arguments(TypedDict):
 
     Raises:
         TypeError: An input is not a floating tensor, or the target has a wrong type.
-        ValueError: Batch sizes disagree, the target does not fit the output, or an option is out of
-            its range.
+        ValueError: Batch sizes disagree, the target does not fit the output, or an option has a
+            wrong value.
     """
 
     model_fn: ModelFn
@@ -59,7 +59,7 @@ class BlackBox(TypedDict):
 
     Raises:
         TypeError: An argument has a wrong type.
-        ValueError: Shapes disagree, or an option is out of its range.
+        ValueError: Shapes disagree, or an option has a wrong value.
     """
 
     model_fn: ModelFn
@@ -85,8 +85,7 @@ class AtLayer(TypedDict):
 
     Raises:
         TypeError: The model function hides its module.
-        ValueError: The layer is not part of the model or is never called, or the neuron does not
-            exist.
+        ValueError: The layer is not part of the model or is never called.
     """
 
     model_fn: ModelFn
@@ -101,16 +100,26 @@ class AtLayer(TypedDict):
     together, and the result is a list. Methods that replace activations refuse a layer that depends
     on another layer of the list."""
 
-    neuron: Target
-    """An int, a tuple of ints and slices (slices are summed), one of either per example, or a
-    callable from the layer's activation to (B,)."""
-
     at: At
     """``"output"`` or ``"input"`` of the layer."""
 
     call: int | None
     """Which call of a layer that the model calls several times; ``None`` takes all calls, and the
     value of the layer is then a tuple."""
+
+
+class AtNeuron(AtLayer):
+    """What says which neuron a method explains.
+
+    Raises:
+        TypeError: The model function hides its module.
+        ValueError: The layer is not part of the model or is never called, or the neuron does not
+            exist.
+    """
+
+    neuron: Target
+    """An int, a tuple of ints and slices (slices are summed), one of either per example, or a
+    callable from the layer's activation to (B,)."""
 
 
 class LayerBaselines(TypedDict):
@@ -165,7 +174,7 @@ class StepOptions(ChunkOptions, total=False):
     those."""
 
     n_steps: int
-    """The number of nodes a_k of the integral."""
+    """The number of steps of the integral."""
 
     quadrature: str | Rule
     """``"gauss_legendre"``, ``"riemann_left"``, ``"riemann_right"``, ``"riemann_middle"``,
@@ -235,7 +244,7 @@ class LayerFeatures(TypedDict):
 
 PER_EXAMPLE: dict[str, str] = {
     name: mark.form
-    for record in (Arguments, AtLayer, LayerFeatures, SamplingOptions, PerturbationOptions)
+    for record in (Arguments, AtNeuron, LayerFeatures, SamplingOptions, PerturbationOptions)
     for name, kind in record.__annotations__.items()
     for mark in getattr(kind, "__metadata__", ())
     if isinstance(mark, PerExample)

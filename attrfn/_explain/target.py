@@ -120,8 +120,9 @@ def _pick(
     shown = index[1:] if rows else index
     sizes = tuple(out.shape[1:] if rows else out.shape)
     if len(index) != depth:
+        entries = "1 entry" if len(shown) == 1 else f"{len(shown)} entries"
         raise ValueError(
-            f"{name} {_show_index(shown)} has {len(shown)} entries, but each example's output has "
+            f"{name} {_show_index(shown)} has {entries}, but each example's output has "
             f"{len(sizes)} dimension(s) of sizes {sizes}: "
             + (
                 "use None, there is nothing to choose"

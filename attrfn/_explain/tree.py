@@ -41,8 +41,9 @@ def flatten(tree: Tree, name: str = "inputs") -> tuple[Leaves, Callable[[Sequenc
     for leaf in leaves:
         if not isinstance(leaf, Tensor):
             raise TypeError(
-                f"{name} has a leaf of type {type(leaf).__name__}, expected tensors only: bind "
-                "other arguments of the model with functools.partial(model, ...)"
+                f"{name} has a leaf of type {type(leaf).__name__}, expected tensors only: make it "
+                "one with torch.tensor, or bind it with functools.partial(model, ...) if it is not "
+                "to be explained"
             )
 
     def rebuild(new: Sequence[Any]) -> Tree:

@@ -15,7 +15,7 @@ from attrfn._copies.batch import binds_rows, flat_rows, repeat_bound
 from attrfn._explain.baseline import baseline_distribution, fill_baselines, per_example
 from attrfn._explain.forms import documented
 from attrfn._explain.introspect import is_over_distribution, takes_baselines, wraps
-from attrfn._explain.options import AtLayer
+from attrfn._explain.options import AtLayer, AtNeuron
 from attrfn._explain.target import raised_here
 from attrfn._explain.tree import as_dicts, batch_size, each, flatten, is_arguments
 from attrfn._layers.split import Split, check_independent, layers_of, split_once
@@ -81,7 +81,7 @@ def at_layer(method: Method, layer: Layer, *, at: At = "output", call: int | Non
     return moved
 
 
-@documented(AtLayer)
+@documented(AtNeuron)
 def at_neuron(
     method: Method, layer: Layer, neuron: Target, *, at: At = "output", call: int | None = 0
 ) -> Method:

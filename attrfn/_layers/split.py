@@ -13,7 +13,7 @@ from attrfn._explain.flags import check_flags
 from attrfn._explain.tree import call_model
 from attrfn._layers.probe import Done, LayerValue, Probe, Watch, Where, check_called, value_of
 from attrfn._model.bind import Reused, bind_source
-from attrfn._model.source import Source, describe, source
+from attrfn._model.source import Source, describe, shown, source
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.marks import Marks
 from attrfn._torch.typing import At, Layer, ModelFn, Tree
@@ -66,7 +66,7 @@ def split(
         True
     """
     check_flags(("frozen",), {"frozen": frozen})
-    return _halves(*_checked(model, layer, at, call, frozen))
+    return _halves(*_checked(model, layer, at, call, frozen, name="model"))
 
 
 def split_once(model: ModelFn, layer: Layer, *, at: At, call: int | None, frozen: bool) -> Split:
@@ -102,15 +102,21 @@ def _halves(where: Where, bare: Source, args: tuple[Any, ...], kwargs: dict[str,
 
 
 def _checked(
-    model: ModelFn, layer: Layer, at: At, call: int | None, frozen: bool, reuse: bool = False
+    model: ModelFn,
+    layer: Layer,
+    at: At,
+    call: int | None,
+    frozen: bool,
+    *,
+    reuse: bool = False,
+    name: str = "model_fn",
 ) -> tuple[Where, Source, tuple[Any, ...], dict[str, Any]]:
     """Check the arguments, and separate the model's bound arguments from its module."""
     src = source(model)
     if src is None:
         raise TypeError(
-            f"model is a {type(model).__name__} with no module in sight, expected a "
-            "torch.nn.Module, a bound method of one or functools.partial of either: wrap the "
-            "function in a module"
+            f"{name} is {shown(model)}, and no module can be found in it: give a torch.nn.Module, "
+            "a bound method of one or functools.partial of either, or wrap the function in a module"
         )
     if at not in ("input", "output"):
         raise ValueError(f"at is {at!r}, expected 'input' or 'output'")

@@ -11,6 +11,7 @@ from attrfn._explain.forms import documented, form_of
 from attrfn._explain.masked import masked
 from attrfn._explain.options import (
     AtLayer,
+    AtNeuron,
     BlackBox,
     ChunkOptions,
     LayerFeatures,
@@ -128,7 +129,7 @@ def layer_feature_ablation(
     )
 
 
-@form_of(feature_ablation, AtLayer)
+@form_of(feature_ablation, AtNeuron)
 def neuron_feature_ablation(
     model_fn: ModelFn,
     inputs: Tree,

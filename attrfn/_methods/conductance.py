@@ -11,7 +11,7 @@ from attrfn._copies.batch import flat_rows
 from attrfn._explain.baseline import fill_baselines
 from attrfn._explain.explain import repeat_chosen
 from attrfn._explain.forms import documented
-from attrfn._explain.options import Arguments, AtLayer, PathOptions
+from attrfn._explain.options import Arguments, AtLayer, AtNeuron, PathOptions
 from attrfn._explain.path import on_copies, over_path
 from attrfn._explain.quadrature import Rule
 from attrfn._explain.target import choose, select
@@ -58,7 +58,7 @@ def layer_conductance(
 
     Returns:
         Attributions like the layer's activation; they sum to f(x) - f(x0) where the layer cuts the
-        network.
+        network (the output depends on the input only through the layer).
 
     Example:
         >>> import torch, attrfn
@@ -163,7 +163,7 @@ def internal_influence(
     return each_layer(one, layer)
 
 
-@documented(AtLayer, Arguments, PathOptions)
+@documented(AtNeuron, Arguments, PathOptions)
 def neuron_conductance(
     model_fn: ModelFn,
     inputs: Tree,

@@ -13,6 +13,7 @@ from attrfn._explain.introspect import takes_distribution
 from attrfn._explain.options import (
     Arguments,
     AtLayer,
+    AtNeuron,
     BaselineDistribution,
     ChunkOptions,
     GraphOptions,
@@ -238,7 +239,7 @@ def layer_deep_lift_shap(
     )
 
 
-@form_of(deep_lift, AtLayer)
+@form_of(deep_lift, AtNeuron)
 def neuron_deep_lift(
     model_fn: ModelFn,
     inputs: Tree,
@@ -268,7 +269,7 @@ def neuron_deep_lift(
     )
 
 
-@form_of(deep_lift_shap, AtLayer)
+@form_of(deep_lift_shap, AtNeuron)
 def neuron_deep_lift_shap(
     model_fn: ModelFn,
     inputs: Tree,

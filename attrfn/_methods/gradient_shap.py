@@ -14,6 +14,7 @@ from attrfn._explain.noise import Noise, count_of
 from attrfn._explain.options import (
     Arguments,
     AtLayer,
+    AtNeuron,
     BaselineDistribution,
     SamplingOptions,
 )
@@ -144,7 +145,7 @@ def layer_gradient_shap(
     )
 
 
-@form_of(gradient_shap, AtLayer)
+@form_of(gradient_shap, AtNeuron)
 def neuron_gradient_shap(
     model_fn: ModelFn,
     inputs: Tree,

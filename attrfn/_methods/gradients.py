@@ -8,7 +8,7 @@ import torch
 from attrfn._explain.baseline import fill_baselines
 from attrfn._explain.explain import explain
 from attrfn._explain.forms import documented, form_of
-from attrfn._explain.options import Arguments, AtLayer, GraphOptions
+from attrfn._explain.options import Arguments, AtLayer, AtNeuron, GraphOptions
 from attrfn._explain.tree import each, flatten
 from attrfn._layers.at import at_neuron, each_layer, read
 from attrfn._layers.one_pass import activation_and_gradient
@@ -187,7 +187,7 @@ def layer_gradient_x_activation(
     return each_layer(one, layer)
 
 
-@form_of(gradient, AtLayer)
+@form_of(gradient, AtNeuron)
 def neuron_gradient(
     model_fn: ModelFn,
     inputs: Tree,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attrfn._explain.explain import explain
 from attrfn._explain.forms import documented, form_of
-from attrfn._explain.options import Arguments, AtLayer, GraphOptions
+from attrfn._explain.options import Arguments, AtNeuron, GraphOptions
 from attrfn._layers.at import at_neuron
 from attrfn._model.bind import uncompiled
 from attrfn._rules.errors import UnsupportedOpError
@@ -104,7 +104,7 @@ def _with_rules(
     return p.result(grads)
 
 
-@form_of(guided_backprop, AtLayer)
+@form_of(guided_backprop, AtNeuron)
 def neuron_guided_backprop(
     model_fn: ModelFn,
     inputs: Tree,
@@ -133,7 +133,7 @@ def neuron_guided_backprop(
     return at_neuron(guided_backprop, layer, neuron, at=at, call=call)(model_fn, inputs, **options)
 
 
-@form_of(deconvolution, AtLayer)
+@form_of(deconvolution, AtNeuron)
 def neuron_deconvolution(
     model_fn: ModelFn,
     inputs: Tree,

@@ -10,7 +10,7 @@ import torch
 from attrfn._explain.baseline import fill_baselines
 from attrfn._explain.explain import Explained, explain
 from attrfn._explain.forms import documented, form_of
-from attrfn._explain.options import Arguments, AtLayer, LayerBaselines, PathOptions
+from attrfn._explain.options import Arguments, AtLayer, AtNeuron, LayerBaselines, PathOptions
 from attrfn._explain.path import over_path
 from attrfn._explain.quadrature import Rule
 from attrfn._explain.tree import each, row_total
@@ -147,7 +147,7 @@ def layer_integrated_gradients(
 
     Returns:
         Attributions like the layer's activation; they sum to f(x) - f(x0) where the layer cuts the
-        network.
+        network (the output depends on the input only through the layer).
 
 
     Example:
@@ -164,7 +164,7 @@ def layer_integrated_gradients(
     )
 
 
-@form_of(integrated_gradients, AtLayer)
+@form_of(integrated_gradients, AtNeuron)
 def neuron_integrated_gradients(
     model_fn: ModelFn,
     inputs: Tree,

@@ -59,7 +59,7 @@ def noise_tunnel(
         A method with the same options as ``method``.
 
     Raises:
-        ValueError: An option is out of its range.
+        ValueError: An option has a wrong value.
 
     Example:
         >>> import torch, attrfn

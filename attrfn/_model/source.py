@@ -80,8 +80,8 @@ def find(root: nn.Module, layer: nn.Module | str) -> nn.Module:
         return layer
     if not isinstance(layer, str):
         raise TypeError(
-            f"layer is a {type(layer).__name__}, expected a module of the model, its qualified "
-            "name, or a list of either"
+            f"layer is {shown(layer)}, expected a module of the model, its qualified name, or a "
+            "list of either"
         )
     # A module may have several names (reuse, ties), and each of them is right.
     names = {unwrapped_name(name): m for name, m in root.named_modules(remove_duplicate=False)}
@@ -105,6 +105,15 @@ def foreign(root: nn.Module, layer: nn.Module | str) -> ValueError:
 def describe(layer: Any) -> str:
     """A layer as messages name it."""
     return repr(layer) if isinstance(layer, str) else type(layer).__name__
+
+
+def shown(value: Any) -> str:
+    """A wrong value as messages name it."""
+    if value is None or isinstance(value, type):
+        return f"the class {value.__name__}" if value else "None"
+    kind = type(value).__name__
+    text = "" if callable(value) or isinstance(value, Tensor) else repr(value)
+    return f"{text} ({kind})" if 0 < len(text) <= 40 else f"a {kind}"
 
 
 def unwrapped_name(name: str) -> str:

@@ -188,6 +188,6 @@ NEWEST = (2, 13)
 """The newest torch that the tables were compared with; a later one may have dropped a name."""
 
 IN_EXPORTED_GRAPHS = frozenset(
-    ["alias", "lift_fresh", "slice", "_to_copy", "sym_size", "sym_numel", "sym_stride"]
+    ["alias", "index", "lift_fresh", "slice", "_to_copy", "sym_size", "sym_numel", "sym_stride"]
 )
 """Operations of torch.ops.aten that no public function of torch has."""

@@ -27,8 +27,8 @@ def scoped(model_fn: ModelFn, rules: Rules, scope: list[LinearRule], *, frozen: 
     src = source(model_fn)
     if src is None:
         raise ValueError(
-            "rules name modules, but the model function has no module in sight: give a "
-            "torch.nn.Module or functools.partial of one (and no rules by name at layers)"
+            "rules name modules, but no module can be found in model_fn: give a torch.nn.Module or "
+            "functools.partial of one (and no rules by name at layers)"
         )
     modules = dict(src.module.named_modules())
     matched: dict[str, tuple[str, ...]] = {}

@@ -14,6 +14,7 @@ from attrfn._rules.names import PASSIVE, public_name
 from attrfn._rules.replay import Replay
 from attrfn._rules.table import Rules
 from attrfn._torch import pytree
+from attrfn._torch.layouts import unmistaken
 
 
 class Leak(NamedTuple):
@@ -81,9 +82,10 @@ class Audit(Replay):
     def leaks(self, values: Tensor) -> list[Leak]:
         """What each operation got and handed on, from the explained values backwards."""
         every = [t for _, _, views, outs in self.met for t in (*views, *outs)]
-        grads: tuple[Tensor | None, ...] = torch.autograd.grad(
-            values, every, torch.ones_like(values), allow_unused=True
-        )
+        with unmistaken(values, ()):
+            grads: tuple[Tensor | None, ...] = torch.autograd.grad(
+                values, every, torch.ones_like(values), allow_unused=True
+            )
         sums = iter([self.relevance(t, g) for t, g in zip(every, grads, strict=True)])
         found = []
         for op, line, views, outs in self.met:

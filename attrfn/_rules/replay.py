@@ -61,7 +61,11 @@ class Replay(Run):
 
     def untracked(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The same where one derivative is all: most calls are ``relu(x)``."""
-        if self.first_order and len(args) == 1 and not any(kwargs.values()):
+        if (
+            self.first_order
+            and len(args) == 1
+            and all(v is False or v is None for v in kwargs.values())
+        ):
             found = self.find(func)
             if found is None:
                 return func(*args, **kwargs)

@@ -66,9 +66,7 @@ def unmistaken(values: Tensor, ends: tuple[Tensor, ...], keep: bool = False) -> 
         ends: Where the gradients end.
         keep: Leave it so, for a graph that is differentiated again.
     """
-    # A mode costs as much as 2 % of a gradient, because it sees every operation. The graph has a
-    # node per operation, too, and is read in a tenth of that; it also shows what scripted modules
-    # and C++ run.
+    # The graph also shows what scripted modules and C++ run, which no mode sees.
     handles = [node.register_prehook(_plain) for node in _batch_norms(values, ends)]
     try:
         yield

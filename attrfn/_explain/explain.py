@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from attrfn._copies.batch import flat_rows, repeat_bound, split_rows
+from attrfn._explain.shared import marked
 from attrfn._explain.target import Chosen, PerExample, choose, select
 from attrfn._explain.tree import batch_size, call_model, flatten, require_floating
 from attrfn._model.bind import bind, prepare
@@ -85,7 +86,8 @@ class Explained(NamedTuple):
         """The inputs' tree in the inputs' dtypes, without a graph unless one is wanted."""
         leaves = [t.to(x.dtype) for t, x in zip(leaves, self.x, strict=True)]
         keep = self.create_graph or transforming()
-        return self.rebuild(leaves if keep else [t.detach() for t in leaves])
+        leaves = leaves if keep else [t.detach() for t in leaves]
+        return self.rebuild(marked(leaves, "divided"))
 
 
 def explain(

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from attrfn._explain.introspect import is_over_distribution, takes_distribution
+from attrfn._explain.shared import Scores
 
 F = TypeVar("F", bound=Callable[..., Any])
 Record = Any
@@ -35,19 +36,25 @@ _texts: dict[str, dict[str, str]] = {}  # by record, then by option
 _read: set[str] = set()
 
 
-def documented(*records: Record, like: str | None = None) -> Callable[[F], F]:
+def documented(
+    *records: Record, like: str | None = None, scores: Scores | None = "divided"
+) -> Callable[[F], F]:
     """Complete the docstring of a function: arguments of records that it does not explain itself.
 
     Args:
         records: Where texts are looked up, the first that has one wins. The exceptions in their
             docstrings are added, too.
         like: A docstring whose references hold where the function names none.
+        scores: What the method's attributions are (see :mod:`attrfn._explain.shared`); None for a
+            function that is no method.
     """
 
     def complete(function: F) -> F:
         names = _parameters(function)
         function.__doc__ = _completed(function.__doc__, names, records, like)
         function.records = records  # type: ignore[attr-defined]
+        if scores is not None:
+            function.scores = scores  # type: ignore[attr-defined]
         return function
 
     return complete
@@ -73,7 +80,9 @@ def form_of(method: Callable[..., Any], *records: Record) -> Callable[[F], F]:
         run.__signature__ = takes  # type: ignore[attr-defined]
         if is_over_distribution(method):
             takes_distribution(run)
-        return documented(*records, *getattr(method, "records", ()), like=method.__doc__)(run)  # type: ignore[return-value]
+        records_of_method = getattr(method, "records", ())
+        scores: Scores = getattr(method, "scores", "divided")
+        return documented(*records, *records_of_method, like=method.__doc__, scores=scores)(run)  # type: ignore[return-value]
 
     return make
 

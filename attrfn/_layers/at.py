@@ -139,7 +139,7 @@ def each_layer(method: Callable[..., Tree], layer: Layer) -> Tree:
     This explains the layers together where a method only reads along the path of the inputs, also
     layers downstream of one another. Methods that replace activations take :func:`locate`.
     """
-    found = [method(layer=one) for one in layers_of(layer)]
+    found: Any = [method(layer=one) for one in layers_of(layer)]
     marked([t for t in optree.tree_leaves(found) if isinstance(t, Tensor)], "divided")
     return found if isinstance(layer, (list, tuple)) else found[0]
 

@@ -72,7 +72,7 @@ class Design(NamedTuple):
 
 
 def design(n: int, n_samples: int, keys: Tensor, dtype: torch.dtype) -> Design:
-    """At most ``n_samples`` coalitions for n features: all there are, if that is no more.
+    """At most ``n_samples`` coalitions for n features: all there are, if there are fewer.
 
     A size l has the weight ``(n - 1) / (l (n - l))``. Sizes share the coalitions in proportion to
     its square root; a size with no more coalitions than its share is enumerated.

@@ -67,7 +67,7 @@ def refuse_hidden_relus(
         known: The nodes of all ReLUs that had a rule; None where nodes cannot be told apart.
         rules: The name of the rules in messages.
     """
-    # A ReLU inside of code that is no call of a torch function leaves only its node in the graph.
+    # A ReLU inside code that is not a call of a torch function leaves only its node in the graph.
     # Suspect nodes are rare, so the second search, from one back to the inputs, seldom runs.
     roots = {t.grad_fn for t in inputs}
     leaves = [outputs] if isinstance(outputs, Tensor) else pytree.tree_leaves(outputs)

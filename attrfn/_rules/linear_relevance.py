@@ -47,8 +47,8 @@ def linear(run: Record | Replay, call: Call) -> Any:
     if len(call.places) > 1:
         return run.primitive(call, equal_shares)
     op = weighted(call)
-    # A factor that counts as a constant, such as the attention weights in CP-LRP, is no parameter:
-    # the rules are not meant for it, and the product has its own derivative.
+    # A factor that counts as a constant, such as the attention weights in CP-LRP, is not a
+    # parameter: the rules are not meant for it, and the product has its own derivative.
     if op is None or any(run.constants.get(t) for _, t in tensors(call.args, call.kwargs)):
         return own_derivative(run, call)
     rule = _chosen(run, call)
@@ -60,7 +60,7 @@ def linear(run: Record | Replay, call: Call) -> Any:
 def equal_shares(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
     """A product of n factors that depend on the inputs: one n-th of the relevance to each."""
     y: Tensor = call(*x)
-    # The addend of addmm and the like is no factor: it gets its share of the sum in full.
+    # The addend of addmm and the like is not a factor: it gets its share of the sum in full.
     addends = ADDENDS.get(call.name, ())
     live = [v.requires_grad and p not in addends for v, p in zip(z, call.places, strict=True)]
     n = max(sum(live), 1)

@@ -81,11 +81,18 @@ def counts_writes_in_place() -> None:
     assert private.version(x + 1) == 0
 
 
-@shows("base")
-def is_what_a_view_shares_memory_with() -> None:
-    x = torch.zeros(3)
-    assert private.base(x) is None
-    assert private.base(x[:2][:1]) is x
+@shows("memory_of")
+def is_the_same_for_views_inside_transforms_too() -> None:
+    x = torch.zeros(3, 2)
+    assert private.memory_of(x) == private.memory_of(x[:2][:1]) != private.memory_of(x + 1)
+    assert private.memory_of(x.to_sparse()) == 0
+
+    def f(t: Tensor) -> Tensor:
+        assert private.memory_of(t) == private.memory_of(t[:1]) != private.memory_of(t + 1)
+        return t.sum()
+
+    vmap(grad(f))(x)
+    grad(lambda t: vmap(f)(t).sum())(x)
 
 
 @shows("storage_id")

@@ -26,7 +26,7 @@ from attrfn._rules.tags import Tags
 from attrfn._torch import pytree
 from attrfn._torch.autodiff import transforming, transforms
 from attrfn._torch.compiling import is_compiling
-from attrfn._torch.private import base
+from attrfn._torch.private import memory_of
 
 Values = Sequence[Tensor]
 Rule = Callable[[Any, Call, Values, Values, Values], Any]
@@ -63,6 +63,7 @@ class Run(TorchFunctionMode):
         self.inverse = Tags("inverse")  # 1 / s for some s
         self.raw = Tags("raw")  # an input, only moved, shifted or scaled since
         self.free = Tags("free")  # does not depend on the inputs
+        self.written: set[int] = set()  # the memory that was written in place
         self.any_cut = False  # some value depends on the inputs without a derivative
         self.has_first_rule = False  # the table has a rule for where the inputs are read
         self.read = False  # that rule has been applied
@@ -108,7 +109,7 @@ class Run(TorchFunctionMode):
             return func(*args, **kwargs)
         if spelling.name in SIDE_BY_SIDE:
             return self.side_by_side(func, args, kwargs)
-        call = Call(func, args, kwargs, places, spelling.name, spelling.pure is not None)
+        call = Call(func, args, kwargs, places, spelling.name, spelling.writes)
         if not any(t.is_floating_point() or t.is_complex() for t in call.values):
             return self.unknown(call)  # indices and masks have no derivative
         if op.checked:
@@ -116,13 +117,11 @@ class Run(TorchFunctionMode):
         # A write into a raw tensor has to go through `pure`, which carries the mark over.
         natively = op.native and not (call.in_place and self.has_first_rule)
         out = op.apply(self, call) if natively else self.pure(call, spelling, op)
+        if isinstance(out, Constant):
+            return out.value
         if call.in_place:
-            # The object stays the same while its value changes, so notes on the old value go. A
-            # write into a view changes the tensor under it, which now depends on the inputs too.
-            self.made.drop(call.args[0])
-            if not transforming() and (viewed := base(call.args[0])) is not None:
-                self.follow(viewed)
-        return out.value if isinstance(out, Constant) else self.mark(out, call)
+            self.wrote(call.args[0])
+        return self.mark(out, call)
 
     def find(self, func: Any) -> tuple[Spelling, Op] | None:
         """The op of a torch function, or None."""
@@ -140,14 +139,14 @@ class Run(TorchFunctionMode):
         if found is None:
             return func(*args, **kwargs)
         places: tuple[Place, ...] = ((0, None),) if args else (("input", None),)
-        call = Call(func, args, kwargs, places, found[0].name, found[0].pure is not None)
+        call = Call(func, args, kwargs, places, found[0].name, found[0].writes)
         return self.pure(call, *found)
 
     def places(self, args: tuple[Any, ...], kwargs: dict[str, Any], func: Any) -> tuple[Place, ...]:
         """Where the marked tensors are among the arguments."""
         found: list[Place] = []
         for place, t in tensors(args, kwargs):
-            if self.marked.get(t):
+            if self.marked.get(t) or (self.written and self.shares_memory(t)):
                 found.append(place)
             elif not t.requires_grad or self.constants.get(t):
                 continue
@@ -191,7 +190,8 @@ class Run(TorchFunctionMode):
         # that was overwritten. So the rule gets a clone, and the written tensor gets the result.
         flag = spelling.flag
         writes = spelling.pure is not None
-        if flag is not None and call.argument(flag, "inplace", False):
+        flagged = flag is not None and bool(call.argument(flag, "inplace", False))
+        if flagged:
             writes = True
             call = call._replace(
                 args=tuple([a if i != flag else False for i, a in enumerate(call.args)]),
@@ -211,7 +211,27 @@ class Run(TorchFunctionMode):
             self.marked.drop(written)
             return self.as_constant(written.copy_(out.value))
         (self.raw.put if self.raw.get(out) else self.raw.drop)(written)
-        return written.copy_(out)
+        written.copy_(out)
+        if flagged:
+            self.wrote(written)
+        return written
+
+    def wrote(self, t: Tensor) -> None:
+        """Note that a tensor has been written in place with a value that depends on the inputs."""
+        # The object stays the same while its value changes, so notes on the old value go. A write
+        # into a view changes the tensor under it and its other views, which now depend on the
+        # inputs too; compiled code shows that by their gradient.
+        self.made.drop(t)
+        if not self.compiling:
+            self.marked.put(t)  # which keeps the memory, so that no other tensor gets its place
+            self.written.add(memory_of(t))
+
+    def shares_memory(self, t: Tensor) -> bool:
+        """Whether a tensor lies in memory that was written, and mark it then."""
+        if memory_of(t) not in self.written or self.constants.get(t):
+            return False
+        self.follow(t)
+        return True
 
     def side_by_side(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A function that returns one tensor for each that it gets, and mixes none of them."""

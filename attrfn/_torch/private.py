@@ -25,11 +25,9 @@ version: Callable[[Tensor], int] = operator.attrgetter("_version")
 The rules ask whether a value is still the one that an operation saw. Inference tensors have none.
 """
 
-base: Callable[[Tensor], Tensor | None] = operator.attrgetter("_base")
-"""The tensor of which a tensor is a view, or None: a write into the view changes both."""
-
 storage_id: Callable[[torch.UntypedStorage], int] = operator.attrgetter("_cdata")
 """A number that two storages share if they are one; the Python objects around it are new."""
+
 
 ATTRIBUTES = ("_version", "_backward_hooks")
 """Attributes of tensors that a mode sees when they are read, and that hold no values."""
@@ -55,6 +53,13 @@ level_of = torch._C._functorch.maybe_get_level
 
 is_differentiated = torch._C._functorch.is_gradtrackingtensor
 """Whether a wrapped tensor belongs to a derivative (grad, vjp or jvp) and not to vmap."""
+
+
+def memory_of(t: Tensor) -> int:
+    """A number that a tensor shares with its views, also inside transforms; 0 without memory."""
+    while is_wrapped(t):
+        t = unwrapped(t)
+    return storage_id(t.untyped_storage()) if t.layout is torch.strided else 0
 
 
 def in_transform() -> bool:

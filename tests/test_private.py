@@ -334,6 +334,15 @@ def is_of_custom_ops() -> None:
     assert isinstance(node, private.PythonNode)
 
 
+@shows("NODE_WITHOUT_DERIVATIVE")
+def is_of_operations_that_torch_cannot_differentiate() -> None:
+    library = torch.library.Library("attrfn_tests_private", "DEF")
+    library.define("halved(Tensor x) -> Tensor")
+    library.impl("halved", lambda x: x.detach() / 2, "CPU")
+    node = torch.ops.attrfn_tests_private.halved(torch.ones(2, requires_grad=True)).grad_fn
+    assert node.name() == private.NODE_WITHOUT_DERIVATIVE
+
+
 # --- operations -----------------------------------------------------------------------------------
 
 

@@ -158,6 +158,9 @@ NODE_OF_CPP = "CppFunction"
 NODE_OF_SCRIPT = "DifferentiableGraphBackward"
 """The end of the name of the node of a scripted or traced function."""
 
+NODE_WITHOUT_DERIVATIVE = "torch::autograd::WarnNotImplemented"
+"""The name of the node of an operation without a derivative, such as that of a quantised layer."""
+
 NODE_OF_CUSTOM_OP = "GeneratedBackwardFor_"
 """The start of the name of the node of an operation of ``torch.library``."""
 

@@ -99,8 +99,8 @@ def _with_rules(
         raise
     if not calls and p.batch:
         warn(
-            f"{rules.name} met no ReLU, so it is the plain gradient: it has a rule for ReLU, ReLU6, "
-            "hardtanh, threshold, leaky and parametric ReLU, called as torch functions"
+            f"{rules.name} met no ReLU, so it is the plain gradient: it has a rule for ReLU, "
+            "ReLU6, hardtanh, threshold, leaky and parametric ReLU, called as torch functions"
         )
     return p.result(grads)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from attrfn._rules.call import Call, Place, tensors
+from attrfn._rules.chains import known
 from attrfn._rules.errors import refuse_audit, where
 from attrfn._rules.names import PASSIVE, public_name
 from attrfn._rules.ops import SHAPES
@@ -117,18 +118,24 @@ class Audit(Replay):
     def own(self, t: Tensor) -> Tensor:
         """A view of an argument for the operation that runs, with a gauge."""
         view = t.view_as(t)
+        known(self, t)  # by which a chain recognises all views of one tensor
         self._tell(t, view)
         self.before.extend(self._gauges(view))
         return view
 
+    def start_of(self, node: Any) -> Tensor:
+        """The value at which a chain starts, with a gauge."""
+        return super().start_of(node) if self.depth else self.own(node.value)
+
     def _tell(self, t: Tensor, other: Tensor) -> None:
         """Note of another tensor what is known of one."""
-        for tags in (self.marked, self.constants, self.raw, self.made, self.inverse, self.cut):
-            known = tags.get(t)
-            if known is None:
+        notes = (self.marked, self.constants, self.raw, self.made, self.inverse, self.cut)
+        for tags in (*notes, self.chains):
+            noted = tags.get(t)
+            if noted is None:
                 tags.drop(other)
             else:
-                tags.put(other, known)
+                tags.put(other, noted)
 
     def _gauges(self, value: Any) -> list[Gauge]:
         """Gauges at all tensors of a value that have a derivative."""
@@ -148,9 +155,7 @@ class Audit(Replay):
         end = Gauge(values, False)
         if values.requires_grad:
             torch.autograd.grad(values, self.leaves, torch.ones_like(values), allow_unused=True)
-        found = [
-            Leak(o.name, o.where, _total(o.after), _total(o.before)) for o in self.operations
-        ]
+        found = [Leak(o.name, o.where, _total(o.after), _total(o.before)) for o in self.operations]
         gap = end.total - _total(self.sources) - sum(leak.lost for leak in found)
         gauges = [g for o in self.operations for g in (*o.before, *o.after)]
         scale = max([abs(end.total), *(g.size for g in gauges)])

@@ -69,7 +69,17 @@ PATTERNED = frozenset(["to", "type_as", "expand_as", "view_as", "reshape_as"])
 """Take values from their first argument only; the others give a shape, type or device."""
 
 SHAPES = frozenset(
-    "squeeze unsqueeze transpose swapaxes swapdims t as_strided requires_grad retain_grad".split()
+    [
+        "squeeze",
+        "unsqueeze",
+        "transpose",
+        "swapaxes",
+        "swapdims",
+        "t",
+        "as_strided",
+        "requires_grad",
+        "retain_grad",
+    ]
 )
 """Change the shape of a tensor, or nothing, where they write in place."""
 

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attrfn._rules import ops, recurrent
+from attrfn._rules import chains, ops, recurrent
 from attrfn._rules.call import Call
 from attrfn._rules.difference import derivative
 from attrfn._rules.errors import refuse_unknown
@@ -106,8 +106,8 @@ def _by_numerator(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> 
 
 
 def _gate(x: Tensor) -> Tensor:
-    """A sigmoid that counts as a constant, because ``reciprocal`` does."""
-    return torch.reciprocal(1 + torch.exp(-x))
+    """A sigmoid that counts as a constant, because ``reciprocal`` of a plain value does."""
+    return torch.reciprocal((1 + torch.exp(-x)).view_as(x))
 
 
 _WITH_WEIGHTS = "linear, by rule"
@@ -115,7 +115,7 @@ _WITH_WEIGHTS = "linear, by rule"
 _DERIVATIVE = Op("own derivative", own_derivative)
 _CONSTANT = Op("constant", _constant)
 
-RELEVANCE: dict[str, Op] = {
+_BY_OPERATION: dict[str, Op] = {
     **COMMON,
     **{name: Op("decomposed", decomposed(f)) for name, f in DECOMPOSITIONS.items()},
     **{name: Op("decomposed", inside(f)) for name, f in DECOMPOSED_BY_TORCH.items()},
@@ -136,6 +136,8 @@ RELEVANCE: dict[str, Op] = {
     "lstm_cell": Op("decomposed", decomposed(recurrent.cell(recurrent.lstm_step(_gate), 2))),
     "gru_cell": Op("decomposed", decomposed(recurrent.cell(recurrent.gru_step(_gate), 1))),
 }
+
+RELEVANCE = chains.following(_BY_OPERATION, _activation)
 
 
 def composite(

@@ -10,23 +10,21 @@ detached.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from attrfn._rules.call import Call, Place, tensors
 from attrfn._rules.errors import refuse_hidden
 from attrfn._rules.names import PASSIVE, Spelling
+from attrfn._rules.notes import Notes
 from attrfn._rules.ops import PATTERNED, SIDE_BY_SIDE
 from attrfn._rules.table import Constant, Op, Rules
 from attrfn._rules.tags import Tags
 from attrfn._torch import pytree
-from attrfn._torch.autodiff import transforming, transforms
-from attrfn._torch.compiling import is_compiling
-from attrfn._torch.private import memory_of
+from attrfn._torch.autodiff import transforms
 
 Values = Sequence[Tensor]
 Rule = Callable[[Any, Call, Values, Values, Values], Any]
@@ -39,7 +37,7 @@ _FIRST_RULE = "with a rule for where the inputs are read"
 _WITH_RULES = "in attrfn.with_rules"
 
 
-class Run(TorchFunctionMode):
+class Run(Notes):
     """While active, follow values that depend on marked tensors, and apply rules to them.
 
     Args:
@@ -49,24 +47,13 @@ class Run(TorchFunctionMode):
     """
 
     def __init__(self, table: Rules, calls: list[str], scope: Sequence[Any] = ()) -> None:
-        super().__init__()
-        self.table = table
+        super().__init__(table)
         self.calls = calls
         self.scope = scope
-        self.compiling = is_compiling()
         self.transforms = transforms()
         self.ops: dict[Any, tuple[Spelling, Op] | None] = {}
-        self.inputs: tuple[Tensor, ...] = ()
-        self.marked = Tags("depends")  # depends on the inputs
-        self.constants = Tags("constant")  # depends on them, but counts as a constant
-        self.made = Tags("made")  # how a value was made, for rules that look back
-        self.inverse = Tags("inverse")  # 1 / s for some s
-        self.raw = Tags("raw")  # an input, only moved, shifted or scaled since
-        self.free = Tags("free")  # does not depend on the inputs
-        self.written: set[int] = set()  # the memory that was written in place
         self.any_cut = False  # some value depends on the inputs without a derivative
-        self.has_first_rule = False  # the table has a rule for where the inputs are read
-        self.read = False  # that rule has been applied
+        self.read = False  # the rule for where the inputs are read has been applied
         self.in_vjp = False  # a vjp by the inputs surrounds this run
 
     def __torch_function__(
@@ -146,7 +133,7 @@ class Run(TorchFunctionMode):
         """Where the marked tensors are among the arguments."""
         found: list[Place] = []
         for place, t in tensors(args, kwargs):
-            if self.marked.get(t) or (self.written and self.shares_memory(t)):
+            if self.marked.get(t) or (self.written.known and self.shares_memory(t)):
                 found.append(place)
             elif not t.requires_grad or self.constants.get(t):
                 continue
@@ -200,8 +187,9 @@ class Run(TorchFunctionMode):
         if not writes:
             return op.apply(self, call)
         written, before = call.args[0], call.args[0].clone()
-        if self.raw.get(written):
-            self.raw.put(before)
+        for tags in (self.raw, self.chains):
+            if (known := tags.get(written)) is not None:
+                tags.put(before, known)
         call = call._replace(
             func=spelling.pure or call.func, args=(before, *call.args[1:]), in_place=False
         )
@@ -216,23 +204,6 @@ class Run(TorchFunctionMode):
             self.wrote(written)
         return written
 
-    def wrote(self, t: Tensor) -> None:
-        """Note that a tensor has been written in place with a value that depends on the inputs."""
-        # The object stays the same while its value changes, so notes on the old value go. A write
-        # into a view changes the tensor under it and its other views, which now depend on the
-        # inputs too; compiled code shows that by their gradient.
-        self.made.drop(t)
-        if not self.compiling:
-            self.marked.put(t)  # which keeps the memory, so that no other tensor gets its place
-            self.written.add(memory_of(t))
-
-    def shares_memory(self, t: Tensor) -> bool:
-        """Whether a tensor lies in memory that was written, and mark it then."""
-        if memory_of(t) not in self.written or self.constants.get(t):
-            return False
-        self.follow(t)
-        return True
-
     def side_by_side(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A function that returns one tensor for each that it gets, and mixes none of them."""
         out = func(*args, **kwargs)
@@ -245,47 +216,14 @@ class Run(TorchFunctionMode):
                 (self.raw.put if self.raw.get(before) else self.raw.drop)(after)
         return out
 
-    def add(self, leaves: Iterable[Tensor]) -> tuple[Tensor, ...]:
-        """Mark new views of the inputs, and return them."""
-        # The caller's own objects must stay unmarked: a model may also hold one in a closure, where
-        # it counts as a constant.
-        views = self.inputs = tuple([t.view_as(t) for t in leaves])
-        self.has_first_rule = self.table.linear is not None and self.table.linear.first is not None
-        for t in views:
-            self.marked.put(t)
-            if self.has_first_rule:
-                self.raw.put(t)
-        return views
-
-    def mark(self, out: Any, call: Call) -> Any:
-        """Mark what an operation returned or wrote, and return it."""
-        if isinstance(out, Tensor):
-            self.follow(out)
-        elif out is None and call.args:  # x[...] = y
-            if isinstance(call.args[0], Tensor):
-                self.follow(call.args[0])
-        elif not self.compiling:
-            # While torch.compile traces, members of a tuple cannot be marked; `hidden` recognises
-            # them by their gradient.
-            for leaf in members(out):
-                self.follow(leaf)
-        return out
-
-    def follow(self, t: Tensor) -> None:
-        """Mark a tensor."""
-        self.marked.put(t)
-
-    def as_constant(self, value: Any) -> Constant:
-        """A value as a constant, also for the rules of operations that use it later."""
-        for t in pytree.tree_leaves(value):
-            if isinstance(t, Tensor):
-                self.constants.put(t)
-        return Constant(value)
-
     def within(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run a function with the mode on again, so that the operations in it have rules."""
-        with self:
-            return function(*args, **kwargs)
+        around, self.chains = self.chains, Tags("chain_within")  # no chain leads in or out
+        try:
+            with self:
+                return function(*args, **kwargs)
+        finally:
+            self.chains = around
 
     def unknown(self, call: Call) -> Any:
         """An operation that the table does not know."""
@@ -303,14 +241,3 @@ class Run(TorchFunctionMode):
 
     def check_origin(self, t: Tensor, func: Any) -> None:
         """Check where an unmarked tensor with a graph comes from."""
-
-
-def members(value: Any) -> Iterator[Tensor]:
-    """The tensors of an output, as from ``pytree.tree_leaves``, but faster for tuples and lists."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from members(item)
-    elif value is not None and not isinstance(value, (int, float, str)):
-        yield from (leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor))

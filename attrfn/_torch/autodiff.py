@@ -183,7 +183,8 @@ def refuse_undifferentiable() -> NoReturn:
 
 def _undifferentiable(values: Tensor) -> bool:
     """Whether an operation without a derivative is in the graph of some values."""
-    todo, visited = [values.grad_fn], {None}
+    todo: list[Any] = [values.grad_fn]
+    visited: set[Any] = {None}
     while todo:
         node = todo.pop()
         if node in visited or node is None:

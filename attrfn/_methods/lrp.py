@@ -167,9 +167,6 @@ def layer_lrp(
     Returns:
         Relevances like the layer's activation; a list for several layers.
 
-    Raises:
-        ValueError: The rules name modules, which they cannot at a layer.
-
     Example:
         >>> import torch, attrfn
         >>> model = torch.nn.Sequential(

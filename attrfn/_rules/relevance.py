@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attrfn._rules import chains, ops, recurrent
+from attrfn._rules import chains, modules, ops, recurrent
 from attrfn._rules.call import Call
 from attrfn._rules.difference import derivative
 from attrfn._rules.errors import refuse_unknown
@@ -150,12 +150,15 @@ def composite(
 ) -> Rules:
     """A table of LRP from the rules of linear operations."""
     table = dict(RELEVANCE)
+    own = {modules.whole: Op("elementwise", modules.elementwise(_activation))}
     if softmax_is_constant:
         table.update(all_of(ops.SOFTMAX, _CONSTANT))
     if first is not None:
         table = {name: _reading(name, op) for name, op in table.items()}
+        own = {f: _reading("", op) for f, op in own.items()}
     adapt = None if first is None else _reading
-    return Rules(name, table, linear=LinearRules(conv, dense, first, names or {}), adapt=adapt)
+    linear_rules = LinearRules(conv, dense, first, names or {})
+    return Rules(name, table, own, linear=linear_rules, adapt=adapt)
 
 
 def _reading(name: str, op: Op) -> Op:

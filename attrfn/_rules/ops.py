@@ -59,8 +59,8 @@ CONSTANT = """
 zeros_like ones_like full_like empty_like rand_like randn_like randint_like new_zeros new_ones
 new_full new_empty new_tensor size dim ndimension numel nelement stride storage_offset
 is_floating_point is_complex is_contiguous element_size get_device isnan isinf isfinite
-isposinf isneginf is_nonzero is_same_size __len__ __repr__ __format__ __hash__ __bool__ equal
-allclose is_tensor result_type can_cast is_pinned register_hook __reduce_ex__ sym_size sym_numel
+isposinf isneginf is_same_size __len__ __repr__ __format__ __hash__ is_tensor
+result_type can_cast is_pinned register_hook __reduce_ex__ sym_size sym_numel
 sym_stride _assert_async _assert_tensor_metadata
 """
 """Results do not depend on values, or only tell whether they are finite."""
@@ -89,7 +89,10 @@ SIDE_BY_SIDE = frozenset(
 """Return one tensor for each that they get, with its values only."""
 
 READS = frozenset(
-    ["item", "tolist", "numpy", "__float__", "__int__", "__complex__", "__array__", "__index__"]
+    (
+        *("item", "tolist", "numpy", "__float__", "__int__", "__complex__", "__array__"),
+        *("__index__", "__bool__", "is_nonzero", "equal", "allclose"),
+    )
 )
 """Give Python numbers or arrays, which have no derivative."""
 

@@ -24,6 +24,8 @@ _INSIDE = tuple(
     for file in (Path(__file__).parent, torch.__file__, optree.__file__)
 )
 
+_LONGEST = 300  # characters of a message
+
 
 class UnsupportedOpError(ValueError):
     """An operation on the way from the inputs to the output that the rules do not cover."""
@@ -32,11 +34,11 @@ class UnsupportedOpError(ValueError):
 def refuse_unknown(call: Call, rules: str, why: str = "") -> NoReturn:
     """Raise for an operation without a rule."""
     op = public_name(call.func)
-    raise UnsupportedOpError(
-        f"{rules} has no rule for {op}{where()}{why and f' ({why})'}: add one with "
-        f"rules | {{{op}: 'linear'}} (or 'elementwise', 'product' or a function of operations with "
-        f"rules), or take its own derivative with rules.allow({op})"
-    )
+    start = f"{rules} has no rule for {op}{where()}{why and f' ({why})'}: add one with "
+    add, end = f"rules | {{{op}: 'linear'}}", f", or take its own derivative with rules.allow({op})"
+    more = " (or 'elementwise', 'product' or a function of operations with rules)"
+    whole = start + add + more + end
+    raise UnsupportedOpError(whole if len(whole) <= _LONGEST else start + add + end)
 
 
 def refuse_mixed(call: Call, rules: str) -> NoReturn:

@@ -24,7 +24,7 @@ interpolate upsample upsample_nearest upsample_bilinear
 avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
 pixel_shuffle pixel_unshuffle channel_shuffle max_unpool1d max_unpool2d max_unpool3d
 embedding embedding_bag nll_loss deg2rad rad2deg trapezoid nansum nanmean
-requires_grad retain_grad
+requires_grad retain_grad pack_padded_sequence pad_packed_sequence put fill_diagonal
 """
 """Linear in all tensors together: their derivative is right for every rule."""
 
@@ -82,6 +82,9 @@ SHAPES = frozenset(
     ]
 )
 """Change the shape of a tensor, or nothing, where they write in place."""
+
+PACKINGS = frozenset(["pack_padded_sequence", "pad_packed_sequence"])
+"""Return lengths beside their values, and take these from lengths alone."""
 
 SIDE_BY_SIDE = frozenset(
     ["broadcast_tensors", "meshgrid", "atleast_1d", "atleast_2d", "atleast_3d"]

@@ -159,7 +159,8 @@ class Audit(Replay):
         gap = end.total - _total(self.sources) - sum(leak.lost for leak in found)
         gauges = [g for o in self.operations for g in (*o.before, *o.after)]
         scale = max([abs(end.total), *(g.size for g in gauges)])
-        if not abs(gap) <= 1e4 * torch.finfo(values.dtype).eps * scale:
+        eps = max([end.eps, *(g.eps for g in gauges)])
+        if not abs(gap) <= 1e4 * eps * scale:
             refuse_audit(gap, end.total)
         return found
 
@@ -177,6 +178,7 @@ class Gauge:
 
     def __init__(self, t: Tensor, raw: bool) -> None:
         self.total = self.size = 0.0
+        self.eps = torch.finfo(t.dtype).eps
         self.value = None if raw else t.detach().clone()
         self.output = t.output_nr
         if t.grad_fn is not None:

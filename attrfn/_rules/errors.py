@@ -56,8 +56,8 @@ def refuse_route(op: str, line: str, rules: str) -> NoReturn:
     """Raise where a model takes another path for the baselines than for the inputs."""
     raise UnsupportedOpError(
         f"{rules} cannot be complete at {op}{line}: a value without a derivative (a mask, an "
-        "index, .detach(), no_grad, a custom autograd.Function) differs for the baselines: choose "
-        f"baselines with the same path, or take it as a constant with rules.allow({op})"
+        "index, .detach(), no_grad, a custom Function) differs for the baselines; choose baselines "
+        f"with the same path, or take it as constant: rules.allow({op})"
     )
 
 

@@ -125,6 +125,20 @@ def hides_from_modes() -> None:
     assert mode.seen == [Tensor.sum]
 
 
+@shows("modes")
+def are_those_around_the_one_that_handles_a_call() -> None:
+    found: list[object] = []
+
+    class Asks(Sees):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            found[:] = private.modes()
+            return func(*args, **(kwargs or {}))
+
+    with Sees() as outer, Asks():
+        torch.zeros(3).sum()
+    assert found == [outer]
+
+
 # --- transforms -----------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ from attrfn._rules.names import PASSIVE, public_name
 from attrfn._rules.replay import Replay
 from attrfn._rules.table import Rules
 from attrfn._torch import pytree
+from attrfn._torch.layouts import unmistaken
 
 
 class Leak(NamedTuple):
@@ -84,9 +85,10 @@ class Audit(Replay):
     def leaks(self, values: Tensor) -> list[Leak]:
         """The relevance at each operation, by one backward pass from the explained values."""
         ends = [t for _, _, views, outs in self.operations for t in (*views, *outs)]
-        grads: tuple[Tensor | None, ...] = torch.autograd.grad(
-            values, ends, torch.ones_like(values), allow_unused=True
-        )
+        with unmistaken(values, ()):
+            grads: tuple[Tensor | None, ...] = torch.autograd.grad(
+                values, ends, torch.ones_like(values), allow_unused=True
+            )
         sums = iter([self.relevance(t, g) for t, g in zip(ends, grads, strict=True)])
         found = []
         for op, line, views, outs in self.operations:

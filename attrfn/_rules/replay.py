@@ -76,8 +76,9 @@ class Replay(Run):
     def untracked(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """As in :class:`Run`, with a short cut."""
         # Most calls with a ReLU rule are relu(x) in eager mode, where building a Call takes longer
-        # than the ReLU of a small tensor.
-        if self.first_order and len(args) == 1 and not any(kwargs.values()):
+        # than the ReLU of a small tensor. The truth of a tensor is not asked.
+        unset = all(v is False or v is None for v in kwargs.values())
+        if self.first_order and len(args) == 1 and unset:
             found = self.find(func)
             if found is None:
                 return func(*args, **kwargs)

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from attrfn._rules.call import Call, Place, tensors
 from attrfn._rules.errors import refuse_hidden
@@ -26,6 +25,7 @@ from attrfn._rules.tags import Tags
 from attrfn._torch import pytree
 from attrfn._torch.autodiff import transforming, transforms
 from attrfn._torch.compiling import is_compiling
+from attrfn._torch.layouts import HasRules
 from attrfn._torch.private import base
 
 Values = Sequence[Tensor]
@@ -39,7 +39,7 @@ _FIRST_RULE = "with a rule for where the inputs are read"
 _WITH_RULES = "in attrfn.with_rules"
 
 
-class Run(TorchFunctionMode):
+class Run(HasRules):
     """While active, follow values that depend on marked tensors, and apply rules to them.
 
     Args:

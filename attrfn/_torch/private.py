@@ -34,6 +34,9 @@ storage_id: Callable[[torch.UntypedStorage], int] = operator.attrgetter("_cdata"
 ATTRIBUTES = ("_version", "_backward_hooks")
 """Attributes of tensors that a mode sees when they are read, and that hold no values."""
 
+modes: Callable[[], list[Any]] = torch.overrides._get_current_function_mode_stack
+"""The active modes of functions, the innermost last, without the one that handles a call."""
+
 no_overrides = torch._C.DisableTorchFunction
 """A context in which neither modes nor subclasses see what runs.
 

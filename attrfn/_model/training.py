@@ -1,0 +1,57 @@
+"""What modules change, mix or draw while they run, which training mode decides for most."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from attrfn._torch.private import BatchNorm, Dropout
+from attrfn._torch.warn import warn
+
+_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+
+
+def mixes_or_draws(module: nn.Module) -> bool:
+    """Whether a module in training mode mixes rows or draws random numbers."""
+    if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
+        return module.dropout > 0
+    if isinstance(module, Dropout):
+        return module.p > 0
+    return isinstance(module, (BatchNorm, nn.RReLU))
+
+
+def changes(module: nn.Module) -> str:
+    """Why a run would change this module itself, if it is one of torch's; else an empty string."""
+    if getattr(module, "max_norm", None) is not None:
+        return "its max_norm rescales its weights in any mode"
+    if not module.training:
+        return ""
+    if isinstance(module, torch.jit.ScriptModule):
+        own = any(True for _ in module.buffers())
+        return "in training mode it may write into its buffers" if own else ""
+    if isinstance(module, (BatchNorm, *_INSTANCE_NORMS)) and module.track_running_stats:
+        return "in training mode its statistics move"
+    return ""
+
+
+def refuse_scripted(module: torch.jit.ScriptModule) -> None:
+    """Refuse a scripted module that a run would change.
+
+    Raises:
+        ValueError: It has buffers and is in training mode, or has an embedding with max_norm.
+    """
+    for part in module.modules():
+        if why := changes(part):
+            raise ValueError(
+                f"the model holds the scripted module {part.original_name}, which attrfn cannot "
+                f"copy, and {why}: call model.eval(), or give the module without torch.jit"
+            )
+
+
+def warn_noisy(noisy: list[str]) -> None:
+    """Warn of the first of the modules that draw numbers or mix rows, if there are any."""
+    if noisy:
+        warn(
+            f"the model is in training mode and holds {noisy[0]}, so its rows are random "
+            "or depend on each other and attributions are not reproducible: call model.eval()"
+        )

@@ -105,6 +105,7 @@ def binds_rows(bound: Any, batch: int) -> bool:
     # optree knows the user's classes that are registered with it alone; torch.compile cannot enter
     # optree for trees that hold functions, such as the partial's own.
     leaves_of = pytree.tree_leaves if is_compiling() else optree.tree_leaves
+    found = False
     for value in leaves_of(arguments):
         if isinstance(value, functools.partial):
             if binds_rows(value, batch):
@@ -113,9 +114,8 @@ def binds_rows(bound: Any, batch: int) -> bool:
             if _is_row(value, batch):
                 return True
         elif not is_compiling() and is_object(value):
-            if any(_is_row(t, batch) for t in tensors_of(value)):
-                return True
-    return False
+            found = found or any(_is_row(t, batch) for t in tensors_of(value))
+    return found
 
 
 def _is_row(value: Tensor, batch: int) -> bool:

@@ -16,7 +16,6 @@ from attrfn._torch import pytree
 from attrfn._torch.autodiff import (
     gradients_allowed,
     in_inference,
-    transforming,
     twice_differentiable,
 )
 from attrfn._torch.compiling import is_compiling

@@ -12,6 +12,7 @@ import enum
 import functools
 import io
 import pickle
+import sys
 import threading
 import types
 import weakref
@@ -41,6 +42,8 @@ _SHARED = (
 )
 # Of Python's C API: the type was made by a class statement (or by newer extensions).
 _HEAP_TYPE = 1 << 9
+# Objects of other extensions in C, such as tokenizers, are shared.
+_TAKEN_APART = sys.stdlib_module_names | {"numpy"}
 OnTensor = Callable[[Tensor], Tensor]
 
 
@@ -60,7 +63,9 @@ def compiled_arguments(bound: Any) -> Any:
     if not isinstance(bound, functools.partial) or not (bound.args or bound.keywords):
         return bound
     args = [_compiled(a) for a in bound.args]
-    return functools.partial(bound.func, *args, **{k: _compiled(v) for k, v in bound.keywords.items()})
+    return functools.partial(
+        bound.func, *args, **{k: _compiled(v) for k, v in bound.keywords.items()}
+    )
 
 
 def _compiled(value: Any) -> Any:
@@ -76,8 +81,8 @@ def _compiled(value: Any) -> Any:
         return {k: _compiled(v) for k, v in value.items()}
     if hasattr(value, "update") and not isinstance(value, (type, nn.Module, dict, set)):
         raise TypeError(
-            f"the model function binds a {type(value).__name__}, which torch.compile cannot copy, so "
-            "compiled code would change it: make the object inside the model function, or call the "
+            f"the model function binds a {type(value).__name__}, which torch.compile cannot copy, "
+            "so compiled code would change it: make the object inside the model function, or call the "
             "method without torch.compile"
         )
     return value
@@ -220,8 +225,9 @@ def _set_state(value: Any, state: Any) -> None:
 def _opaque(value: Any) -> bool:
     """Whether a value belongs to an extension in C, whose objects hold no tensors of torch."""
     kind = type(value)
-    known = kind.__module__ in ("builtins", "collections", "functools", "itertools", "numpy")
-    return not (known or kind.__flags__ & _HEAP_TYPE or isinstance(value, (Tensor, torch.Generator)))
+    if kind.__flags__ & _HEAP_TYPE or isinstance(value, (Tensor, torch.Generator)):
+        return False
+    return kind.__module__.split(".")[0] not in _TAKEN_APART
 
 
 def _short(error: Exception) -> str:

@@ -78,9 +78,8 @@ def _modules_of(value: Any, depth: int, seen: set[int]) -> Iterator[nn.Module]:
     elif not isinstance(value, (type, types.ModuleType, torch.Tensor)):
         for part in getattr(value, "__dict__", {}).values():
             yield from _modules_of(part, depth - 1, seen)
-        call = getattr(type(value), "__call__", None)
-        if isinstance(call, types.FunctionType):
-            yield from _of_function(call, depth - 1, seen)
+        if callable(value) and isinstance(value.__call__, types.MethodType):
+            yield from _modules_of(value.__call__.__func__, depth - 1, seen)
 
 
 def _of_function(function: types.FunctionType, depth: int, seen: set[int]) -> Iterator[nn.Module]:
@@ -90,7 +89,11 @@ def _of_function(function: types.FunctionType, depth: int, seen: set[int]) -> It
     for cell in function.__closure__ or ():
         with contextlib.suppress(ValueError):  # the variable has no value yet
             cells.append(cell.cell_contents)
-    for default in (*cells, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
+    for default in (
+        *cells,
+        *(function.__defaults__ or ()),
+        *(function.__kwdefaults__ or {}).values(),
+    ):
         yield from _modules_of(default, depth, seen)
     for name in _globals_of(function.__code__):
         yield from _modules_of(function.__globals__.get(name), depth, seen)

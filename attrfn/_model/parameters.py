@@ -38,6 +38,8 @@ _VIEWS = (
     + ("squeeze", "narrow", "select", "diagonal", "view_as", "chunk", "split", "unbind", "swapaxes")
     + ("unflatten", "movedim", "as_strided", "expand", "expand_as", "tensor_split", "ravel")
 )
+_MOST_VIEWS = 100
+_KINDS = (Tensor, nn.Parameter)
 
 
 class Shared(Tensor):
@@ -52,12 +54,12 @@ class Shared(Tensor):
 
     # torch runs Parameter's functions with the same setting: operations cost what they cost with
     # plain tensors, and return those.
-    __torch_function__ = plain_function
+    __torch_function__ = plain_function  # type: ignore[assignment]
     _is_param = True  # isinstance(..., nn.Parameter), as in the user's module
 
     # On the class, because most parameters keep these values, and to set them takes time.
     root: Shared | None = None
-    views: weakref.WeakSet[Shared] | None = None
+    views: list[weakref.ref[Shared]] | None = None
     owned: bool = False
     linked: bool = False
 
@@ -74,8 +76,8 @@ class Shared(Tensor):
     def data(self, new: Tensor) -> None:
         if is_wrapped(new):  # torch would end the process
             raise RuntimeError(
-                "the model sets .data of a parameter inside a torch.func transform, which torch cannot "
-                "do: let the model compute a new tensor"
+                "the model sets .data of a parameter inside a torch.func transform, which torch "
+                "cannot do: let the model compute a new tensor"
             )
         _root(self).owned = True  # it has other memory from now on
         Tensor.data.__set__(self, new)  # type: ignore[attr-defined]
@@ -91,7 +93,7 @@ class Shared(Tensor):
 
 def shares(p: Tensor) -> bool:
     """Whether a parameter can be shared in this way."""
-    return type(p) in (Tensor, nn.Parameter) and p.layout == torch.strided and not p.is_inference()
+    return type(p) in _KINDS and p.layout is torch.strided and not p.is_inference()
 
 
 def shared(p: Tensor, *, linked: bool) -> Shared:
@@ -133,7 +135,8 @@ def _root(p: Shared) -> Shared:
 def _apart(p: Shared) -> Tensor:
     root = _root(p)
     if root.linked:
-        return _view(p, Tensor.detach(p))
+        known: Tensor = _view(p, Tensor.detach(p))
+        return known
     _own(p)
     return Tensor.detach(p)
 
@@ -159,7 +162,7 @@ def _own(p: Shared) -> None:
         new.copy_(old)
         Tensor.data.__set__(root, new)  # type: ignore[attr-defined]
         root.owned = True
-        for view in list(root.views or ()):
+        for view in [v for ref in root.views or () if (v := ref()) is not None]:
             place = view.storage_offset() - old.storage_offset()
             Tensor.data.__set__(  # type: ignore[attr-defined]
                 view, new.as_strided(view.shape, view.stride(), place)
@@ -168,17 +171,23 @@ def _own(p: Shared) -> None:
 
 def _view(p: Shared, out: Any) -> Any:
     """The result of a method, known as a view of the parameter if it is one."""
-    if isinstance(out, (tuple, list)):
-        return type(out)([_view(p, o) for o in out])
-    root = _root(p)
-    if type(out) is not Tensor or root.owned or (base(out) is None and not root.linked):
+    root = p if p.root is None else p.root
+    if root.owned:
         return out
-    out.__class__ = Shared  # type: ignore[assignment]
-    out.root = root
-    if root.views is None:
-        root.views = weakref.WeakSet()
-    root.views.add(out)
+    for t in out if isinstance(out, (tuple, list)) else (out,):
+        if type(t) is Tensor and (root.linked or base(t) is not None):
+            t.__class__ = Shared
+            t.root = root  # type: ignore[attr-defined]
+            _remember(root, t)
     return out
+
+
+def _remember(root: Shared, view: Any) -> None:
+    if root.views is None:
+        root.views = []
+    elif len(root.views) > _MOST_VIEWS:  # most died with an earlier run
+        root.views = [ref for ref in root.views if ref() is not None]
+    root.views.append(weakref.ref(view))
 
 
 def _writing(name: str) -> Callable[..., Any]:

@@ -141,7 +141,7 @@ class PrivateCopy:
             if self.shares and shares(p):
                 new = self.memo[key] = shared(p, linked=linked)
                 self.shared.append(new)
-                self.written.append(version(new))
+                self.written.append(version(new) if linked else 0)
             else:
                 self.memo[key] = p.detach() if self.frozen and p.requires_grad else p
         found: Tensor = self.memo[key]
@@ -215,7 +215,7 @@ class PrivateCopy:
             self.reusable
             and all(snapshot.unchanged() for snapshot in self.snapshots)
             and all(is_unwritten(*buffer) for buffer in self.buffers)
-            and not any([p.owned for p in self.shared])
+            and not any(p.owned for p in self.shared)
         )
 
     def warn(self) -> None:

@@ -88,6 +88,16 @@ def is_what_a_view_shares_memory_with() -> None:
     assert private.base(x[:2][:1]) is x
 
 
+@shows("makes_fakes")
+def is_for_the_mode_that_makes_fakes() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    assert not private_compiler.makes_fakes()
+    with FakeTensorMode():
+        assert private_compiler.makes_fakes()
+    assert not private_compiler.makes_fakes()
+
+
 @shows("plain_function")
 def makes_a_subclass_run_as_a_tensor() -> None:
     class Mine(Tensor):

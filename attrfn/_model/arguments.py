@@ -82,8 +82,8 @@ def _compiled(value: Any) -> Any:
     if hasattr(value, "update") and not isinstance(value, (type, nn.Module, dict, set)):
         raise TypeError(
             f"the model function binds a {type(value).__name__}, which torch.compile cannot copy, "
-            "so compiled code would change it: make the object inside the model function, or call the "
-            "method without torch.compile"
+            "so compiled code would change it: make the object inside the model function, or "
+            "call the method without torch.compile"
         )
     return value
 

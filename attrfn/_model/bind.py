@@ -23,6 +23,7 @@ from attrfn._model.hidden import check_hidden
 from attrfn._model.parameters import refuse_writes
 from attrfn._model.private_copy import Intervention, PrivateCopy
 from attrfn._model.source import Source, find, foreign, source
+from attrfn._model.training import refuse_tied
 from attrfn._torch import private_compiler
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.compiling import is_compiling, require_compiler
@@ -188,6 +189,8 @@ def _private_copy(
     for name, value in (src.params or {}).items():
         private.replace(_tensor(src.module, name), value)
     module = private.module(src.module)
+    if private.rescales:
+        refuse_tied(src.module)
     for layer, old in zip(layers, found, strict=True):
         if id(old) not in private.memo:
             raise foreign(src.module, layer)

@@ -33,11 +33,11 @@ _WRITERS = [
     or name in {"__setitem__", "numpy", "__array__"}
     or (name.startswith("__i") and name not in {"__init__", "__init_subclass__", "__invert__"})
 ]
-_VIEWS = (
-    ("__getitem__", "view", "reshape", "flatten", "t", "transpose", "permute", "unsqueeze")
-    + ("squeeze", "narrow", "select", "diagonal", "view_as", "chunk", "split", "unbind", "swapaxes")
-    + ("unflatten", "movedim", "as_strided", "expand", "expand_as", "tensor_split", "ravel")
-)
+_VIEWS = {
+    *("__getitem__", "view", "reshape", "flatten", "t", "transpose", "permute", "unsqueeze"),
+    *("squeeze", "narrow", "select", "diagonal", "view_as", "chunk", "split", "unbind", "swapaxes"),
+    *("unflatten", "movedim", "as_strided", "expand", "expand_as", "tensor_split", "ravel"),
+}
 _MOST_VIEWS = 100
 _KINDS = (Tensor, nn.Parameter)
 
@@ -117,7 +117,7 @@ def refuse_writes(parameters: list[Shared], written: list[int]) -> None:
     Raises:
         RuntimeError: It did.
     """
-    if [p._version for p in parameters] == written:
+    if list(map(version, parameters)) == written:
         return
     for p, before in zip(parameters, written, strict=True):
         if not p.owned and version(p) != before:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from attrfn._model.parameters import Shared, shared, shares
 from attrfn._model.snapshot import DICTS, Snapshot, is_unwritten
 from attrfn._model.training import mixes_or_draws, refuse_scripted, warn_noisy
-from attrfn._torch.compiling import unreadable
+from attrfn._torch.compiling import makes_fakes, unreadable
 from attrfn._torch.private import (
     BUFFERS,
     COMPILED_CALL,
@@ -75,7 +75,10 @@ class PrivateCopy:
         self.buffers: list[tuple[Tensor, Tensor, int]] = []
         self.shared: list[Shared] = []
         self.written: list[int] = []
-        self.shares = guarded and not unreadable()  # a tracer must meet the user's tensors
+        self.rescales = False  # whether an embedding has max_norm
+        self.shares = guarded and not (
+            unreadable() or makes_fakes()
+        )  # a tracer must meet the user's tensors
         self.reusable = True
 
     def module(self, module: nn.Module) -> Any:
@@ -124,6 +127,7 @@ class PrivateCopy:
                 state[name] = value.copy() if value else kind()
             elif kind is set:
                 state[name] = value.copy()
+        self.rescales |= state.get("max_norm") is not None
         state[PARAMETERS] = {k: self.parameter(p) for k, p in slots(module, PARAMETERS).items()}
         state[BUFFERS] = {k: self.buffer(b) for k, b in slots(module, BUFFERS).items()}
         state[MODULES] = {

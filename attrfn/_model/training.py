@@ -48,6 +48,29 @@ def refuse_scripted(module: torch.jit.ScriptModule) -> None:
             )
 
 
+def refuse_tied(model: nn.Module) -> None:
+    """Refuse an embedding that rescales weights which another module uses, too.
+
+    Raises:
+        ValueError: There is one.
+    """
+    # What the other module computes depends on the words of all rows, and on whether the embedding
+    # ran before it or was replaced by its value.
+    users: dict[int, int] = {}
+    for module in model.modules():
+        for p in module.parameters(recurse=False):
+            users[id(p)] = users.get(id(p), 0) + 1
+    for module in model.modules():
+        if getattr(module, "max_norm", None) is not None and any(
+            users[id(p)] > 1 for p in module.parameters(recurse=False)
+        ):
+            raise ValueError(
+                f"the model holds a {type(module).__name__} whose max_norm rescales weights that "
+                "another module uses, so its rows depend on each other: rescale the weights once "
+                "and set max_norm to None"
+            )
+
+
 def warn_noisy(noisy: list[str]) -> None:
     """Warn of the first of the modules that draw numbers or mix rows, if there are any."""
     if noisy:

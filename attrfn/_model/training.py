@@ -22,11 +22,14 @@ def mixes_or_draws(module: nn.Module) -> bool:
 
 def changes(module: nn.Module) -> str:
     """Why a run would change this module itself, if it is one of torch's; else an empty string."""
-    if getattr(module, "max_norm", None) is not None:
+    scripted = isinstance(module, torch.jit.ScriptModule)
+    # To ask a module for an attribute that it lacks takes microseconds.
+    max_norm = getattr(module, "max_norm", None) if scripted else module.__dict__.get("max_norm")
+    if max_norm is not None:
         return "its max_norm rescales its weights in any mode"
     if not module.training:
         return ""
-    if isinstance(module, torch.jit.ScriptModule):
+    if scripted:
         own = any(True for _ in module.buffers())
         return "in training mode it may write into its buffers" if own else ""
     if isinstance(module, (BatchNorm, *_INSTANCE_NORMS)) and module.track_running_stats:

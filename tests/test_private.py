@@ -88,6 +88,39 @@ def is_what_a_view_shares_memory_with() -> None:
     assert private.base(x[:2][:1]) is x
 
 
+@shows("makes_fakes")
+def is_for_the_mode_that_makes_fakes() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    assert not private_compiler.makes_fakes()
+    with FakeTensorMode():
+        assert private_compiler.makes_fakes()
+    assert not private_compiler.makes_fakes()
+
+
+@shows("plain_function")
+def makes_a_subclass_run_as_a_tensor() -> None:
+    class Mine(Tensor):
+        __torch_function__ = private.plain_function
+
+    x = torch.ones(3).as_subclass(Mine)
+    assert type(x) is Mine
+    assert type(x + 1) is type(x[1:]) is Tensor
+
+
+@shows("no_transforms")
+def hides_tensors_from_transforms() -> None:
+    x = torch.ones(3)
+
+    def f(t: Tensor) -> Tensor:
+        with private.no_transforms():
+            assert not private.is_wrapped(x.clone())
+        assert private.is_wrapped(x.clone())
+        return t.sum()
+
+    assert torch.equal(grad(f)(torch.zeros(3)), x)
+
+
 @shows("storage_id")
 def is_of_the_memory_and_not_of_the_object() -> None:
     x = torch.zeros(3)

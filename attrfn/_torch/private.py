@@ -43,6 +43,9 @@ no_overrides = torch._C.DisableTorchFunction
 The public ``torch.overrides`` can suspend modes only one by one.
 """
 
+plain_function = torch._C._disabled_torch_function_impl
+"""``__torch_function__`` of a subclass of Tensor whose operations run as those of tensors."""
+
 # --- Transforms of torch.func -------------------------------------------------------------------
 
 # torch.func has no public question "does a transform surround this call?". torch.compile knows
@@ -52,6 +55,9 @@ is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 unwrapped = torch._C._functorch.get_unwrapped
 """The tensor for which a wrapped one stands, of one transform less."""
+
+no_transforms = torch._C._DisableFuncTorch
+"""A context in which no transform sees what runs."""
 
 level_of = torch._C._functorch.maybe_get_level
 """The level of the transform to which a tensor belongs: 1 for the outermost, -1 for none."""

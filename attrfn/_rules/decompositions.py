@@ -190,7 +190,9 @@ def moments(root: bool, mean: bool) -> Callable[..., Any]:
         n = torch.Size([input.shape[d] for d in dims]).numel()
         less = correction if correction is not None else 0 if unbiased is False else 1
         average = input.mean(dims, keepdim=True)
-        found = (input - average).square().sum(dims, keepdim=keepdim) / max(n - less, 0)
+        centred = input - average
+        centred = centred.abs() if centred.is_complex() else centred
+        found = centred.square().sum(dims, keepdim=keepdim) / max(n - less, 0)
         found = found.sqrt() if root else found
         return (found, input.mean(dims, keepdim=keepdim)) if mean else found
 
@@ -202,6 +204,7 @@ def vector_norm(
 ) -> Tensor:
     """``sum(|x|^p)^(1/p)``; the maximum of |x| for p = inf."""
     x = x if dtype is None else x.to(dtype)
+    x = x.abs() if x.is_complex() else x
     dims = _dims(x, dim)
     if ord == float("inf"):
         return torch.amax(x.abs(), dims, keepdim)

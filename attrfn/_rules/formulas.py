@@ -221,6 +221,8 @@ def stable_quotient(z: Tensor, s: Tensor, epsilon: float) -> Tensor:
     if epsilon == 0.0:
         none = s == 0
         return torch.where(none, torch.zeros_like(s), z / torch.where(none, torch.ones_like(s), s))
+    if s.is_complex():
+        return z / (s + epsilon * torch.where(s == 0, 1.0, s.sgn()))
     return z / (s + torch.copysign(torch.full((), epsilon, dtype=s.dtype, device=s.device), s))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from attrfn._rules.call import Call
@@ -13,6 +14,7 @@ from attrfn._rules.graft import Back, grafted, pulled, scaled
 from attrfn._rules.hidden_relus import graph, refuse_hidden_relus
 from attrfn._rules.ops import READS
 from attrfn._rules.run import Entry, Rule, Run, Values
+from attrfn._rules.slopes import change
 from attrfn._rules.table import Constant, Rules
 from attrfn._rules.tags import Tags
 from attrfn._torch import pytree
@@ -126,7 +128,7 @@ class Replay(Run):
         at_z, at_x = pytree.tree_leaves(decomposed), pytree.tree_leaves(decomposed_x)
         leaves = [
             self.graft(v, lambda t: [t], s, s_x)
-            if isinstance(v, Tensor) and v.is_floating_point()
+            if isinstance(v, Tensor) and (v.is_floating_point() or v.is_complex())
             else v
             for v, s, s_x in zip(values, at_z, at_x, strict=True)
         ]
@@ -151,13 +153,15 @@ class Replay(Run):
             return grafted(value, *at_z)
         at_x = [s.detach() for s in at_z] if self.at_x is None else surrogates(x)
         for s, s_x in zip(at_z, at_x, strict=True):
-            value = value + (s - s_x.to(value.dtype))
+            value = value + change(s, s_x.to(value.dtype))
         return value
 
     def scale(self, value: Tensor, m: Tensor, z: Tensor, x: Tensor) -> Tensor:
         """``value + m (z - x)``: the value, with the derivative m by z, element by element."""
+        if m.is_complex() and not value.is_complex():  # of complex numbers, such as their angle
+            return self.graft(value, lambda t: [(m * change(t[0], x)).real], (z,), (x,))
         m = m.to(value.dtype)
-        return scaled(value, z, m) if self.first_order else value + m * (z - x)
+        return scaled(value, z, m) if self.first_order else value + m * _moved(m, z, x)
 
     def unknown(self, call: Call) -> Any:
         """Refuse an operation without a rule if a derivative passes through it."""
@@ -214,6 +218,11 @@ def _entry(entries: list[Entry], i: int, call: Call, z: Sequence[Tensor]) -> Ent
     if i >= len(entries) or entries[i][0] != call.name or len(entries[i][1]) != len(z):
         refuse_path(call, None if i >= len(entries) else entries[i][0])
     return entries[i]
+
+
+def _moved(m: Tensor, z: Tensor, x: Tensor) -> Tensor:
+    """``z - x`` as a factor of m: where x is infinite, m z keeps the infinite value of m's side."""
+    return torch.where(x.isinf(), torch.where(m == 0, 0.0, z), z - x)
 
 
 def _has_graph(out: Any) -> bool:

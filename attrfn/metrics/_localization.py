@@ -25,15 +25,22 @@ from attrfn.metrics._options import Localized
 
 
 class _Map(NamedTuple):
-    """Pooled attributions (B, N) and whether each is inside the mask."""
+    """Attributions and a mask, side by side.
+
+    Attributes:
+        a: The pooled attributions, (B, N).
+        inside: Whether each is inside the mask.
+        finite: Whether those of an example were finite before a sign was taken, (B,).
+    """
 
     a: Tensor
     inside: Tensor
+    finite: Tensor
 
     @property
     def undefined(self) -> Tensor:
-        """Whether the mask is empty, or an attribution not finite, (B,)."""
-        return ~self.inside.any(-1) | ~self.a.isfinite().all(-1)
+        """Whether the mask is empty, or an attribution is not finite, (B,)."""
+        return ~self.inside.any(-1) | ~self.finite
 
     def share_of_top(self, k: Tensor | int) -> Tensor:
         """The share of the k largest entries that are inside, (B,); ties in the order of places."""
@@ -200,11 +207,12 @@ def _pooled(attributions: Tree, mask: Tree, sign: Sign = "signed") -> _Map:
         inside = _checked(m, a)
         only = [d for d in range(1, a.ndim) if inside.shape[d] == 1 and a.shape[d] != 1]
         pooled = a.sum(only, keepdim=True) if only else a
-        parts.append(signed(pooled, sign))
+        parts.append(pooled)
         insides.append(inside.expand(pooled.shape).to(a.device))
     found = side_by_side(parts)
+    finite = found.isfinite().all(-1)
     rows = [i.reshape(i.shape[0], i.shape[1:].numel()) for i in insides]
-    return _Map(found, torch.cat(rows, 1))
+    return _Map(signed(found, sign), torch.cat(rows, 1), finite)
 
 
 def _checked(mask: object, a: Tensor) -> Tensor:

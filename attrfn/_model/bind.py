@@ -174,6 +174,20 @@ def bind_source(
     return functools.partial(run, *src.args, **src.kwargs)
 
 
+class Bare:
+    """A source as a model function, in which :func:`attrfn._model.source.source` finds it.
+
+    A source with other tensors is none of the functions that it was made from.
+    """
+
+    def __init__(self, src: Source) -> None:
+        self.attrfn_source = src
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model on a private copy."""
+        return bind_source(self.attrfn_source, (), (), frozen=False)(*args, **kwargs)
+
+
 def _private_copy(
     src: Source,
     layers: Sequence[nn.Module | str],

@@ -42,6 +42,8 @@ def source(model_fn: ModelFn) -> Source | None:
         return Source(model_fn, None, None, (), {})
     if isinstance(model_fn, types.MethodType) and isinstance(model_fn.__self__, nn.Module):
         return Source(model_fn.__self__, None, model_fn.__func__, (), {})
+    if isinstance(found := getattr(model_fn, "attrfn_source", None), Source):
+        return found
     if not isinstance(model_fn, functools.partial):
         return None
     args, kwargs = model_fn.args, model_fn.keywords

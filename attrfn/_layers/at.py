@@ -30,7 +30,7 @@ from attrfn._torch.compiling import is_compiling
 from attrfn._torch.typing import At, Baselines, Layer, Method, ModelFn, Target, Tree
 
 
-@documented(AtLayer)
+@documented(AtLayer, scores=None)
 def at_layer(method: Method, layer: Layer, *, at: At = "output", call: int | None = 0) -> Method:
     """Move a method to a layer: it explains the layer's activation instead of the inputs.
 
@@ -81,7 +81,7 @@ def at_layer(method: Method, layer: Layer, *, at: At = "output", call: int | Non
     return moved
 
 
-@documented(AtNeuron)
+@documented(AtNeuron, scores=None)
 def at_neuron(
     method: Method, layer: Layer, neuron: Target, *, at: At = "output", call: int | None = 0
 ) -> Method:

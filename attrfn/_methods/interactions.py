@@ -26,7 +26,7 @@ Index = Literal["shapley_taylor", "shapley"]
 _MOST_FEATURES = 12
 
 
-@documented(BlackBox, PerturbationOptions, SamplingOptions)
+@documented(BlackBox, PerturbationOptions, SamplingOptions, scores="pairs")
 def interactions(
     model_fn: ModelFn,
     inputs: Tree,

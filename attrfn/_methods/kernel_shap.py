@@ -18,7 +18,7 @@ from attrfn._torch.typing import Baselines, Batching, ChunkSize, Key, ModelFn, T
 from attrfn._torch.warn import warn
 
 
-@documented(BlackBox, PerturbationOptions, SamplingOptions)
+@documented(BlackBox, PerturbationOptions, SamplingOptions, scores="shared")
 def kernel_shap(
     model_fn: ModelFn,
     inputs: Tree,

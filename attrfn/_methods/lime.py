@@ -23,7 +23,7 @@ Perturb = Callable[[Tensor, int], Tensor]
 Transform = Callable[[Tensor, Tree, Tree], Tree]
 
 
-@documented(BlackBox, PerturbationOptions, SamplingOptions)
+@documented(BlackBox, PerturbationOptions, SamplingOptions, scores="shared")
 def lime(
     model_fn: ModelFn,
     inputs: Tree,

@@ -26,7 +26,7 @@ Found = tuple[list[Any], list[torch.dtype], Any]
 Kind = Literal["smoothgrad", "smoothgrad_sq", "vargrad", "samples"]
 
 
-@documented(SamplingOptions)
+@documented(SamplingOptions, scores=None)
 def noise_tunnel(
     method: Method,
     *,

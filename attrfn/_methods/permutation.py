@@ -54,7 +54,7 @@ class PermutationOptions(ChunkOptions, total=False):
     ``lambda keys, b: torch.arange(b).roll(1).expand(len(keys), b)``; ``None`` draws them."""
 
 
-@documented(BlackBox, PermutationOptions, FeatureOptions)
+@documented(BlackBox, PermutationOptions, FeatureOptions, scores="shared")
 def feature_permutation(
     model_fn: ModelFn,
     inputs: Tree,

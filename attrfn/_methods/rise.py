@@ -12,13 +12,14 @@ from attrfn._explain.forms import documented
 from attrfn._explain.masked import Part, masked
 from attrfn._explain.noise import count_of
 from attrfn._explain.options import BlackBox, PerturbationOptions, SamplingOptions
+from attrfn._explain.shared import marked
 from attrfn._explain.tree import each
 from attrfn._random.keys import row_keys, sample_keys
 from attrfn._torch.precision import full_precision
 from attrfn._torch.typing import Baselines, Batching, ChunkSize, Key, Leaves, ModelFn, Target, Tree
 
 
-@documented(BlackBox, PerturbationOptions, SamplingOptions)
+@documented(BlackBox, PerturbationOptions, SamplingOptions, scores="shared")
 def rise(
     model_fn: ModelFn,
     inputs: Tree,
@@ -93,7 +94,9 @@ def rise(
         mean = (total / (n * p)).reshape(*total.shape[:-1], 1, *x.shape[2:])
         return mean.expand(*total.shape[:-1], *x.shape[1:]).contiguous()
 
-    return f.result(each(over_channels, f.collect(n, part, add), f.x))
+    maps = each(over_channels, f.collect(n, part, add), f.x)
+    shared = any(x.shape[1] > 1 for x in f.x)
+    return f.result(marked(maps, "shared" if shared else "divided"))
 
 
 def _check_probability(p: object) -> None:

@@ -22,7 +22,7 @@ from attrfn._torch.typing import Baselines, Batching, ChunkSize, Key, Leaves, Mo
 _MOST_FEATURES = 20  # a million evaluations; one more feature doubles them
 
 
-@documented(BlackBox, PerturbationOptions, SamplingOptions)
+@documented(BlackBox, PerturbationOptions, SamplingOptions, scores="shared")
 def shapley_values(
     model_fn: ModelFn,
     inputs: Tree,
@@ -94,7 +94,7 @@ def shapley_values(
     return p.result(these.elements(total))
 
 
-@documented(BlackBox, PerturbationOptions, SamplingOptions)
+@documented(BlackBox, PerturbationOptions, SamplingOptions, scores="shared")
 def shapley_value_sampling(
     model_fn: ModelFn,
     inputs: Tree,

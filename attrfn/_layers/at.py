@@ -16,6 +16,7 @@ from attrfn._explain.baseline import baseline_distribution, fill_baselines, per_
 from attrfn._explain.forms import documented
 from attrfn._explain.introspect import is_over_distribution, takes_baselines, wraps
 from attrfn._explain.options import AtLayer, AtNeuron
+from attrfn._explain.shared import marked
 from attrfn._explain.target import raised_here
 from attrfn._explain.tree import as_dicts, batch_size, each, flatten, is_arguments
 from attrfn._layers.split import Split, check_independent, layers_of, split_once
@@ -147,6 +148,7 @@ def each_layer(method: Callable[..., Tree], layer: Layer) -> Tree:
     layers downstream of one another. Methods that replace activations use :func:`locate`.
     """
     found = [method(layer=named) for named in layers_of(layer)]
+    marked([t for t in optree.tree_leaves(found) if isinstance(t, Tensor)], "divided")
     return found if isinstance(layer, (list, tuple)) else found[0]
 
 

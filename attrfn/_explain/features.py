@@ -58,10 +58,11 @@ class Features(NamedTuple):
 
     def _shared(self) -> bool:
         """Whether a feature has several elements, where that can be read."""
-        count = sum(x.shape[1:].numel() for x in self.x)
         masks = [(i, x) for i, x in zip(self.ids, self.x, strict=True) if isinstance(i, Tensor)]
-        if not masks or self.n < count or transforming():
-            return bool(masks)
+        if transforming() or not masks:
+            return False
+        if self.n < sum(x.shape[1:].numel() for x in self.x):
+            return True
         ids = [_rows(i.expand(i.shape[0], *x.shape[1:])) for i, x in masks]
         rows = max(map(len, ids))
         together = torch.cat([i.expand(rows, i.shape[1]) for i in ids], 1)

@@ -147,7 +147,7 @@ def each_layer(method: Callable[..., Tree], layer: Layer) -> Tree:
     A method that only reads along the path of the inputs explains layers together in this way, even
     layers downstream of one another. Methods that replace activations use :func:`locate`.
     """
-    found = [method(layer=named) for named in layers_of(layer)]
+    found: Any = [method(layer=named) for named in layers_of(layer)]
     marked([t for t in optree.tree_leaves(found) if isinstance(t, Tensor)], "divided")
     return found if isinstance(layer, (list, tuple)) else found[0]
 

@@ -43,7 +43,7 @@ def shapes(layout: Layout, *, batch: bool) -> Shapes:
     """
     if layout not in ("CHW", "HWC"):
         raise ValueError(
-            f"layout is {layout!r}, expected 'CHW' (channels first) or 'HWC' (channels last)"
+            f"layout is {layout!r}, expected 'CHW' or 'HWC': the channels come first or last"
         )
     return Shapes("B, " * batch, layout)
 

@@ -30,7 +30,7 @@ def feature_scores(
 
     Args:
         attributions: A tensor (B, ...) or a pytree of those, of one explained output; for several
-            use :func:`torch.vmap`.
+            use ``torch.vmap``.
         feature_mask: The feature of each element, as the method had it: integers that broadcast to
             the attributions, or a pytree prefix of those. ``None``: each element is a feature.
         scores: "divided", "shared", or the method. ``None`` reads the mark that results of methods

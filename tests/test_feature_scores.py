@@ -20,7 +20,7 @@ import attrfn
 PAGE = Path(__file__).parents[1] / "docs" / "methods" / "index.md"
 NO_METHODS = {"at_layer", "at_neuron", "completeness_delta", "feature_scores", "noise_tunnel"}
 NO_METHODS |= {"split", "Split", "with_rules"}
-UNMARKED = ("smoothgrad", "noisy", "vargrad", "_smoothgrad", "layer_activation")
+UNMARKED = ("layer_activation",)
 N = 3
 MASK = torch.tensor([0, 1, 0, 2, 1, 0])
 X, X0 = randn(4, 6), 0.1
@@ -85,7 +85,7 @@ def test_made_methods_have_the_marker_of_what_they_wrap() -> None:
 def test_marker_is_true(r: Row) -> None:
     found = explain(r, r.net)
     mark = getattr(found, "_attrfn_scores", None)
-    if r.name.startswith(UNMARKED) or "smoothgrad" in r.name:
+    if r.name in UNMARKED:
         assert mark is None
         return
     mask = groups(found)
@@ -232,6 +232,18 @@ def test_scores_of_other_features_are_refused() -> None:
     overlapping = attrfn.occlusion(f, X, window=2, stride=1)
     with pytest.raises(ValueError, match="expected one score that its elements share"):
         attrfn.feature_scores(overlapping, other)
+
+
+@pytest.mark.parametrize("kind", ["smoothgrad", "smoothgrad_sq", "vargrad"])
+def test_noisy_results_have_the_mark_of_their_method(kind: Any) -> None:
+    options = {"n_samples": 2, "stdevs": 0.1, "kind": kind}
+    noisy = attrfn.noise_tunnel(attrfn.feature_ablation, **options)(f, X, feature_mask=MASK)
+    first = noisy[:, [int((k == MASK).nonzero()[0]) for k in range(N)]]
+    assert torch.equal(attrfn.feature_scores(noisy, MASK), first)
+    with pytest.raises(ValueError, match="share"):
+        attrfn.completeness_delta(f, X, noisy)
+    divided = attrfn.noise_tunnel(attrfn.gradient, **options)(f, X)
+    assert_close(attrfn.feature_scores(divided, MASK), sums(divided))
 
 
 def test_marks_stay_where_they_belong() -> None:

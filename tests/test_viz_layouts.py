@@ -63,6 +63,22 @@ def test_another_layout_is_refused(
             viz.image_overlay(image, values, layout=layout)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("channels", [2, 5, 8, 31])
+def test_many_channels_need_a_layout(channels: int) -> None:
+    """Numbers of channels that no image has tell nothing, so a doubtful shape is not drawn."""
+    image = rand(channels, 32, 40).sigmoid()
+    for values in (image, last(image)):
+        fits = "CHW" if values is image else "HWC"
+        drawn(viz.image_overlay(values, values, layout=fits))  # type: ignore[arg-type]
+        drawn(viz.image_grid(values[None], {"m": values[None]}, layout=fits))  # type: ignore[arg-type]
+    drawn(viz.image_overlay(image, image))
+    for picture, maps in ((last(image), image), (last(image), last(image))):
+        with pytest.raises(ValueError, match=r"more channels than columns.*layout='HWC'"):
+            viz.image_overlay(picture, maps)
+        with pytest.raises(ValueError, match=r"more channels than columns.*layout='HWC'"):
+            viz.image_grid(picture[None], {"m": maps[None]})
+
+
 def test_maps_of_layers_are_not_taken_for_another_layout() -> None:
     image = rand(3, 32, 32).sigmoid()
     for shape in [(64, 3, 3), (3, 4, 4), (512, 1, 1), (1, 7, 7), (8, 4, 6)]:

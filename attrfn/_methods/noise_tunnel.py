@@ -17,12 +17,13 @@ from attrfn._explain.forms import documented
 from attrfn._explain.introspect import is_over_distribution, wraps
 from attrfn._explain.noise import Noise, count_of
 from attrfn._explain.options import PER_EXAMPLE, SamplingOptions
+from attrfn._explain.shared import mark_of, marked
 from attrfn._explain.tree import as_dicts, batch_size, each, flatten, require_floating
 from attrfn._layers.at import place_of, read
 from attrfn._layers.split import split_once
 from attrfn._torch.typing import At, ChunkSize, Key, Layer, Leaves, Method, ModelFn, Target, Tree
 
-Found = tuple[list[Any], list[torch.dtype], Any]
+Found = tuple[list[Any], list[torch.dtype], str | None, Any]
 Kind = Literal["smoothgrad", "smoothgrad_sq", "vargrad", "samples"]
 
 
@@ -105,16 +106,15 @@ def noise_tunnel(
             found = method(repeat_bound(model_fn, batch, copies), rebuild(rows), **repeated)
             leaves, spec = optree.tree_flatten(found)
             samples = [a.reshape(copies, batch, *a.shape[1:]).to(wide(a.dtype)) for a in leaves]
-            return [start(a) for a in samples], [a.dtype for a in leaves], spec
+            return [start(a) for a in samples], [a.dtype for a in leaves], mark_of(leaves), spec
 
         def both(a: Found, b: Found) -> Found:
             return [merge(s, t) for s, t in zip(a[0], b[0], strict=True)], *a[1:]
 
         chunks = Chunks(chunk_size, "fold", progress, "noise_tunnel")
-        states, dtypes, spec = over_chunks(part, both, n_samples, chunks, x[0].device, x=x)
-        return optree.tree_unflatten(
-            spec, [finish(m, n_samples).to(d) for m, d in zip(states, dtypes, strict=True)]
-        )
+        states, dtypes, mark, spec = over_chunks(part, both, n_samples, chunks, x[0].device, x=x)
+        results = [finish(m, n_samples).to(d) for m, d in zip(states, dtypes, strict=True)]
+        return optree.tree_unflatten(spec, marked(results, mark))
 
     return noisy
 

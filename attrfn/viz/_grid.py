@@ -56,7 +56,7 @@ def image_grid(
     cmap: str = "RdBu_r",
     original: bool = True,
     outline: bool = True,
-    layout: Layout = "CHW",
+    layout: Layout | None = None,
     channels: Channels | Mapping[str, Channels] = "mean",
 ) -> Figure:
     """A grid of images (rows) by methods (columns), one colour scale per method.
@@ -78,11 +78,12 @@ def image_grid(
         original: Whether the first column shows the images.
         outline: Whether a thin contour of the image lies over each map.
         layout: "CHW" or "HWC": whether the channels of all of them come first or last. A shape that
-            fits the other layout only is refused.
-        channels: What becomes of the channels of attributions, or a mapping from
-            method names to that. "mean" is right for scores that
-            channels share and has the colours of a sum for others; "sum" is for attributions that
-            are divided among the channels, when the numbers of the scale shall be their sums.
+            fits the other layout only is refused. None expects "CHW", and refuses images with more
+            channels than columns, which mostly are "HWC".
+        channels: What becomes of the channels of attributions, or a mapping from method names to
+            that. "mean" is right for scores that channels share and has the colours of a sum for
+            others; "sum" is for attributions that are divided among the channels, when the numbers
+            of the scale shall be their sums.
 
     Returns:
         A figure with axes in row-major order (images, then methods, per row), followed by one

@@ -45,7 +45,7 @@ def image_overlay(
     outlier_percentile: float = 99.0,
     cmap: str | None = None,
     title: str = "",
-    layout: Layout = "CHW",
+    layout: Layout | None = None,
     channels: Channels = "mean",
 ) -> Figure:
     """One image in grey with its attribution over it, and the colour bar at the side.
@@ -65,7 +65,8 @@ def image_overlay(
             "RdBu_r", and "PuOr" for absolute values, which have no sign to show.
         title: Drawn above the image.
         layout: "CHW" or "HWC": whether the channels of both come first or last. A shape that
-            fits the other layout only is refused.
+            fits the other layout only is refused. None expects "CHW", and refuses images with more
+            channels than columns, which mostly are "HWC".
         channels: What becomes of the channels of an attribution. "mean" is right for scores that
             channels share and has the colours of a sum for others; "sum" is for attributions that
             are divided among the channels, when the numbers of the scale shall be their sums.

@@ -27,6 +27,7 @@ class Shapes(NamedTuple):
 
     batch: str
     layout: Layout
+    told: bool
 
     @property
     def words(self) -> dict[int, str]:
@@ -35,17 +36,17 @@ class Shapes(NamedTuple):
         return {size: f"({self.batch}H, W)", size + 1: f"({self.batch}{', '.join(self.layout)})"}
 
 
-def shapes(layout: Layout, *, batch: bool) -> Shapes:
-    """The shapes that images and maps may have.
+def shapes(layout: Layout | None, *, batch: bool) -> Shapes:
+    """The shapes that images and maps may have; None expects "CHW" with a doubt.
 
     Raises:
         ValueError: The layout is not known.
     """
-    if layout not in ("CHW", "HWC"):
+    if layout not in (None, "CHW", "HWC"):
         raise ValueError(
-            f"layout is {layout!r}, expected 'CHW' or 'HWC': the channels come first or last"
+            f"layout is {layout!r}, expected 'CHW', 'HWC' or None: the channels come first or last"
         )
-    return Shapes("B, " * batch, layout)
+    return Shapes("B, " * batch, layout or "CHW", layout is not None)
 
 
 def maps(
@@ -96,7 +97,7 @@ def _alike(one: tuple[int, int], other: tuple[int, int]) -> bool:
 def _refuse(data: Tensor, name: str, form: Shapes, what: str) -> NoReturn:
     other = "HWC" if form.layout == "CHW" else "CHW"
     raise ValueError(
-        f"{name} has shape {tuple(data.shape)}, which as {max(form.words.items())[1]} is {what}: "
+        f"{name} has shape {tuple(data.shape)}, which as {form.words[max(form.words)]} is {what}: "
         f"give layout={other!r}, which holds for images and maps alike, or move or average the "
         "channels"
     )
@@ -119,6 +120,12 @@ def pictures(value: Array, name: str, form: Shapes) -> Tensor:
     if own not in CHANNELS and other in CHANNELS:
         height, width = _sizes(data, form)
         _refuse(data, name, form, f"an image of {height} x {width} with {own} channels")
+    if not form.told and own not in CHANNELS and own > other:
+        raise ValueError(
+            f"{name} has shape {tuple(data.shape)}, more channels than columns as "
+            f"{form.words[max(form.words)]}: give layout='HWC' if the channels come last, else "
+            "layout='CHW'"
+        )
     data = data if form.layout == "CHW" else data.movedim(-1, -3)
     if data.shape[-3] != 3:
         return stretch(data.mean(-3))

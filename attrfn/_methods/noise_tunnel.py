@@ -19,8 +19,10 @@ from attrfn._explain.noise import Noise, count_of
 from attrfn._explain.options import PER_EXAMPLE, SamplingOptions
 from attrfn._explain.shared import mark_of, marked
 from attrfn._explain.tree import as_dicts, batch_size, each, flatten, require_floating
+from attrfn._explain.uncertain import squares, warn_of_spread
 from attrfn._layers.at import place_of, read
 from attrfn._layers.split import split_once
+from attrfn._torch.autodiff import transforming
 from attrfn._torch.typing import At, ChunkSize, Key, Layer, Leaves, Method, ModelFn, Target, Tree
 
 Found = tuple[list[Any], list[torch.dtype], str | None, Any]
@@ -93,6 +95,8 @@ def noise_tunnel(
         if draw_baselines:
             pool = baseline_distribution(options.get("baselines"), inputs, x)
         start, merge, finish = _REDUCTIONS[kind]
+        # Of the other kinds the error is not known from squares.
+        spread = kind in ("smoothgrad", "smoothgrad_sq") and batch > 0 and not transforming()
         noisy_inputs = at_once(noise.inputs, n_samples, n_samples * sum(t.numel() for t in x))
 
         # The method sees the samples of a chunk as one batch: any method can be inside, and its own
@@ -106,14 +110,21 @@ def noise_tunnel(
             found = method(repeat_bound(model_fn, batch, copies), rebuild(rows), **repeated)
             leaves, spec = optree.tree_flatten(found)
             samples = [a.reshape(copies, batch, *a.shape[1:]).to(wide(a.dtype)) for a in leaves]
-            return [start(a) for a in samples], [a.dtype for a in leaves], mark_of(leaves), spec
+            states = [start(a) for a in samples]
+            if spread:
+                power = 2 if kind == "smoothgrad_sq" else 1
+                states.append(squares(tuple([a**power for a in samples])))
+            return states, [a.dtype for a in leaves], mark_of(leaves), spec
 
         def both(a: Found, b: Found) -> Found:
             return [merge(s, t) for s, t in zip(a[0], b[0], strict=True)], *a[1:]
 
         chunks = Chunks(chunk_size, "fold", progress, "noise_tunnel")
         states, dtypes, mark, spec = over_chunks(part, both, n_samples, chunks, x[0].device, x=x)
-        results = [finish(m, n_samples).to(d) for m, d in zip(states, dtypes, strict=True)]
+        found = [finish(m, n_samples) for m in states[: len(dtypes)]]
+        if spread:
+            warn_of_spread("noise_tunnel", tuple(found), states[-1], n_samples)
+        results = [m.to(d) for m, d in zip(found, dtypes, strict=True)]
         return optree.tree_unflatten(spec, marked(results, mark))
 
     return noisy

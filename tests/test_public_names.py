@@ -13,8 +13,9 @@ PUBLIC = {
     "attrfn": """
         CompileError Split UnsupportedOpError ablation_cam at_layer at_neuron compile
         completeness_delta deconvolution deep_lift deep_lift_shap eigen_cam feature_ablation
-        feature_permutation grad_cam grad_cam_plus_plus gradient gradient_shap guided_backprop
-        guided_grad_cam hires_cam input_x_gradient integrated_gradients integrated_hessians
+        feature_permutation feature_scores grad_cam grad_cam_plus_plus gradient gradient_shap
+        guided_backprop guided_grad_cam hires_cam input_x_gradient integrated_gradients
+        integrated_hessians
         interactions internal_influence kernel_shap layer_activation layer_cam layer_conductance
         layer_deep_lift layer_deep_lift_shap layer_feature_ablation layer_feature_permutation
         layer_gradient_shap layer_gradient_x_activation layer_integrated_gradients layer_lrp

@@ -16,6 +16,7 @@ from attrfn._explain.baseline import baseline_distribution, fill_baselines, per_
 from attrfn._explain.forms import documented
 from attrfn._explain.introspect import is_over_distribution, takes_baselines, wraps
 from attrfn._explain.options import AtLayer, AtNeuron
+from attrfn._explain.shared import marked
 from attrfn._explain.target import raised_here
 from attrfn._explain.tree import as_dicts, batch_size, each, flatten, is_arguments
 from attrfn._layers.split import Split, check_independent, layers_of, split_once
@@ -30,7 +31,7 @@ from attrfn._torch.compiling import is_compiling
 from attrfn._torch.typing import At, Baselines, Layer, Method, ModelFn, Target, Tree
 
 
-@documented(AtLayer)
+@documented(AtLayer, scores=None)
 def at_layer(method: Method, layer: Layer, *, at: At = "output", call: int | None = 0) -> Method:
     """Move a method to a layer: it explains the layer's activation instead of the inputs.
 
@@ -81,7 +82,7 @@ def at_layer(method: Method, layer: Layer, *, at: At = "output", call: int | Non
     return moved
 
 
-@documented(AtNeuron)
+@documented(AtNeuron, scores=None)
 def at_neuron(
     method: Method, layer: Layer, neuron: Target, *, at: At = "output", call: int | None = 0
 ) -> Method:
@@ -146,7 +147,8 @@ def each_layer(method: Callable[..., Tree], layer: Layer) -> Tree:
     A method that only reads along the path of the inputs explains layers together in this way, even
     layers downstream of one another. Methods that replace activations use :func:`locate`.
     """
-    found = [method(layer=named) for named in layers_of(layer)]
+    found: Any = [method(layer=named) for named in layers_of(layer)]
+    marked([t for t in optree.tree_leaves(found) if isinstance(t, Tensor)], "divided")
     return found if isinstance(layer, (list, tuple)) else found[0]
 
 

@@ -16,15 +16,18 @@ from attrfn._explain.forms import documented
 from attrfn._explain.introspect import wraps
 from attrfn._explain.noise import Noise, count_of
 from attrfn._explain.options import SamplingOptions
+from attrfn._explain.shared import mark_of, marked
 from attrfn._explain.tree import batch_size, each, flatten, require_floating
+from attrfn._explain.uncertain import squares, warn_of_spread
 from attrfn._layers.repeated import repeat_options
+from attrfn._torch.autodiff import transforming
 from attrfn._torch.typing import ChunkSize, Key, Leaves, Method, ModelFn, Tree
 
-Found = tuple[list[Any], list[torch.dtype], Any]
+Found = tuple[list[Any], list[torch.dtype], str | None, Any]
 Kind = Literal["smoothgrad", "smoothgrad_sq", "vargrad", "samples"]
 
 
-@documented(SamplingOptions)
+@documented(SamplingOptions, scores=None)
 def noise_tunnel(
     method: Method,
     *,
@@ -90,6 +93,8 @@ def noise_tunnel(
         if draw_baselines:
             pool = baseline_distribution(options.get("baselines"), inputs, x)
         start, merge, finish = _REDUCTIONS[kind]
+        # Of the other kinds the error is not known from squares.
+        spread = kind in ("smoothgrad", "smoothgrad_sq") and batch > 0 and not transforming()
         noisy_inputs = at_once(noise.inputs, n_samples, n_samples * sum(t.numel() for t in x))
 
         # The method sees the samples of a chunk as one batch: any method can be inside, and its own
@@ -103,16 +108,22 @@ def noise_tunnel(
             found = method(repeat_bound(model_fn, batch, copies), rebuild(rows), **repeated)
             leaves, spec = optree.tree_flatten(found)
             samples = [a.reshape(copies, batch, *a.shape[1:]).to(wide(a.dtype)) for a in leaves]
-            return [start(a) for a in samples], [a.dtype for a in leaves], spec
+            states = [start(a) for a in samples]
+            if spread:
+                power = 2 if kind == "smoothgrad_sq" else 1
+                states.append(squares(tuple([a**power for a in samples])))
+            return states, [a.dtype for a in leaves], mark_of(leaves), spec
 
         def both(a: Found, b: Found) -> Found:
             return [merge(s, t) for s, t in zip(a[0], b[0], strict=True)], *a[1:]
 
         chunks = Chunks(chunk_size, "fold", progress, "noise_tunnel")
-        states, dtypes, spec = over_chunks(part, both, n_samples, chunks, x[0].device, x=x)
-        return optree.tree_unflatten(
-            spec, [finish(m, n_samples).to(d) for m, d in zip(states, dtypes, strict=True)]
-        )
+        states, dtypes, mark, spec = over_chunks(part, both, n_samples, chunks, x[0].device, x=x)
+        found = [finish(m, n_samples) for m in states[: len(dtypes)]]
+        if spread:
+            warn_of_spread("noise_tunnel", tuple(found), states[-1], n_samples)
+        results = [m.to(d) for m, d in zip(found, dtypes, strict=True)]
+        return optree.tree_unflatten(spec, marked(results, mark))
 
     return noisy
 

@@ -88,6 +88,20 @@ def is_what_a_view_shares_memory_with() -> None:
     assert private.base(x[:2][:1]) is x
 
 
+@shows("memory_of")
+def is_the_same_for_views_inside_transforms_too() -> None:
+    x = torch.zeros(3, 2)
+    assert private.memory_of(x) == private.memory_of(x[:2][:1]) != private.memory_of(x + 1)
+    assert private.memory_of(x.to_sparse()) == 0
+
+    def f(t: Tensor) -> Tensor:
+        assert private.memory_of(t) == private.memory_of(t[:1]) != private.memory_of(t + 1)
+        return t.sum()
+
+    vmap(grad(f))(x)
+    grad(lambda t: vmap(f)(t).sum())(x)
+
+
 @shows("makes_fakes")
 def is_for_the_mode_that_makes_fakes() -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -372,6 +386,15 @@ def is_of_custom_ops() -> None:
     node = doubled(torch.ones(2, requires_grad=True)).grad_fn
     assert node.name().startswith(private.NODE_OF_CUSTOM_OP)
     assert isinstance(node, private.PythonNode)
+
+
+@shows("NODE_WITHOUT_DERIVATIVE")
+def is_of_operations_that_torch_cannot_differentiate() -> None:
+    library = torch.library.Library("attrfn_tests_private", "DEF")
+    library.define("halved(Tensor x) -> Tensor")
+    library.impl("halved", lambda x: x.detach() / 2, "CPU")
+    node = torch.ops.attrfn_tests_private.halved(torch.ones(2, requires_grad=True)).grad_fn
+    assert node.name() == private.NODE_WITHOUT_DERIVATIVE
 
 
 # --- operations -----------------------------------------------------------------------------------

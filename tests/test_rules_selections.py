@@ -7,15 +7,12 @@ with the rules; LRP conserves relevance where no operation of the form has a bia
 from __future__ import annotations
 
 import math
-import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
 from completeness import gap
 from oracles import randn
-
-import attrfn
 
 N = 6
 GROUP = torch.tensor([0, 2, 0, 1, 2, 0])
@@ -68,17 +65,15 @@ SELECTIONS = {
     "cummax": lambda x: x.cummax(1)[0],
     "cummin": lambda x: torch.cummin(x, dim=1).values,
     "quantile": lambda x: x.quantile(0.3, 1)[:, None],
-    "quantiles": lambda x: torch.quantile(
-        x, torch.tensor([0.1, 0.85], dtype=x.dtype), dim=1, keepdim=True
-    )[..., 0].T,
+    "quantiles": lambda x: (
+        torch.quantile(x, torch.tensor([0.1, 0.85], dtype=x.dtype), dim=1, keepdim=True)[..., 0].T
+    ),
     **{
         f"quantile {how}": lambda x, how=how: x.quantile(0.37, dim=1, interpolation=how)[:, None]
         for how in ("lower", "higher", "nearest", "midpoint")
     },
     **{
-        f"scatter_reduce {how} {own}": lambda x, how=how, own=own: groups(
-            x, how, include_self=own
-        )
+        f"scatter_reduce {how} {own}": lambda x, how=how, own=own: groups(x, how, include_self=own)
         for how in ("sum", "mean", "amax", "amin")
         for own in (True, False)
     },
@@ -112,7 +107,9 @@ SYSTEMS = {
     "solve with A": lambda x: torch.linalg.solve(matrix(x), B[:3]).flatten(1),
     "solve with both": lambda x: torch.linalg.solve(matrix(x), x.reshape(-1, 3, 2)).flatten(1),
     "solve with vectors": lambda x: torch.linalg.solve(matrix(x), x[:, 3:]),
-    "solve by keywords": lambda x: torch.linalg.solve(A=matrix(x), B=x.reshape(-1, 3, 2)).flatten(1),
+    "solve by keywords": lambda x: torch.linalg.solve(A=matrix(x), B=x.reshape(-1, 3, 2)).flatten(
+        1
+    ),
     "solve from the right": lambda x: torch.linalg.solve(
         matrix(x), x.reshape(-1, 2, 3), left=False
     ).flatten(1),
@@ -133,7 +130,9 @@ SYSTEMS = {
 }
 
 SAMPLES = {
-    "affine_grid": lambda x: F.affine_grid(x.reshape(-1, 2, 3), (len(x), 1, 2, 3), False).flatten(1),
+    "affine_grid": lambda x: F.affine_grid(x.reshape(-1, 2, 3), (len(x), 1, 2, 3), False).flatten(
+        1
+    ),
     "spatial transformer": lambda x: F.grid_sample(
         IMAGE.expand(len(x), -1, -1, -1),
         F.affine_grid(0.3 * x.reshape(-1, 2, 3), (len(x), 3, 2, 3), align_corners=False),
@@ -143,7 +142,8 @@ SAMPLES = {
         IMAGE * x[:, :1, None, None], grid(x), align_corners=True
     ).flatten(1),
     "image": lambda x: F.grid_sample(
-        x.reshape(-1, 1, 2, 3), IMAGE[:, 0, :2, :2, None].tanh().expand(len(x), 2, 2, 2),
+        x.reshape(-1, 1, 2, 3),
+        IMAGE[:, 0, :2, :2, None].tanh().expand(len(x), 2, 2, 2),
         align_corners=False,
     ).flatten(1),
     **{
@@ -205,9 +205,7 @@ OTHERS = {
     },
     "cdist of constants": lambda x: torch.cdist(x.reshape(-1, 2, 3), A[:4, :3]).flatten(1),
     "logcumsumexp": lambda x: x.logcumsumexp(1),
-    "logcumsumexp of columns": lambda x: torch.logcumsumexp(
-        x.reshape(-1, 3, 2), dim=-2
-    ).flatten(1),
+    "logcumsumexp of columns": lambda x: torch.logcumsumexp(x.reshape(-1, 3, 2), dim=-2).flatten(1),
     "angle": lambda x: x.angle(),
 }
 

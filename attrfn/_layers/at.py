@@ -19,7 +19,13 @@ from attrfn._explain.options import AtLayer, AtNeuron
 from attrfn._explain.shared import marked
 from attrfn._explain.target import raised_here
 from attrfn._explain.tree import as_dicts, batch_size, each, flatten, is_arguments
-from attrfn._layers.split import Split, check_independent, layers_of, split_once
+from attrfn._layers.split import (
+    Split,
+    check_independent,
+    layers_of,
+    of_activation,
+    split_once,
+)
 from attrfn._model.source import describe
 from attrfn._torch.autodiff import (
     keeps_graph,
@@ -262,11 +268,6 @@ def read(halves: Split, inputs: Tree, create_graph: bool) -> Tree:
     graph = create_graph or (transforming() and torch.is_grad_enabled())
     with torch.set_grad_enabled(graph), twice_differentiable(create_graph):
         return halves.head(inputs)
-
-
-def of_activation(tail: ModelFn, *activation: Tree, inputs: Tree, unpacked: bool) -> Any:
-    """The tail as a model function; the entries of a tuple arrive as arguments (``unpacked``)."""
-    return tail(activation if unpacked else activation[0], inputs)
 
 
 def explainable(value: Tree, batch: int) -> Tree:

@@ -160,6 +160,8 @@ def bind_source(
 
     Its bound arguments stay visible as those of a ``functools.partial``.
     """
+    if src.around:
+        layers, interventions = _joined(src, layers, interventions)
     if is_compiling():
         require_compiler()
         return _compiled(src, layers, interventions, frozen)
@@ -186,6 +188,26 @@ class Bare:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model on a private copy."""
         return bind_source(self.attrfn_source, (), (), frozen=False)(*args, **kwargs)
+
+
+def _joined(
+    src: Source, layers: Sequence[nn.Module | str], interventions: Sequence[Intervention]
+) -> tuple[list[nn.Module | str], list[Intervention]]:
+    """Layers and interventions with those around the source, which are the inner ones."""
+    joined: dict[int, tuple[nn.Module | str, Intervention]] = {
+        id(find(src.module, layer)): (layer, inner) for layer, inner in src.around
+    }
+    for layer, outer in zip(layers, interventions, strict=True):
+        key = id(find(src.module, layer))
+        joined[key] = (layer, _nested(outer, joined[key][1]) if key in joined else outer)
+    return [layer for layer, _ in joined.values()], [found for _, found in joined.values()]
+
+
+def _nested(outer: Intervention, inner: Intervention) -> Intervention:
+    def both(forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return outer(lambda *a, **k: inner(forward, a, k), args, kwargs)
+
+    return both
 
 
 def _private_copy(

@@ -24,6 +24,7 @@ class Source(NamedTuple):
         method: The function called with the module as self; ``None`` for the module itself.
         args: Bound positional arguments.
         kwargs: Bound keyword arguments.
+        around: Layers with the interventions that run around their forward.
     """
 
     module: nn.Module
@@ -31,6 +32,7 @@ class Source(NamedTuple):
     method: Callable[..., Any] | None
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    around: tuple[tuple[nn.Module | str, Any], ...] = ()
 
 
 def source(model_fn: ModelFn) -> Source | None:

@@ -66,6 +66,13 @@ is_differentiated = torch._C._functorch.is_gradtrackingtensor
 """Whether a wrapped tensor belongs to a derivative (grad, vjp or jvp) and not to vmap."""
 
 
+def memory_of(t: Tensor) -> int:
+    """A number that a tensor shares with its views, also inside transforms; 0 without memory."""
+    while is_wrapped(t):
+        t = unwrapped(t)
+    return storage_id(t.untyped_storage()) if t.layout is torch.strided else 0
+
+
 def in_transform() -> bool:
     """Whether a transform (vmap, grad, jvp ...) surrounds this call in eager mode."""
     return torch._C._functorch.peek_interpreter_stack() is not None
@@ -161,6 +168,9 @@ NODE_OF_CPP = "CppFunction"
 
 NODE_OF_SCRIPT = "DifferentiableGraphBackward"
 """The end of the name of the node of a scripted or traced function."""
+
+NODE_WITHOUT_DERIVATIVE = "torch::autograd::WarnNotImplemented"
+"""The name of the node of an operation without a derivative, such as that of a quantised layer."""
 
 NODE_OF_CUSTOM_OP = "GeneratedBackwardFor_"
 """The start of the name of the node of an operation of ``torch.library``."""

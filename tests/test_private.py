@@ -88,6 +88,18 @@ def is_what_a_view_shares_memory_with() -> None:
     assert private.base(x[:2][:1]) is x
 
 
+@shows("is_mapped")
+def is_of_vmap_alone() -> None:
+    def f(t: Tensor, mapped: bool) -> Tensor:
+        assert private.is_mapped(t) == mapped
+        return t.sum()
+
+    x = torch.ones(2, 3)
+    vmap(lambda t: f(t, True))(x)
+    vmap(grad(lambda t: f(t, True)))(x)
+    grad(lambda t: f(t, False))(x)
+
+
 @shows("memory_of")
 def is_the_same_for_views_inside_transforms_too() -> None:
     x = torch.zeros(3, 2)

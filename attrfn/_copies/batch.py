@@ -23,8 +23,13 @@ from attrfn._torch.typing import Leaves
 
 
 def is_count(value: object) -> bool:
-    """Whether this is an integer of at least 1."""
-    return is_integer(value) and value >= 1  # type: ignore[operator]
+    """Whether this is an integer from 1 to 2^31 - 1: with more, no run ends."""
+    return is_integer(value) and 1 <= value < 2**31  # type: ignore[operator]
+
+
+def is_one_of(value: object, *texts: str) -> bool:
+    """Whether this is one of some strings; arrays, which compare element by element, are none."""
+    return isinstance(value, str) and value in texts
 
 
 def is_integer(value: object) -> bool:

@@ -17,7 +17,7 @@ from attrfn._explain.forms import documented
 from attrfn._explain.introspect import is_over_distribution, takes_baselines, wraps
 from attrfn._explain.options import AtLayer, AtNeuron
 from attrfn._explain.shared import marked
-from attrfn._explain.target import raised_here
+from attrfn._explain.target import speaks_of_target
 from attrfn._explain.tree import as_dicts, batch_size, each, flatten, is_arguments
 from attrfn._layers.split import (
     Split,
@@ -26,7 +26,7 @@ from attrfn._layers.split import (
     of_activation,
     split_once,
 )
-from attrfn._model.source import describe
+from attrfn._model.source import describe, shown
 from attrfn._torch.autodiff import (
     keeps_graph,
     refuse_tangents,
@@ -34,6 +34,7 @@ from attrfn._torch.autodiff import (
     twice_differentiable,
 )
 from attrfn._torch.compiling import is_compiling
+from attrfn._torch.guard import fail, guarded
 from attrfn._torch.typing import At, Baselines, Layer, Method, ModelFn, Target, Tree
 
 
@@ -65,9 +66,11 @@ def at_layer(method: Method, layer: Layer, *, at: At = "output", call: int | Non
     Reference:
         Leino et al., Influence-Directed Explanations for Deep Convolutional Networks, 2018.
     """
+    _check_method(method)
     with_baselines, distribution = takes_baselines(method), is_over_distribution(method)
 
     @wraps(method)
+    @guarded
     def moved(model_fn: ModelFn, inputs: Tree, **options: Any) -> Tree:
         here = locate(
             model_fn,
@@ -118,8 +121,10 @@ def at_neuron(
         Shrikumar, Su and Kundaje, Computationally Efficient Measures of Internal Neuron Importance,
         2018.
     """
+    _check_method(method)
 
     @wraps(method)
+    @guarded
     def moved(model_fn: ModelFn, inputs: Tree, **options: Any) -> Tree:
         if "target" in options:
             raise TypeError(
@@ -133,11 +138,17 @@ def at_neuron(
         try:
             return method(head, inputs, target=neuron, **options)
         except (TypeError, ValueError) as error:
-            if type(error) in (TypeError, ValueError) and raised_here(error):
-                raise type(error)(str(error).replace("target", "neuron")) from error
+            if speaks_of_target(error):
+                text = str(error).replace("target", "neuron")
+                fail(error, text.replace("model_fn returned", "the layer returned"))
             raise
 
     return moved
+
+
+def _check_method(method: object) -> None:
+    if not callable(method):
+        raise TypeError(f"method is {shown(method)}, expected a method such as attrfn.gradient")
 
 
 def place_of(options: dict[str, Any]) -> tuple[Layer, At, int | None] | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from attrfn._explain.flags import checks_flags
+from attrfn._explain.flags import checks_flags, say
 from attrfn.viz._canvas import (
     DARK,
     GREY,
@@ -223,7 +223,7 @@ def _labels(titles: Sequence[str] | None, batch: int) -> list[str]:
         return []
     if isinstance(titles, str) or len(titles) != batch:
         raise ValueError(
-            f"titles is {titles!r}, expected a sequence of {batch} texts, one per image: "
+            f"titles is {say(titles)}, expected a sequence of {batch} texts, one per image: "
             "give an empty text to an image without label"
         )
     return [str(label) for label in titles]

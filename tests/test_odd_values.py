@@ -24,8 +24,8 @@ LONGEST = 300
 ONE_IN = 40  # cells in the sample
 DOCUMENTED = (TypeError, ValueError, attrfn.UnsupportedOpError, attrfn.CompileError)
 
-# Calls of the whole grid whose error does not name the argument: it names another one, which does not
-# go with it, such as a layer that the odd model lacks. The number may only fall.
+# Calls of the whole grid whose error does not name the argument: it names another one, which does
+# not go with it, such as a layer that the odd model lacks. The number may only fall.
 MOST_UNNAMED = 0
 
 

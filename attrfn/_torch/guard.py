@@ -20,7 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from attrfn._torch.compiling import is_compiling
+from attrfn._torch.inference import as_no_grad, is_as_no_grad
 from attrfn._torch.kinds import expected
+from attrfn._torch.private import says_inference
 from attrfn._torch.say import say
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -52,9 +54,13 @@ def guarded(function: F, check: Callable[[Mapping[str, Any]], None] | None = Non
         try:
             return function(*args, **options)
         except Exception as error:
-            if is_plain(error) and not _called_from_inside():
+            if not is_plain(error) or _called_from_inside():
+                raise
+            if not says_inference(error) or is_as_no_grad():
                 name_argument(function, args, options, error)
-            raise
+                raise
+        with as_no_grad():
+            return run(*args, **options)
 
     return run  # type: ignore[return-value]
 

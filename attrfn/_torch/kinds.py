@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
@@ -53,6 +54,9 @@ _KINDS: dict[str, Kind] = {
     "torch.dtype": (lambda value: isinstance(value, torch.dtype), "a dtype of torch"),
     "Device": _DEVICE,
     "nn.Module": (lambda value: isinstance(value, nn.Module), "a torch.nn.Module"),
+    "os.PathLike[str]": (lambda value: isinstance(value, os.PathLike), "a path"),
+    "Sign": (_is_text, "'all', 'positive', 'negative' or 'absolute'"),
+    "Sequence[Sequence[str]]": (_is_sequence(_is_sequence(_is_text)), "a list of such lists"),
     "Sequence[int]": (_is_sequence(_is_int), "a tuple of ints"),
     "Sequence[str]": (_is_sequence(_is_text), "a list of strings"),
     "At": (lambda value: value in ("input", "output"), "'input' or 'output'"),

@@ -234,7 +234,7 @@ def _notes(notes: Mapping[str, str] | None, columns: Mapping[str, Tensor]) -> li
     unknown = [name for name in notes if name not in columns]
     if unknown:
         raise ValueError(
-            f"notes has {unknown}, expected names among {list(columns)}: use the names of "
+            f"notes has {say(unknown)}, expected names among {list(columns)}: use the names of "
             "attributions"
         )
     return [str(notes.get(name, "")) for name in columns]

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from attrfn.viz._file import write_whole
 from attrfn._explain.flags import checks_flags
+from attrfn.viz._file import write_whole
 from attrfn.viz._style import CSS
 from attrfn.viz._text import Html
 

@@ -50,7 +50,11 @@ def _method(name: str) -> Callee:
         right = wrong_options.given_to(row, method)
         defaults = {k: p.default for k, p in takes.items() if p.default is not p.empty}
         defaults.pop("progress", None)
-        return {**{k: defaults.get(k) for k in takes if k != "progress"}, **defaults, **right}
+        return {
+            **{k: defaults.get(k) for k in takes if k != "progress"},
+            **defaults,
+            **_only(takes, right),
+        }
 
     def run(given: Given) -> Any:
         given = dict(given)
@@ -58,6 +62,10 @@ def _method(name: str) -> Callee:
         return method(*first, **given)
 
     return Callee(given, run)
+
+
+def _only(takes: Any, given: Given) -> Given:
+    return {name: value for name, value in given.items() if name in takes}
 
 
 def _plain(function: Callable[..., Any], **given: Any) -> Callee:

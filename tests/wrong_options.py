@@ -227,7 +227,7 @@ def given_to(r: Row, method: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _feature_scores(r: Row, wrong: dict[str, Any]) -> None:
-    given = _given(r, attrfn.feature_scores) | wrong
+    given = given_to(r, attrfn.feature_scores) | wrong
     del given["model_fn"], given["inputs"]
     attrfn.feature_scores(**given)
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import optree
 import torch
+from torch import Tensor
 
 from attrfn._copies.batch import binds_rows, flat_rows, repeat_bound
 from attrfn._explain.baseline import baseline_distribution, fill_baselines, per_example

@@ -17,9 +17,11 @@ from attrfn._rules.run import Entry
 from attrfn._rules.scope import scoped
 from attrfn._rules.table import Rules
 from attrfn._torch.autodiff import twice_differentiable
+from attrfn._torch.guard import guarded
 from attrfn._torch.typing import Leaves, ModelFn, Tree
 
 
+@guarded
 def with_rules(model_fn: ModelFn, rules: Rules) -> ModelFn:
     """A model function with the same values, and derivatives by rules.
 
@@ -55,6 +57,7 @@ def with_rules(model_fn: ModelFn, rules: Rules) -> ModelFn:
             "attrfn.rules.attn_lrp()"
         )
 
+    @guarded
     def ruled(*inputs: Any) -> Any:
         given: Tree = inputs if len(inputs) != 1 else inputs[0]
         x, rebuild = flatten(given)

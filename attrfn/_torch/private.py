@@ -218,3 +218,8 @@ def says_out_of_memory(error: RuntimeError) -> bool:
     # The CPU's allocator raises a RuntimeError and not an OutOfMemoryError.
     text = str(error).lower()
     return "out of memory" in text or "can't allocate memory" in text
+
+
+def says_inference(error: BaseException) -> bool:
+    """Whether an error says that a tensor of inference mode meets autograd."""
+    return "nference tensor" in str(error)

@@ -19,8 +19,9 @@ from attrfn._explain.forms import documented
 from attrfn._explain.noise import count_of
 from attrfn._explain.options import Arguments
 from attrfn._explain.tree import batch_size, call_model, each, flatten
-from attrfn._layers.at import Located, like, locate, read
+from attrfn._layers.at import Located, locate
 from attrfn._layers.repeated import repeat_options
+from attrfn._layers.rows import like, read
 from attrfn._random.keys import row_keys, sample_keys
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.typing import ChunkSize, Key, Layer, Leaves, Method, ModelFn, Target, Tree

@@ -16,9 +16,12 @@ from attrfn._rules.routes import check_routes
 from attrfn._rules.run import Entry
 from attrfn._rules.scope import scoped
 from attrfn._rules.table import Rules
+from attrfn._torch.autodiff import twice_differentiable
+from attrfn._torch.guard import guarded
 from attrfn._torch.typing import Leaves, ModelFn, Tree
 
 
+@guarded
 def with_rules(model_fn: ModelFn, rules: Rules) -> ModelFn:
     """A model function with the same values, and derivatives by rules.
 
@@ -54,6 +57,7 @@ def with_rules(model_fn: ModelFn, rules: Rules) -> ModelFn:
             "attrfn.rules.attn_lrp()"
         )
 
+    @guarded
     def ruled(*inputs: Any) -> Any:
         given: Tree = inputs if len(inputs) != 1 else inputs[0]
         x, rebuild = flatten(given)
@@ -78,7 +82,7 @@ def with_rules(model_fn: ModelFn, rules: Rules) -> ModelFn:
         run = Replay(rules, [], None, at_x0, scope)
         rows = run.add(x)
         try:
-            with run:
+            with twice_differentiable(False), run:
                 outputs = call_model(model, rebuild(rows))
                 run.returned(outputs)
         finally:

@@ -17,6 +17,7 @@ from attrfn._rules.ops import SHAPES
 from attrfn._rules.replay import Replay
 from attrfn._rules.table import Rules
 from attrfn._torch import pytree
+from attrfn._torch.layouts import unmistaken
 
 
 class Leak(NamedTuple):
@@ -154,12 +155,14 @@ class Audit(Replay):
         """The relevance at each operation, by one backward pass from the explained values."""
         end = Gauge(values, False)
         if values.requires_grad:
-            torch.autograd.grad(values, self.leaves, torch.ones_like(values), allow_unused=True)
+            with unmistaken(values, ()):
+                torch.autograd.grad(values, self.leaves, torch.ones_like(values), allow_unused=True)
         found = [Leak(o.name, o.where, _total(o.after), _total(o.before)) for o in self.operations]
         gap = end.total - _total(self.sources) - sum(leak.lost for leak in found)
         gauges = [g for o in self.operations for g in (*o.before, *o.after)]
         scale = max([abs(end.total), *(g.size for g in gauges)])
-        eps = max([end.eps, *(g.eps for g in gauges)])
+        # Models with a part in float32 round there, whatever the dtype of their output is.
+        eps = max([torch.finfo(values.dtype).eps, *(g.eps for g in gauges)])
         if not abs(gap) <= 1e4 * eps * scale:
             refuse_audit(gap, end.total)
         return found
@@ -178,9 +181,9 @@ class Gauge:
 
     def __init__(self, t: Tensor, raw: bool) -> None:
         self.total = self.size = 0.0
-        self.eps = torch.finfo(t.dtype).eps
         self.value = None if raw else t.detach().clone()
         self.output = t.output_nr
+        self.eps = torch.finfo(t.dtype).eps
         if t.grad_fn is not None:
             t.grad_fn.register_prehook(self.read)
 

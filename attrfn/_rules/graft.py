@@ -45,7 +45,8 @@ class _Scaled(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[None, Tensor, None]:
         (m,) = ctx.saved_tensors
-        return None, _fitted(g * m, ctx.shape, ctx.dtype), None
+        # The gradient of a complex m z is conj(m) g; of real numbers conj is the tensor itself.
+        return None, _fitted(g * m.conj(), ctx.shape, ctx.dtype), None
 
 
 class _Pulled(torch.autograd.Function):
@@ -119,4 +120,6 @@ def _fitted(g: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """A gradient in the shape and type of its argument, which may have been broadcast."""
     if g.shape != shape:
         g = g.sum_to_size(shape)
-    return g if g.dtype == dtype else g.to(dtype)
+    if g.dtype == dtype:
+        return g
+    return (g.real if g.is_complex() and not dtype.is_complex else g).to(dtype)

@@ -24,6 +24,7 @@ _SPACES = {
     torch.special: "special_",
     torch.linalg: "linalg_",
     torch.fft: "fft_",
+    torch.sparse: "sparse_",
     nn_functions: "",
     variable_functions: "",
 }
@@ -80,6 +81,7 @@ _OTHERWISE = {
     "grid_sampler": "grid_sample",
     "col2im": "fold",
     "im2col": "unfold",
+    "_grouped_mm": "grouped_mm",
 }
 """Operations with other names in exported graphs than in torch.nn.functional and Tensor."""
 
@@ -108,7 +110,8 @@ def public_name(func: Any) -> str:
     for space, prefix in ((torch, "torch"), (F, "torch.nn.functional"), (Tensor, "torch.Tensor")):
         if getattr(space, name, None) is func:
             return f"{prefix}.{name}"
-    for prefix in ("special", "linalg", "fft"):
+    name = name.removeprefix("_") if name.startswith("_sparse_") else name
+    for prefix in ("special", "linalg", "fft", "sparse"):
         if name.startswith(f"{prefix}_"):
             return f"torch.{prefix}.{name.removeprefix(f'{prefix}_')}"
     module = getattr(func, "__module__", None)

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from attrfn._rules.call import Call, members
 from attrfn._rules.ops import PACKINGS
@@ -14,9 +13,10 @@ from attrfn._rules.table import Constant, Rules
 from attrfn._rules.tags import Memory, Tags
 from attrfn._torch import pytree
 from attrfn._torch.compiling import is_compiling
+from attrfn._torch.layouts import HasRules
 
 
-class Notes(TorchFunctionMode):
+class Notes(HasRules):
     """A mode with notes on tensors, told apart by identity.
 
     Args:

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from attrfn._rules.call import FIRST, Call
-from attrfn._rules.difference import derivative
 from attrfn._rules.errors import refuse_nested
 from attrfn._rules.graft import positive_cotangents, rectified
 from attrfn._rules.record import Record
 from attrfn._rules.replay import Replay
 from attrfn._rules.run import Values
+from attrfn._rules.slopes import derivative
 from attrfn._rules.table import Op, Rules, own_derivative
 from attrfn._torch.autodiff import transforms
 from attrfn._torch.compiling import opaque_to_compiler

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from attrfn._rules.call import Call, members
@@ -20,8 +21,9 @@ from attrfn._rules.hidden_relus import graph, refuse_hidden_relus
 from attrfn._rules.names import public_name
 from attrfn._rules.ops import READS
 from attrfn._rules.run import Entry, Rule, Run, Values
+from attrfn._rules.slopes import change
 from attrfn._rules.table import Constant, Rules
-from attrfn._rules.tags import Tags
+from attrfn._rules.tags import Route, Tags
 from attrfn._torch import pytree
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.private import in_transform, is_differentiated, level_of, transform_level
@@ -32,24 +34,6 @@ Surrogates = Callable[[Any], Sequence[Tensor]]
 
 # How a value has no derivative by the inputs: it has no graph at all, or one of parameters only.
 _NOWHERE, _PARAMETERS = "nowhere", "parameters"
-
-
-class Route(NamedTuple):
-    """What one operation got, or read, without a derivative.
-
-    Attributes:
-        turn: How many operations came before it.
-        op: Its public name.
-        where: The module and line that call it.
-        found: The tensors, or the value that it read.
-        read: Whether it read a value.
-    """
-
-    turn: int
-    op: str
-    where: str
-    found: Any
-    read: bool
 
 
 class Replay(Run):
@@ -121,8 +105,9 @@ class Replay(Run):
     def untracked(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """As in :class:`Run`, with a short cut."""
         # Most calls with a ReLU rule are relu(x) in eager mode, where building a Call takes longer
-        # than the ReLU of a small tensor.
-        if self.first_order and len(args) == 1 and kwargs in ({}, {"inplace": False}):
+        # than the ReLU of a small tensor. The truth of a tensor is not asked.
+        unset = all(v is False or v is None for v in kwargs.values())
+        if self.first_order and len(args) == 1 and unset:
             found = self.find(func)
             if found is None:
                 return func(*args, **kwargs)
@@ -174,7 +159,7 @@ class Replay(Run):
         at_z, at_x = pytree.tree_leaves(decomposed), pytree.tree_leaves(decomposed_x)
         leaves = [
             self.graft(v, lambda t: [t], s, s_x)
-            if isinstance(v, Tensor) and v.is_floating_point()
+            if isinstance(v, Tensor) and (v.is_floating_point() or v.is_complex())
             else v
             for v, s, s_x in zip(values, at_z, at_x, strict=True)
         ]
@@ -199,13 +184,15 @@ class Replay(Run):
             return grafted(value, *at_z)
         at_x = [s.detach() for s in at_z] if self.at_x is None else surrogates(x)
         for s, s_x in zip(at_z, at_x, strict=True):
-            value = value + (s - s_x.to(value.dtype))
+            value = value + change(s, s_x.to(value.dtype))
         return value
 
     def scale(self, value: Tensor, m: Tensor, z: Tensor, x: Tensor) -> Tensor:
         """``value + m (z - x)``: the value, with the derivative m by z, element by element."""
+        if m.is_complex() and not value.is_complex():  # of complex numbers, such as their angle
+            return self.graft(value, lambda t: [(m * change(t[0], x)).real], (z,), (x,))
         m = m.to(value.dtype)
-        return scaled(value, z, m) if self.first_order else value + m * (z - x)
+        return scaled(value, z, m) if self.first_order else value + m * _moved(m, z, x)
 
     def unknown(self, call: Call) -> Any:
         """Refuse an operation without a rule if a derivative passes through it."""
@@ -237,7 +224,7 @@ class Replay(Run):
                 self.routes.append(Route(self.turn, op, where(), found, False))
 
     def unchecked(self, call: Call) -> None:
-        """After an allowed operation that takes a path, other paths are the user's own business."""
+        """After an allowed operation that takes a path, others are the user's own business."""
         live = [self.is_live(v) for v in call.values]
         self.accepted = self.accepted or (any(live) and not all(live))
 
@@ -283,6 +270,11 @@ def _entry(entries: list[Entry], i: int, call: Call, z: Sequence[Tensor]) -> Ent
     if i >= len(entries) or entries[i][0] != call.name or len(entries[i][1]) != len(z):
         refuse_path(call, None if i >= len(entries) else entries[i][0])
     return entries[i]
+
+
+def _moved(m: Tensor, z: Tensor, x: Tensor) -> Tensor:
+    """``z - x`` as a factor of m: where x is infinite, m z keeps the infinite value of m's side."""
+    return torch.where(x.isinf(), torch.where(m == 0, 0.0, z), z - x)
 
 
 def _has_graph(out: Any) -> bool:

@@ -14,6 +14,7 @@ from torch.autograd import forward_ad
 from attrfn._torch import pytree
 from attrfn._torch.compiling import is_compiling, unreadable
 from attrfn._torch.decomposed import Decomposed
+from attrfn._torch.layouts import FlatNorms, unmistaken
 from attrfn._torch.private import (
     NODE_WITHOUT_DERIVATIVE,
     in_forward_mode,
@@ -56,7 +57,10 @@ def keeps_graph(create_graph: bool | None) -> bool:
 
 def twice_differentiable(create_graph: bool) -> contextlib.AbstractContextManager[object]:
     """Decomposed operations where the result may be differentiated again, or batched by vmap."""
-    return Decomposed() if create_graph or in_eager_transform() else contextlib.nullcontext()
+    if create_graph or in_eager_transform():
+        return Decomposed()
+    # Compiled and exported code has no graph of nodes in which unmistaken finds batch norms.
+    return FlatNorms() if unreadable() else contextlib.nullcontext()
 
 
 def values_and_gradients(
@@ -162,9 +166,10 @@ def _pull(values: Tensor, z: Leaves, create_graph: bool) -> Leaves:
     if not values.requires_grad:
         warn_constant()
         return tuple(map(torch.zeros_like, z))
-    found: tuple[Tensor | None, ...] = torch.autograd.grad(
-        values, z, torch.ones_like(values), create_graph=create_graph, allow_unused=True
-    )
+    with unmistaken(values, z, keep=create_graph):
+        found: tuple[Tensor | None, ...] = torch.autograd.grad(
+            values, z, torch.ones_like(values), create_graph=create_graph, allow_unused=True
+        )
     if all(g is None for g in found):
         if _undifferentiable(values):
             refuse_undifferentiable()

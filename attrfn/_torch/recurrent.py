@@ -162,3 +162,17 @@ def _weights(flat: Sequence[Tensor], has_biases: bool) -> Weights:
     biases = flat[2:4] if has_biases else (None, None)
     rest = flat[4:] if has_biases else flat[2:]
     return Weights(flat[0], flat[1], biases[0], biases[1], rest[0] if rest else None)
+
+
+# torch's vmap has no rule for these. Along the examples of a batch they are faster as they are.
+OF_TORCH: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.lstm: layers(lstm_step(), 2),
+    torch.gru: layers(gru_step(), 1),
+    torch.rnn_tanh: layers(rnn_step(torch.tanh), 1),
+    torch.rnn_relu: layers(rnn_step(torch.relu), 1),
+    torch.lstm_cell: cell(lstm_step(), 2),
+    torch.gru_cell: cell(gru_step(), 1),
+    torch.rnn_tanh_cell: cell(rnn_step(torch.tanh), 1),
+    torch.rnn_relu_cell: cell(rnn_step(torch.relu), 1),
+}
+"""The functions of torch, each as steps of simpler operations."""

@@ -139,8 +139,12 @@ class Copies:
     def _copy(self, value: Any, kind: type) -> Any:
         if isinstance(value, Tensor):
             return value if isinstance(value, nn.Parameter) else self.on_tensor(value)
-        if isinstance(value, _SHARED) or _opaque(value):
-            return value
+        if (
+            isinstance(value, _SHARED)
+            or _opaque(value)
+            or kind.__module__.startswith("attrfn._model")
+        ):
+            return value  # the library's own objects are private already
         if kind is tuple:
             return tuple(map(self, value))
         if kind is functools.partial:

@@ -142,7 +142,7 @@ class Copies:
         if (
             isinstance(value, _SHARED)
             or _opaque(value)
-            or kind.__module__.startswith("attrfn._model")
+            or kind.__module__.startswith("attrfn.")
         ):
             return value  # the library's own objects are private already
         if kind is tuple:

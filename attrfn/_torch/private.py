@@ -66,6 +66,15 @@ is_differentiated = torch._C._functorch.is_gradtrackingtensor
 """Whether a wrapped tensor belongs to a derivative (grad, vjp or jvp) and not to vmap."""
 
 
+def is_mapped(t: object) -> bool:
+    """Whether vmap maps over a tensor, at any depth of transforms."""
+    while isinstance(t, Tensor) and is_wrapped(t):
+        if not is_differentiated(t):
+            return True
+        t = unwrapped(t)
+    return False
+
+
 def memory_of(t: Tensor) -> int:
     """A number that a tensor shares with its views, also inside transforms; 0 without memory."""
     while is_wrapped(t):

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from attrfn._model.parameters import Shared, shared, shares
-from attrfn._model.snapshot import DICTS, Snapshot, is_unwritten
+from attrfn._model.snapshot import DICTS, Snapshot, is_unwritten, slots_of
 from attrfn._model.training import mixes_or_draws, refuse_scripted, warn_noisy
 from attrfn._torch.compiling import makes_fakes, unreadable
 from attrfn._torch.private import (
@@ -231,14 +231,6 @@ class PrivateCopy:
         warn_noisy(self.noisy)
 
 
-@functools.lru_cache(maxsize=256)
-def slots_of(cls: Any) -> tuple[str, ...]:
-    """The attributes that a class of modules keeps outside of ``__dict__``, in ``__slots__``."""
-    found = [vars(base).get("__slots__", ()) for base in cls.__mro__]
-    names = [(s,) if isinstance(s, str) else tuple(s) for s in found]
-    return tuple([n for s in names for n in s if n not in ("__dict__", "__weakref__")])
-
-
 # A subclass and not a patched forward, which torch.compile does not trace; isinstance stays true.
 # The caches are bounded, because classes of the user that are made in a loop would never be freed.
 @functools.lru_cache(maxsize=256)
@@ -277,8 +269,7 @@ def _without_fast_path(cls: Any) -> Any:
 
 def _ordinary_if_padded(cls: Any) -> Any:
     """A subclass of an encoder layer that takes its fused path for batches without padding only."""
-    # At padded places the fused path gives other numbers than the ordinary one, so that methods
-    # with and without derivatives would explain two functions.
+    # At padded places the fused path gives other numbers, which would be another function.
 
     def forward(self: Any, src: Tensor, *args: Any, **kw: Any) -> Any:
         padding = args[1] if len(args) > 1 else kw.get("src_key_padding_mask")

@@ -81,5 +81,7 @@ def _again(t: Tensor, layout: torch.layout | None, lengths: Tensor | None) -> An
     if layout is None:
         return t
     places = torch.ones_like(t, dtype=torch.bool).nonzero().T
-    coo = torch.sparse_coo_tensor(places, t.flatten(), t.shape, is_coalesced=True, check_invariants=False)
+    coo = torch.sparse_coo_tensor(
+        places, t.flatten(), t.shape, is_coalesced=True, check_invariants=False
+    )
     return coo if layout == torch.sparse_coo else coo.to_sparse_csr()

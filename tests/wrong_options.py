@@ -130,7 +130,11 @@ WRONG: dict[str, dict[str, Any]] = {
 }
 """By option and by what is wrong with the value."""
 
-RIGHT = {("interactions", "n_samples", "none"), ("feature_scores", "attributions", "length")}
+RIGHT = {
+    ("interactions", "n_samples", "none"),
+    ("lime", "n_samples", "none"),
+    ("feature_scores", "attributions", "length"),
+}
 """Cells whose value is right for that method."""
 
 FIELDS = {"Split": ("head", "tail")}

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from attrfn._explain.said import not_one_per_row
 from attrfn._explain.target import Chosen, select
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.guard import called
@@ -51,12 +52,7 @@ def outcome(outputs: Any, chosen: Chosen, batch: int, copies: int, name: str) ->
             called(name, chosen, outputs), f"the callable {name}", name
         )
         if outputs.numel() not in (copies, rows):
-            raise ValueError(
-                f"the callable {name} returned shape {tuple(outputs.shape)} for {rows} row(s), "
-                "expected one value per row, or one for the whole batch: it sees several copies "
-                "of the batch at once, so bind per-example tensors with functools.partial, or use "
-                "chunk_size=1"
-            )
+            raise ValueError(not_one_per_row(outputs, rows, name, ", or one for the whole batch"))
         per_batch = outputs.ndim == 0 or outputs.numel() < rows
         return Outcome(outputs.reshape(-1), per_batch, dtype, integers)
     outputs, dtype, integers = _tensor(outputs, "model_fn", name)

@@ -10,8 +10,11 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from attrfn._explain.said import not_one_per_row
 from attrfn._torch.autodiff import transforming
+from attrfn._torch.compiling import is_compiling
 from attrfn._torch.guard import called, refuse_unusual
+from attrfn._torch.say import say
 from attrfn._torch.typing import Index, Target
 
 _SPEAK_OF_TARGETS = (__file__, str(Path(__file__).with_name("output.py")))
@@ -61,6 +64,8 @@ def choose(target: Target, batch: int, name: str = "target") -> Chosen:
         return (_index(target),)
     if isinstance(target, tuple) and all(map(_is_index, target)):
         return tuple([_index(t) for t in target])
+    if isinstance(target, tuple) and any(isinstance(t, Tensor) for t in target):
+        return _with_tensors(target, batch, name)
     if callable(target):
         return target
     raise TypeError(
@@ -95,8 +100,8 @@ def select(outputs: Any, chosen: Chosen, rows: int, name: str = "target") -> Ten
     if outputs.ndim == 0 or outputs.shape[0] != rows:
         raise ValueError(
             f"model_fn returned shape {tuple(outputs.shape)} for {rows} row(s), "
-            "expected the rows in dimension 0: a model without a batch axis needs batching='vmap' "
-            f"or 'loop', another axis order a callable {name}"
+            "expected the rows in dimension 0: wrap a model of one example in torch.func.vmap, and "
+            f"give another axis order a callable {name}"
         )
     if chosen is None:
         return _only_scalar(outputs, rows, name)
@@ -125,6 +130,7 @@ def _pick(
     shown = index[1:] if rows else index
     sizes = tuple(out.shape[1:] if rows else out.shape)
     if len(index) != depth:
+        one_more = rows and len(shown) == len(sizes) + 1
         entries = "1 entry" if len(shown) == 1 else f"{len(shown)} entries"
         raise ValueError(
             f"{name} {_show_index(shown)} has {entries}, but each example's output has "
@@ -133,6 +139,7 @@ def _pick(
                 "use None, there is nothing to choose"
                 if not sizes
                 else "give one int or slice for each of them (slices are summed)"
+                + (f", or inputs x[None] if all {len(out)} rows are one example" * one_more)
             )
         )
     for i, size in zip(shown, sizes, strict=True):
@@ -167,6 +174,8 @@ def _gather(outputs: Tensor, chosen: IndexPerExample, depth: int, name: str) -> 
         )
     if index.device != outputs.device:
         index = index.to(outputs.device)
+    if low is None and depth > 1 and not is_compiling():
+        return _in_turn(outputs, index, name)
     # One gather from the flattened outputs serves any number of dimensions; indices are counted
     # from the end here, because gather, unlike indexing, takes no negative ones.
     flat = index.new_zeros(index.shape[0])
@@ -180,7 +189,18 @@ def _gather(outputs: Tensor, chosen: IndexPerExample, depth: int, name: str) -> 
         if low is None or low[d] < 0:
             i = torch.where(i < 0, i + size, i)
         flat = i if d == 0 else flat * size + i
-    return outputs.reshape(len(flat), -1).gather(1, flat[:, None])[:, 0]
+    picked: Tensor = called(name, torch.gather, outputs.reshape(len(flat), -1), 1, flat[:, None])
+    return picked[:, 0]
+
+
+def _in_turn(outputs: Tensor, index: Tensor, name: str) -> Tensor:
+    """The same, dimension by dimension: an index out of range must not reach into the next row."""
+    for d in range(index.shape[1]):
+        i, size = index[:, d], outputs.shape[1]
+        i = torch.where(i < 0, i + size, i).reshape(-1, *[1] * (outputs.ndim - 1))
+        i = i.expand(-1, 1, *outputs.shape[2:])
+        outputs = called(name, torch.gather, outputs, 1, i)[:, 0]
+    return outputs
 
 
 def _called(value: Any, rows: int, name: str) -> Tensor:
@@ -189,11 +209,7 @@ def _called(value: Any, rows: int, name: str) -> Tensor:
             f"the callable {name} returned {_show(value)}, expected a tensor with one value per row"
         )
     if value.numel() != rows:
-        raise ValueError(
-            f"the callable {name} returned shape {tuple(value.shape)} for {rows} row(s), expected "
-            "one value per row: it sees several copies of the batch at once, so bind per-example "
-            "tensors with functools.partial, or use chunk_size=1"
-        )
+        raise ValueError(not_one_per_row(value, rows, name))
     return value.reshape(rows)
 
 
@@ -238,6 +254,21 @@ def _listed(target: list[Any], batch: int, name: str) -> Chosen:
     if len(widths) == 1 and not any(isinstance(i, slice) for entry in flat for i in entry):
         return _per_row(torch.tensor(flat).reshape(batch, -1))
     return flat
+
+
+def _with_tensors(target: tuple[Any, ...], batch: int, name: str) -> Chosen:
+    """A tuple of ints and integer tensors (), such as those that vmap maps over."""
+    for t in target:
+        kind = t.dtype if isinstance(t, Tensor) else type(t).__name__
+        integers = isinstance(t, Tensor) and t.ndim == 0 and not t.is_floating_point()
+        if (not _is_index(t) and not (integers and kind != torch.bool)) or isinstance(t, slice):
+            raise TypeError(
+                f"{name} is a tuple with {say(t)} among tensors, expected ints and integer tensors "
+                "of no dimensions: for tensors of the examples give a list of tuples"
+            )
+    device = next(t.device for t in target if isinstance(t, Tensor))
+    entries = [torch.as_tensor(t, device=device).long() for t in target]
+    return _per_row(torch.stack(entries).expand(batch, len(entries)))
 
 
 def _is_index(value: Any) -> bool:

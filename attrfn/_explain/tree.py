@@ -45,6 +45,8 @@ def flatten(tree: Tree, name: str = "inputs") -> tuple[Leaves, Callable[[Sequenc
                 "one with torch.tensor, or bind it with functools.partial(model, ...) if it is not "
                 "to be explained"
             )
+        if leaf.layout != torch.strided:
+            raise TypeError(f"{name} holds a tensor of {leaf.layout}, expected dense tensors")
 
     def rebuild(new: Sequence[Any]) -> Tree:
         return optree.tree_unflatten(spec, new)

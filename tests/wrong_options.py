@@ -130,7 +130,15 @@ WRONG: dict[str, dict[str, Any]] = {
 }
 """By option and by what is wrong with the value."""
 
-RIGHT = {("interactions", "n_samples", "none"), ("feature_scores", "attributions", "length")}
+RIGHT = {("feature_scores", "attributions", "length")}
+RIGHT |= {
+    (name, "n_samples", "none")
+    for name in ("interactions", "kernel_shap", "lime", "shapley_value_sampling")
+}
+TAKE_ARRAYS = ["feature_ablation", "feature_permutation", "interactions", "kernel_shap", "lime"]
+TAKE_ARRAYS += ["neuron_feature_ablation", "occlusion", "rise", "shapley_value_sampling"]
+TAKE_ARRAYS += ["shapley_values"]
+RIGHT |= {(name, "inputs", "array") for name in TAKE_ARRAYS}
 """Cells whose value is right for that method."""
 
 FIELDS = {"Split": ("head", "tail")}

@@ -82,7 +82,7 @@ def repeat_bound(bound: Any, batch: int, copies: int) -> Any:
     def repeat(value: Any) -> Any:
         if isinstance(value, functools.partial):
             return repeat_bound(value, batch, copies)
-        if not isinstance(value, Tensor) or not _is_row(value, batch):
+        if not isinstance(value, Tensor) or not is_row(value, batch):
             return value
         return value.repeat(copies, *[1] * (value.ndim - 1))
 
@@ -102,10 +102,11 @@ def binds_rows(bound: Any, batch: int) -> bool:
     return any(
         binds_rows(value, batch)
         if isinstance(value, functools.partial)
-        else isinstance(value, Tensor) and _is_row(value, batch)
+        else isinstance(value, Tensor) and is_row(value, batch)
         for value in leaves_of(arguments)
     )
 
 
-def _is_row(value: Tensor, batch: int) -> bool:
+def is_row(value: Tensor, batch: int) -> bool:
+    """Whether a bound tensor has a row for each example, as it seems."""
     return not isinstance(value, nn.Parameter) and value.ndim > 0 and value.shape[0] == batch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -75,10 +75,11 @@ def select(outputs: Any, chosen: Chosen, rows: int, name: str = "target") -> Ten
     """
     if callable(chosen):
         return _called(chosen(outputs), rows, name)
+    outputs = main_tensor(outputs)
     if not isinstance(outputs, Tensor):
         raise TypeError(
             f"the explained function returned {_show(outputs)}, expected a tensor: give {name} "
-            f"as a callable that picks one, such as lambda out: out[0][:, 1]"
+            f"as a callable that picks one, such as {picks(outputs, chosen)}"
         )
     if outputs.ndim == 0 and rows == 1:
         outputs = outputs[None]
@@ -95,6 +96,9 @@ def select(outputs: Any, chosen: Chosen, rows: int, name: str = "target") -> Ten
         )
     if chosen is None:
         return _only_scalar(outputs, rows, name)
+    given = _entries(chosen)
+    if 0 < given < outputs.ndim - 1 and outputs.shape[1 + given :].numel() == 1:
+        outputs = outputs.flatten(given)  # dimensions of size 1 at the end leave nothing to choose
     depth = outputs.ndim - 1
     if isinstance(chosen, IndexPerExample):
         return _gather(outputs, chosen, depth, name)
@@ -103,6 +107,36 @@ def select(outputs: Any, chosen: Chosen, rows: int, name: str = "target") -> Ten
             [_pick(out, index, depth, name) for out, index in zip(outputs, chosen, strict=True)]
         )
     return _pick(outputs, (slice(None), *chosen), depth + 1, name, rows=True)
+
+
+def main_tensor(outputs: Any) -> Any:
+    """The logits, where outputs have a tensor of that name as those of transformers do."""
+    if isinstance(outputs, Tensor):
+        return outputs
+    fields = outputs if isinstance(outputs, Mapping) else getattr(outputs, "__dict__", {})
+    logits = fields.get("logits")
+    return logits if isinstance(logits, Tensor) else outputs
+
+
+def picks(outputs: Any, chosen: Chosen) -> str:
+    """A callable that picks from outputs that are no tensor, as text."""
+    index = chosen[0] if isinstance(chosen, tuple) and len(chosen) == 1 else 1
+    index = index if isinstance(index, int) else 1
+    if not isinstance(outputs, Mapping):
+        return f"lambda out: out[0][:, {index}]"
+    key = next((k for k, v in outputs.items() if isinstance(v, Tensor)), "logits")
+    return (
+        f"lambda o: o.{key}[:, {index}]"
+        if hasattr(outputs, str(key))
+        else (f"lambda o: o[{key!r}][:, {index}]")
+    )
+
+
+def _entries(chosen: Any) -> int:
+    """How many entries the index of an example has."""
+    if isinstance(chosen, IndexPerExample):
+        return chosen.rows.shape[1]
+    return len(chosen) if isinstance(chosen, tuple) else max(map(len, chosen), default=0)
 
 
 def _only_scalar(outputs: Tensor, rows: int, name: str) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from attrfn._copies.batch import row_sums
+from attrfn._explain.target import main_tensor
 from attrfn._torch import pytree
 from attrfn._torch.autodiff import (
     gradients_allowed,
@@ -100,13 +101,22 @@ def call_model(model_fn: ModelFn, inputs: Tree, *, fresh: bool = False) -> Any:
     if not is_arguments(inputs):
         inputs = (inputs,)
     with twice_differentiable(False), gradients_allowed():
-        return normal_bound(model_fn)(*(inputs if fresh else clone_tensors(inputs)))
+        try:
+            return normal_bound(model_fn)(*(inputs if fresh else clone_tensors(inputs)))
+        except RuntimeError as error:
+            if "Can't call numpy() on Tensor that requires grad" not in str(error):
+                raise
+            raise TypeError(
+                "model_fn turns tensors into NumPy arrays, which no gradient passes, expected "
+                "operations of torch: use a perturbation method, such as attrfn.kernel_shap or "
+                "attrfn.feature_ablation, which explains any Python model"
+            ) from error
 
 
 def output_width(model_fn: ModelFn, inputs: Tree) -> int | None:
     """The number of outputs of each example, if they are a tensor (B, K)."""
     leaves, rebuild = flatten(inputs)
-    outputs = call_model(model_fn, rebuild([t.detach() for t in leaves]))
+    outputs = main_tensor(call_model(model_fn, rebuild([t.detach() for t in leaves])))
     return outputs.shape[1] if isinstance(outputs, Tensor) and outputs.ndim == 2 else None
 
 

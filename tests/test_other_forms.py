@@ -111,6 +111,9 @@ def test_arrays_are_taken(name: str) -> None:
     found = PERTURBATION[name](f, array)
     assert_close(found, PERTURBATION[name](f, X))
     assert (array == X.numpy()).all()
+    if name in ("shapley_values", "kernel_shap"):
+        gap = attrfn.completeness_delta(lambda x: torch.as_tensor(f(x)), array, found)
+        assert_close(gap, torch.zeros_like(gap), atol=1e-9)
     both = PERTURBATION[name](lambda x, y: f(x) + f(y), (array, X))
     assert [t.shape for t in both] == [(3, 4), (3, 4)]
 
@@ -277,6 +280,9 @@ def test_maps_of_tuples_and_channels(method: Any) -> None:
     maps = run(per_channel=True)
     assert maps[0].shape == (2, 4, 6, 6)
     assert_close(maps[0].sum(1, keepdim=True), first)
+    for other in (attrfn.guided_grad_cam, attrfn.ablation_cam):
+        with pytest.raises(TypeError, match=r"layer 'pair' gives a tuple.*reshape="):
+            other(net, images, layer="pair", target=1)
     if method is attrfn.grad_cam:  # the gradient of a mean over places, by hand
         weight = net.last.weight[1, :4] / 36
         assert_close(maps[0], weight[:, None, None] * net.pair(images)[0].detach())

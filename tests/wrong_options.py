@@ -135,7 +135,14 @@ RIGHT |= {
     (name, "n_samples", "none")
     for name in ("interactions", "kernel_shap", "lime", "shapley_value_sampling")
 }
-TAKE_ARRAYS = ["feature_ablation", "feature_permutation", "interactions", "kernel_shap", "lime"]
+TAKE_ARRAYS = [
+    "completeness_delta",
+    "feature_ablation",
+    "feature_permutation",
+    "interactions",
+    "kernel_shap",
+    "lime",
+]
 TAKE_ARRAYS += ["neuron_feature_ablation", "occlusion", "rise", "shapley_value_sampling"]
 TAKE_ARRAYS += ["shapley_values"]
 RIGHT |= {(name, "inputs", "array") for name in TAKE_ARRAYS}

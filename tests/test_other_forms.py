@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -160,7 +161,7 @@ def test_logits_are_taken(method: Any) -> None:
     for outputs in (
         lambda x: Output(logits=NET(x)),
         lambda x: Output(loss=NET(x).sum(), logits=NET(x), hidden_states=(x,)),
-        lambda x: {"logits": NET(x)},
+        lambda x: SimpleNamespace(logits=NET(x), other=x),
     ):
         for target in (1, torch.tensor([0, 2, 1])):
             assert_close(method(outputs, X, target=target), method(NET, X, target=target))
@@ -171,7 +172,7 @@ def test_other_fields_need_a_callable(method: Any) -> None:
     """The message shows one that works."""
     for outputs, advice in (
         (lambda x: Output(last_hidden_state=NET(x)), "lambda o: o.last_hidden_state[:, 2]"),
-        (lambda x: {"scores": NET(x)}, "lambda o: o['scores'][:, 2]"),
+        (lambda x: {"logits": NET(x), "x": x}, "lambda o: o['logits'][:, 2]"),
         (lambda x: (NET(x), x), "lambda out: out[0][:, 2]"),
     ):
         with pytest.raises(TypeError) as error:
@@ -181,7 +182,7 @@ def test_other_fields_need_a_callable(method: Any) -> None:
 
 
 def test_compiled_targets_of_logits_are_checked() -> None:
-    explain = attrfn.compile(attrfn.gradient, lambda x: {"logits": NET(x)}, backend="eager")
+    explain = attrfn.compile(attrfn.gradient, lambda x: Output(logits=NET(x)), backend="eager")
     assert_close(explain(X, target=1), attrfn.gradient(NET, X, target=1))
     with pytest.raises(ValueError, match="out of range"):
         explain(X, target=3)

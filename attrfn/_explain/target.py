@@ -113,8 +113,7 @@ def main_tensor(outputs: Any) -> Any:
     """The logits, where outputs have a tensor of that name as those of transformers do."""
     if isinstance(outputs, Tensor):
         return outputs
-    fields = outputs if isinstance(outputs, Mapping) else getattr(outputs, "__dict__", {})
-    logits = fields.get("logits")
+    logits = getattr(outputs, "logits", None)
     return logits if isinstance(logits, Tensor) else outputs
 
 

@@ -24,6 +24,18 @@ PUBLIC = {
         neuron_integrated_gradients noise_tunnel occlusion random rise rules saliency score_cam
         shapley_value_sampling shapley_values split surrogates with_rules xgrad_cam
     """,
+    "attrfn.metrics": """
+        Comparison Curve aopc compare completeness_delta complexity comprehensiveness deletion
+        dummy_violations effective_complexity efficient_mprt faithfulness_correlation
+        faithfulness_estimate infidelity input_invariance insertion local_lipschitz
+        localization_auc model_parameter_randomization monotonicity pointing_game random_logit
+        relative_input_stability relative_output_stability relative_representation_stability
+        relevance_mass relevance_rank removal_curve road sensitivity_avg sensitivity_max
+        sensitivity_n similarity sparseness sufficiency symmetric_relevance_gain top_k_intersection
+    """,
+    "attrfn.metrics.similarity": """
+        cosine pearson spearman ssim
+    """,
     "attrfn.random": """
         as_key bernoulli bits fold_in key normal permutation randint split uniform
     """,

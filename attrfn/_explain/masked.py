@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attrfn._copies.batch import flat_rows, repeat_bound, wide
-from attrfn._copies.chunks import Chunks, at_once, over_chunks
+from attrfn._copies.chunks import Chunks, at_once, check_chunks, over_chunks
 from attrfn._copies.memory import Peak, unmeasured_copies
 from attrfn._explain.baseline import fill_baselines
 from attrfn._explain.black_box import as_tensors, evaluated, fit_for, has_no_rows, on_whole
@@ -214,6 +214,7 @@ def masked(
         TypeError: The target or the outputs are of no known kind.
         ValueError: The batch sizes disagree, or the baselines do not fit.
     """
+    check_chunks(chunks)
     given = as_tensors(inputs)
     inputs = fit_for(baselines, given)
     whole = (target is None or callable(target)) and has_no_rows(flatten(inputs)[0])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,14 +11,15 @@ from torch import Tensor
 
 from attrfn._copies.batch import row_sums
 from attrfn._explain.target import main_tensor
+from attrfn._model.arguments import compiled_arguments, own_arguments
 from attrfn._torch import pytree
 from attrfn._torch.autodiff import (
     gradients_allowed,
     in_inference,
-    normal_tensors,
-    transforming,
     twice_differentiable,
 )
+from attrfn._torch.compiling import is_compiling
+from attrfn._torch.inference import AsNoGrad, is_as_no_grad
 from attrfn._torch.typing import Leaves, ModelFn, Tree
 
 
@@ -102,7 +102,10 @@ def call_model(model_fn: ModelFn, inputs: Tree, *, fresh: bool = False) -> Any:
         inputs = (inputs,)
     with twice_differentiable(False), gradients_allowed():
         try:
-            return normal_bound(model_fn)(*(inputs if fresh else clone_tensors(inputs)))
+            if is_as_no_grad():
+                with AsNoGrad():
+                    return own_bound(model_fn)(*(inputs if fresh else clone_tensors(inputs)))
+            return own_bound(model_fn)(*(inputs if fresh else clone_tensors(inputs)))
         except RuntimeError as error:
             if "Can't call numpy() on Tensor that requires grad" not in str(error):
                 raise
@@ -137,16 +140,11 @@ def is_arguments(inputs: Tree) -> bool:
     return isinstance(inputs, tuple) and not hasattr(inputs, "_fields")
 
 
-def normal_bound(bound: Any) -> Any:
-    """A partial without inference tensors among its arguments, which autograd refuses to save."""
-    if not isinstance(bound, functools.partial) or transforming():
-        return bound
-    if not (bound.args or bound.keywords):
-        return bound
-    args = [normal_bound(a) for a in bound.args]
-    kwargs = {k: normal_bound(v) for k, v in bound.keywords.items()}
-    args, kwargs = normal_tensors((args, kwargs))
-    return functools.partial(bound.func, *args, **kwargs)
+def own_bound(bound: Any) -> Any:
+    """A partial with private copies of its arguments, so that a run starts from the user's."""
+    if is_compiling():
+        return compiled_arguments(bound)
+    return own_arguments(bound)
 
 
 def clone_tensors(tree: Tree) -> Tree:

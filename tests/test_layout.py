@@ -35,6 +35,7 @@ EXTRAS = {
 # maps, guided Grad-CAM is a CAM times guided backprop, interactions are games as Shapley values
 # are, and KernelSHAP fits its design.
 METHODS_ON_METHODS = {
+    ("deep_lift", "deep_lift_options"),
     ("cam", "maps"),
     ("mask_cam", "maps"),
     ("guided_grad_cam", "maps"),

@@ -138,7 +138,10 @@ def _same(inputs: Tree, keys: Tensor) -> Tree:
 
 def _by_keys(attack: Callable[..., Tree]) -> tuple[Callable[..., Tree], bool]:
     """An attack as a function of inputs and keys, and whether it uses the keys."""
-    parameters = inspect.signature(attack).parameters
+    try:
+        parameters = inspect.signature(attack).parameters
+    except (AttributeError, ValueError):
+        return attack, True  # builtins have no signature, nor do functions made in compiled code
     if "key" in parameters:
         bound = attack.keywords if isinstance(attack, functools.partial) else {}
         if "key" not in bound:

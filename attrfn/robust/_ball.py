@@ -15,6 +15,8 @@ from attrfn._explain.baseline import broadcasts, fill_baselines, per_leaf
 from attrfn._explain.explain import Explained, explain
 from attrfn._explain.tree import batch_size, each, flatten
 from attrfn._torch.autodiff import transforming
+from attrfn._torch.guard import called, refuse_unusual
+from attrfn._torch.say import say
 from attrfn._torch.typing import Leaves, ModelFn, Target, Tree
 from attrfn.robust._objective import Objective, as_target
 
@@ -107,7 +109,9 @@ def attacked(
 def _mask(m: Any, x: Tensor) -> Tensor | None:
     if m is None:
         return None
-    m = torch.as_tensor(m, device=x.device)
+    m = called("mask", torch.as_tensor, m)
+    refuse_unusual(m, "mask")
+    m = m.to(x.device)
     may_change: Tensor = m != 0
     if not broadcasts(m, x.shape):
         raise ValueError(
@@ -127,8 +131,7 @@ def _box(bounds: Any, inputs: Tree, x: Leaves) -> tuple[Leaves | None, Leaves | 
         return None, None
     if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
         raise TypeError(
-            f"bounds is {bounds if isinstance(bounds, Real) else f'a {type(bounds).__name__}'}, "
-            "expected a pair (low, high) of numbers, tensors or None"
+            f"bounds is {say(bounds)}, expected a pair (low, high) of numbers, tensors or None"
         )
     low, high = bounds
     return (
@@ -163,24 +166,24 @@ def amount(name: str, value: Any, a: Attacked) -> Amount:
         TypeError: It is neither.
         ValueError: It is negative or not finite, or a tensor of another shape.
     """
-    wrong = f"{name} is negative or not finite, expected finite numbers of at least 0"
+    most = min([torch.finfo(t.dtype).max for t in a.p.x])
+    wrong = f"{name} is {say(value)}, expected finite numbers of at least 0"
     if isinstance(value, Tensor) and not (value.is_complex() or value.dtype == torch.bool):
         if tuple(value.shape) not in ((), (1,), (a.p.batch,)):
             raise ValueError(
                 f"{name} has shape {tuple(value.shape)}, expected () or ({a.p.batch},) with one "
                 "number for each example"
             )
-        if not transforming() and not bool(((value >= 0) & (value < math.inf)).all()):
+        if not transforming() and not bool(((value >= 0) & (value <= most)).all()):
             raise ValueError(wrong)
         # Without a graph unless one is wanted, as the inputs.
         return value if a.p.create_graph or transforming() else value.detach()
     if isinstance(value, (bool, Tensor)) or not isinstance(value, Real):
         raise TypeError(
-            f"{name} is a {type(value).__name__}, expected a number or a tensor (B,) with one for "
-            "each example"
+            f"{name} is {say(value)}, expected a number or a tensor (B,) with one for each example"
         )
     number = float(value)
-    if not 0 <= number < math.inf:
+    if not 0 <= number <= most:
         raise ValueError(wrong)
     return number
 

@@ -14,6 +14,7 @@ from attrfn._copies.batch import wide
 from attrfn._copies.chunks import Chunks, over_chunks
 from attrfn._explain.forms import documented
 from attrfn._torch.precision import widest
+from attrfn._torch.say import say
 from attrfn._torch.typing import ChunkSize, Key, ModelFn, Tree
 from attrfn.robust._options import SearchOptions
 from attrfn.robust._rows import Attempted, attempted
@@ -81,7 +82,7 @@ def attack_comparator(
     if "original" in attacks:
         raise ValueError("attacks has 'original', which names the inputs themselves: rename it")
     if not callable(metric):
-        raise TypeError(f"metric is a {type(metric).__name__}, expected metric(outputs) -> (B,)")
+        raise TypeError(f"metric is {say(metric)}, expected metric(outputs) -> (B,)")
     a = attempted(model_fn, inputs, n_attempts, key)
     runs = {"original": (_same, False)} | {k: _by_keys(f) for k, f in attacks.items()}
     return {
@@ -98,12 +99,11 @@ def attack_comparator(
 
 def _check_functions(attacks: object) -> None:
     if not isinstance(attacks, Mapping):
-        raise TypeError(f"attacks is a {type(attacks).__name__}, expected a dict of functions")
+        raise TypeError(f"attacks is {say(attacks)}, expected a dict of functions")
     for name, attack in attacks.items():
         if not callable(attack):
             raise TypeError(
-                f"attacks[{name!r}] is a {type(attack).__name__}, expected attack(inputs, keys) -> "
-                "inputs"
+                f"attacks[{say(name)}] is {say(attack)}, expected attack(inputs, keys) -> inputs"
             )
 
 

@@ -9,8 +9,9 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from attrfn._copies.batch import wide
+from attrfn._copies.batch import is_one_of, wide
 from attrfn._explain.target import Chosen, IndexPerExample, choose, select
+from attrfn._torch.say import say
 from attrfn._torch.typing import Target
 
 Objective: TypeAlias = Literal["cross_entropy", "margin", "target"] | Callable[[Any], Tensor]
@@ -26,11 +27,11 @@ def as_target(objective: Objective, target: Target, batch: int) -> tuple[Target,
     """
     if callable(objective):
         return objective, "objective", 1
-    if objective == "target":
+    if is_one_of(objective, "target"):
         return target, "target", -1
-    if objective not in _RISES:
+    if not is_one_of(objective, *_RISES):
         raise ValueError(
-            f"objective is {objective!r}, expected 'cross_entropy', 'margin', 'target' or a "
+            f"objective is {say(objective)}, expected 'cross_entropy', 'margin', 'target' or a "
             "callable outputs -> (B,)"
         )
     label = label_of(target, batch, f"objective={objective!r}")
@@ -51,10 +52,9 @@ def label_of(target: Target, batch: int, asked_by: str) -> IndexPerExample:
             return IndexPerExample(torch.full((batch, 1), index), (index,), (index,))
     if isinstance(chosen, IndexPerExample) and chosen.rows.shape[1] == 1:
         return chosen
-    kind = "None" if target is None else f"a {type(target).__name__}"
     raise TypeError(
-        f"target is {kind}, expected a class for {asked_by}: an int, or an integer tensor () or "
-        "(B,); for other targets use objective='target' or a callable"
+        f"target is {say(target)}, expected a class for {asked_by}: an int or an integer tensor () "
+        "or (B,); for other targets use objective='target' or a callable"
     )
 
 

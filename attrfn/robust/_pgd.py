@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from attrfn import random
-from attrfn._copies.batch import wide
+from attrfn._copies.batch import is_one_of, wide
 from attrfn._copies.chunks import Chunks, over_chunks
 from attrfn._copies.progress import steps
 from attrfn._explain.forms import documented
 from attrfn._explain.noise import count_of
 from attrfn._explain.tree import each
 from attrfn._random.keys import row_keys, sample_keys
+from attrfn._torch.say import say
 from attrfn._torch.typing import ChunkSize, Key, Leaves, ModelFn, Target, Tree
 from attrfn.robust._ball import Amount, Attacked, amount, attacked, norms, rows_of, scaled_to, times
 from attrfn.robust._objective import Objective
@@ -82,8 +83,8 @@ def pgd(
         Madry, Makelov, Schmidt, Tsipras and Vladu, Towards Deep Learning Models Resistant to
         Adversarial Attacks, 2017. https://arxiv.org/abs/1706.06083
     """
-    if norm not in ("linf", "l2"):
-        raise ValueError(f"norm is {norm!r}, expected 'linf' or 'l2'")
+    if not is_one_of(norm, "linf", "l2"):
+        raise ValueError(f"norm is {say(norm)}, expected 'linf' or 'l2'")
     count_of("n_steps", n_steps)
     count_of("n_restarts", n_restarts)
     a = attacked(

@@ -15,6 +15,7 @@ from attrfn._explain.rows import like_rows
 from attrfn._explain.tree import call_model
 from attrfn._random.keys import row_keys, sample_keys
 from attrfn._torch.autodiff import transforming
+from attrfn._torch.guard import called
 from attrfn._torch.typing import Key, Leaves, ModelFn, Tree
 
 # The stream of a key, as in attrfn._explain.noise: changing it changes the numbers of every user.
@@ -41,7 +42,8 @@ class Attempted(NamedTuple):
         """
         copies, p = each_row[0].shape[0], self.p
         x = flat_rows(tuple([t.expand(copies, *t.shape).clone() for t in p.x]))
-        found = repeat_bound(attack, p.batch, copies)(p.rebuild(x), *flat_rows(each_row))
+        run = repeat_bound(attack, p.batch, copies)
+        found = called("attack", run, p.rebuild(x), *flat_rows(each_row))
         return like_rows(found, p.x, copies, "attack")
 
     def numbers(self, f: Callable[[Any], Any], name: str, points: Leaves) -> Tensor:
@@ -51,16 +53,17 @@ class Attempted(NamedTuple):
             outputs = call_model(
                 repeat_bound(p.model, p.batch, copies), p.rebuild(flat_rows(points))
             )
-            found = repeat_bound(f, p.batch, copies)(outputs)
+            found = called(name, repeat_bound(f, p.batch, copies), outputs)
         if not isinstance(found, Tensor):
-            found = torch.as_tensor(found, device=p.x[0].device)
+            found = called(name, torch.as_tensor, found)
         if found.shape != (copies * p.batch,):
             raise ValueError(
                 f"{name} returned shape {tuple(found.shape)} for {copies * p.batch} row(s), "
                 "expected one value for each: it sees several copies of the batch, so bind tensors "
                 "with a row for each example with functools.partial, or use chunk_size=1"
             )
-        return found.reshape(copies, p.batch)
+        numbers: Tensor = found.reshape(copies, p.batch)
+        return numbers
 
     def keys_of(self, attempts: Tensor | slice) -> Tensor:
         """The keys of some attempts, (S, B, 2)."""

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Set
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from attrfn._copies.batch import is_one_of
 from attrfn._copies.chunks import Chunks, over_chunks
 from attrfn._explain.forms import documented
 from attrfn._explain.target import IndexPerExample, select
 from attrfn._explain.tree import each
+from attrfn._torch.guard import called, refuse_unusual
 from attrfn._torch.precision import widest
+from attrfn._torch.say import say
 from attrfn._torch.typing import ChunkSize, Key, Leaves, ModelFn, Target, Tree
 from attrfn.robust._objective import label_of
 from attrfn.robust._options import SearchOptions
@@ -85,12 +88,10 @@ def min_param_perturbation(
         >>> robust.min_param_perturbation(f, torch.ones(1, 2), attack, values=values, target=0)
         MinParam(inputs=tensor([[1.2500, 0.7500]]), value=tensor([0.2500]), found=tensor([True]))
     """
-    if mode not in ("linear", "binary"):
-        raise ValueError(f"mode is {mode!r}, expected 'linear' or 'binary'")
+    if not is_one_of(mode, "linear", "binary"):
+        raise ValueError(f"mode is {say(mode)}, expected 'linear' or 'binary'")
     if not callable(attack):
-        raise TypeError(
-            f"attack is a {type(attack).__name__}, expected attack(inputs, value, keys) -> inputs"
-        )
+        raise TypeError(f"attack is {say(attack)}, expected attack(inputs, value, keys) -> inputs")
     a = attempted(model_fn, inputs, n_attempts, key)
     strengths = _strengths(values, a.p.x)
     if correct is None:
@@ -185,10 +186,11 @@ def _binary(a: Attempted, tried: _Try, nothing: _First, values: Tensor, chunks: 
 
 def _strengths(given: Any, x: Leaves) -> Tensor:
     """The values of the search, (K,)."""
-    values = given if isinstance(given, Tensor) else torch.as_tensor(list(given))
-    if not isinstance(given, Tensor) and values.is_floating_point():
-        kinds = [t.dtype for t in x if t.is_floating_point()]
-        values = torch.as_tensor(list(given), dtype=kinds[0] if kinds else None)
+    if isinstance(given, Tensor):
+        refuse_unusual(given, "values")
+        values = given
+    else:
+        values = called("values", _as_tensor, given, x)
     if values.dtype == torch.bool or values.is_complex():
         raise TypeError(f"values has {values.dtype}, expected real numbers")
     if values.ndim != 1 or values.shape[0] == 0:
@@ -196,6 +198,17 @@ def _strengths(given: Any, x: Leaves) -> Tensor:
             f"values has shape {tuple(values.shape)}, expected (K,) with at least one value"
         )
     return values.to(x[0].device)
+
+
+def _as_tensor(given: Any, x: Leaves) -> Tensor:
+    """Numbers as a tensor: fractions in the type of the inputs."""
+    if isinstance(given, (Set, Mapping, str, bytes)):
+        raise TypeError(f"values is {say(given)}, expected a tensor (K,) or a list of numbers")
+    values = torch.as_tensor(given if hasattr(given, "__array__") else list(given))
+    if hasattr(given, "__array__") or not values.is_floating_point():
+        return values
+    kinds = [t.dtype for t in x if t.is_floating_point()]
+    return torch.as_tensor(list(given), dtype=kinds[0] if kinds else None)
 
 
 def _is_class(outputs: Any, *, label: IndexPerExample) -> Tensor:

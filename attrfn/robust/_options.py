@@ -49,7 +49,14 @@ class AttackOptions(GraphOptions, total=False):
     prefix of those. ``None``: all."""
 
 
-class SearchOptions(TypedDict, total=False):
+class RandomOptions(TypedDict, total=False):
+    """What a random attack takes."""
+
+    key: Key
+    """An int or a key of :mod:`attrfn.random`, (2,), or (B, 2) with one for each example."""
+
+
+class SearchOptions(RandomOptions, total=False):
     """What a function that runs attacks of the user takes.
 
     Raises:
@@ -66,9 +73,6 @@ class SearchOptions(TypedDict, total=False):
 
     n_attempts: int
     """How often an attack runs, each time with other keys."""
-
-    key: Key
-    """An int or a key of :mod:`attrfn.random`, (2,), or (B, 2) with one for each example."""
 
     chunk_size: ChunkSize
     """How many copies of the batch are attacked at once: ``"auto"`` (as many as fit into memory;

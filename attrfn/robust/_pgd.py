@@ -20,13 +20,13 @@ from attrfn._torch.say import say
 from attrfn._torch.typing import ChunkSize, Key, Leaves, ModelFn, Target, Tree
 from attrfn.robust._ball import Amount, Attacked, amount, attacked, norms, rows_of, scaled_to, times
 from attrfn.robust._objective import Objective
-from attrfn.robust._options import AttackOptions, SearchOptions
+from attrfn.robust._options import AttackOptions, RandomOptions
 
 # The streams of a key, as in attrfn._explain.noise: changing one changes the numbers of every user.
 _LENGTH, _DIRECTION = 0, 1
 
 
-@documented(AttackOptions, SearchOptions, scores=None)
+@documented(AttackOptions, RandomOptions, scores=None)
 def pgd(
     model_fn: ModelFn,
     inputs: Tree,

@@ -47,7 +47,8 @@ def fit_for(baselines: Baselines, inputs: Tree) -> Tree:
 
 def has_no_rows(x: Leaves) -> bool:
     """Whether dimension 0 cannot be that of the examples: its sizes differ."""
-    return all(t.ndim for t in x) and len({t.shape[0] for t in x}) > 1
+    # Sizes in a set would make a graph for each of them.
+    return all(t.ndim for t in x) and any(t.shape[0] != x[0].shape[0] for t in x[1:])
 
 
 def on_whole(model: ModelFn) -> ModelFn:

@@ -91,7 +91,7 @@ def channel_map(
             return finish(weighted, inputs, relu, upsample)
 
         # A layer with several tensors has a map of each, unless reshape makes one of them.
-        return of_tensor(a, g) if reshape else optree.tree_map(of_tensor, a, g)
+        return of_tensor(a, g) if reshape is not None else optree.tree_map(of_tensor, a, g)
 
     return each_layer(one, layer)
 

@@ -231,7 +231,8 @@ def _called_from_inside() -> bool:
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
-        if name.startswith("attrfn.") and not name.startswith("attrfn._compile"):
+        # A repeated call stands in this file, and attrfn.compile calls the method itself.
+        if name.startswith("attrfn.") and not name.startswith((__name__, "attrfn._compile")):
             return True
         frame = frame.f_back
     return False

@@ -194,6 +194,8 @@ def _flaw(value: Any) -> str:
     for t in _tensors(value):
         if words := unusual(t):
             return f"holds a {words}: expected ordinary, dense tensors"
+        if t.dtype == torch.bool:
+            return "holds a tensor of torch.bool: expected numbers"
     return ""
 
 

@@ -45,7 +45,8 @@ def shapes(layout: Layout | None, *, batch: bool) -> Shapes:
     """
     if layout not in (None, "CHW", "HWC"):
         raise ValueError(
-            f"layout is {say(layout)}, expected 'CHW', 'HWC' or None: the channels come first or last"
+            f"layout is {say(layout)}, expected 'CHW', 'HWC' or None: the channels come "
+            "first or last"
         )
     return Shapes("B, " * batch, layout or "CHW", layout is not None)
 
@@ -67,8 +68,8 @@ def maps(
     """
     if channels not in ("mean", "sum"):
         raise ValueError(
-            f"channels is {say(channels)}, expected 'mean' or 'sum': 'sum' is for attributions that "
-            "are divided among the channels"
+            f"channels is {say(channels)}, expected 'mean' or 'sum': 'sum' is for attributions "
+            "that are divided among the channels"
         )
     data = numbers(value, name, form.words)
     if data.ndim < max(form.words):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from attrfn._explain.said import not_one_per_row
+from attrfn._explain.said import index_text, not_one_per_row, picks, shown
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.compiling import is_compiling
 from attrfn._torch.guard import called, refuse_unusual
@@ -69,7 +69,7 @@ def choose(target: Target, batch: int, name: str = "target") -> Chosen:
     if callable(target):
         return target
     raise TypeError(
-        f"{name} is {_show(target)}, expected None, an int, a tuple of ints and slices, an integer "
+        f"{name} is {shown(target)}, expected None, an int, a tuple of ints and slices, an integer "
         "tensor, a list with one int or tuple per example, or a callable of the outputs"
     )
 
@@ -85,17 +85,18 @@ def select(outputs: Any, chosen: Chosen, rows: int, name: str = "target") -> Ten
     """
     if callable(chosen):
         return _called(called(name, chosen, outputs), rows, name)
+    outputs = main_tensor(outputs)
     if not isinstance(outputs, Tensor):
         raise TypeError(
-            f"model_fn returned {_show(outputs)}, expected a tensor: give {name} "
-            f"as a callable that picks one, such as lambda out: out[0][:, 1]"
+            f"model_fn returned {shown(outputs)}, expected a tensor: give {name} "
+            f"as a callable that picks one, such as {picks(outputs, chosen)}"
         )
     if outputs.ndim == 0 and rows == 1:
         outputs = outputs[None]
     if outputs.ndim == 0 and chosen is not None:
         raise ValueError(
             f"model_fn returned one value for {rows} row(s), but {name} is "
-            f"{_show(chosen)}, expected None, because there is nothing to choose from"
+            f"{shown(chosen)}, expected None, because there is nothing to choose from"
         )
     if outputs.ndim == 0 or outputs.shape[0] != rows:
         raise ValueError(
@@ -105,6 +106,9 @@ def select(outputs: Any, chosen: Chosen, rows: int, name: str = "target") -> Ten
         )
     if chosen is None:
         return _only_scalar(outputs, rows, name)
+    given = _entries(chosen)
+    if 0 < given < outputs.ndim - 1 and outputs.shape[1 + given :].numel() == 1:
+        outputs = outputs.flatten(given)  # dimensions of size 1 at the end leave nothing to choose
     depth = outputs.ndim - 1
     if isinstance(chosen, IndexPerExample):
         return _gather(outputs, chosen, depth, name)
@@ -113,6 +117,21 @@ def select(outputs: Any, chosen: Chosen, rows: int, name: str = "target") -> Ten
             [_pick(out, index, depth, name) for out, index in zip(outputs, chosen, strict=True)]
         )
     return _pick(outputs, (slice(None), *chosen), depth + 1, name, rows=True)
+
+
+def main_tensor(outputs: Any) -> Any:
+    """The logits, where outputs have a tensor of that name as those of transformers do."""
+    if isinstance(outputs, Tensor):
+        return outputs
+    logits = getattr(outputs, "logits", None)
+    return logits if isinstance(logits, Tensor) else outputs
+
+
+def _entries(chosen: Any) -> int:
+    """How many entries the index of an example has."""
+    if isinstance(chosen, IndexPerExample):
+        return chosen.rows.shape[1]
+    return len(chosen) if isinstance(chosen, tuple) else max(map(len, chosen), default=0)
 
 
 def _only_scalar(outputs: Tensor, rows: int, name: str) -> Tensor:
@@ -133,7 +152,7 @@ def _pick(
         one_more = rows and len(shown) == len(sizes) + 1
         entries = "1 entry" if len(shown) == 1 else f"{len(shown)} entries"
         raise ValueError(
-            f"{name} {_show_index(shown)} has {entries}, but each example's output has "
+            f"{name} {index_text(shown)} has {entries}, but each example's output has "
             f"{len(sizes)} dimension(s) of sizes {sizes}: "
             + (
                 "use None, there is nothing to choose"
@@ -145,13 +164,13 @@ def _pick(
     for i, size in zip(shown, sizes, strict=True):
         if not isinstance(i, slice) and not -size <= i < size:
             raise ValueError(
-                f"{name} {_show_index(shown)} is out of range for outputs of sizes {sizes} per "
+                f"{name} {index_text(shown)} is out of range for outputs of sizes {sizes} per "
                 f"example: expected {-size} to {size - 1} where it says {i}"
             )
     value = out[index]
     if value.numel() == 0 and 0 in value.shape[1 if rows else 0 :]:
         raise ValueError(
-            f"{name} {_show_index(shown)} selects nothing from outputs of sizes {sizes} per "
+            f"{name} {index_text(shown)} selects nothing from outputs of sizes {sizes} per "
             "example: expected slices with at least one index inside of them"
         )
     return value.flatten(1).sum(1) if rows and value.ndim > 1 else value if rows else value.sum()
@@ -206,7 +225,7 @@ def _in_turn(outputs: Tensor, index: Tensor, name: str) -> Tensor:
 def _called(value: Any, rows: int, name: str) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(
-            f"the callable {name} returned {_show(value)}, expected a tensor with one value per row"
+            f"the callable {name} returned {shown(value)}, expected a tensor with one value per row"
         )
     if value.numel() != rows:
         raise ValueError(not_one_per_row(value, rows, name))
@@ -244,7 +263,7 @@ def _listed(target: list[Any], batch: int, name: str) -> Chosen:
     for entry in entries:
         if not all(map(_is_index, entry)):
             raise TypeError(
-                f"{name} is a list with {_show(entry)}, expected an int or a tuple of ints and "
+                f"{name} is a list with {shown(entry)}, expected an int or a tuple of ints and "
                 "slices in each place"
             )
     flat = [tuple([_index(i) for i in entry]) for entry in entries]
@@ -279,13 +298,3 @@ def _is_index(value: Any) -> bool:
 
 def _index(value: Any) -> Index:
     return value if isinstance(value, slice) else int(value)
-
-
-def _show(value: Any) -> str:
-    text = repr(value) if not isinstance(value, Tensor) else ""
-    kind = type(value).__name__
-    return f"a {kind}" if not text or len(text) > 40 or "\n" in text else f"{text} ({kind})"
-
-
-def _show_index(index: tuple[Index, ...]) -> str:
-    return str(index[0]) if len(index) == 1 else str(tuple(index))

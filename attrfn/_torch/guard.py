@@ -194,6 +194,8 @@ def _flaw(value: Any) -> str:
     for t in _tensors(value):
         if words := unusual(t):
             return f"holds a {words}: expected ordinary, dense tensors"
+        if t.dtype == torch.bool:
+            return "holds a tensor of torch.bool: expected numbers"
     return ""
 
 
@@ -231,7 +233,8 @@ def _called_from_inside() -> bool:
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
-        if name.startswith("attrfn.") and not name.startswith("attrfn._compile"):
+        # A repeated call stands in this file, and attrfn.compile calls the method itself.
+        if name.startswith("attrfn.") and not name.startswith((__name__, "attrfn._compile")):
             return True
         frame = frame.f_back
     return False

@@ -23,7 +23,7 @@ Metric = Callable[..., Tensor]
 
 
 class Comparison(NamedTuple):
-    """What :func:`compare` found: ``values[method][metric]`` is one number per example, (B,).
+    """What ``compare`` found: ``values[method][metric]`` is one number per example, (B,).
 
     Attributes:
         values: From the names of methods to those of metrics to numbers (B,).
@@ -35,12 +35,12 @@ class Comparison(NamedTuple):
 
     @property
     def methods(self) -> list[str]:
-        """The names of the methods, in the order of the rows of :meth:`mean`."""
+        """The names of the methods, in the order of the rows of ``mean``."""
         return list(self.values)
 
     @property
     def metrics(self) -> list[str]:
-        """The names of the metrics, in the order of the columns of :meth:`mean`."""
+        """The names of the metrics, in the order of the columns of ``mean``."""
         return list(self.better)
 
     def mean(self) -> Tensor:
@@ -112,7 +112,7 @@ def compare(
 
     The attributions of each method are computed once. A metric is called by the names of its
     parameters: ``metric(attributions)``, ``metric(model_fn, inputs, attributions)`` or
-    ``metric(model_fn, inputs, method)``. Options are bound with :func:`functools.partial`, as in
+    ``metric(model_fn, inputs, method)``. Options are bound with ``functools.partial``, as in
     ``partial(attrfn.metrics.deletion, n_steps=20)``, and hold before those of this call.
 
     Args:

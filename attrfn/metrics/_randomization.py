@@ -60,6 +60,7 @@ def model_parameter_randomization(
         similarity: ``similarity(a, b) -> (B,)``.
         absolute: Compare absolute attributions, which changes the verdict on signed maps.
         key: An int or a key of :mod:`attrfn.random`, (2,).
+        chunk_size: Without an effect: nothing is explained in copies.
 
     Returns:
         A similarity per example, (B,), for each layer by its name, in the order of randomisation.
@@ -128,8 +129,9 @@ def efficient_mprt(
 
     Args:
         n_bins: The number of bins of the histogram.
-        draw: As for :func:`model_parameter_randomization`.
+        draw: As for :func:`attrfn.metrics.model_parameter_randomization`.
         key: An int or a key of :mod:`attrfn.random`, (2,).
+        chunk_size: Without an effect: nothing is explained in copies.
 
     Returns:
         One relative rise per example, (B,); nan where H(A) is 0.

@@ -48,7 +48,7 @@ def relative_input_stability(
         max_s ||(A(x) - A(x_s)) / A(x)|| / max(||(x - x_s) / x||, eps)
 
     Entries of A(x) and x that are 0 count as eps, as in the code of the paper, and then dominate:
-    prefer :func:`sensitivity_max` for ReLU nets and images with black pixels.
+    prefer :func:`attrfn.metrics.sensitivity_max` for ReLU nets and images with black pixels.
 
     Returns:
         One number per example, (B,); nan where no sample is left.

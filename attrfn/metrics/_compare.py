@@ -45,7 +45,7 @@ class Comparison(NamedTuple):
 
     def mean(self) -> Tensor:
         """Means over the examples for which a metric is defined, (methods, metrics)."""
-        return self._table(lambda t: t.double().nanmean())
+        return self._table(lambda t: t.cpu().double().nanmean())
 
     def undefined(self) -> Tensor:
         """How many examples are nan, (methods, metrics)."""
@@ -206,7 +206,10 @@ def _for_method(method: Method, common: dict[str, Any]) -> dict[str, Any]:
 def _taken(function: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
     """The options that a function takes and does not have bound."""
     bound = function.keywords if isinstance(function, functools.partial) else {}
-    names = inspect.signature(function).parameters
+    takes = inspect.signature(function).parameters
+    names = set(takes)
+    if any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+        names.add("target")
     return {k: v for k, v in options.items() if v is not None and k in names and k not in bound}
 
 

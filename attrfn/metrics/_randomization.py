@@ -85,8 +85,6 @@ def model_parameter_randomization(
     """
     if order not in ("top_down", "bottom_up", "independent"):
         raise ValueError(f"order is {order!r}, expected 'top_down', 'bottom_up' or 'independent'")
-    if type(absolute) is not bool:
-        raise TypeError(f"absolute is {absolute!r}, expected True or False")
     a = again(model_fn, inputs, method, **options)
     m, key = parameters_of(model_fn, inputs), _one_key(options.get("key", 0))
     chosen = _chosen(m, layers)

@@ -74,7 +74,6 @@ def infidelity(
         multiply_by_inputs: Whether the attributions hold the factor x - x0.
         n_samples: The number of perturbations.
         normalize: Multiply A by the number, one for each example, that makes the error least.
-        key: An int or a key of :mod:`attrfn.random`, (2,), or (B, 2) with one for each example.
 
     Returns:
         One error per example, (B,), in squared units of the output.

@@ -13,7 +13,7 @@ from torch import Tensor
 from attrfn import random
 from attrfn._copies.batch import flat_rows, wide
 from attrfn._copies.chunks import Chunks
-from attrfn._explain.baseline import broadcasts, prefix_entries
+from attrfn._explain.baseline import broadcasts
 from attrfn._explain.features import Features, features
 from attrfn._explain.forms import documented
 from attrfn._explain.masked import Masked, masked
@@ -178,12 +178,9 @@ def like_inputs(attributions: Tree, inputs: Tree, x: Leaves) -> Leaves:
         TypeError: They are not tensors of numbers.
         ValueError: They have another form than the inputs.
     """
-    try:
-        tree = optree.tree_structure(attributions) == optree.tree_structure(inputs)
-        entries = prefix_entries(attributions, inputs) if tree else flatten(attributions)[0]
-    except (ValueError, TypeError):
-        entries = ()
-    if len(entries) != len(x):
+    entries, form = optree.tree_flatten(attributions)
+    # With other keys in a dict, tensors of one shape would be taken for each other.
+    if len(entries) != len(x) or (len(x) > 1 and form != optree.tree_structure(inputs)):
         raise ValueError(
             f"attributions is a tree with {len(entries)} tensor(s), expected one for each of the "
             f"{len(x)} tensor(s) of the inputs, in the same form"

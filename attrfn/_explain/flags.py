@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from attrfn._torch.compiling import is_compiling
+from attrfn._torch.explanation import explained
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -33,7 +34,11 @@ def check_flags(flags: Iterable[str], options: Mapping[str, Any]) -> None:
 
 def checks_flags(function: F) -> F:
     """Let a function refuse wrong values of its flags, which are keyword-only."""
-    flags = flags_of(inspect.signature(function).parameters.values())
+    parameters = inspect.signature(function).parameters
+    flags = flags_of(parameters.values())
+    if "model_fn" in parameters:
+        key = parameters.get("key")
+        function = explained(function, None if key is None else key.default)
     if not flags:
         return function
 

@@ -18,6 +18,7 @@ from attrfn._torch.autodiff import (
     twice_differentiable,
 )
 from attrfn._torch.compiling import is_compiling
+from attrfn._torch.explanation import run_model
 from attrfn._torch.typing import Leaves, ModelFn, Tree
 
 
@@ -99,7 +100,7 @@ def call_model(model_fn: ModelFn, inputs: Tree, *, fresh: bool = False) -> Any:
     if not is_arguments(inputs):
         inputs = (inputs,)
     with twice_differentiable(False), gradients_allowed():
-        return own_bound(model_fn)(*(inputs if fresh else clone_tensors(inputs)))
+        return run_model(own_bound(model_fn), inputs if fresh else clone_tensors(inputs))
 
 
 def output_width(model_fn: ModelFn, inputs: Tree) -> int | None:

@@ -20,6 +20,7 @@ from attrfn._explain.options import PER_EXAMPLE, SamplingOptions
 from attrfn._explain.tree import as_dicts, batch_size, each, flatten, require_floating
 from attrfn._layers.at import place_of, read
 from attrfn._layers.split import split_once
+from attrfn._torch.explanation import explained
 from attrfn._torch.typing import At, ChunkSize, Key, Layer, Leaves, Method, ModelFn, Target, Tree
 
 Found = tuple[list[Any], list[torch.dtype], Any]
@@ -116,7 +117,7 @@ def noise_tunnel(
             spec, [finish(m, n_samples).to(d) for m, d in zip(states, dtypes, strict=True)]
         )
 
-    return noisy
+    return explained(noisy, key)
 
 
 def _drawn(noise: Noise, i: slice, pool: Leaves, x: Leaves) -> Leaves:

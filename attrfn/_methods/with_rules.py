@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from attrfn._rules.replay import Replay
 from attrfn._rules.run import Entry
 from attrfn._rules.scope import scoped
 from attrfn._rules.table import Rules
+from attrfn._torch.compiling import is_compiling
+from attrfn._torch.generators import unmoved
 from attrfn._torch.typing import ModelFn, Tree
 
 
@@ -68,7 +71,9 @@ def with_rules(model_fn: ModelFn, rules: Rules) -> ModelFn:
             at_x0 = []
             record = Record(rules, [], at_x0, False, scope)
             rows = record.add(x0)
-            with torch.no_grad(), record:
+            # What the model draws, the second run draws again.
+            same_draws = contextlib.nullcontext() if is_compiling() else unmoved()
+            with same_draws, torch.no_grad(), record:
                 call_model(model, rebuild(rows))
         run = Replay(rules, [], None, at_x0, scope)
         rows = run.add(x)

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from attrfn._model.parameters import Shared, shared, shares
 from attrfn._model.snapshot import DICTS, Snapshot, is_unwritten
-from attrfn._model.training import mixes_or_draws, refuse_scripted, warn_noisy
+from attrfn._model.training import mixes, refuse_scripted, warn_mixing
 from attrfn._torch.compiling import makes_fakes, unreadable
+from attrfn._torch.explanation import current
 from attrfn._torch.private import (
     BUFFERS,
     COMPILED_CALL,
@@ -70,7 +71,7 @@ class PrivateCopy:
         self.fused = fused
         # From the id of an original to its copy. The caller holds the originals as long.
         self.memo: dict[int, Any] = {}
-        self.noisy: list[str] = []
+        self.mixing: list[nn.Module] = []
         self.snapshots: list[Snapshot] = []
         self.buffers: list[tuple[Tensor, Tensor, int]] = []
         self.shared: list[Shared] = []
@@ -110,8 +111,8 @@ class PrivateCopy:
             state["_attrfn_forward"] = state.pop("forward", None)
         object.__setattr__(new, "__dict__", state)  # whatever __setattr__ the class has
         self.snapshots.append(Snapshot.of(state))
-        if module.training and mixes_or_draws(module):
-            self.noisy.append(cls.__name__)
+        if mixes(module):
+            self.mixing.append(module)
         return new
 
     def _attributes(self, module: nn.Module) -> dict[str, Any]:
@@ -195,6 +196,10 @@ class PrivateCopy:
         # As an attribute, a method still belongs to the user's module.
         if kind is types.MethodType and isinstance(value.__self__, nn.Module):
             return types.MethodType(value.__func__, self.module(value.__self__))
+        if kind is torch.Generator:
+            if (one := current()) is not None:
+                one.watch(value)
+            return value
         if kind is functools.partial:
             return functools.partial(
                 self.value(value.func), *self.value(value.args), **self.value(value.keywords)
@@ -223,8 +228,8 @@ class PrivateCopy:
         )
 
     def warn(self) -> None:
-        """Warn if a module that draws numbers or mixes rows is in training mode."""
-        warn_noisy(self.noisy)
+        """Warn if a module mixes rows."""
+        warn_mixing(self.mixing)
 
 
 # A subclass and not a patched forward, which torch.compile does not trace; isinstance stays true.

@@ -19,6 +19,7 @@ from attrfn._compile.dynamo import (
     settings,
     too_often,
 )
+from attrfn._compile.stale import check_attributes
 from attrfn._compile.static_chunks import shapes, static_size
 from attrfn._explain.flags import check_flags, flags_of
 from attrfn._explain.introspect import is_ours
@@ -81,7 +82,8 @@ def compile(
         checked if the model returns (B, K), and that of a tensor is not.
 
     Raises:
-        TypeError: ``method`` or ``model_fn`` cannot be called, or the method has no such option.
+        TypeError: ``method`` or ``model_fn`` cannot be called, the method has no such option, or
+            the model has an attribute whose changes compiled code would not follow.
         RuntimeError: This torch is older than 2.12.
         CompileError: (When called) torch cannot capture the method on this model in one graph.
             The method's own errors are raised unchanged.
@@ -101,6 +103,7 @@ def compile(
                 "attrfn.compile(attrfn.integrated_gradients, model)"
             )
 
+    check_attributes(uncompiled(model_fn))
     check_options(method, options)
     if dynamic is not None:
         check_flags(("dynamic",), {"dynamic": dynamic})

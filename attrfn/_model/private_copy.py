@@ -39,6 +39,9 @@ from attrfn._torch.private import (
 
 _IMMUTABLE = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device})
 _CONTAINERS = (list, dict, set, deque, bytearray, types.SimpleNamespace)
+# torch.compile guards on each value of a container that it reads, at each call. So a longer one,
+# such as a vocabulary, is not copied for compiled code, which then reads the entries that it needs.
+MOST_GUARDED = 64
 # Attributes of each module; the walk treats the dicts among them itself.
 _OF_EVERY_MODULE = frozenset(nn.Module().__dict__) - {"training"}
 
@@ -69,6 +72,7 @@ class PrivateCopy:
         self.frozen = frozen
         self.interventions = dict(interventions or {})
         self.fused = fused
+        self.guarded = guarded
         # From the id of an original to its copy. The caller holds the originals as long.
         self.memo: dict[int, Any] = {}
         self.mixing: list[nn.Module] = []
@@ -208,6 +212,8 @@ class PrivateCopy:
 
     def container(self, old: Any) -> Any:
         """A copy of a list, dict, set or the like, one per object, with copies of its values."""
+        if not self.guarded and isinstance(old, (list, dict)) and len(old) > MOST_GUARDED:
+            return old
         if id(old) not in self.memo:
             new = self.memo[id(old)] = copy.copy(old)
             if isinstance(old, list):

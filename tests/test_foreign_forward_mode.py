@@ -50,6 +50,22 @@ def test_conductance_beside_a_thread_that_runs_jvp(rounds: int) -> None:
     assert ran
 
 
+def test_a_progress_bar_does_not_count() -> None:
+    class Monitor(threading.Thread):
+        pass
+
+    Monitor.__module__ = "tqdm._monitor"
+    for kind, harmless in ((Monitor, True), (threading.Thread, False)):
+        stop = threading.Event()
+        thread = kind(target=stop.wait)
+        thread.start()
+        try:
+            assert autodiff._others_are_harmless() == harmless
+        finally:
+            stop.set()
+            thread.join()
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
 def test_a_child_that_is_forked_while_the_lock_is_held() -> None:
     expected = _conductance()

@@ -45,7 +45,17 @@ if hasattr(os, "register_at_fork"):
 
 def _has_forward_mode() -> bool:
     """Whether this thread may use forward mode: no other thread can meet its level."""
-    return threading.active_count() == 1 and not _open_at_fork
+    return not _open_at_fork and (threading.active_count() == 1 or _others_are_harmless())
+
+
+# Threads of progress bars and of notebooks run no torch.
+_HARMLESS = {"tqdm", "ipykernel", "IPython", "zmq"}
+
+
+def _others_are_harmless() -> bool:
+    me = threading.current_thread()
+    others = [t for t in threading.enumerate() if t is not me]
+    return all(type(t).__module__.partition(".")[0] in _HARMLESS for t in others)
 
 
 def transforming() -> bool:

@@ -117,3 +117,14 @@ def test_a_plain_tensor_that_the_model_writes_stays() -> None:
     assert_close(explain(x, target=0), first)
     assert_close(attrfn.gradient(model, x, target=0), first)
     assert model.c == 1
+
+
+def test_compiled_draws_are_said_and_leave_the_generator() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 3), nn.Dropout()).double(), randn(2, 4)
+    explain = attrfn.compile(attrfn.gradient, model, backend="eager")
+    before = torch.get_rng_state()
+    with pytest.warns(UserWarning, match="in compiled code others"):
+        first = explain(x, target=0)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert_close(explain(x, target=0), first)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -28,8 +28,10 @@ from attrfn._explain.tree import clone_tensors, flatten, output_width
 from attrfn._model.bind import bind, uncompiled
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.compiling import require_compiler
+from attrfn._torch.generators import unmoved
 from attrfn._torch.private_compiler import compiler_error, limit_errors, own_code
 from attrfn._torch.typing import ChunkSize, ModelFn, Tree
+from attrfn._torch.warn import warn
 
 Graph = Callable[[Tree, Mapping[str, Any]], Any]
 _WITHOUT_TENSORS = (bool, int, float, str, type(None))
@@ -143,6 +145,7 @@ class _Compiled:
         self.holding = [v for v in options.values() if not isinstance(v, _WITHOUT_TENSORS)]
         self.how = how
         self.overwrites = overwrites
+        self.draws: bool | None = None  # known after the first call
         takes = parameters(method)
         self.known = frozenset(takes)
         self.flags = flags_of(takes.values()) if is_ours(method) else ()
@@ -168,8 +171,19 @@ class _Compiled:
         undifferentiated = self.undifferentiated(inputs, changing)
         graph, code = self.graph(size, undifferentiated)
         try:
-            with torch.no_grad() if undifferentiated else contextlib.nullcontext():
+            with (
+                torch.no_grad() if undifferentiated else contextlib.nullcontext(),
+                contextlib.nullcontext() if self.draws is False else unmoved() as moved,
+            ):
                 found = graph(inputs, given)
+            if self.draws is None:
+                self.draws = bool(moved)
+                if self.draws:
+                    warn(
+                        "the model draws random numbers, in compiled code others in each of its "
+                        "runs, so that the attributions belong to no single draw: call "
+                        "model.eval(), or the method without attrfn.compile"
+                    )
             return clone_tensors(found) if self.overwrites else found
         except limit_errors() as error:
             raise CompileError(too_often(self.method, code)) from error

@@ -18,7 +18,7 @@ from attrfn._torch.autodiff import (
     twice_differentiable,
 )
 from attrfn._torch.compiling import is_compiling
-from attrfn._torch.explanation import run_model
+from attrfn._torch.explanation import run_model, unnoticed
 from attrfn._torch.typing import Leaves, ModelFn, Tree
 
 
@@ -106,7 +106,8 @@ def call_model(model_fn: ModelFn, inputs: Tree, *, fresh: bool = False) -> Any:
 def output_width(model_fn: ModelFn, inputs: Tree) -> int | None:
     """The number of outputs of each example, if they are a tensor (B, K)."""
     leaves, rebuild = flatten(inputs)
-    outputs = call_model(model_fn, rebuild([t.detach() for t in leaves]))
+    with unnoticed():
+        outputs = call_model(model_fn, rebuild([t.detach() for t in leaves]))
     return outputs.shape[1] if isinstance(outputs, Tensor) and outputs.ndim == 2 else None
 
 

@@ -65,15 +65,17 @@ def same(a: States, b: States) -> bool:
 
 
 @contextlib.contextmanager
-def unmoved() -> Iterator[None]:
-    """Put the default generators back at the end."""
+def unmoved() -> Iterator[list[bool]]:
+    """Put the default generators back at the end; the list is filled then, if they had moved."""
     of = default()
     before = states(of)
+    moved: list[bool] = []
     try:
-        yield
+        yield moved
     finally:
         if not same(before, states(of)):
             restore(of, before)
+            moved.append(True)
 
 
 class Naming(TorchFunctionMode):

@@ -29,7 +29,9 @@ from attrfn._model.bind import bind, uncompiled
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.compiling import require_compiler
 from attrfn._torch.generators import unmoved
+from attrfn._torch.guard import guarded
 from attrfn._torch.private_compiler import compiler_error, limit_errors, own_code
+from attrfn._torch.say import say
 from attrfn._torch.typing import ChunkSize, ModelFn, Tree
 from attrfn._torch.warn import warn
 
@@ -43,6 +45,7 @@ class CompileError(RuntimeError):
     """An attribution cannot be captured in one graph."""
 
 
+@guarded
 def compile(
     method: Callable[..., Any],
     model_fn: ModelFn,
@@ -111,7 +114,15 @@ def compile(
         check_flags(("dynamic",), {"dynamic": dynamic})
     how = functools.partial(settings, backend, mode, dynamic)
     compiled = _Compiled(method, model_fn, options, how, overwrites=mode in _OVERWRITE)
-    compiled.graph("given")  # torch.compile refuses unknown settings here and not in the first call
+    try:
+        compiled.graph(
+            "given"
+        )  # torch.compile refuses unknown settings here, not in the first call
+    except compiler_error() as error:
+        raise ValueError(
+            f"backend is {say(backend)}, expected a name that torch.compiler.list_backends() has, "
+            "or a callable"
+        ) from error
     return lambda inputs, **changing: compiled(inputs, changing)
 
 

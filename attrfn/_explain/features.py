@@ -7,10 +7,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attrfn._copies.batch import is_integer
+from attrfn._copies.batch import is_count, is_integer
 from attrfn._explain.baseline import broadcasts, per_leaf
+from attrfn._explain.shared import marked
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.compiling import unreadable
+from attrfn._torch.guard import refuse_unusual
+from attrfn._torch.say import say
 from attrfn._torch.typing import Leaves, Tree
 
 
@@ -38,7 +41,8 @@ class Features(NamedTuple):
         Raises:
             ValueError: The features differ from row to row, but the scores are of the whole batch.
         """
-        return tuple([self._elements(scores, i, x) for i, x in zip(self.ids, self.x, strict=True)])
+        leaves = [self._elements(scores, i, x) for i, x in zip(self.ids, self.x, strict=True)]
+        return marked(leaves, "shared" if self._shared() else "divided")
 
     def sums(self, leaves: Leaves) -> Tensor:
         """Sums over the elements of each feature, leaves (S, B, ...) to (S, B, n)."""
@@ -53,6 +57,18 @@ class Features(NamedTuple):
                 index = _rows(ids.expand(t.shape[1:])).expand(t.shape[0], -1, -1)
                 total = total.scatter_add(2, index, t.reshape(index.shape))
         return total
+
+    def _shared(self) -> bool:
+        """Whether a feature has several elements, where that can be read."""
+        masks = [(i, x) for i, x in zip(self.ids, self.x, strict=True) if isinstance(i, Tensor)]
+        if transforming() or not masks:
+            return False
+        if self.n < sum(x.shape[1:].numel() for x in self.x):
+            return True
+        ids = [_rows(i.expand(i.shape[0], *x.shape[1:])) for i, x in masks]
+        rows = max(map(len, ids))
+        together = torch.cat([i.expand(rows, i.shape[1]) for i in ids], 1)
+        return bool((together.sort(1).values.diff(dim=1) == 0).any())
 
     def _elements(self, scores: Tensor, ids: Tensor | int, x: Tensor) -> Tensor:
         shape = (*scores.shape[:-1], *x.shape[1:])
@@ -91,7 +107,7 @@ def features(
         ValueError: It does not broadcast to the inputs, or has ids outside of ``n_features``.
     """
     if n_features is not None and not _is_number(n_features):
-        raise ValueError(f"n_features is {n_features!r}, expected an int of at least 0")
+        raise ValueError(f"n_features is {say(n_features)}, expected an int of at least 0")
     if mask is None:
         return _each_element(x, n_features)
     ids = [_ids(m, t, name) for m, t in zip(per_leaf(mask, inputs, x, name), x, strict=True)]
@@ -119,9 +135,10 @@ def _ids(mask: object, t: Tensor, name: str) -> Tensor:
         mask = torch.tensor(mask, device=t.device)
     if not isinstance(mask, Tensor):
         raise TypeError(
-            f"{name} has a {type(mask).__name__} for an input of shape {tuple(t.shape)}, expected "
+            f"{name} has a {type(mask).__name__} for inputs of shape {tuple(t.shape)}, expected "
             "a tensor of integers, the feature that each element belongs to"
         )
+    refuse_unusual(mask, name)
     if mask.is_floating_point() or mask.is_complex() or mask.dtype == torch.bool:
         raise TypeError(
             f"{name} is a tensor of {mask.dtype}, expected integers, the feature that each element "
@@ -129,7 +146,7 @@ def _ids(mask: object, t: Tensor, name: str) -> Tensor:
         )
     if not broadcasts(mask, t.shape):
         raise ValueError(
-            f"{name} has shape {tuple(mask.shape)} for an input of shape {tuple(t.shape)}, "
+            f"{name} has shape {tuple(mask.shape)} for inputs of shape {tuple(t.shape)}, "
             "expected a shape that broadcasts to the input's"
         )
     missing = t.ndim - mask.ndim
@@ -180,7 +197,7 @@ def _pick(z: Tensor, ids: Tensor | int, x: Tensor) -> Tensor:
 
 
 def _is_number(value: object) -> bool:
-    return is_integer(value) and value >= 0  # type: ignore[operator]
+    return is_count(value) or (is_integer(value) and value == 0)
 
 
 def _rows(ids: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import functools
 import inspect
 import itertools
 import re
@@ -20,7 +19,9 @@ from typing import Any, TypeVar
 
 from attrfn._explain.flags import check_flags, checks_flags, flags_of
 from attrfn._explain.introspect import is_over_distribution, takes_distribution
+from attrfn._explain.shared import Scores
 from attrfn._torch.explanation import explained
+from attrfn._torch.guard import guarded
 
 F = TypeVar("F", bound=Callable[..., Any])
 Record = Any
@@ -39,7 +40,9 @@ _texts: dict[str, dict[str, str]] = {}  # by record, then by option
 _read: set[str] = set()
 
 
-def documented(*records: Record, like: str | None = None) -> Callable[[F], F]:
+def documented(
+    *records: Record, like: str | None = None, scores: Scores | None = "divided"
+) -> Callable[[F], F]:
     """Complete the docstring of a function: arguments of records that it does not explain itself.
 
     The function also refuses flags that are neither True nor False.
@@ -48,9 +51,13 @@ def documented(*records: Record, like: str | None = None) -> Callable[[F], F]:
         records: Where texts are looked up; the first record that has one wins. The exceptions in
             their docstrings are added.
         like: A docstring whose references hold where the function names none.
+        scores: What the method's attributions are (see :mod:`attrfn._explain.shared`); None for a
+            function that is no method.
     """
 
     def complete(function: F) -> F:
+        if scores is not None:
+            function.scores = scores  # type: ignore[attr-defined]
         return checks_flags(_document(function, records, like))
 
     return complete
@@ -75,17 +82,17 @@ def form_of(method: Callable[..., Any], *records: Record) -> Callable[[F], F]:
         key = takes.parameters.get("key")
         one = explained(form, None if key is None else key.default)
 
-        @functools.wraps(form)
-        def run(*args: Any, **options: Any) -> Any:
+        def check(options: Mapping[str, Any]) -> None:
             if not known.issuperset(options):
                 refuse_unknown(form.__name__, options, takes.parameters)
             check_flags(flags, options)
-            return one(*args, **options)
 
+        run = guarded(one, check)
         run.__signature__ = takes  # type: ignore[attr-defined]
         if is_over_distribution(method):
             takes_distribution(run)
-        return _document(run, (*records, *getattr(method, "records", ())), method.__doc__)  # type: ignore[return-value]
+        run.scores = getattr(method, "scores", "divided")  # type: ignore[attr-defined]
+        return _document(run, (*records, *getattr(method, "records", ())), method.__doc__)
 
     return make
 

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from attrfn._copies.batch import flat_rows, repeat_bound, wide
-from attrfn._copies.chunks import Chunks, at_once, over_chunks
+from attrfn._copies.chunks import Chunks, at_once, check_chunks, over_chunks
 from attrfn._copies.memory import Peak, unmeasured_copies
 from attrfn._explain.baseline import fill_baselines
 from attrfn._explain.explain import explain, repeat_chosen, vmapped
 from attrfn._explain.interpolate import mix
 from attrfn._explain.output import Outcome, outcome
+from attrfn._explain.shared import mark_of, marked
 from attrfn._explain.target import Chosen
 from attrfn._explain.tree import call_model, each
 from attrfn._torch.autodiff import transforming, twice_differentiable
@@ -159,12 +160,10 @@ class Masked(NamedTuple):
 
     def result(self, leaves: Sequence[Tensor]) -> Tree:
         """The inputs' tree, in the inputs' dtypes where they are floating."""
-        return self.rebuild(
-            [
-                self.detached(self._as(t.to(x.device), x))
-                for t, x in zip(leaves, self.x, strict=True)
-            ]
-        )
+        found = [
+            self.detached(self._as(t.to(x.device), x)) for t, x in zip(leaves, self.x, strict=True)
+        ]
+        return self.rebuild(marked(found, mark_of(leaves)))
 
     def number(self, t: Tensor) -> Tensor:
         """Scores in the dtype of the inputs' first tensor, or of the outputs if it has integers."""
@@ -203,6 +202,7 @@ def masked(
         TypeError: The target or the outputs are of no known kind.
         ValueError: The batch sizes disagree, or the baselines do not fit.
     """
+    check_chunks(chunks)
     model, x, rebuild, batch, chosen, *_ = explain(
         model_fn,
         inputs,

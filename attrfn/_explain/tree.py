@@ -19,6 +19,7 @@ from attrfn._torch.autodiff import (
 )
 from attrfn._torch.compiling import is_compiling
 from attrfn._torch.explanation import run_model, unnoticed
+from attrfn._torch.inference import AsNoGrad, is_as_no_grad
 from attrfn._torch.typing import Leaves, ModelFn, Tree
 
 
@@ -100,6 +101,9 @@ def call_model(model_fn: ModelFn, inputs: Tree, *, fresh: bool = False) -> Any:
     if not is_arguments(inputs):
         inputs = (inputs,)
     with twice_differentiable(False), gradients_allowed():
+        if is_as_no_grad():
+            with AsNoGrad():
+                return run_model(own_bound(model_fn), inputs if fresh else clone_tensors(inputs))
         return run_model(own_bound(model_fn), inputs if fresh else clone_tensors(inputs))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,22 +15,25 @@ from attrfn._explain.baseline import baseline_distribution, fill_baselines, per_
 from attrfn._explain.forms import documented
 from attrfn._explain.introspect import is_over_distribution, takes_baselines, wraps
 from attrfn._explain.options import AtLayer, AtNeuron
-from attrfn._explain.target import raised_here
-from attrfn._explain.tree import as_dicts, batch_size, each, flatten, is_arguments
-from attrfn._layers.split import Split, check_independent, layers_of, split_once
-from attrfn._model.source import describe
+from attrfn._explain.shared import marked
+from attrfn._explain.target import speaks_of_target
+from attrfn._explain.tree import batch_size, each, flatten, is_arguments
+from attrfn._layers import rows
+from attrfn._layers.rows import like, read, with_examples
+from attrfn._layers.split import Split, check_independent, layers_of, of_activation, split_once
+from attrfn._model.source import shown
 from attrfn._torch.autodiff import (
     keeps_graph,
     refuse_tangents,
     transforming,
-    twice_differentiable,
 )
 from attrfn._torch.compiling import is_compiling
 from attrfn._torch.explanation import current, explained
+from attrfn._torch.guard import fail, guarded
 from attrfn._torch.typing import At, Baselines, Layer, Method, ModelFn, Target, Tree
 
 
-@documented(AtLayer)
+@documented(AtLayer, scores=None)
 def at_layer(method: Method, layer: Layer, *, at: At = "output", call: int | None = 0) -> Method:
     """Move a method to a layer: it explains the layer's activation instead of the inputs.
 
@@ -59,9 +61,11 @@ def at_layer(method: Method, layer: Layer, *, at: At = "output", call: int | Non
     Reference:
         Leino et al., Influence-Directed Explanations for Deep Convolutional Networks, 2018.
     """
+    _check_method(method)
     with_baselines, distribution = takes_baselines(method), is_over_distribution(method)
 
     @wraps(method)
+    @guarded
     @explained
     def moved(model_fn: ModelFn, inputs: Tree, **options: Any) -> Tree:
         here = locate(
@@ -83,7 +87,7 @@ def at_layer(method: Method, layer: Layer, *, at: At = "output", call: int | Non
     return moved
 
 
-@documented(AtNeuron)
+@documented(AtNeuron, scores=None)
 def at_neuron(
     method: Method, layer: Layer, neuron: Target, *, at: At = "output", call: int | None = 0
 ) -> Method:
@@ -113,8 +117,10 @@ def at_neuron(
         Shrikumar, Su and Kundaje, Computationally Efficient Measures of Internal Neuron Importance,
         2018.
     """
+    _check_method(method)
 
     @wraps(method)
+    @guarded
     @explained
     def moved(model_fn: ModelFn, inputs: Tree, **options: Any) -> Tree:
         if "target" in options:
@@ -129,11 +135,17 @@ def at_neuron(
         try:
             return method(head, inputs, target=neuron, **options)
         except (TypeError, ValueError) as error:
-            if type(error) in (TypeError, ValueError) and raised_here(error):
-                raise type(error)(str(error).replace("target", "neuron")) from error
+            if speaks_of_target(error):
+                text = str(error).replace("target", "neuron")
+                fail(error, text.replace("model_fn returned", "the layer returned"))
             raise
 
     return moved
+
+
+def _check_method(method: object) -> None:
+    if not callable(method):
+        raise TypeError(f"method is {shown(method)}, expected a method such as attrfn.gradient")
 
 
 def place_of(options: dict[str, Any]) -> tuple[Layer, At, int | None] | None:
@@ -149,7 +161,8 @@ def each_layer(method: Callable[..., Tree], layer: Layer) -> Tree:
     A method that only reads along the path of the inputs explains layers together in this way, even
     layers downstream of one another. Methods that replace activations use :func:`locate`.
     """
-    found = [method(layer=named) for named in layers_of(layer)]
+    found: Any = [method(layer=named) for named in layers_of(layer)]
+    marked([t for t in optree.tree_leaves(found) if isinstance(t, Tensor)], "divided")
     return found if isinstance(layer, (list, tuple)) else found[0]
 
 
@@ -212,7 +225,9 @@ def locate(
         inputs = rebuild([t.detach() for t in x])
     frozen = not keeps_graph(create_graph)
     halves = split_once(model_fn, layer, at=at, call=call, frozen=frozen)
-    activation = with_examples(read(halves, inputs, create_graph), halves, inputs, batch, layer, at)
+    place = rows.place_of(model_fn, layer, at, call)
+    value = read(halves, inputs, create_graph)
+    activation = with_examples(value, halves, inputs, batch, layer, place)
     # One layer with one call cannot depend on itself, and the check costs a forward pass.
     if (isinstance(layer, (list, tuple)) or call is None) and not is_compiling():
         check_independent(model_fn, layer, at, call, activation, inputs)
@@ -220,77 +235,3 @@ def locate(
         of_activation, halves.tail, inputs=inputs, unpacked=is_arguments(activation)
     )
     return Located(model, activation, inputs, halves, create_graph)
-
-
-def with_examples(
-    value: Tree, halves: Split, inputs: Tree, batch: int, layer: Layer, at: At
-) -> Tree:
-    """The tensors of a layer's value that can be explained; None elsewhere.
-
-    Raises:
-        ValueError: A layer has none.
-    """
-    activation = explainable(value, batch)
-    leaves = optree.tree_leaves(activation)
-    if len(leaves) > 1 or any(batch in t.shape[1:] for t in leaves):
-        # A state (layers, B, H), or time before batch, looks like B examples where the sizes happen
-        # to be equal. Sizes do not tell them apart, but a batch of another size does.
-        activation = _at_another_size(activation, halves, inputs, batch)
-    values = activation if isinstance(layer, (list, tuple)) else [activation]
-    for named, value in zip(layers_of(layer), values, strict=True):
-        if not optree.tree_leaves(value):
-            raise ValueError(
-                f"layer {describe(named)} gives no floating tensor with the {batch} example(s) in "
-                "dimension 0 to explain: choose another layer, or "
-                f"at={'output' if at == 'input' else 'input'!r}"
-            )
-    return activation
-
-
-def _at_another_size(activation: Tree, halves: Split, inputs: Tree, batch: int) -> Tree:
-    """The tensors of an activation whose dimension 0 changes with the size of the batch.
-
-    The head runs again, on the first two examples or on the whole batch twice.
-    """
-    # Two examples cost least. A model that needs this number of examples, or tensors that have one
-    # row for each of them, fails there and gets the batch twice. Compiled code, in which an error
-    # cannot be suppressed, does so at once.
-    if not is_compiling() and batch > 2 and not binds_rows(halves.head, batch):
-        with contextlib.suppress(RuntimeError, ValueError, IndexError):
-            two = optree.tree_map(lambda t: t[:2], inputs)
-            return like(explainable(read(halves, two, False), 2), activation)
-    twice = optree.tree_map(lambda t: torch.cat([t, t]), inputs)
-    doubled = halves._replace(head=repeat_bound(halves.head, batch, 2))
-    return like(explainable(read(doubled, twice, False), 2 * batch), activation)
-
-
-def read(halves: Split, inputs: Tree, create_graph: bool) -> Tree:
-    """The head's value, with a graph only if ``create_graph`` or a transform needs one."""
-    graph = create_graph or (transforming() and torch.is_grad_enabled())
-    with torch.set_grad_enabled(graph), twice_differentiable(create_graph):
-        return halves.head(inputs)
-
-
-def of_activation(tail: ModelFn, *activation: Tree, inputs: Tree, unpacked: bool) -> Any:
-    """The tail as a model function; the entries of a tuple arrive as arguments (``unpacked``)."""
-    return tail(activation if unpacked else activation[0], inputs)
-
-
-def explainable(value: Tree, batch: int) -> Tree:
-    """The floating tensors of a value that have the examples in dimension 0; None elsewhere."""
-
-    def or_none(leaf: Any) -> Tensor | None:
-        if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or leaf.ndim == 0:
-            return None
-        return leaf if leaf.shape[0] == batch else None
-
-    return optree.tree_map(or_none, as_dicts(value))
-
-
-def like(activation: Tree, value: Tree) -> Tree:
-    """The tensors of a value in the places where the activation has one; None elsewhere."""
-
-    def present(mine: Any, other: Any) -> Any:
-        return None if mine is None else other
-
-    return optree.tree_map(present, activation, as_dicts(value), none_is_leaf=True)

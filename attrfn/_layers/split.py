@@ -9,13 +9,16 @@ from typing import Any, NamedTuple
 
 import torch
 
+from attrfn._copies.batch import is_one_of
 from attrfn._explain.flags import check_flags
 from attrfn._explain.tree import call_model
 from attrfn._layers.probe import Done, LayerValue, Probe, Watch, Where, check_called, value_of
 from attrfn._model.bind import Reused, bind_source
 from attrfn._model.source import Source, describe, shown, source
 from attrfn._torch.autodiff import transforming
+from attrfn._torch.guard import guarded
 from attrfn._torch.marks import Marks
+from attrfn._torch.say import say
 from attrfn._torch.typing import At, Layer, ModelFn, Tree
 
 
@@ -32,6 +35,7 @@ class Split(NamedTuple):
     tail: ModelFn
 
 
+@guarded
 def split(
     model: ModelFn, layer: Layer, *, at: At = "output", call: int | None = 0, frozen: bool = False
 ) -> Split:
@@ -95,10 +99,31 @@ def _halves(where: Where, bare: Source, args: tuple[Any, ...], kwargs: dict[str,
     def head(args: tuple[Any, ...], kwargs: dict[str, Any], *inputs: Any) -> Tree:
         return _run_head(bare, where, args, kwargs, inputs[0] if len(inputs) == 1 else inputs)
 
-    def tail(args: tuple[Any, ...], kwargs: dict[str, Any], activation: Tree, inputs: Tree) -> Any:
-        return _run_tail(bare, where, args, kwargs, activation, inputs)[0]
-
+    tail = Tail(bare, where)
     return Split(functools.partial(head, args, kwargs), functools.partial(tail, args, kwargs))
+
+
+class Tail:
+    """The second half of a split.
+
+    Args:
+        source: The model without its bound arguments.
+        where: The layers.
+    """
+
+    def __init__(self, source: Source, where: Where) -> None:
+        self.source = source
+        self.where = where
+
+    def __call__(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], activation: Tree, inputs: Tree
+    ) -> Any:
+        """The model's outputs."""
+        return _run_tail(self.source, self.where, args, kwargs, activation, inputs)[0]
+
+    def around(self, layers: tuple[tuple[Any, Any], ...]) -> Tail:
+        """The same, with interventions around the forward of some layers."""
+        return Tail(self.source._replace(around=layers), self.where._replace(reused=None))
 
 
 def _checked(
@@ -118,10 +143,10 @@ def _checked(
             f"{name} is {shown(model)}, and no module can be found in it: give a torch.nn.Module, "
             "a bound method of one or functools.partial of either, or wrap the function in a module"
         )
-    if at not in ("input", "output"):
-        raise ValueError(f"at is {at!r}, expected 'input' or 'output'")
+    if not is_one_of(at, "input", "output"):
+        raise ValueError(f"at is {say(at)}, expected 'input' or 'output'")
     if call is not None and (type(call) is not int or call < 0):
-        raise ValueError(f"call is {call!r}, expected None (all calls) or an int of at least 0")
+        raise ValueError(f"call is {say(call)}, expected None (all calls) or an int of at least 0")
     many, layers = isinstance(layer, (list, tuple)), layers_of(layer)
     bare = src._replace(args=(), kwargs={})
     # A private copy with attached parameters, or made inside a transform, holds tensors of this
@@ -244,3 +269,24 @@ def watched(
         return watch.found[0], outputs
 
     return functools.partial(run, args, kwargs)
+
+
+def of_activation(tail: ModelFn, *activation: Tree, inputs: Tree, unpacked: bool) -> Any:
+    """The tail as a model function; the entries of a tuple arrive as arguments (``unpacked``)."""
+    return tail(activation if unpacked else activation[0], inputs)
+
+
+def tail_of(model_fn: ModelFn) -> Tail | None:
+    """The half of a split that a model function of an activation runs, or None."""
+    if isinstance(model_fn, functools.partial) and model_fn.func is of_activation:
+        inner: Any = model_fn.args[0]
+        if isinstance(inner, functools.partial) and isinstance(inner.func, Tail):
+            return inner.func
+    return None
+
+
+def with_tail(model_fn: ModelFn, tail: Tail) -> ModelFn:
+    """The model function of an activation, with another half of the split."""
+    whole: Any = model_fn
+    inner = functools.partial(tail, *whole.args[0].args, **whole.args[0].keywords)
+    return functools.partial(whole.func, inner, *whole.args[1:], **whole.keywords)

@@ -9,15 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attrfn._copies.batch import is_one_of
 from attrfn._copies.chunks import Chunks, add
 from attrfn._explain.features import Features, features
 from attrfn._explain.forms import documented
 from attrfn._explain.masked import Masked, Part, masked
 from attrfn._explain.noise import count_of
 from attrfn._explain.options import BlackBox, PerturbationOptions, SamplingOptions
+from attrfn._explain.uncertain import is_sample, warn_uncertain
 from attrfn._methods.shapley import orderings, shapley_weights, subsets, taylor_weights
 from attrfn._random.keys import row_keys
 from attrfn._torch.precision import full_precision
+from attrfn._torch.say import say
 from attrfn._torch.typing import Baselines, Batching, ChunkSize, Key, Leaves, ModelFn, Target, Tree
 
 Index = Literal["shapley_taylor", "shapley"]
@@ -26,7 +29,7 @@ Index = Literal["shapley_taylor", "shapley"]
 _MOST_FEATURES = 12
 
 
-@documented(BlackBox, PerturbationOptions, SamplingOptions)
+@documented(BlackBox, PerturbationOptions, SamplingOptions, scores="pairs")
 def interactions(
     model_fn: ModelFn,
     inputs: Tree,
@@ -77,8 +80,8 @@ def interactions(
         Cooperative Games, 1999.
         Sundararajan, Dhamdhere and Agarwal, The Shapley Taylor Interaction Index, 2020.
     """
-    if index not in ("shapley_taylor", "shapley"):
-        raise ValueError(f"index is {index!r}, expected 'shapley_taylor' or 'shapley'")
+    if not is_one_of(index, "shapley_taylor", "shapley"):
+        raise ValueError(f"index is {say(index)}, expected 'shapley_taylor' or 'shapley'")
     if n_samples is not None:
         count_of("n_samples", n_samples)
     if return_stderr and (n_samples is None or n_samples < 2):
@@ -93,9 +96,12 @@ def interactions(
         return p.number(_exact(p, these, index))
     rank = orderings(keys, n_samples, these.n)
     found = _sampled(p, these, rank, index)
-    if not return_stderr:
-        return p.number(found.mean(0))
-    return p.number(found.mean(0)), p.number(found.std(0) / n_samples**0.5)
+    mean = found.mean(0)
+    if not (return_stderr or is_sample(found)):
+        return p.number(mean)
+    stderr = found.std(0) / n_samples**0.5
+    warn_uncertain("interactions", mean, stderr, f"n_samples={n_samples}", p.full)
+    return (p.number(mean), p.number(stderr)) if return_stderr else p.number(mean)
 
 
 def _exact(p: Masked, these: Features, index: Index) -> Tensor:

@@ -15,15 +15,18 @@ from attrfn._explain.masked import Part, add_lists, masked
 from attrfn._explain.noise import count_of
 from attrfn._explain.options import BlackBox, PerturbationOptions, SamplingOptions
 from attrfn._explain.tree import flatten
+from attrfn._explain.uncertain import MOST_EVALUATIONS
 from attrfn._random.keys import row_keys, sample_keys
 from attrfn._torch.autodiff import transforming
+from attrfn._torch.guard import called
+from attrfn._torch.say import say
 from attrfn._torch.typing import Baselines, Batching, ChunkSize, Key, Leaves, ModelFn, Target, Tree
 
 Perturb = Callable[[Tensor, int], Tensor]
 Transform = Callable[[Tensor, Tree, Tree], Tree]
 
 
-@documented(BlackBox, PerturbationOptions, SamplingOptions)
+@documented(BlackBox, PerturbationOptions, SamplingOptions, scores="shared")
 def lime(
     model_fn: ModelFn,
     inputs: Tree,
@@ -32,7 +35,7 @@ def lime(
     baselines: Baselines = None,
     feature_mask: Tree = None,
     n_features: int | None = None,
-    n_samples: int = 25,
+    n_samples: int | None = None,
     key: Key = 0,
     surrogate: surrogates.Surrogate | None = None,
     similarity: surrogates.Similarity | None = None,
@@ -53,7 +56,8 @@ def lime(
     example separately.
 
     Args:
-        n_samples: The number of samples.
+        n_samples: The number of samples. ``None``: 4 n^2 for n features, at least 2,048 and at
+            most 8,192.
         surrogate: The simple model: from z (S, 1 or B, n), values (S, B, K) and weights (S, B) to
             coefficients (B, K, n), as those of :mod:`attrfn.surrogates`. None: ``lasso(0.01)``.
         similarity: From the inputs with leaves (B, ...), the samples with leaves (S, B, ...) and z
@@ -96,7 +100,7 @@ def lime(
     keys = row_keys(key, p.batch, p.device)
     p.check_rows(len(keys))
 
-    samples = count_of("n_samples", n_samples)
+    samples = _default(n) if n_samples is None else count_of("n_samples", n_samples)
     draw = at_once(
         lambda i: (_draw(perturb, sample_keys(keys, i, 0), n, p.batch),),
         samples,
@@ -110,26 +114,34 @@ def lime(
         if transform is None:
             points = p.mixed(these.masks(z))
         else:
-            points = flatten(transform(z, x, x0), "transform's result")[0]
+            points = flatten(called("transform", transform, z, x, x0), "transform's result")[0]
             _check_points(points, p.x, len(z))
-        w = _weights(weigh(x, p.rebuild(points), z), len(z), p.batch)
+        w = called("similarity", weigh, x, p.rebuild(points), z)
+        w = _weights(w, len(z), p.batch)
         w = w.mean(1, keepdim=True) if p.per_batch else w  # one value of the batch has one weight
         return points, lambda values: ([z], [values], [w])
 
     found = p.collect(samples, part, add_lists)
     z, values, w = (torch.cat(t) for t in found)
     y = values.reshape(*values.shape[:2], values.shape[2:].numel())
-    a = _coefficients(fit(z, y, w.to(y)), (*y.shape[1:], n)).reshape(*values.shape[1:], n)
+    a = called("surrogate", fit, z, y, w.to(y))
+    a = _coefficients(a, (*y.shape[1:], n)).reshape(*values.shape[1:], n)
     if return_input_shape and transform is None:
         return p.result(these.elements(a))
     return p.number(a)
+
+
+def _default(n: int) -> int:
+    """The number of samples where none is given."""
+    # Random samples determine a fit of n coefficients less well than the coalitions of KernelSHAP.
+    return min(max(4 * n * n, 2048), MOST_EVALUATIONS)
 
 
 def _check_callables(**given: object) -> None:
     for name, value in given.items():
         if value is not None and not callable(value):
             raise TypeError(
-                f"{name} is {value!r}, expected a callable, such as those that "
+                f"{name} is {say(value)}, expected a callable, such as those that "
                 "attrfn.surrogates makes"
             )
 
@@ -137,7 +149,7 @@ def _check_callables(**given: object) -> None:
 def _draw(perturb: Perturb | None, keys: Tensor, n: int, batch: int) -> Tensor:
     if perturb is None:
         return random.bernoulli(keys, 0.5, (n,))
-    z: object = perturb(keys, n)
+    z: object = called("perturb", perturb, keys, n)
     shapes = [(len(keys), rows, n) for rows in (1, batch)]
     if not isinstance(z, Tensor) or z.shape not in shapes:
         raise ValueError(

@@ -16,9 +16,12 @@ from attrfn._explain.masked import masked
 from attrfn._explain.noise import count_of
 from attrfn._explain.options import AtLayer, BlackBox, ChunkOptions, FeatureOptions, LayerFeatures
 from attrfn._explain.tree import each, flatten
+from attrfn._explain.uncertain import is_sample, warn_uncertain
 from attrfn._layers.at import locate
 from attrfn._random.keys import row_keys, sample_keys
 from attrfn._torch.autodiff import transforming
+from attrfn._torch.guard import called
+from attrfn._torch.say import say
 from attrfn._torch.typing import (
     At,
     Batching,
@@ -54,7 +57,7 @@ class PermutationOptions(ChunkOptions, total=False):
     ``lambda keys, b: torch.arange(b).roll(1).expand(len(keys), b)``; ``None`` draws them."""
 
 
-@documented(BlackBox, PermutationOptions, FeatureOptions)
+@documented(BlackBox, PermutationOptions, FeatureOptions, scores="shared")
 def feature_permutation(
     model_fn: ModelFn,
     inputs: Tree,
@@ -105,18 +108,18 @@ def feature_permutation(
     chunks = Chunks(chunk_size, batching, progress, "feature_permutation", backward=False)
     p = masked(model_fn, inputs, target, None, chunks, create_graph=create_graph)
     these = features(feature_mask, inputs, p.x, n_features)
-    n, draw = these.n, permute or random.permutation
+    n, draw = these.n, random.permutation if permute is None else permute
     copies = count_of("n_samples", n_samples) * n
     _check(p.batch, key, these.ids)
     if not callable(draw):
-        raise TypeError(f"permute is {permute!r}, expected a callable (keys, batch) -> (S, B)")
+        raise TypeError(f"permute is {say(permute)}, expected a callable (keys, batch) -> (S, B)")
     words = row_keys(key, p.batch, p.device)
     ids = torch.arange(n, device=p.device)
 
     # Copy s n + k shuffles feature k for the s-th time. Each copy draws its own permutation: with
     # one for all features, their scores would share its luck.
     def points(i: slice) -> Leaves:
-        order = draw(sample_keys(words, i, 0)[:, 0], p.batch)
+        order = called("permute", draw, sample_keys(words, i, 0)[:, 0], p.batch)
         if permute is not None:
             _check_order(order, (i.stop - i.start, p.batch))
         moved = torch.arange(i.start, i.stop, device=p.device) % n
@@ -124,8 +127,12 @@ def feature_permutation(
         return each(lambda z, x: torch.where(z, x[order], x), masks, p.x)
 
     shuffled = p.at(copies, points)
-    mean = shuffled.reshape(n_samples, n, *shuffled.shape[1:]).mean(0)
-    return p.result(these.elements((p.full - mean).movedim(0, -1)))
+    shuffled = shuffled.reshape(n_samples, n, *shuffled.shape[1:])
+    scores = (p.full - shuffled.mean(0)).movedim(0, -1)
+    if is_sample(shuffled):
+        stderr = shuffled.std(0).movedim(0, -1) / n_samples**0.5
+        warn_uncertain("feature_permutation", scores, stderr, f"n_samples={n_samples}", p.full)
+    return p.result(these.elements(scores))
 
 
 def _check_order(order: Any, shape: tuple[int, int]) -> None:

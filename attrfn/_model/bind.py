@@ -22,7 +22,7 @@ from attrfn._model.clone import run_clone
 from attrfn._model.hidden import check_hidden
 from attrfn._model.parameters import refuse_writes
 from attrfn._model.private_copy import Intervention, PrivateCopy
-from attrfn._model.source import Source, find, foreign, source
+from attrfn._model.source import Source, find, foreign, shown, source
 from attrfn._model.training import refuse_tied
 from attrfn._torch import private_compiler
 from attrfn._torch.autodiff import transforming
@@ -47,6 +47,10 @@ def bind(model_fn: ModelFn, *, frozen: bool, forward_only: bool = False) -> Mode
         require_compiler()
     src = source(model_fn)
     if src is None:
+        if not callable(model_fn):
+            raise TypeError(
+                f"model_fn is {shown(model_fn)}, expected a torch.nn.Module or another callable"
+            )
         if not is_compiling():
             check_hidden(model_fn)
         return model_fn
@@ -160,6 +164,8 @@ def bind_source(
 
     Its bound arguments stay visible as those of a ``functools.partial``.
     """
+    if src.around:
+        layers, interventions = _joined(src, layers, interventions)
     if is_compiling():
         require_compiler()
         return _compiled(src, layers, interventions, frozen)
@@ -172,6 +178,40 @@ def bind_source(
         return out
 
     return functools.partial(run, *src.args, **src.kwargs)
+
+
+class Bare:
+    """A source as a model function, in which :func:`attrfn._model.source.source` finds it.
+
+    A source with other tensors is none of the functions that it was made from.
+    """
+
+    def __init__(self, src: Source) -> None:
+        self.attrfn_source = src
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model on a private copy."""
+        return bind_source(self.attrfn_source, (), (), frozen=False)(*args, **kwargs)
+
+
+def _joined(
+    src: Source, layers: Sequence[nn.Module | str], interventions: Sequence[Intervention]
+) -> tuple[list[nn.Module | str], list[Intervention]]:
+    """Layers and interventions with those around the source, which are the inner ones."""
+    joined: dict[int, tuple[nn.Module | str, Intervention]] = {
+        id(find(src.module, layer)): (layer, inner) for layer, inner in src.around
+    }
+    for layer, outer in zip(layers, interventions, strict=True):
+        key = id(find(src.module, layer))
+        joined[key] = (layer, _nested(outer, joined[key][1]) if key in joined else outer)
+    return [layer for layer, _ in joined.values()], [found for _, found in joined.values()]
+
+
+def _nested(outer: Intervention, inner: Intervention) -> Intervention:
+    def both(forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return outer(lambda *a, **k: inner(forward, a, k), args, kwargs)
+
+    return both
 
 
 def _private_copy(

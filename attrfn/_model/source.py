@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from attrfn._torch.private import COMPILED_MODULE
+from attrfn._torch.say import say
 from attrfn._torch.typing import ModelFn
 
 
@@ -24,6 +25,7 @@ class Source(NamedTuple):
         method: The function called with the module as self; ``None`` for the module itself.
         args: Bound positional arguments.
         kwargs: Bound keyword arguments.
+        around: Layers with the interventions that run around their forward.
     """
 
     module: nn.Module
@@ -31,6 +33,7 @@ class Source(NamedTuple):
     method: Callable[..., Any] | None
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    around: tuple[tuple[nn.Module | str, Any], ...] = ()
 
 
 def source(model_fn: ModelFn) -> Source | None:
@@ -42,6 +45,8 @@ def source(model_fn: ModelFn) -> Source | None:
         return Source(model_fn, None, None, (), {})
     if isinstance(model_fn, types.MethodType) and isinstance(model_fn.__self__, nn.Module):
         return Source(model_fn.__self__, None, model_fn.__func__, (), {})
+    if isinstance(found := getattr(model_fn, "attrfn_source", None), Source):
+        return found
     if not isinstance(model_fn, functools.partial):
         return None
     args, kwargs = model_fn.args, model_fn.keywords
@@ -89,7 +94,7 @@ def find(root: nn.Module, layer: nn.Module | str) -> nn.Module:
     if wanted not in names:
         near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.3)
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "see named_modules()"
-        raise ValueError(f"layer {layer!r} is not part of {type(root).__name__}: {hint}")
+        raise ValueError(f"layer {say(layer)} is not part of {type(root).__name__}: {hint}")
     found: nn.Module = names[wanted]
     return found
 
@@ -113,7 +118,7 @@ def shown(value: Any) -> str:
         return f"the class {value.__name__}" if value else "None"
     kind = type(value).__name__
     text = "" if callable(value) or isinstance(value, Tensor) else repr(value)
-    return f"{text} ({kind})" if 0 < len(text) <= 40 else f"a {kind}"
+    return f"{text} ({kind})" if 0 < len(text) <= 40 and "\n" not in text else f"a {kind}"
 
 
 def unwrapped_name(name: str) -> str:

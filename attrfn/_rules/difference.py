@@ -18,16 +18,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attrfn._copies.batch import wide
 from attrfn._rules.call import Call
 from attrfn._rules.errors import refuse_unknown
 from attrfn._rules.graft import Back
 from attrfn._rules.ops import HOLOMORPHIC, STEPS
 from attrfn._rules.replay import Replay
 from attrfn._rules.run import Values
-from attrfn._torch.autodiff import transforming
-
-Function = Callable[[Tensor], Tensor]
+from attrfn._rules.slopes import (
+    all_finite,
+    apart,
+    at_rest_zero,
+    change,
+    quotient,
+    slope,
+    slope_between,
+)
 
 
 def elementwise(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
@@ -37,7 +42,8 @@ def elementwise(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Te
     f(a, b) - f(a0, b0) = [f(a, .) - f(a0, .)] + [f(., b) - f(., b0)].
     """
     y: Tensor = call(*x)
-    if any(t.is_complex() for t in z) and call.name not in HOLOMORPHIC:
+    of_complex = any(t.is_complex() for t in z)
+    if of_complex and call.name not in HOLOMORPHIC and call.name != "sgn":
         refuse_unknown(call, run.table.name, "of complex numbers")
     if len(z) == 1:
         # A closed form is faster than a quotient, and exact where x and x0 are close: the
@@ -45,11 +51,14 @@ def elementwise(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Te
         y0: Tensor = call(*x0) if run.y0 is None else run.y0
         secant = _SECANTS.get(call.name)
         if secant is not None and (call.name != "pow" or _is_two(call.argument(1, "exponent"))):
-            return run.scale(y, secant(x[0], x0[0], y, y0), z[0], x[0])
-        if call.name in STEPS:
-            dx = x[0].expand(y.shape) - x0[0]
-            return run.scale(y, quotient(y - y0, dx, torch.zeros_like(dx)), z[0], x[0])
-        m = _slope(lambda t: call(t), x[0], x0[0], y, y0, run.first_order)
+            m = secant(x[0], x0[0], y, y0)
+            if call.name != "relu":  # always finite
+                m = at_rest_zero(m, y, y0, run.first_order)
+        elif call.name in STEPS or (of_complex and call.name == "sgn"):
+            dx = apart(x[0].expand(y.shape), x0[0])
+            m = quotient(y - y0, dx, torch.zeros_like(dx))
+        else:
+            m = slope_between(lambda t: call(t), x[0], x0[0], y, y0, run.first_order)
         return run.scale(y, m, z[0], x[0])
     if len(z) > 2:
         refuse_unknown(call, run.table.name)
@@ -57,7 +66,9 @@ def elementwise(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Te
     step = call.name in STEPS
     along_a = slope(lambda t: call(t, b), a, a0, step) + slope(lambda t: call(t, b0), a, a0, step)
     along_b = slope(lambda t: call(a, t), b, b0, step) + slope(lambda t: call(a0, t), b, b0, step)
-    return run.graft(y, lambda t: [0.5 * along_a * (t[0] - a), 0.5 * along_b * (t[1] - b)], z, x)
+    return run.graft(
+        y, lambda t: [0.5 * along_a * change(t[0], a), 0.5 * along_b * change(t[1], b)], z, x
+    )
 
 
 def product(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
@@ -65,6 +76,8 @@ def product(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor
     y: Tensor = call(*x)
     if len(z) == 2:
         a, b = [(v + v0) / 2 for v, v0 in zip(x, x0, strict=True)]
+        if call.name in _ELEMENTWISE_PRODUCTS and not (run.first_order and all_finite(y)):
+            a, b = _at_rest(call, y, x0, a, b)
         back = transposed(call, a, b)
         return run.graft(y, lambda t: [call(t[0], b), call(a, t[1])], z, x, back)
 
@@ -80,6 +93,12 @@ def product(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor
     return run.graft(y, surrogates, z, x)
 
 
+def _at_rest(call: Call, y: Tensor, x0: Values, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors of an elementwise product, 0 where it stays infinite: there nothing changes."""
+    rests = y.isinf() & (y == call(*x0))
+    return torch.where(rests, 0.0, a), torch.where(rests, 0.0, b)
+
+
 def transposed(call: Call, a: Tensor, b: Tensor) -> Back | None:
     """The pullback of ``t, s -> op(t, b) + op(a, s)`` for a product op, or None."""
     if a.is_complex() or b.is_complex():
@@ -93,21 +112,16 @@ def transposed(call: Call, a: Tensor, b: Tensor) -> Back | None:
 
 def ratio(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
     """``y = a / b`` by the product rule for a = y b: y - y0 = (a - a0 - y_ (b - b0)) / b_."""
-    # The product rule for a * (1 / b) is complete as well, and unstable: with a baseline of zero,
-    # the mean of 1 / b puts 1 / sqrt(eps) into every normalisation.
     y: Tensor = call(*x)
     y0: Tensor = call(*x0)
     upper = 1 if call.name.startswith("__r") else 0  # b.__rdiv__(a)
-    mean_b, mean_y = (x[1 - upper] + x0[1 - upper]) / 2, (y + y0) / 2
-    return run.graft(
-        y,
-        lambda t: [
-            (t[upper] - x[upper]) / mean_b,
-            -mean_y * (t[1 - upper] - x[1 - upper]) / mean_b,
-        ],
-        z,
-        x,
+    a, a0, b, b0 = x[upper], x0[upper], x[1 - upper], x0[1 - upper]
+    mean_a, mean_b = (a + a0) / 2, (b + b0) / 2
+    along_a, along_b = 1 / mean_b, -(y + y0) / (b + b0)
+    along_a, along_b = _unless_opposite(
+        run, b, b0, (along_a, along_b), (mean_b / (b * b0), -mean_a / (b * b0))
     )
+    return _by_coefficients(run, y, y0, (upper, along_a), (1 - upper, along_b), z, x)
 
 
 def times_inverse(inverse: int) -> Callable[..., Tensor]:
@@ -123,65 +137,43 @@ def times_inverse(inverse: int) -> Callable[..., Tensor]:
         i, j = inverse, 1 - inverse
         r, r0 = x[i], x0[i]
         along_a, along_r = 2 * r * r0 / (r + r0), (y + y0) / (r + r0)
-        return run.graft(y, lambda t: [(t[j] - x[j]) * along_a, (t[i] - x[i]) * along_r], z, x)
+        along_a, along_r = _unless_opposite(
+            run, r, r0, (along_a, along_r), ((r + r0) / 2, (x[j] + x0[j]) / 2)
+        )
+        return _by_coefficients(run, y, y0, (j, along_a), (i, along_r), z, x)
 
     return rule
 
 
-def slope(f: Function, x: Tensor, x0: Tensor, step: bool = False) -> Tensor:
-    """``(f(x) - f(x0)) / (x - x0)``, and f'(x) where x = x0 (0 for a step function)."""
-    if step:
-        y, y0 = f(x), f(x0)
-        dx = x.expand(y.shape) - x0
-        return quotient(y - y0, dx, torch.zeros_like(dx))
-    return _slope(f, x, x0, f(x), f(x0), False)
-
-
-def _slope(f: Function, x: Tensor, x0: Tensor, y: Tensor, y0: Tensor, may_read: bool) -> Tensor:
-    """The slope from both values; with ``may_read``, values may decide whether f' is computed."""
-    if x.shape != y.shape:
-        x, x0 = x.expand(y.shape), x0.expand(y.shape)
-    dtype = wide(x.dtype)
-    dx, dy = x.to(dtype) - x0, y.to(dtype) - y0
-    # On a CPU reading a flag costs less than computing f' for nothing; on a GPU it would wait for
-    # all work that is queued.
-    if may_read and x.device.type == "cpu" and not bool(_vanishes(dx).any()):
-        return dy / dx
-    at_x = derivative(f, x).to(dtype)
-    return quotient(dy, dx, torch.where(at_x.isfinite(), at_x, 0.0))
-
-
-def quotient(change: Tensor, dx: Tensor, otherwise: Tensor) -> Tensor:
-    """``change / dx``, and another value where dx vanishes."""
-    vanishes = _vanishes(dx)
-    return torch.where(vanishes, otherwise, change / torch.where(vanishes, 1.0, dx))
-
-
-def _vanishes(dx: Tensor) -> Tensor:
-    # Below the resolution of its type (for values near 1) a difference is mostly rounding, and so
-    # would be the slope; the derivative is better there.
-    return dx.abs() <= torch.finfo(dx.dtype).eps
-
-
-def change(z: Tensor, x: Tensor) -> Tensor:
-    """``z - x``, which is zero, also where both are infinite (as in masks of attention)."""
-    return torch.where(x.isinf(), 0.0, z - x)
-
-
-def derivative(f: Function, x: Tensor) -> Tensor:
-    """f'(x) of an elementwise function."""
-    if transforming():
-        y, pull = torch.func.vjp(f, x)[:2]
-        found: Tensor = pull(torch.ones_like(y))[0]
+def _unless_opposite(
+    run: Replay, b: Tensor, b0: Tensor, found: tuple[Tensor, Tensor], product: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The coefficients of a quotient; where its divisor changes sign, those of a * (1 / b)."""
+    # The product rule for a * (1 / b) is complete as well, and unstable: with a baseline of zero,
+    # the mean of 1 / b puts 1 / sqrt(eps) into every normalisation. Where b and b0 have opposite
+    # signs their mean is near zero, and the mean of 1 / b is not.
+    same = (b * b0.conj()).real > 0 if b.is_complex() else b * b0 > 0
+    if run.first_order and b.device.type == "cpu" and bool(same.all()):
         return found
-    # With a graph the derivative can be differentiated again, as under create_graph.
-    graph = torch.is_grad_enabled() and x.requires_grad
-    with torch.enable_grad():
-        at = x if graph else x.detach().requires_grad_()
-        y = f(at)
-        if not y.requires_grad:
-            return torch.zeros_like(x)
-        return torch.autograd.grad(y, at, torch.ones_like(y), create_graph=graph)[0]
+    return (
+        torch.where(same | (b0 == 0) | (b == 0), found[0], product[0]),
+        torch.where(same | (b0 == 0) | (b == 0), found[1], product[1]),
+    )
+
+
+def _by_coefficients(
+    run: Replay,
+    y: Tensor,
+    y0: Tensor,
+    first: tuple[int, Tensor],
+    second: tuple[int, Tensor],
+    z: Values,
+    x: Values,
+) -> Tensor:
+    """``y`` with one multiplier for each of two arguments."""
+    (i, m), (j, n) = first, second
+    m, n = (at_rest_zero(c, y, y0, run.first_order) for c in (m, n))
+    return run.graft(y, lambda t: [change(t[i], x[i]) * m, change(t[j], x[j]) * n], z, x)
 
 
 def _is_two(exponent: Any) -> bool:
@@ -190,9 +182,11 @@ def _is_two(exponent: Any) -> bool:
 
 def _rectified(x: Tensor, x0: Tensor, y: Tensor, y0: Tensor) -> Tensor:
     """``p / (p + q)``: the share of the way between x and x0 that lies above zero."""
-    # If neither is above zero, p = 0 gives 0; if both are, q = 0 gives 1. No branch is needed.
-    p, q = torch.maximum(y, y0), -torch.minimum(x, x0).clamp(max=0)
-    return p / (p + q).clamp(min=torch.finfo(x.dtype).tiny)
+    # If neither is above zero, p = 0 gives 0; if both are, q = 0 gives 1. No branch is needed. Half
+    # the greatest number stands for infinity, so that the sum is finite.
+    info = torch.finfo(x.dtype)
+    p, q = torch.maximum(y, y0).clamp(max=info.max / 2), -torch.minimum(x, x0)
+    return p / (p + q.clamp(0, info.max / 2)).clamp(min=info.tiny)
 
 
 _ELEMENTWISE_PRODUCTS = frozenset(["mul", "multiply", "__mul__", "__rmul__"])

@@ -10,13 +10,24 @@ import torch
 from torch import Tensor
 
 from attrfn._explain.explain import Explained
-from attrfn._rules.errors import refuse_constant, refuse_lengths, unwatched, warn_unread
+from attrfn._rules.errors import (
+    refuse_constant,
+    refuse_lengths,
+    unwatched,
+    warn_unread,
+)
 from attrfn._rules.record import Record
 from attrfn._rules.replay import Replay
+from attrfn._rules.routes import check_routes
 from attrfn._rules.run import Entry
 from attrfn._rules.table import Rules
 from attrfn._torch import pytree
-from attrfn._torch.autodiff import normal_tensors, transforming, values_and_gradients
+from attrfn._torch.autodiff import (
+    normal_tensors,
+    transforming,
+    twice_differentiable,
+    values_and_gradients,
+)
 from attrfn._torch.compiling import is_compiling
 from attrfn._torch.typing import Leaves
 
@@ -56,8 +67,12 @@ def gradients_by_rules(
         run = Replay(rules, calls, at_x, at_x0, scope)
         run.gradient_only = True
         run.in_vjp = is_compiling()
-        with contextlib.nullcontext() if transforming() else unwatched(rules.name):
-            values = p.values(run.add(z), copies, run)
+        try:
+            with contextlib.nullcontext() if transforming() else unwatched(rules.name):
+                values = p.values(run.add(z), copies, run)
+        finally:  # another path explains whatever went wrong on this one
+            if x0 is not None and run.routes:
+                check_routes(run, x0, lambda rows, record: p.values(rows, copies, record))
         run.finished(values)
         if run.has_first_rule and not run.read and p.batch:
             warn_unread(rules.name)
@@ -80,10 +95,11 @@ def _entries(
     keep_values: bool,
 ) -> list[Entry]:
     """The entries of a recorded run on some rows, with a graph if one is wanted."""
-    if is_compiling():
-        return _record_in_vjp(p, rules, rows, copies, scope, keep_values)
-    if with_graph:
-        return _record(p, rules, rows, copies, scope, keep_values, True)[1]
+    if with_graph or is_compiling():
+        with twice_differentiable(p.create_graph):
+            if is_compiling():
+                return _record_in_vjp(p, rules, rows, copies, scope, keep_values)
+            return _record(p, rules, rows, copies, scope, keep_values, True)[1]
     # Most models write nothing that was recorded, so clones of everything would be wasted: the run
     # is repeated with clones in the rare case.
     with torch.inference_mode(False), torch.no_grad():

@@ -18,6 +18,7 @@ DENSE = (
 ADDENDS: dict[str, tuple[Place, Place]] = {
     **dict.fromkeys(("linear", *CONVOLUTIONS.split()), ((2, None), ("bias", None))),
     **dict.fromkeys(("addmm", "addmv", "addbmm", "baddbmm"), ((0, None), ("input", None))),
+    "grouped_mm": ((3, None), ("bias", None)),
 }
 """Where an operation may have its bias: by position and by name."""
 
@@ -44,7 +45,7 @@ class Weighted(NamedTuple):
         places, values = [self.input, self.weight], [x, w]
         if self.bias is not None:
             if b is None and self.call.name in _SUMS:  # the others take None for a bias
-                b = torch.zeros_like(self.tensor_at(self.bias))
+                b = torch.zeros_like(self.tensor_at(self.bias), dtype=w.dtype)
             places.append(self.bias)
             values.append(b)  # type: ignore[arg-type]
         out: Tensor = self.call._replace(places=tuple(places))(*values)
@@ -65,17 +66,56 @@ class Weighted(NamedTuple):
         return self._replace(bias=place)
 
 
+class RealView(NamedTuple):
+    """A linear operation of complex numbers as one of their real and imaginary parts.
+
+    With parts in a last dimension of the input and the bias, and in two first dimensions of the
+    weights, (a, b) and ((c, -d), (d, c)), it is a linear operation with real weights, for which the
+    rules of real numbers hold.
+
+    Attributes:
+        of: The operation.
+    """
+
+    of: Weighted
+
+    def apply(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        """The operation's value, with the parts in the last dimension."""
+        parts = []
+        for k in (0, 1):
+            bias = None if b is None else b[..., k]
+            re, im = x[..., 0], x[..., 1]
+            parts.append(self.of.apply(re, w[k, 0], bias) + self.of.apply(im, w[k, 1], None))
+        return torch.stack(parts, -1)
+
+    @staticmethod
+    def weights(w: Tensor) -> Tensor:
+        """Complex weights as real ones."""
+        return torch.stack([torch.stack([w.real, -w.imag]), torch.stack([w.imag, w.real])])
+
+
+def parts(t: Tensor) -> Tensor:
+    """The real and imaginary parts of complex numbers in a new last dimension."""
+    return torch.view_as_real(t.resolve_conj())
+
+
 def weighted(call: Call) -> Weighted | None:
     """A linear operation by its input, weights and bias; None if it has no weights."""
     # Which factor is the input is known from the marks only: x @ w and w @ x are one function. So
     # two factors are required, of which one depends on the inputs.
-    found = [place for place, _ in tensors(call.args, call.kwargs)]
+    found = [
+        place
+        for place, t in tensors(call.args, call.kwargs)
+        if t.is_floating_point() or t.is_complex()  # others say where groups of rows end
+    ]
     addends = [place for place in found if place in ADDENDS.get(call.name, ())]
     factors = [place for place in found if place not in addends]
     if len(factors) != 2 or len(call.places) != 1 or call.places[0] not in factors:
         return None
     input = call.places[0]
     weight = factors[1] if factors[0] == input else factors[0]
+    if call._replace(places=(weight,)).values[0].layout != torch.strided:
+        return None  # a sparse matrix has no parts by sign
     return _unscaled(Weighted(call, input, weight, addends[0] if addends else None))
 
 

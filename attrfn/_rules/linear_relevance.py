@@ -16,7 +16,16 @@ from torch import Tensor
 from attrfn._rules.call import Call, tensors
 from attrfn._rules.difference import transposed
 from attrfn._rules.formulas import LinearRule
-from attrfn._rules.linear import ADDENDS, CONVOLUTIONS, Weighted, folded, statistics, weighted
+from attrfn._rules.linear import (
+    ADDENDS,
+    CONVOLUTIONS,
+    RealView,
+    Weighted,
+    folded,
+    parts,
+    statistics,
+    weighted,
+)
 from attrfn._rules.record import Record
 from attrfn._rules.replay import Replay
 from attrfn._rules.rescale import COMMON
@@ -34,16 +43,20 @@ class LinearRules(NamedTuple):
         dense: The rule of all others.
         first: The rule of those that read the inputs, or None.
         names: Rules by names of modules, with wildcards; they win over ``conv`` and ``dense``.
+        elementwise: Names of modules, with wildcards, that are one elementwise operation each.
     """
 
     conv: LinearRule
     dense: LinearRule
     first: LinearRule | None
     names: Mapping[str, LinearRule]
+    elementwise: tuple[str, ...] = ()
 
 
 def linear(run: Record | Replay, call: Call) -> Any:
     """A linear operation by its rule; one without weights has its own derivative."""
+    if len(call.places) > 1:
+        call = _of_factors(call)
     if len(call.places) > 1:
         return run.primitive(call, equal_shares)
     op = weighted(call)
@@ -55,6 +68,14 @@ def linear(run: Record | Replay, call: Call) -> Any:
     out = run.primitive(call, functools.partial(_by_rule, op, rule))
     run.made.put(out, (op, rule, None if transforming() else version(out)))
     return out
+
+
+def _of_factors(call: Call) -> Call:
+    """A call without the places of integers, such as the ends of groups."""
+    pairs = zip(call.places, call.values, strict=True)
+    return call._replace(
+        places=tuple([p for p, v in pairs if v.is_floating_point() or v.is_complex()])
+    )
 
 
 def equal_shares(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
@@ -144,7 +165,7 @@ def _folded(
 
 
 def _routed(
-    op: Weighted,
+    op: Weighted | RealView,
     rule: LinearRule,
     run: Replay,
     z: Tensor,
@@ -154,6 +175,11 @@ def _routed(
     y: Tensor | None,
 ) -> Tensor:
     """``y + sum_k m_k (s_k(z) - s_k(x))``; y is s_1(x) if it is not given."""
+    if z.is_complex() and isinstance(op, Weighted):
+        w, b = RealView.weights(w), None if b is None else parts(b)
+        of_z, of_x, of_y = parts(z), parts(x), None if y is None else parts(y)
+        out = _routed(RealView(op), rule, run, of_z, of_x, w, b, of_y)
+        return torch.view_as_complex(out.contiguous())
     surrogates = rule.surrogates if rule.bound is None else rule.bound(x)
     # A rule for where the inputs are read differentiates by u = 1 and not by x, so that its
     # gradient is relevance also where x = 0; 1 + (z - x) is 1 with a derivative by z.
@@ -163,9 +189,10 @@ def _routed(
     s_x = tuple([t.detach() for t in s]) if single else surrogates(op.apply, at_x, w, b)
     y = s_x[0] if y is None else y
     if rule.name == "identity" and s[0].shape != y.shape:
+        name = (op.of if isinstance(op, RealView) else op).call.name
         raise ValueError(
-            f"the rule identity stands at {op.call.name} from shape {tuple(x.shape)} to "
-            f"{tuple(y.shape)}, expected equal shapes: use another rule there"
+            f"the rule identity stands at {name} from shape {tuple(x.shape)} to {tuple(y.shape)}, "
+            "expected equal shapes: use another rule there"
         )
     m = rule.multipliers(y, s_x)
     if len(s) == 1:

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attrfn._rules.call import Call
-from attrfn._rules.difference import Function, change, quotient
 from attrfn._rules.replay import Replay
 from attrfn._rules.run import Values
+from attrfn._rules.slopes import Function, change, finite, quotient
 
 
 def picked(
@@ -29,10 +29,10 @@ def picked(
     # With top = max(y, y0), the gain top - y0 belongs to the winner at x, and the loss y - top to
     # the winner at x0. Each is divided by the change of its element, so that multiplier times
     # change gives it back. Where the winner and y did not change, the derivative 1 is left.
-    y, y0 = pick(x), pick0(x0)
+    y, y0, before, after = (finite(t) for t in (pick(x), pick0(x0), pick(x0), pick0(x)))
     top = torch.maximum(y, y0)
-    gain = quotient(top - y0, y - pick(x0), (y == y0).to(y.dtype))
-    loss = quotient(y - top, pick0(x) - y0, torch.zeros_like(y))
+    gain = quotient(top - y0, y - before, (y == y0).to(y.dtype))
+    loss = quotient(y - top, after - y0, torch.zeros_like(y))
 
     def surrogates(t: Values) -> list[Tensor]:
         dz = change(t[0], x)

@@ -16,7 +16,7 @@ diagonal diag diag_embed diagflat tril triu diagonal_scatter select_scatter slic
 flip fliplr flipud rot90 roll repeat repeat_interleave tile unfold fold as_strided
 pad constant_pad_nd masked_fill masked_select masked_scatter where scatter scatter_add
 index_add index_copy index_put index_fill __setitem__ copy fill zero
-to type type_as float double half bfloat16 cpu cuda _to_copy
+to type type_as float double half bfloat16 cfloat cdouble cpu cuda _to_copy
 real imag view_as_real view_as_complex complex conj resolve_conj resolve_neg
 fft_fft fft_ifft fft_rfft fft_irfft fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_fftn fft_ifftn
 fft_rfftn fft_irfftn fft_hfft fft_ihfft fft_fftshift fft_ifftshift
@@ -24,7 +24,8 @@ interpolate upsample upsample_nearest upsample_bilinear
 avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
 pixel_shuffle pixel_unshuffle channel_shuffle max_unpool1d max_unpool2d max_unpool3d
 embedding embedding_bag nll_loss deg2rad rad2deg trapezoid nansum nanmean
-requires_grad retain_grad
+affine_grid affine_grid_generator
+requires_grad retain_grad pack_padded_sequence pad_packed_sequence put fill_diagonal
 """
 """Linear in all tensors together: their derivative is right for every rule."""
 
@@ -41,7 +42,7 @@ relu relu6 threshold leaky_relu prelu rrelu elu selu celu gelu silu mish hardtan
 hardsigmoid hardshrink softshrink tanhshrink softplus softsign logsigmoid log_sigmoid sigmoid tanh
 exp exp2 expm1 log log2 log10 log1p sqrt rsqrt square pow float_power __rpow__ abs absolute
 sin cos tan asin acos atan arcsin arccos arctan sinh cosh tanh asinh acosh atanh arcsinh arccosh
-arctanh erf erfc erfinv lgamma digamma reciprocal sign sgn round floor ceil trunc fix frac
+arctanh angle erf erfc erfinv lgamma digamma reciprocal sign sgn round floor ceil trunc fix frac
 clamp clip clamp_min clamp_max nan_to_num logit sinc
 heaviside xlogy atan2 arctan2 hypot maximum minimum fmax fmin logaddexp logaddexp2 fmod remainder
 copysign i0 div divide true_divide __rdiv__ __rtruediv__ floor_divide __floordiv__ __rfloordiv__
@@ -59,8 +60,8 @@ CONSTANT = """
 zeros_like ones_like full_like empty_like rand_like randn_like randint_like new_zeros new_ones
 new_full new_empty new_tensor size dim ndimension numel nelement stride storage_offset
 is_floating_point is_complex is_contiguous element_size get_device isnan isinf isfinite
-isposinf isneginf is_nonzero is_same_size __len__ __repr__ __format__ __hash__ __bool__ equal
-allclose is_tensor result_type can_cast is_pinned register_hook __reduce_ex__ sym_size sym_numel
+isposinf isneginf is_same_size __len__ __repr__ __format__ __hash__ is_tensor
+result_type can_cast is_pinned register_hook __reduce_ex__ sym_size sym_numel
 sym_stride _assert_async _assert_tensor_metadata
 """
 """Results do not depend on values, or only tell whether they are finite."""
@@ -68,45 +69,45 @@ sym_stride _assert_async _assert_tensor_metadata
 PATTERNED = frozenset(["to", "type_as", "expand_as", "view_as", "reshape_as"])
 """Take values from their first argument only; the others give a shape, type or device."""
 
+SHAPES = frozenset(
+    [
+        "squeeze",
+        "unsqueeze",
+        "transpose",
+        "swapaxes",
+        "swapdims",
+        "t",
+        "as_strided",
+        "requires_grad",
+        "retain_grad",
+    ]
+)
+"""Change the shape of a tensor, or nothing, where they write in place."""
+
+PACKINGS = frozenset(["pack_padded_sequence", "pad_packed_sequence"])
+"""Return lengths beside their values, and take these from lengths alone."""
+
 SIDE_BY_SIDE = frozenset(
     ["broadcast_tensors", "meshgrid", "atleast_1d", "atleast_2d", "atleast_3d"]
 )
 """Return one tensor for each that they get, with its values only."""
 
 READS = frozenset(
-    ["item", "tolist", "numpy", "__float__", "__int__", "__complex__", "__array__", "__index__"]
+    (
+        *("item", "tolist", "numpy", "__float__", "__int__", "__complex__", "__array__"),
+        *("__index__", "__bool__", "is_nonzero", "equal", "allclose"),
+    )
 )
 """Give Python numbers or arrays, which have no derivative."""
 
-HOLOMORPHIC = frozenset(
-    [
-        "exp",
-        "exp2",
-        "expm1",
-        "log",
-        "log2",
-        "log10",
-        "log1p",
-        "sqrt",
-        "rsqrt",
-        "square",
-        "pow",
-        "sin",
-        "cos",
-        "tan",
-        "sinh",
-        "cosh",
-        "tanh",
-        "reciprocal",
-        "sigmoid",
-        "__rpow__",
-        "div",
-        "divide",
-        "true_divide",
-        "__rdiv__",
-        "__rtruediv__",
-    ]
-)
+_HOLOMORPHIC = """
+exp exp2 expm1 log log2 log10 log1p sqrt rsqrt square pow float_power __rpow__ reciprocal
+sin cos tan asin acos atan arcsin arccos arctan sinh cosh tanh asinh acosh atanh arcsinh arccosh
+arctanh sigmoid tanhshrink sinc logaddexp div divide true_divide __rdiv__ __rtruediv__
+special_expit special_exp2 special_expm1 special_log1p special_sinc
+"""
+
+HOLOMORPHIC = frozenset(_HOLOMORPHIC.split())
 """Have a slope (f(x) - f(x0)) / (x - x0) that is a derivative for complex numbers, too."""
 
 STEPS = frozenset(["floor_divide", "__floordiv__", "__rfloordiv__", "heaviside"])
@@ -148,7 +149,10 @@ dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout featur
 native_dropout
 var std var_mean std_mean norm linalg_norm linalg_vector_norm frobenius_norm dist
 cosine_similarity pairwise_distance mse_loss l1_loss cross_entropy addcdiv
-binary_cross_entropy_with_logits kl_div grid_sample
+binary_cross_entropy_with_logits binary_cross_entropy kl_div smooth_l1_loss huber_loss
+grid_sample stft istft polar gumbel_softmax scatter_reduce index_reduce sparse_mm sparse_addmm
+grouped_mm prod cumprod logcumsumexp quantile cdist inverse linalg_inv linalg_solve
+linalg_solve_triangular
 """
 """Operations with other rules, each by its name in a table."""
 
@@ -181,7 +185,7 @@ DROPOUTS = (
     "native_dropout"
 )
 
-SINCE = {"lp_pool3d": (2, 3), "rms_norm": (2, 4)}
+SINCE = {"lp_pool3d": (2, 3), "rms_norm": (2, 4), "grouped_mm": (2, 9)}
 """The torch that each of these operations came with; the others are older than any supported."""
 
 NEWEST = (2, 13)

@@ -40,13 +40,14 @@ def reading(name: str, op: Op, by_rule: bool) -> Op:
             return op.apply(run, call)
         if call.in_place:
             refuse_unknown(call, run.table.name)
-        if name in _MOVES and all(raw):
+        real = not _has_complex(call)
+        if name in _MOVES and all(raw) and real:
             out = op.apply(run, call)
             for t in pytree.tree_leaves(out):
                 if isinstance(t, Tensor):
                     run.raw.put(t)
             return out
-        if call.places == ((0, None),) and _shifts(name, call):
+        if call.places == ((0, None),) and real and _shifts(name, call):
             out = run.primitive(call, _passed)
             run.raw.put(out)
             return out
@@ -55,6 +56,15 @@ def reading(name: str, op: Op, by_rule: bool) -> Op:
         return op.apply(run, call._replace(args=tuple(args), kwargs=kwargs))
 
     return op._replace(apply=apply)
+
+
+def _has_complex(call: Call) -> bool:
+    """Whether a call makes complex numbers, whose relevance is that of their parts together."""
+    for v in (*call.args, *call.kwargs.values()):
+        kind = v.dtype if isinstance(v, Tensor) else v
+        if isinstance(v, complex) or (isinstance(kind, torch.dtype) and kind.is_complex):
+            return True
+    return False
 
 
 def _convert(run: Record | Replay, value: Tensor) -> Tensor:

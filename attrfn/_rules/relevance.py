@@ -25,9 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attrfn._rules import ops, recurrent
-from attrfn._rules.call import Call
-from attrfn._rules.difference import derivative
+from attrfn._rules import chains, grouped, many_factors, modules, ops
+from attrfn._rules.call import Call, Place
 from attrfn._rules.errors import refuse_unknown
 from attrfn._rules.formulas import LinearRule, epsilon, stable_quotient, z_plus
 from attrfn._rules.linear import CONVOLUTIONS, DENSE
@@ -38,7 +37,9 @@ from attrfn._rules.record import Record
 from attrfn._rules.replay import Replay
 from attrfn._rules.rescale import COMMON, DECOMPOSED_BY_TORCH, DECOMPOSITIONS, all_of, inside, ruled
 from attrfn._rules.run import Values
+from attrfn._rules.slopes import derivative, far
 from attrfn._rules.table import OfOne, Op, Rules, decomposed, own_derivative
+from attrfn._torch import recurrent
 
 # The epsilon for activations with f(0) != 0, such as a sigmoid, where y / x has a pole. It is the
 # default epsilon of the linear rules, with the same trade-off: a larger one is more stable, and
@@ -54,11 +55,11 @@ def _activation(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Te
     at = x[0].expand(y.shape)
     start = call(torch.zeros_like(at))
     at_zero = at == 0
-    through_zero = torch.where(
-        at_zero, derivative(lambda t: call(t), at), y / torch.where(at_zero, 1.0, at)
-    )
+    slope = derivative(lambda t: call(t), at if at.is_complex() else far(at))
+    through_zero = torch.where(at_zero, slope, y / torch.where(at_zero, 1.0, at))
     # Both branches are computed because a branch on values would break transforms.
     factor = torch.where(start == 0, through_zero, stable_quotient(y, at, _STABLE))
+    factor = torch.where(at.isinf() & y.isinf(), slope, factor)
     return run.scale(y, factor, z[0], x[0])
 
 
@@ -97,17 +98,43 @@ def _divided(run: Record | Replay, call: Call) -> Any:
         return run.constant(call)
     if len(call.places) == 1:
         return own_derivative(run, call)
-    return run.primitive(call, _by_numerator)
+    return run.primitive(call, _by(numerator))
 
 
-def _by_numerator(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
-    y: Tensor = call(*x)
-    return run.graft(y, lambda t: [call(t[0], x[1])], z, x)
+def _solved(run: Record | Replay, call: Call) -> Any:
+    """A solution of a linear system, whose matrix counts as a constant."""
+    right = tuple([p for p in call.places if p[0] in (1, "B")])
+    if not right:
+        return run.constant(call)
+    if len(call.places) == 1:
+        return own_derivative(run, call)
+    return run.primitive(call, _by(right[0]))
+
+
+def _sampled(run: Record | Replay, call: Call) -> Any:
+    """Samples of an image; where they are taken counts as a constant."""
+    image = tuple([p for p in call.places if p[0] in (0, "input")])
+    if not image:
+        refuse_unknown(call, run.table.name, "only its grid depends on the inputs")
+    if len(call.places) == 1:
+        return own_derivative(run, call)
+    return run.primitive(call, _by(image[0]))
+
+
+def _by(place: Place) -> Callable[..., Tensor]:
+    """The derivative by one argument."""
+
+    def rule(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
+        y: Tensor = call(*x)
+        i = call.places.index(place)
+        return run.graft(y, lambda t: [call(*x[:i], t[i], *x[i + 1 :])], z, x)
+
+    return rule
 
 
 def _gate(x: Tensor) -> Tensor:
-    """A sigmoid that counts as a constant, because ``reciprocal`` does."""
-    return torch.reciprocal(1 + torch.exp(-x))
+    """A sigmoid that counts as a constant, because ``reciprocal`` of a plain value does."""
+    return torch.reciprocal((1 + torch.exp(-x)).view_as(x))
 
 
 _WITH_WEIGHTS = "linear, by rule"
@@ -115,7 +142,7 @@ _WITH_WEIGHTS = "linear, by rule"
 _DERIVATIVE = Op("own derivative", own_derivative)
 _CONSTANT = Op("constant", _constant)
 
-RELEVANCE: dict[str, Op] = {
+_BY_OPERATION: dict[str, Op] = {
     **COMMON,
     **{name: Op("decomposed", decomposed(f)) for name, f in DECOMPOSITIONS.items()},
     **{name: Op("decomposed", inside(f)) for name, f in DECOMPOSED_BY_TORCH.items()},
@@ -127,15 +154,24 @@ RELEVANCE: dict[str, Op] = {
     **all_of(ops.ELEMENTWISE, Op("elementwise", ruled(_activation))),
     **all_of(ops.THROUGH_ZERO, _DERIVATIVE),
     **all_of("div divide true_divide __rdiv__ __rtruediv__", Op("constant divisor", _divided)),
-    **all_of("rsqrt reciprocal", _CONSTANT),
+    **all_of("rsqrt reciprocal linalg_inv inverse", _CONSTANT),
+    **all_of("linalg_solve linalg_solve_triangular", Op("constant divisor", _solved)),
     **all_of(ops.SOFTMAX, _DERIVATIVE),
     **all_of(ops.SELECTIONS, _DERIVATIVE),
+    **all_of("scatter_reduce index_reduce", Op("own derivative", grouped.own_reduce)),
+    **all_of("quantile logcumsumexp", _DERIVATIVE),
+    **all_of("prod cumprod", Op("product", ruled(many_factors.equal_shares))),
+    "stft": Op("product", OfOne(ruled(equal_shares))),
+    "grouped_mm": Op(_WITH_WEIGHTS, linear),
+    "grid_sample": Op("linear in the input", _sampled),
     "batch_norm": Op("folded into the operation before it", batch_norm),
     "lstm": Op("decomposed", decomposed(recurrent.layers(recurrent.lstm_step(_gate), 2))),
     "gru": Op("decomposed", decomposed(recurrent.layers(recurrent.gru_step(_gate), 1))),
     "lstm_cell": Op("decomposed", decomposed(recurrent.cell(recurrent.lstm_step(_gate), 2))),
     "gru_cell": Op("decomposed", decomposed(recurrent.cell(recurrent.gru_step(_gate), 1))),
 }
+
+RELEVANCE = chains.following(_BY_OPERATION, _activation)
 
 
 def composite(
@@ -148,12 +184,15 @@ def composite(
 ) -> Rules:
     """A table of LRP from the rules of linear operations."""
     table = dict(RELEVANCE)
+    own = {modules.whole: Op("elementwise", modules.elementwise(_activation))}
     if softmax_is_constant:
         table.update(all_of(ops.SOFTMAX, _CONSTANT))
     if first is not None:
         table = {name: _reading(name, op) for name, op in table.items()}
+        own = {f: _reading("", op) for f, op in own.items()}
     adapt = None if first is None else _reading
-    return Rules(name, table, linear=LinearRules(conv, dense, first, names or {}), adapt=adapt)
+    linear_rules = LinearRules(conv, dense, first, names or {})
+    return Rules(name, table, own, linear=linear_rules, adapt=adapt)
 
 
 def _reading(name: str, op: Op) -> Op:

@@ -8,13 +8,28 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from attrfn._rules import decompositions, difference, losses, maxima, norm, ops, recurrent, softmax
+from attrfn._rules import (
+    decompositions,
+    difference,
+    functions,
+    grouped,
+    linalg,
+    losses,
+    many_factors,
+    maxima,
+    norm,
+    ops,
+    sampling,
+    selections,
+    softmax,
+)
 from attrfn._rules.call import Call
 from attrfn._rules.errors import refuse_unknown
 from attrfn._rules.record import Record
 from attrfn._rules.replay import Replay
 from attrfn._rules.run import Rule, Run
 from attrfn._rules.table import Evaluating, OfOne, Op, Rules, decomposed, own_derivative
+from attrfn._torch import recurrent
 
 
 def ruled(rule: Rule) -> Callable[[Any, Call], Any]:
@@ -51,15 +66,42 @@ def _multiplication(run: Record | Replay, call: Call) -> Any:
     return run.primitive(call, difference.product)
 
 
-def _absolute(run: Record | Replay, call: Call) -> Any:
-    if call.values[0].is_complex():
-        return run.composite(call, decompositions.modulus)
-    return run.primitive(call, difference.elementwise)
+def _by_parts(decomposition: Callable[..., Any]) -> Callable[[Any, Call], Any]:
+    """An elementwise function that has a decomposition for complex numbers."""
+
+    def apply(run: Record | Replay, call: Call) -> Any:
+        if call.values[0].is_complex():
+            return run.composite(call, decomposition)
+        return run.primitive(call, difference.elementwise)
+
+    return apply
+
+
+def _grouped_product(several: Callable[[Any, Call], Any]) -> Callable[[Any, Call], Any]:
+    """A product of matrices by groups; where the groups end is not a factor."""
+
+    def apply(run: Record | Replay, call: Call) -> Any:
+        places = tuple(
+            [p for p, v in zip(call.places, call.values, strict=True) if v.is_floating_point()]
+        )
+        return several(run, call._replace(places=places))
+
+    return apply
+
+
+def _of_dense(run: Run, call: Call) -> Any:
+    """A product with a sparse matrix, which may not depend on the inputs."""
+    sparse = 1 if call.name == "sparse_addmm" else 0
+    if any(key == sparse for key, _ in call.places):
+        refuse_unknown(call, run.table.name, "its sparse matrix depends on the inputs")
+    return own_derivative(run, call)
 
 
 def _only_input(run: Run, call: Call) -> Any:
-    if call.places != ((0, None),):
-        refuse_unknown(call, run.table.name)
+    if call.places not in (((0, None),), (("input", None),)):
+        refuse_unknown(
+            call, run.table.name, "another argument than the input depends on the inputs"
+        )
     return own_derivative(run, call)
 
 
@@ -93,7 +135,8 @@ COMMON: dict[str, Op] = {
     **all_of(ops.STRUCTURE, Op("linear", own_derivative, native=True)),
     **all_of(ops.DROPOUTS, Op("linear (evaluation mode)", Evaluating(2, "training", "train"))),
     "batch_norm": Op("linear (evaluation mode)", Evaluating(5, "training")),
-    "grid_sample": Op("linear in the input", _only_input),
+    "istft": Op("linear in the input", _only_input),
+    **all_of("sparse_mm sparse_addmm", Op("linear in the dense matrix", _of_dense)),
 }
 """Operations that are linear or constant for every rule."""
 
@@ -125,6 +168,13 @@ DECOMPOSITIONS: dict[str, Callable[..., Any]] = {
     "mse_loss": losses.mse_loss,
     "l1_loss": losses.l1_loss,
     "cross_entropy": losses.cross_entropy,
+    "binary_cross_entropy_with_logits": losses.binary_cross_entropy_with_logits,
+    "binary_cross_entropy": losses.binary_cross_entropy,
+    "smooth_l1_loss": losses.smooth_l1_loss,
+    "huber_loss": losses.huber_loss,
+    "kl_div": losses.kl_div,
+    "polar": functions.polar,
+    "cdist": functions.cdist,
     "addcdiv": decompositions.addcdiv,
 }
 """Operations with a decomposition into simpler ones."""
@@ -133,7 +183,10 @@ DECOMPOSED_BY_TORCH: dict[str, Callable[..., Any]] = {
     "multi_head_attention_forward": decompositions.multi_head_attention_forward,
     **{
         name: decompositions.visible_to_modes(getattr(F, name))
-        for name in ("normalize", "local_response_norm", "lp_pool1d", "lp_pool2d", "lp_pool3d")
+        for name in (
+            *("normalize", "local_response_norm", "lp_pool1d", "lp_pool2d", "lp_pool3d"),
+            "gumbel_softmax",
+        )
         if hasattr(F, name)
     },
 }
@@ -150,13 +203,28 @@ DIFFERENCE: dict[str, Op] = {
     **all_of("mul multiply __rmul__", Op("product", OfOne(_multiplication))),
     **all_of("div divide true_divide __rdiv__ __rtruediv__", Op("quotient", _division)),
     **all_of("rsqrt reciprocal", Op("elementwise", _inverse)),
-    **all_of("abs absolute", Op("elementwise", _absolute)),
+    **all_of("abs absolute", Op("elementwise", _by_parts(decompositions.modulus))),
+    "angle": Op("elementwise", _by_parts(functions.angle)),
+    "softsign": Op("elementwise", _by_parts(functions.softsign)),
     **all_of("softmax special_softmax", Op("softmax", ruled(softmax.softmax))),
     **all_of("log_softmax special_log_softmax", Op("softmax", ruled(softmax.log_softmax))),
     **all_of("logsumexp special_logsumexp", Op("softmax", ruled(softmax.logsumexp))),
     **all_of(MAX_POOLS, Op("maximum", ruled(maxima.max_pool))),
     "amax": Op("maximum", _along(torch.amax)),
     "amin": Op("maximum", _along(torch.amin)),
+    **all_of("cummax cummin", Op("maximum", ruled(selections.running))),
+    **all_of("scatter_reduce index_reduce", Op("maximum of groups", grouped.reduce)),
+    **all_of("sort msort kthvalue median", Op("order", ruled(selections.ordered))),
+    "topk": Op("order", selections.topk),
+    "quantile": Op("decomposed", decomposed(functions.quantile)),
+    "logcumsumexp": Op("decomposed", decomposed(functions.logcumsumexp)),
+    "prod": Op("product", ruled(many_factors.prod)),
+    "cumprod": Op("decomposed", decomposed(many_factors.cumprod)),
+    "stft": Op("product", OfOne(ruled(difference.product))),
+    "grouped_mm": Op("product", _grouped_product(OfOne(ruled(difference.product)))),
+    "grid_sample": Op("sampling", sampling.grid_sample),
+    **all_of("linalg_inv inverse", Op("inverse", ruled(linalg.inverse))),
+    **all_of("linalg_solve linalg_solve_triangular", Op("inverse", linalg.solve)),
 }
 
 RESCALE = Rules("deep_lift", DIFFERENCE, complete=True)

@@ -24,12 +24,13 @@ from torch import Tensor
 
 from attrfn._rules import ops
 from attrfn._rules.call import Call
-from attrfn._rules.difference import derivative, elementwise, quotient
+from attrfn._rules.difference import elementwise
 from attrfn._rules.linear import CONVOLUTIONS, DENSE, statistics, weighted
 from attrfn._rules.record import Record
 from attrfn._rules.replay import Replay
 from attrfn._rules.rescale import DIFFERENCE
 from attrfn._rules.run import Values
+from attrfn._rules.slopes import derivative, quotient
 from attrfn._rules.table import Op, Rules, own_derivative
 from attrfn._torch import pytree
 
@@ -54,9 +55,14 @@ class Contributions(NamedTuple):
 
 def _signs(z: Tensor, x: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
     """``z - x0`` where x rose and where it fell; half to each where it did neither."""
-    d = z - x0
+    d = torch.where(x0.isinf() & (x == x0), 0.0, z - x0)
     half = torch.where(x == x0, 0.5, 0.0).to(d.dtype)
     return d * ((x > x0) + half), d * ((x < x0) + half)
+
+
+def _complex(call: Call) -> bool:
+    """Whether a call has complex numbers, which neither rise nor fall: the rescale rule holds."""
+    return any(t.is_complex() for t in call.values)
 
 
 def _contributions(
@@ -69,7 +75,7 @@ def _contributions(
 
 def _linear(run: Record | Replay, call: Call) -> Any:
     op = weighted(call)
-    if op is None:
+    if op is None or _complex(call):
         return DIFFERENCE[call.name].apply(run, call)
 
     def rule(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
@@ -91,7 +97,7 @@ def _linear(run: Record | Replay, call: Call) -> Any:
 
 
 def _sum(run: Record | Replay, call: Call) -> Any:
-    if call.in_place or len(call.kwargs):
+    if call.in_place or len(call.kwargs) or _complex(call):
         return own_derivative(run, call)
     if len(call.places) == 1:
         return _moved(run, call)

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from attrfn._copies.batch import wide
 from attrfn._rules.call import Call
-from attrfn._rules.difference import change
 from attrfn._rules.replay import Replay
 from attrfn._rules.run import Values
+from attrfn._rules.slopes import change
 
 
 def softmax(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:

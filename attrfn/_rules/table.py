@@ -11,6 +11,7 @@ from attrfn._rules.call import Call
 from attrfn._rules.errors import refuse_training, refuse_unknown
 from attrfn._rules.names import FUNCTIONS, METHODS, Spelling, exported, public_name, spellings
 from attrfn._torch.compiling import is_compiling
+from attrfn._torch.say import say
 
 Apply = Callable[[Any, Call], Any]
 """From a run and a call to the call's output."""
@@ -45,6 +46,8 @@ class Constant(NamedTuple):
 
 class Rules(NamedTuple):
     """Rules for operations, to be extended with ``rules | {...}`` and ``rules.allow(...)``.
+
+    Composites of LRP also take modules as single operations with ``rules.elementwise(...)``.
 
     Attributes:
         name: Their name in messages.
@@ -101,11 +104,37 @@ class Rules(NamedTuple):
             dict.fromkeys(functions, Op("allowed", own_derivative, native=True, checked=False))
         )
 
+    def elementwise(self, *names: str) -> Rules:
+        """These rules of LRP, for which each named module is one elementwise operation.
+
+        All relevance of such a module, y = f(x), passes from y to x. Activations of torch, and
+        those that Python writes out in operations of one tensor, are recognised without a name.
+        Compiled code cannot do this.
+
+        Args:
+            names: Qualified names of modules, with wildcards.
+        """
+        if self.linear is None:
+            raise TypeError(
+                f"{self.name} has no rules by modules: call elementwise on a composite such as "
+                "attrfn.rules.attn_lrp()"
+            )
+        for name in names:
+            if not isinstance(name, str):
+                raise TypeError(
+                    f"elementwise got a {type(name).__name__}, expected qualified names of modules "
+                    "such as 'mlp.act'"
+                )
+        linear = self.linear._replace(elementwise=(*self.linear.elementwise, *names))
+        return self._replace(linear=linear)
+
     def _with(self, found: Mapping[Any, Op]) -> Rules:
         ops, own = dict(self.ops), dict(self.own)
         for func, op in found.items():
             if not callable(func):
-                raise TypeError(f"rules name {func!r}, expected a torch function such as torch.erf")
+                raise TypeError(
+                    f"rules name {say(func)}, expected a torch function such as torch.erf"
+                )
             known = FUNCTIONS.get(func)
             name = getattr(func, "__name__", "") if known is None else known.name
             op = op if self.adapt is None else self.adapt(name, op)
@@ -126,8 +155,8 @@ class Rules(NamedTuple):
             return self.ops[examples[rule]]
         if not callable(rule):
             raise TypeError(
-                f"the rule of {public_name(func)} is {rule!r}, expected 'linear', 'elementwise', "
-                "'product' or a function made of operations that have rules"
+                f"the rule of {public_name(func)} is {say(rule)}, expected 'linear', "
+                "'elementwise', 'product' or a function made of operations that have rules"
             )
         return Op("decomposed", decomposed(rule))
 

@@ -34,6 +34,9 @@ storage_id: Callable[[torch.UntypedStorage], int] = operator.attrgetter("_cdata"
 ATTRIBUTES = ("_version", "_backward_hooks")
 """Attributes of tensors that a mode sees when they are read, and that hold no values."""
 
+modes: Callable[[], list[Any]] = torch.overrides._get_current_function_mode_stack
+"""The active modes of functions, the innermost last, without the one that handles a call."""
+
 no_overrides = torch._C.DisableTorchFunction
 """A context in which neither modes nor subclasses see what runs.
 
@@ -61,6 +64,22 @@ level_of = torch._C._functorch.maybe_get_level
 
 is_differentiated = torch._C._functorch.is_gradtrackingtensor
 """Whether a wrapped tensor belongs to a derivative (grad, vjp or jvp) and not to vmap."""
+
+
+def is_mapped(t: object) -> bool:
+    """Whether vmap maps over a tensor, at any depth of transforms."""
+    while isinstance(t, Tensor) and is_wrapped(t):
+        if not is_differentiated(t):
+            return True
+        t = unwrapped(t)
+    return False
+
+
+def memory_of(t: Tensor) -> int:
+    """A number that a tensor shares with its views, also inside transforms; 0 without memory."""
+    while is_wrapped(t):
+        t = unwrapped(t)
+    return storage_id(t.untyped_storage()) if t.layout is torch.strided else 0
 
 
 def in_transform() -> bool:
@@ -159,6 +178,9 @@ NODE_OF_CPP = "CppFunction"
 NODE_OF_SCRIPT = "DifferentiableGraphBackward"
 """The end of the name of the node of a scripted or traced function."""
 
+NODE_WITHOUT_DERIVATIVE = "torch::autograd::WarnNotImplemented"
+"""The name of the node of an operation without a derivative, such as that of a quantised layer."""
+
 NODE_OF_CUSTOM_OP = "GeneratedBackwardFor_"
 """The start of the name of the node of an operation of ``torch.library``."""
 
@@ -196,3 +218,8 @@ def says_out_of_memory(error: RuntimeError) -> bool:
     # The CPU's allocator raises a RuntimeError and not an OutOfMemoryError.
     text = str(error).lower()
     return "out of memory" in text or "can't allocate memory" in text
+
+
+def says_inference(error: BaseException) -> bool:
+    """Whether an error says that a tensor of inference mode meets autograd."""
+    return "nference tensor" in str(error)

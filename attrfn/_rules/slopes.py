@@ -1,0 +1,134 @@
+"""Slopes of functions of one number between two points, which may be equal, close or infinite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from attrfn._copies.batch import wide
+from attrfn._torch.autodiff import transforming
+
+Function = Callable[[Tensor], Tensor]
+
+
+def slope(f: Function, x: Tensor, x0: Tensor, step: bool = False) -> Tensor:
+    """``(f(x) - f(x0)) / (x - x0)``, and f'(x) where x = x0 (0 for a step function)."""
+    y, y0 = f(x), f(x0)
+    if step:
+        dx = apart(x.expand(y.shape), x0)
+        return quotient(y - y0, dx, torch.zeros_like(dx))
+    return slope_between(f, x, x0, y, y0)
+
+
+def slope_between(
+    f: Function, x: Tensor, x0: Tensor, y: Tensor, y0: Tensor, may_read: bool = False
+) -> Tensor:
+    """The slope from both values; with ``may_read``, values may decide whether f' is computed."""
+    if x.shape != y.shape:
+        x, x0 = x.expand(y.shape), x0.expand(y.shape)
+    end, x, y = x, x.to(wide(x.dtype)), y.to(wide(y.dtype))
+    # On a CPU reading a flag costs less than computing f' for nothing; on a GPU it would wait for
+    # all work that is queued.
+    if may_read and x.device.type == "cpu":
+        dx = x - x0
+        m = (y - y0) / dx
+        if not dx.numel() or (bool(dx.abs().amin() > _resolution(dx)) and all_finite(m)):
+            return m
+    at_end = derivative(f, _finite_end(end, x0)).to(y.dtype)
+    return _guarded_slope(apart(x, x0), apart(y, y0), at_end, y.abs() + y0.abs())
+
+
+def _guarded_slope(dx: Tensor, dy: Tensor, derivative: Tensor, size: Tensor) -> Tensor:
+    """``dy / dx``, or the derivative where that quotient says nothing.
+
+    It says nothing where x = x0, where x is so close to x0 that the derivative explains all of dy
+    up to the rounding of values of this ``size``, and where both changes are infinite.
+    """
+    at_rest = torch.where(derivative.isfinite(), derivative, 0.0)
+    eps = _resolution(dx)
+    explained = (dy - at_rest * dx).abs() <= 4 * eps * size
+    vanishes = (dx.abs() <= eps) & explained
+    ratio = torch.where(dx.isinf() & dy.isinf(), derivative, dy / torch.where(vanishes, 1.0, dx))
+    return torch.where(vanishes, at_rest, ratio)
+
+
+def _finite_end(x: Tensor, x0: Tensor) -> Tensor:
+    """Where the derivative is wanted: at x, or at the end that is infinite, taken as very large."""
+    return x if x.is_complex() else far(torch.where(x0.isinf() & x.isfinite(), x0, x))
+
+
+def far(x: Tensor) -> Tensor:
+    """A very large number for infinity, at which derivatives are those of the limit."""
+    # The fourth root leaves room for the powers that formulas of derivatives form.
+    most = torch.finfo(x.dtype).max ** 0.25
+    return x.nan_to_num(nan=torch.nan, posinf=most, neginf=-most)
+
+
+def change(z: Tensor, x: Tensor) -> Tensor:
+    """``z - x``, which is zero, also where both are infinite (as in masks of attention)."""
+    return torch.where(x.isinf(), 0.0, z - x)
+
+
+def apart(a: Tensor, b: Tensor) -> Tensor:
+    """``a - b``, zero where both are the same infinity."""
+    return torch.where(a == b, 0.0, a - b)
+
+
+def finite(t: Tensor) -> Tensor:
+    """Half the greatest number for infinity, so that differences of two are finite."""
+    most = torch.finfo(t.dtype).max / 2
+    return t.nan_to_num(nan=torch.nan, posinf=most, neginf=-most)
+
+
+def quotient(change: Tensor, dx: Tensor, otherwise: Tensor) -> Tensor:
+    """``change / dx``, and another value where dx vanishes."""
+    # Below the resolution of its type (for values near 1) a difference is mostly rounding, and so
+    # would be the quotient.
+    vanishes = dx.abs() <= _resolution(dx)
+    return torch.where(vanishes, otherwise, change / torch.where(vanishes, 1.0, dx))
+
+
+def at_rest_zero(m: Tensor, y: Tensor, y0: Tensor, may_read: bool = False) -> Tensor:
+    """A multiplier, 0 where it is not finite although the value does not change."""
+    if may_read and m.device.type == "cpu" and all_finite(m):
+        return m
+    return torch.where((y == y0) & ~m.isfinite(), 0.0, m)
+
+
+def all_finite(t: Tensor) -> bool:
+    """Whether no element is infinite or NaN, for values that may be read; False may be wrong."""
+    return bool(t.sum().isfinite())
+
+
+def _resolution(t: Tensor) -> float:
+    return torch.finfo(t.dtype).eps
+
+
+def derivative(f: Function, x: Tensor) -> Tensor:
+    """f'(x) of an elementwise function."""
+    if transforming():
+        y, pull = torch.func.vjp(f, x)[:2]
+        return _by_pull(lambda g: pull(g)[0], x, y)
+    # With a graph the derivative can be differentiated again, as under create_graph.
+    graph = torch.is_grad_enabled() and x.requires_grad
+    with torch.enable_grad():
+        at = x if graph else x.detach().requires_grad_()
+        y = f(at)
+        if not y.requires_grad:
+            return torch.zeros_like(x)
+        parts = y.is_complex() and not x.is_complex()
+
+        def pull(g: Tensor) -> Tensor:
+            return torch.autograd.grad(y, at, g, create_graph=graph, retain_graph=graph or parts)[0]
+
+        return _by_pull(pull, x, y)
+
+
+def _by_pull(pull: Function, x: Tensor, y: Tensor) -> Tensor:
+    """The derivative from a pullback: torch pulls a cotangent g back to conj(f'(x)) g."""
+    ones = torch.ones_like(y)
+    if x.is_complex():
+        return pull(ones).conj()
+    return torch.complex(pull(ones), pull(1j * ones)) if y.is_complex() else pull(ones)

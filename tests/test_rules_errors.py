@@ -409,21 +409,19 @@ def test_scripted_modules(method):
 # training mode
 
 TRAINING = {
-    "dropout": nn.Dropout(0.5),
-    "dropout1d": nn.Dropout1d(0.5),
     "alpha_dropout": nn.AlphaDropout(0.5),
     "batch_norm": nn.BatchNorm1d(4),
 }
 
 
-@pytest.mark.filterwarnings("ignore:the model is in training mode")
+@pytest.mark.filterwarnings("ignore:the model is in training mode:UserWarning")
 @graph
 @by_method
 @pytest.mark.parametrize("name", TRAINING)
 def test_training_mode(name, method, create_graph):
     layers = [nn.Linear(4, 4), TRAINING[name], nn.Tanh()]
     model = nn.Sequential(*layers).double().train()
-    with pytest.raises(UnsupportedOpError, match=r"in training mode.*call\s+model.eval\(\)"):
+    with pytest.raises(UnsupportedOpError, match=r"cannot explain.*call\s+model.eval\(\)"):
         METHODS[method](model, X, target=0, create_graph=create_graph)
     assert METHODS[method](model.eval(), X, target=0).shape == X.shape
 
@@ -451,6 +449,7 @@ class Fails(nn.Module):
         return h.cumprod(1)
 
 
+@pytest.mark.filterwarnings("ignore:the model draws random numbers")
 @graph
 @by_method
 def test_model_and_random_numbers_are_as_before(method, create_graph):
@@ -468,14 +467,7 @@ def test_model_and_random_numbers_are_as_before(method, create_graph):
     assert torch.equal(x, X)
     assert not x.requires_grad
     assert torch.overrides._get_current_function_mode_stack() == []
-    # the model's own random numbers are the only ones that were drawn
-    after = torch.get_rng_state()
-    torch.set_rng_state(torch_state)
-    for _ in range(3):
-        if torch.equal(torch.get_rng_state(), after):
-            break
-        torch.rand(1)
-    assert torch.equal(torch.get_rng_state(), after)
+    assert torch.equal(torch.get_rng_state(), torch_state)
     assert torch.is_grad_enabled()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import optree
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from attrfn._torch.autodiff import (
     values_and_gradients,
 )
 from attrfn._torch.compiling import is_compiling
+from attrfn._torch.explanation import current
 from attrfn._torch.typing import Batching, Leaves, ModelFn, Target, Tree
 
 
@@ -118,7 +120,14 @@ def refuse_rows(error: RuntimeError, bound: ModelFn, batch: int, copies: int) ->
 
 def vmapped(f: Callable[[Leaves], Any]) -> Callable[..., Any]:
     """A function of the leaves of one copy of the batch as one of S copies, (S, B, ...) each."""
-    # A dropout in training mode draws for each copy, as it does where copies are folded.
+    one = current()
+    if one is not None and one.draws:
+
+        def loop(*points: Tensor) -> Any:
+            found = [f(tuple([t[i] for t in points])) for i in range(len(points[0]))]
+            return optree.tree_map(lambda *t: torch.stack(t), found[0], *found[1:])
+
+        return loop  # each copy gets the same numbers, which vmap can give to some operations only
     return torch.func.vmap(lambda *rows: f(rows), randomness="different")
 
 

@@ -19,6 +19,7 @@ from attrfn._torch.autodiff import (
     twice_differentiable,
 )
 from attrfn._torch.compiling import is_compiling
+from attrfn._torch.explanation import run_model, unnoticed
 from attrfn._torch.inference import AsNoGrad, is_as_no_grad
 from attrfn._torch.typing import Leaves, ModelFn, Tree
 
@@ -103,11 +104,12 @@ def call_model(model_fn: ModelFn, inputs: Tree, *, fresh: bool = False) -> Any:
     if not is_arguments(inputs):
         inputs = (inputs,)
     with twice_differentiable(False), gradients_allowed():
+        given = inputs if fresh else clone_tensors(inputs)
         try:
             if is_as_no_grad():
                 with AsNoGrad():
-                    return own_bound(model_fn)(*(inputs if fresh else clone_tensors(inputs)))
-            return own_bound(model_fn)(*(inputs if fresh else clone_tensors(inputs)))
+                    return run_model(own_bound(model_fn), given)
+            return run_model(own_bound(model_fn), given)
         except RuntimeError as error:
             if "Can't call numpy() on Tensor that requires grad" not in str(error):
                 raise
@@ -121,7 +123,8 @@ def call_model(model_fn: ModelFn, inputs: Tree, *, fresh: bool = False) -> Any:
 def output_width(model_fn: ModelFn, inputs: Tree) -> int | None:
     """The number of outputs of each example, if they are a tensor (B, K)."""
     leaves, rebuild = flatten(inputs)
-    outputs = main_tensor(call_model(model_fn, rebuild([t.detach() for t in leaves])))
+    with unnoticed():
+        outputs = main_tensor(call_model(model_fn, rebuild([t.detach() for t in leaves])))
     return outputs.shape[1] if isinstance(outputs, Tensor) and outputs.ndim == 2 else None
 
 

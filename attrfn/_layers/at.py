@@ -28,6 +28,7 @@ from attrfn._torch.autodiff import (
     transforming,
 )
 from attrfn._torch.compiling import is_compiling
+from attrfn._torch.explanation import current, explained
 from attrfn._torch.guard import fail, guarded
 from attrfn._torch.typing import At, Baselines, Layer, Method, ModelFn, Target, Tree
 
@@ -65,6 +66,7 @@ def at_layer(method: Method, layer: Layer, *, at: At = "output", call: int | Non
 
     @wraps(method)
     @guarded
+    @explained
     def moved(model_fn: ModelFn, inputs: Tree, **options: Any) -> Tree:
         here = locate(
             model_fn,
@@ -119,6 +121,7 @@ def at_neuron(
 
     @wraps(method)
     @guarded
+    @explained
     def moved(model_fn: ModelFn, inputs: Tree, **options: Any) -> Tree:
         if "target" in options:
             raise TypeError(
@@ -184,19 +187,25 @@ class Located(NamedTuple):
         """Baselines of the inputs, carried to the layer by the head."""
         x, rebuild = flatten(self.inputs)
         if not distribution:
-            start = rebuild(fill_baselines(baselines, self.inputs, x))
-            return like(self.activation, read(self.halves, start, self.create_graph))
+            return self._carried(rebuild(fill_baselines(baselines, self.inputs, x)))
         pool = baseline_distribution(baselines, self.inputs, x)
         batch, k = x[0].shape[0], pool[0].shape[0]
         if pool[0].ndim == x[0].ndim and not binds_rows(self.halves.head, batch):
-            return like(self.activation, read(self.halves, rebuild(pool), self.create_graph))
+            return self._carried(rebuild(pool))
         # A tensor bound to the model has a row for each example. The K baselines of all examples
         # are then K copies of the batch, so that each meets the rows that belong to it.
         pairs = each(per_example, pool, x)
+        one = current()
+        if one is not None and one.one_by_one:
+            found = [self._carried(rebuild([t[i] for t in pairs])) for i in range(k)]
+            return optree.tree_map(lambda *t: torch.stack(t), found[0], *found[1:])
         halves = self.halves._replace(head=repeat_bound(self.halves.head, batch, k))
         value = read(halves, rebuild(flat_rows(pairs)), self.create_graph)
         unfold = functools.partial(torch.Tensor.unflatten, dim=0, sizes=(k, batch))
         return optree.tree_map(unfold, like(self.activation, value))
+
+    def _carried(self, inputs: Tree) -> Tree:
+        return like(self.activation, read(self.halves, inputs, self.create_graph))
 
 
 def locate(

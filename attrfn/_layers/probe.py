@@ -13,10 +13,11 @@ from torch.autograd import forward_ad
 
 from attrfn._explain.tree import as_dicts, clone_tensors
 from attrfn._model.bind import Reused
-from attrfn._model.private_copy import Forward
+from attrfn._model.classes import Forward
 from attrfn._model.source import describe
 from attrfn._torch.compiling import is_compiling
 from attrfn._torch.decomposed import DecomposedForward
+from attrfn._torch.explanation import current
 from attrfn._torch.marks import Marks
 from attrfn._torch.typing import At, Tree
 
@@ -105,6 +106,9 @@ class Probe:
         if self.at == "input":
             return call_with(run, merge(plant[i], _arguments(args, kwargs)), args, kwargs)
         if _is_complete(plant[i]):
+            one = current()
+            if one is not None and one.draws:
+                run(*args, **kwargs)  # what it draws, so that the rest of the model draws the same
             return clone_tensors(plant[i])
         return merge(plant[i], run(*args, **kwargs))
 

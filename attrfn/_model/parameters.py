@@ -122,7 +122,7 @@ def refuse_writes(parameters: list[Shared], written: list[int]) -> None:
     for p, before in zip(parameters, written, strict=True):
         if not p.owned and version(p) != before:
             raise RuntimeError(
-                f"the model has written into its parameter of shape {tuple(p.shape)} by a function "
+                f"model_fn has written into its parameter of shape {tuple(p.shape)} by a function "
                 "such as torch.clamp_ or with out=, so the parameter has changed: write "
                 "w.clamp_(...) in its place, or let the model compute a new tensor"
             )

@@ -127,9 +127,15 @@ def warn_unread(rules: str) -> None:
 
 def refuse_training(call: Call, rules: str) -> NoReturn:
     """Raise for an operation that draws random numbers or mixes rows."""
+    op = public_name(call.func)
+    if "norm" in call.name:
+        raise UnsupportedOpError(
+            f"{rules} cannot explain {op} with the statistics of the batch{where()}, which make "
+            "rows depend on each other: call model.eval(), or give it running statistics"
+        )
     raise UnsupportedOpError(
-        f"{rules} cannot explain {public_name(call.func)} in training mode{where()}: call "
-        "model.eval()"
+        f"{rules} cannot explain {op} with training=True{where()}, which draws random numbers: "
+        "call model.eval(), or pass training=False"
     )
 
 

@@ -34,6 +34,7 @@ Given = Mapping[str, Any]
 _PLAIN: tuple[type[Exception], ...] = (RuntimeError, TypeError, ValueError, IndexError)
 _PLAIN += (AttributeError, NotImplementedError, AssertionError, OverflowError, ZeroDivisionError)
 _CALL_OF_MODEL = ("attrfn._explain.tree", "call_model")
+_RUNS_MODEL = "attrfn._torch.explanation"
 _LONGEST = 300
 _MODELS = ("model_fn", "model")
 _READS = 2  # of nested containers, in which a tensor is looked for
@@ -120,7 +121,7 @@ def name_argument(
             raise TypeError(f"{name} is {say(value)}, expected {words}") from error
     functions = list(_functions(error.__traceback__))
     # What the library itself raises while it runs the model is a sentence already.
-    ours = ours and functions[-1][0].startswith("attrfn.") and functions[-1] != _CALL_OF_MODEL
+    ours = ours and functions[-1][0].startswith("attrfn.") and functions[-1][0] != _RUNS_MODEL
     if _CALL_OF_MODEL in functions and not ours:
         fail(error, _of_model(given, error))
     for name, value in given.items():

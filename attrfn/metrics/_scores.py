@@ -19,7 +19,7 @@ from attrfn._explain.forms import documented
 from attrfn._explain.masked import Masked, masked
 from attrfn._explain.options import BlackBox, PerturbationOptions
 from attrfn._explain.rows import like_rows
-from attrfn._explain.tree import each, flatten
+from attrfn._explain.tree import each
 from attrfn._random.keys import row_keys, sample_keys
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.precision import widest

@@ -38,6 +38,8 @@ class Noise:
         for s, t in zip(self.stdevs, x, strict=True):
             if isinstance(s, bool) or not isinstance(s, (int, float, Tensor)):
                 raise TypeError(f"stdevs has {s!r}, expected a number for each input, at least 0")
+            if isinstance(s, Tensor) and s.is_complex():
+                raise TypeError(f"stdevs has a tensor of {s.dtype}, expected real numbers")
             if isinstance(s, Tensor) and not broadcasts(s, t.shape):
                 raise ValueError(
                     f"stdevs has shape {tuple(s.shape)} for an input of shape {tuple(t.shape)}, "

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from attrfn._explain.target import Chosen, select
+from attrfn._explain.target import Chosen, complex_outputs, select
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.precision import widest
 from attrfn._torch.warn import warn
@@ -93,9 +93,7 @@ def _tensor(value: Any, giver: str, name: str) -> tuple[Tensor, torch.dtype, boo
             f"number: give {name} as a callable that picks one, such as lambda out: out[0][:, 1]"
         )
     if value.is_complex():
-        raise TypeError(
-            f"the {giver} returned {value.dtype}, expected real numbers: take .abs() or .real"
-        )
+        raise TypeError(complex_outputs(value, giver, name))
     if value.is_floating_point():
         return value, value.dtype, False
     kind = widest(value.device)

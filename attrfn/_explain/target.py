@@ -80,6 +80,8 @@ def select(outputs: Any, chosen: Chosen, rows: int, name: str = "target") -> Ten
             f"the explained function returned {_show(outputs)}, expected a tensor: give {name} "
             f"as a callable that picks one, such as lambda out: out[0][:, 1]"
         )
+    if outputs.is_complex():
+        raise TypeError(complex_outputs(outputs, "explained function", name))
     if outputs.ndim == 0 and rows == 1:
         outputs = outputs[None]
     if outputs.ndim == 0 and chosen is not None:
@@ -103,6 +105,14 @@ def select(outputs: Any, chosen: Chosen, rows: int, name: str = "target") -> Ten
             [_pick(out, index, depth, name) for out, index in zip(outputs, chosen, strict=True)]
         )
     return _pick(outputs, (slice(None), *chosen), depth + 1, name, rows=True)
+
+
+def complex_outputs(outputs: Tensor, giver: str, name: str) -> str:
+    """The error for outputs that are complex numbers, of which there is no one real number."""
+    return (
+        f"the {giver} returned {outputs.dtype}, expected real numbers: take .abs(), .real, .imag "
+        f"or .angle() in {name}, such as {name}=lambda out: out.abs()[:, 0]"
+    )
 
 
 def _only_scalar(outputs: Tensor, rows: int, name: str) -> Tensor:
@@ -183,6 +193,8 @@ def _called(value: Any, rows: int, name: str) -> Tensor:
         raise TypeError(
             f"the callable {name} returned {_show(value)}, expected a tensor with one value per row"
         )
+    if value.is_complex():
+        raise TypeError(complex_outputs(value, f"callable {name}", name))
     if value.numel() != rows:
         raise ValueError(
             f"the callable {name} returned shape {tuple(value.shape)} for {rows} row(s), expected "

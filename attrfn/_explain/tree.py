@@ -59,6 +59,11 @@ def batch_size(leaves: Leaves, name: str = "inputs") -> int:
             f"{name} holds no tensor, expected at least one with the examples in dimension 0"
         )
     for leaf in leaves:
+        if leaf.is_complex():
+            raise TypeError(
+                f"{name} has a tensor of {leaf.dtype}, expected real numbers: give "
+                "torch.view_as_real(x), and a model that begins with torch.view_as_complex"
+            )
         if leaf.ndim == 0:
             raise ValueError(
                 f"{name} has a 0-d tensor, expected the examples in dimension 0 of every tensor: "

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import optree
 import torch
-from torch import Tensor
 
 from attrfn._copies.batch import binds_rows, flat_rows, repeat_bound
 from attrfn._explain.baseline import baseline_distribution, fill_baselines, per_example
@@ -18,6 +17,8 @@ from attrfn._explain.introspect import is_over_distribution, takes_baselines, wr
 from attrfn._explain.options import AtLayer, AtNeuron
 from attrfn._explain.target import raised_here
 from attrfn._explain.tree import as_dicts, batch_size, each, flatten, is_arguments
+from attrfn._layers.leaves import explainable, have_parts, of_parts, present
+from attrfn._layers.leaves import like as like
 from attrfn._layers.split import Split, check_independent, layers_of, split_once
 from attrfn._model.source import describe
 from attrfn._torch.autodiff import (
@@ -203,10 +204,15 @@ def locate(
         inputs = rebuild([t.detach() for t in x])
     frozen = not keeps_graph(create_graph)
     halves = split_once(model_fn, layer, at=at, call=call, frozen=frozen)
-    activation = with_examples(read(halves, inputs, create_graph), halves, inputs, batch, layer, at)
+    value = read(halves, inputs, create_graph)
+    activation = with_examples(value, halves, inputs, batch, layer, at)
+    planted, flags = activation, have_parts(activation, as_dicts(value))
+    if any(flags):
+        planted = present(activation, as_dicts(value))
+        halves = halves._replace(tail=functools.partial(of_parts, flags, halves.tail))
     # One layer with one call cannot depend on itself, and the check costs a forward pass.
     if (isinstance(layer, (list, tuple)) or call is None) and not is_compiling():
-        check_independent(model_fn, layer, at, call, activation, inputs)
+        check_independent(model_fn, layer, at, call, planted, inputs)
     model = functools.partial(
         of_activation, halves.tail, inputs=inputs, unpacked=is_arguments(activation)
     )
@@ -265,23 +271,3 @@ def read(halves: Split, inputs: Tree, create_graph: bool) -> Tree:
 def of_activation(tail: ModelFn, *activation: Tree, inputs: Tree, unpacked: bool) -> Any:
     """The tail as a model function; the entries of a tuple arrive as arguments (``unpacked``)."""
     return tail(activation if unpacked else activation[0], inputs)
-
-
-def explainable(value: Tree, batch: int) -> Tree:
-    """The floating tensors of a value that have the examples in dimension 0; None elsewhere."""
-
-    def or_none(leaf: Any) -> Tensor | None:
-        if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or leaf.ndim == 0:
-            return None
-        return leaf if leaf.shape[0] == batch else None
-
-    return optree.tree_map(or_none, as_dicts(value))
-
-
-def like(activation: Tree, value: Tree) -> Tree:
-    """The tensors of a value in the places where the activation has one; None elsewhere."""
-
-    def present(mine: Any, other: Any) -> Any:
-        return None if mine is None else other
-
-    return optree.tree_map(present, activation, as_dicts(value), none_is_leaf=True)

@@ -256,6 +256,8 @@ def _check_box(low: Tensor | float, high: Tensor | float) -> None:
         given: object = value
         if isinstance(given, bool) or not isinstance(given, (int, float, Tensor)):
             raise TypeError(f"{name} is a {type(given).__name__}, expected a number or a tensor")
+        if isinstance(value, Tensor) and value.is_complex():
+            raise TypeError(f"{name} is a tensor of {value.dtype}, expected real numbers")
         if not _holds(torch.isfinite, value):
             raise ValueError(f"{name} is {value!r}, expected finite numbers")
     try:

@@ -130,5 +130,5 @@ def _by_pull(pull: Function, x: Tensor, y: Tensor) -> Tensor:
     """The derivative from a pullback: torch pulls a cotangent g back to conj(f'(x)) g."""
     ones = torch.ones_like(y)
     if x.is_complex():
-        return pull(ones).conj()
+        return pull(ones).conj_physical()  # vmap has no views of conjugates
     return torch.complex(pull(ones), pull(1j * ones)) if y.is_complex() else pull(ones)

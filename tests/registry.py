@@ -30,8 +30,9 @@ class Row(NamedTuple):
         options: Options beyond those that ``explain`` adds.
         covers: The public names of attrfn that the row exercises.
         explains: What the result is like: ``"input"``, ``"layer"`` (the layer's activation),
-            ``"layer input"``, ``"map"`` (a class activation map of the layer), ``"pairs"`` (a
-            matrix of the features), ``"output"`` or ``"example"`` (one number per example).
+            ``"layer input"``, ``"map"`` (a class activation map of the layer), ``"features"`` (one
+            number for each), ``"pairs"`` (a matrix of the features), ``"output"`` or ``"example"``
+            (one number per example).
         target: Takes a target.
         layer: Takes a layer.
         neuron: Takes a neuron.
@@ -201,21 +202,36 @@ def at_neuron(method: Callable[..., Any], **where: Any) -> Callable[..., Any]:
     return moved
 
 
+def groups(inputs: Any, n: int = 3) -> Any:
+    """A mask of n features, to which the elements of the inputs belong in turn."""
+    leaves, spec = optree.tree_flatten(inputs)
+    sizes = [0, *(x.shape[1:].numel() for x in leaves)]
+    starts = [sum(sizes[: i + 1]) for i in range(len(leaves))]
+    masks = [
+        (torch.arange(i, i + x.shape[1:].numel()) % n).reshape(x.shape[1:])
+        for i, x in zip(starts, leaves, strict=True)
+    ]
+    return optree.tree_unflatten(spec, masks)
+
+
 def grouped(method: Callable[..., Any], n: int = 3) -> Callable[..., Any]:
     """A perturbation method on n features, to which the elements of the inputs belong in turn."""
 
     def of_groups(model_fn: Any, inputs: Any, **options: Any) -> Any:
-        leaves, spec = optree.tree_flatten(inputs)
-        sizes = [0, *(x.shape[1:].numel() for x in leaves)]
-        starts = [sum(sizes[: i + 1]) for i in range(len(leaves))]
-        masks = [
-            (torch.arange(i, i + x.shape[1:].numel()) % n).reshape(x.shape[1:])
-            for i, x in zip(starts, leaves, strict=True)
-        ]
-        mask = optree.tree_unflatten(spec, masks)
+        mask = groups(inputs, n)
         return method(model_fn, inputs, feature_mask=mask, n_features=n, **options)
 
     return of_groups
+
+
+def of_features(method: Callable[..., Any], n: int = 3) -> Callable[..., Any]:
+    """The scores of n features by a method whose attributions are divided."""
+
+    def scores(model_fn: Any, inputs: Any, **options: Any) -> Tensor:
+        found = method(model_fn, inputs, **options)
+        return attrfn.feature_scores(found, groups(inputs, n), n_features=n, scores=method)
+
+    return scores
 
 
 def delta_of_squares(model_fn: Any, inputs: Any, **options: Any) -> Tensor:
@@ -303,6 +319,13 @@ REGISTRY = [
         explains="example",
         baselines="point",
         gradient=False,
+    ),
+    row(
+        "scores_of_features",
+        of_features(attrfn.input_x_gradient),
+        ["feature_scores"],
+        explains="features",
+        baselines="point",
     ),
     # rules
     row("guided_backprop", relu=True),

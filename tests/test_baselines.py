@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 import zoo
 from helpers import multiplied
+from registry import Row, explain, rows
 from torch import Tensor
 
 import attrfn
@@ -209,7 +211,11 @@ WRONG = {
         TypeError,
         r"^baselines has 'zero' for .*\(3, 4\), expected None .*number or a t",
     ),
-    "complex": (1j, TypeError, r"^baselines has complex numbers for .*\(3, 4\), expected real ones"),
+    "complex": (
+        1j,
+        TypeError,
+        r"^baselines has complex numbers for .*\(3, 4\), expected real ones",
+    ),
     "array": (
         np.zeros((3, 4)),
         TypeError,
@@ -253,6 +259,24 @@ def test_wrong_baselines(case):
         with pytest.raises(kind, match=message) as error:
             call()
         assert "\n" not in str(error.value)
+
+
+@rows(lambda r: r.baselines == "point")
+def test_a_background_is_refused_with_a_way_out(r: Row) -> None:
+    """As many rows as there are examples are one for each; the mean over others is written out."""
+    x = r.net.inputs()
+    pool = zoo.randn(5, *x.shape[1:], seed=5).to(x)
+    shape = re.escape(str(tuple(pool.shape)))
+    message = rf"^baselines has shape {shape}.*, expected 1 row, or \d+ \(one .*baselines=b\[None\]"
+    with pytest.raises(ValueError, match=message) as error:
+        explain(r, r.net, inputs=x, baselines=pool)
+    assert len(str(error.value)) <= 300
+    with pytest.raises(ValueError, match=r"expected 1 row, .*, baselines=b\) for b in"):
+        explain(r, r.net, inputs=x, baselines=pool[:, None])
+    # what the message says: one row of the background at a time, which is the same for all examples
+    one = explain(r, r.net, inputs=x, baselines=pool[0][None])
+    same = explain(r, r.net, inputs=x, baselines=pool[:1].expand(x.shape))
+    torch.testing.assert_close(one, same)
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,31 @@ def test_third_derivatives_of_norms_are_wrong(norm):
     assert abs(got - expected) < 1e-6 * abs(expected)
 
 
+@pytest.mark.parametrize("d", [2, pytest.param(3, marks=recent)])
+@pytest.mark.parametrize(
+    "norm",
+    [
+        lambda x: F.batch_norm(x, torch.zeros(4).to(x), torch.ones(4).to(x)),
+        lambda x: F.batch_norm(x, None, None, training=True),
+        F.instance_norm,
+    ],
+    ids=["batch_norm", "training", "instance_norm"],
+)
+def test_backward_of_batch_norm_mistakes_the_layout_of_a_gradient(norm, d):
+    """Why _torch/layouts.py lays gradients out for batch norms: torch is wrong for one row.
+
+    The gradient's strides say (D, H, W, B, C); instance norm reads (B, D, H, W, C) so, too.
+    """
+    x = randn(1, 4, *[3] * d).requires_grad_()
+    g = randn(*[3] * d, 1, 4).movedim((-2, -1), (0, 1))
+    (expected,) = torch.autograd.grad(norm(x), x, g.contiguous())
+    (got,) = torch.autograd.grad(norm(x), x, g)
+    assert (got - expected).abs().max() > 0.1
+    # with one dimension of positions there is no order to mistake
+    (got,) = torch.autograd.grad(norm(x.flatten(2)), x, g.flatten(2))
+    torch.testing.assert_close(got, expected)
+
+
 def test_forward_mode_of_glu_cannot_be_differentiated():
     """Why a push-forward that is differentiated is a double vjp."""
     x = randn(3, 6)

@@ -81,7 +81,7 @@ def test_autocast_keeps_the_dtype_of_what_is_explained(r: Row) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = explain(r, net, model, x, **options)
     expected = explain(r, net, model, x, **options)
-    of_inputs = r.explains in ("input", "pairs")
+    of_inputs = r.explains in ("input", "features", "pairs")
     assert found.dtype == (torch.float32 if of_inputs else torch.bfloat16)
     assert_informative(found)
     allowed = loss(r) * TOLERANCE[torch.bfloat16] * expected.abs().max()
@@ -215,7 +215,7 @@ def test_inputs_without_feature_dimensions(r: Row) -> None:
     found = explain(r, SCALARS, inputs=x)
     assert_informative(found)
     assert found.shape[r.batch_dim] == 4
-    assert found.ndim == r.batch_dim + {"output": 2, "pairs": 3}.get(r.explains, 1)
+    assert found.ndim == r.batch_dim + {"output": 2, "features": 2, "pairs": 3}.get(r.explains, 1)
     alone = explain(r, SCALARS, inputs=x[1:2], target=targets(4)[1:2])
     assert_close(alone.select(r.batch_dim, 0), found.select(r.batch_dim, 1))
 

@@ -88,6 +88,53 @@ def is_what_a_view_shares_memory_with() -> None:
     assert private.base(x[:2][:1]) is x
 
 
+@shows("memory_of")
+def is_the_same_for_views_inside_transforms_too() -> None:
+    x = torch.zeros(3, 2)
+    assert private.memory_of(x) == private.memory_of(x[:2][:1]) != private.memory_of(x + 1)
+    assert private.memory_of(x.to_sparse()) == 0
+
+    def f(t: Tensor) -> Tensor:
+        assert private.memory_of(t) == private.memory_of(t[:1]) != private.memory_of(t + 1)
+        return t.sum()
+
+    vmap(grad(f))(x)
+    grad(lambda t: vmap(f)(t).sum())(x)
+
+
+@shows("makes_fakes")
+def is_for_the_mode_that_makes_fakes() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    assert not private_compiler.makes_fakes()
+    with FakeTensorMode():
+        assert private_compiler.makes_fakes()
+    assert not private_compiler.makes_fakes()
+
+
+@shows("plain_function")
+def makes_a_subclass_run_as_a_tensor() -> None:
+    class Mine(Tensor):
+        __torch_function__ = private.plain_function
+
+    x = torch.ones(3).as_subclass(Mine)
+    assert type(x) is Mine
+    assert type(x + 1) is type(x[1:]) is Tensor
+
+
+@shows("no_transforms")
+def hides_tensors_from_transforms() -> None:
+    x = torch.ones(3)
+
+    def f(t: Tensor) -> Tensor:
+        with private.no_transforms():
+            assert not private.is_wrapped(x.clone())
+        assert private.is_wrapped(x.clone())
+        return t.sum()
+
+    assert torch.equal(grad(f)(torch.zeros(3)), x)
+
+
 @shows("storage_id")
 def is_of_the_memory_and_not_of_the_object() -> None:
     x = torch.zeros(3)
@@ -123,6 +170,20 @@ def hides_from_modes() -> None:
             x.relu()
             x.shape  # noqa: B018
     assert mode.seen == [Tensor.sum]
+
+
+@shows("modes")
+def are_those_around_the_one_that_handles_a_call() -> None:
+    found: list[object] = []
+
+    class Asks(Sees):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            found[:] = private.modes()
+            return func(*args, **(kwargs or {}))
+
+    with Sees() as outer, Asks():
+        torch.zeros(3).sum()
+    assert found == [outer]
 
 
 # --- transforms -----------------------------------------------------------------------------------
@@ -325,6 +386,15 @@ def is_of_custom_ops() -> None:
     node = doubled(torch.ones(2, requires_grad=True)).grad_fn
     assert node.name().startswith(private.NODE_OF_CUSTOM_OP)
     assert isinstance(node, private.PythonNode)
+
+
+@shows("NODE_WITHOUT_DERIVATIVE")
+def is_of_operations_that_torch_cannot_differentiate() -> None:
+    library = torch.library.Library("attrfn_tests_private", "DEF")
+    library.define("halved(Tensor x) -> Tensor")
+    library.impl("halved", lambda x: x.detach() / 2, "CPU")
+    node = torch.ops.attrfn_tests_private.halved(torch.ones(2, requires_grad=True)).grad_fn
+    assert node.name() == private.NODE_WITHOUT_DERIVATIVE
 
 
 # --- operations -----------------------------------------------------------------------------------

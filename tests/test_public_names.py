@@ -13,8 +13,9 @@ PUBLIC = {
     "attrfn": """
         CompileError Split UnsupportedOpError ablation_cam at_layer at_neuron compile
         completeness_delta deconvolution deep_lift deep_lift_shap eigen_cam feature_ablation
-        feature_permutation grad_cam grad_cam_plus_plus gradient gradient_shap guided_backprop
-        guided_grad_cam hires_cam input_x_gradient integrated_gradients integrated_hessians
+        feature_permutation feature_scores grad_cam grad_cam_plus_plus gradient gradient_shap
+        guided_backprop guided_grad_cam hires_cam input_x_gradient integrated_gradients
+        integrated_hessians
         interactions internal_influence kernel_shap layer_activation layer_cam layer_conductance
         layer_deep_lift layer_deep_lift_shap layer_feature_ablation layer_feature_permutation
         layer_gradient_shap layer_gradient_x_activation layer_integrated_gradients layer_lrp
@@ -22,6 +23,18 @@ PUBLIC = {
         neuron_feature_ablation neuron_gradient neuron_gradient_shap neuron_guided_backprop
         neuron_integrated_gradients noise_tunnel occlusion random rise rules saliency score_cam
         shapley_value_sampling shapley_values split surrogates with_rules xgrad_cam
+    """,
+    "attrfn.metrics": """
+        Comparison Curve aopc compare completeness_delta complexity comprehensiveness deletion
+        dummy_violations effective_complexity efficient_mprt faithfulness_correlation
+        faithfulness_estimate infidelity input_invariance insertion local_lipschitz
+        localization_auc model_parameter_randomization monotonicity pointing_game random_logit
+        relative_input_stability relative_output_stability relative_representation_stability
+        relevance_mass relevance_rank removal_curve road sensitivity_avg sensitivity_max
+        sensitivity_n similarity sparseness sufficiency symmetric_relevance_gain top_k_intersection
+    """,
+    "attrfn.metrics.similarity": """
+        cosine pearson spearman ssim
     """,
     "attrfn.random": """
         as_key bernoulli bits fold_in key normal permutation randint split uniform

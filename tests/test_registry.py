@@ -91,6 +91,7 @@ def test_row_explains_something(r: Row, net: models.Net) -> None:
         "layer": attrfn.layer_activation(model, x, layer="mid").shape,
         "layer input": attrfn.layer_activation(model, x, layer="mid", at="input").shape,
         "example": (3,),
+        "features": (3, 3),
         "output": (3, models.CLASSES),
     }
     assert result.shape[r.batch_dim :] == like[r.explains]

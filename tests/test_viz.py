@@ -78,10 +78,10 @@ def test_grid_scale_ends_at_the_percentile_and_says_so() -> None:
     assert [t.get_text() for t in figure.axes[2].get_xticklabels()] == ["−100", "0", "+100"]
 
 
-def test_grid_sums_channels_and_takes_every_shape() -> None:
+def test_grid_reduces_channels_and_takes_every_shape() -> None:
     images, maps = rand(2, 3, 16, 12).sigmoid(), rand(2, 3, 16, 12, seed=1)
     cells = {"channels": maps, "flat": maps.sum(1), "numpy": maps.numpy(), "list": maps.tolist()}
-    figure = drawn(viz.image_grid(images, cells))
+    figure = drawn(viz.image_grid(images, cells, channels="sum"))
     for column in range(1, 5):
         shown = torch.tensor(figure.axes[column].images[0].get_array().data)
         assert torch.allclose(shown, maps[0].sum(0).double(), atol=1e-5)
@@ -246,7 +246,7 @@ def draw_all(image: torch.Tensor, maps: torch.Tensor, table: torch.Tensor) -> li
         viz.image_overlay(image[0], maps[0]),
         viz.bar(table, names, values=table),
         viz.strip(table, table, names),
-        viz.time_series(table, table),
+        viz.time_series(table, table, layout="TC"),
     ]
 
 
@@ -341,6 +341,10 @@ NAN = torch.full((2, 8, 8), float("nan"))
         (lambda: viz.bar(rand(4, 1), ["a"], values=[1.0, 2.0]), ValueError, r"values has shape"),
         (lambda: viz.strip(rand(4, 1), rand(3, 1), ["a"]), ValueError, r"expected \(4, 1\)"),
         (lambda: viz.strip(rand(4, 1), rand(4, 1), ["a"], cmap="nope"), ValueError, "'nope'"),
+        (lambda: viz.image_overlay(X[0], A[0], layout="hwc"), ValueError, "layout is 'hwc'"),
+        (lambda: viz.image_overlay(X[0], A[0], channels="max"), ValueError, "channels is 'max'"),
+        (lambda: viz.image_grid(X, {"m": A}, channels={"n": "sum"}), ValueError, "channels has"),
+        (lambda: viz.time_series(rand(4), rand(4), layout="T"), ValueError, "layout is 'T'"),
         (lambda: viz.time_series(rand(4), rand(5)), ValueError, r"expected \(5,\) as series"),
         (lambda: viz.time_series(rand(2), rand(2), times=[1.0, 0.0]), ValueError, "increasing"),
         (lambda: viz.time_series(rand(2), rand(2), names=["a", "b"]), ValueError, "expected 1 tex"),

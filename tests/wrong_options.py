@@ -63,8 +63,8 @@ WRONG: dict[str, dict[str, Any]] = {
     "attributions": {
         "none": None,
         "list of floats": [1.0],
-        "0-d": torch.tensor(1.0),
         "length": torch.ones(2, 4),
+        "0-d": torch.tensor(1.0),
     },
     "target": {
         "too large": CLASSES,
@@ -115,6 +115,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "reshape": NOT_CALLABLE,
     "rule": {"none": None, "int": 3, "no such": "nope"},
     "rules": {"int": 3, "string": "epsilon"},
+    "scores": {"int": 3, "no such": "parts", "matrix": attrfn.interactions, "callable": len},
     "permute": NOT_CALLABLE,
     "index": {"none": None, "int": 3, "no such": "banzhaf"},
     "surrogate": NOT_CALLABLE,
@@ -129,7 +130,7 @@ WRONG: dict[str, dict[str, Any]] = {
 }
 """By option and by what is wrong with the value."""
 
-RIGHT = {("interactions", "n_samples", "none")}
+RIGHT = {("interactions", "n_samples", "none"), ("feature_scores", "attributions", "length")}
 """Cells whose value is right for that method."""
 
 FIELDS = {"Split": ("head", "tail")}
@@ -218,9 +219,17 @@ def _given(r: Row, method: Callable[..., Any]) -> dict[str, Any]:
         given["target"] = targets(len(x))
     if "feature_mask" in takes:
         given["feature_mask"] = torch.arange(x[0].numel()).reshape(x.shape[1:]) % 3
-    if "attributions" in takes:
-        given["attributions"] = x
+    if "attributions" in takes:  # with a feature_mask they are equal within each feature
+        given["attributions"] = torch.zeros_like(x)
+    if "scores" in takes:
+        given["scores"] = "shared"
     return given
+
+
+def _feature_scores(r: Row, wrong: dict[str, Any]) -> None:
+    given = _given(r, attrfn.feature_scores) | wrong
+    del given["model_fn"], given["inputs"]
+    attrfn.feature_scores(**given)
 
 
 def _tunnel(r: Row, wrong: dict[str, Any]) -> None:
@@ -253,6 +262,7 @@ def _with_rules(r: Row, wrong: dict[str, Any]) -> None:
 
 
 _MADE = {
+    "feature_scores": _feature_scores,
     "noise_tunnel": _tunnel,
     "at_layer": _at_layer,
     "at_neuron": _at_neuron,

@@ -14,6 +14,7 @@ import optree
 import torch
 from torch import Tensor, nn
 
+from attrfn._model.arguments import Copies, is_object, tensors_of
 from attrfn._model.source import is_functional
 from attrfn._torch import pytree
 from attrfn._torch.compiling import is_compiling
@@ -73,8 +74,8 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 def repeat_bound(bound: Any, batch: int, copies: int) -> Any:
     """Repeat the tensors that ``functools.partial`` binds for each example, as the batch is.
 
-    Those are the tensors in the partial's arguments whose dimension 0 is the batch size, but not
-    parameters (``nn.Parameter``, or those of ``functional_call``).
+    Those are the tensors in the partial's arguments, and in objects among them, whose dimension 0
+    is the batch size, but not parameters (``nn.Parameter``, or those of ``functional_call``).
     """
     if copies == 1 or not isinstance(bound, functools.partial) or is_functional(bound):
         return bound
@@ -82,7 +83,12 @@ def repeat_bound(bound: Any, batch: int, copies: int) -> Any:
     def repeat(value: Any) -> Any:
         if isinstance(value, functools.partial):
             return repeat_bound(value, batch, copies)
-        if not isinstance(value, Tensor) or not _is_row(value, batch):
+        if isinstance(value, Tensor):
+            return rows(value)
+        return Copies(rows)(value) if not is_compiling() and is_object(value) else value
+
+    def rows(value: Tensor) -> Tensor:
+        if not _is_row(value, batch):
             return value
         return value.repeat(copies, *[1] * (value.ndim - 1))
 
@@ -99,12 +105,17 @@ def binds_rows(bound: Any, batch: int) -> bool:
     # optree knows the user's classes that are registered with it alone; torch.compile cannot enter
     # optree for trees that hold functions, such as the partial's own.
     leaves_of = pytree.tree_leaves if is_compiling() else optree.tree_leaves
-    return any(
-        binds_rows(value, batch)
-        if isinstance(value, functools.partial)
-        else isinstance(value, Tensor) and _is_row(value, batch)
-        for value in leaves_of(arguments)
-    )
+    found = False
+    for value in leaves_of(arguments):
+        if isinstance(value, functools.partial):
+            if binds_rows(value, batch):
+                return True
+        elif isinstance(value, Tensor):
+            if _is_row(value, batch):
+                return True
+        elif not is_compiling() and is_object(value):
+            found = found or any(_is_row(t, batch) for t in tensors_of(value))
+    return found
 
 
 def _is_row(value: Tensor, batch: int) -> bool:

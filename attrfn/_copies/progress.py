@@ -35,3 +35,13 @@ def _line(total: int, label: str) -> Callable[[int], None]:
 
     advance(0)
     return advance
+
+
+@contextlib.contextmanager
+def steps(total: int, label: str, shown: bool) -> Iterator[Callable[[int], object]]:
+    """:func:`bar` if it is wanted, and a report to nobody if not."""
+    if not shown:
+        yield lambda n: None
+        return
+    with bar(total, label) as advance:
+        yield advance

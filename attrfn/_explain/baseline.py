@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from numbers import Number
-from typing import Any
+from typing import Any, NoReturn
 
 import optree
 import torch
@@ -116,10 +116,7 @@ def _fill(b: Any, t: Tensor, name: str) -> Tensor:
         _check_range(b, t, name)
     if isinstance(b, Tensor):
         if not broadcasts(b, t.shape):
-            raise ValueError(
-                f"{name} has shape {tuple(b.shape)} for an input of shape {tuple(t.shape)}, "
-                "expected a shape that broadcasts to the input's"
-            )
+            _refuse_shape(b, t, name)
         return b.to(t).expand(t.shape)
     if isinstance(b, Number):
         return torch.full_like(t, b)  # type: ignore[arg-type]
@@ -136,6 +133,19 @@ def _refuse_complex(b: Any, t: Tensor, name: str) -> None:
     raise TypeError(
         f"{name} has complex numbers for an input of {t.dtype} and shape {tuple(t.shape)}, "
         "expected real ones, such as torch.view_as_real of them where the input is that of x"
+    )
+
+
+def _refuse_shape(b: Tensor, t: Tensor, name: str) -> NoReturn:
+    """Refuse what does not broadcast, with the way out for a background of many baselines."""
+    start = f"{name} has shape {tuple(b.shape)} for an input of shape {tuple(t.shape)}, expected "
+    rows = b.ndim == t.ndim and broadcasts(b[:1], t.shape)
+    if not rows and not (b.ndim == t.ndim + 1 and broadcasts(b[0:1].squeeze(0), t.shape)):
+        raise ValueError(start + "a shape that broadcasts to the input's")
+    one = "b[None]" if rows else "b"
+    raise ValueError(
+        f"{start}1 row, or {t.shape[0]} (one for each example): average over several baselines "
+        f"with torch.stack([method(model, x, {name}={one}) for b in {name}]).mean(0)"
     )
 
 

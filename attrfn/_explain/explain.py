@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from attrfn._copies.batch import flat_rows, repeat_bound, split_rows
+from attrfn._explain.shared import marked
 from attrfn._explain.target import Chosen, IndexPerExample, choose, select
 from attrfn._explain.tree import batch_size, call_model, flatten, require_floating
 from attrfn._model.bind import bind, prepare
@@ -88,9 +89,9 @@ class Explained(NamedTuple):
     def result(self, leaves: Sequence[Tensor]) -> Tree:
         """The inputs' tree in the inputs' dtypes, without a graph unless one is wanted."""
         leaves = [t.to(x.dtype) for t, x in zip(leaves, self.x, strict=True)]
-        if self.create_graph or transforming():
-            return self.rebuild(leaves)
-        return self.rebuild([t.detach() for t in leaves])
+        if not (self.create_graph or transforming()):
+            leaves = [t.detach() for t in leaves]
+        return self.rebuild(marked(leaves, "divided"))
 
 
 def vmapped(f: Callable[[Leaves], Any]) -> Callable[..., Any]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from attrfn._copies.batch import is_integer
 from attrfn._explain.baseline import broadcasts, per_leaf
+from attrfn._explain.shared import marked
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.compiling import unreadable
 from attrfn._torch.typing import Leaves, Tree
@@ -38,7 +39,8 @@ class Features(NamedTuple):
         Raises:
             ValueError: The features differ from row to row, but the scores are of the whole batch.
         """
-        return tuple([self._elements(scores, i, x) for i, x in zip(self.ids, self.x, strict=True)])
+        leaves = [self._elements(scores, i, x) for i, x in zip(self.ids, self.x, strict=True)]
+        return marked(leaves, "shared" if self._shared() else "divided")
 
     def sums(self, leaves: Leaves) -> Tensor:
         """Sums over the elements of each feature, leaves (S, B, ...) to (S, B, n)."""
@@ -53,6 +55,18 @@ class Features(NamedTuple):
                 index = _rows(ids.expand(t.shape[1:])).expand(t.shape[0], -1, -1)
                 total = total.scatter_add(2, index, t.reshape(index.shape))
         return total
+
+    def _shared(self) -> bool:
+        """Whether a feature has several elements, where that can be read."""
+        masks = [(i, x) for i, x in zip(self.ids, self.x, strict=True) if isinstance(i, Tensor)]
+        if transforming() or not masks:
+            return False
+        if self.n < sum(x.shape[1:].numel() for x in self.x):
+            return True
+        ids = [_rows(i.expand(i.shape[0], *x.shape[1:])) for i, x in masks]
+        rows = max(map(len, ids))
+        together = torch.cat([i.expand(rows, i.shape[1]) for i in ids], 1)
+        return bool((together.sort(1).values.diff(dim=1) == 0).any())
 
     def _elements(self, scores: Tensor, ids: Tensor | int, x: Tensor) -> Tensor:
         shape = (*scores.shape[:-1], *x.shape[1:])

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from attrfn._explain.flags import check_flags, checks_flags, flags_of
 from attrfn._explain.introspect import is_over_distribution, takes_distribution
+from attrfn._explain.shared import Scores
 
 F = TypeVar("F", bound=Callable[..., Any])
 Record = Any
@@ -38,7 +39,9 @@ _texts: dict[str, dict[str, str]] = {}  # by record, then by option
 _read: set[str] = set()
 
 
-def documented(*records: Record, like: str | None = None) -> Callable[[F], F]:
+def documented(
+    *records: Record, like: str | None = None, scores: Scores | None = "divided"
+) -> Callable[[F], F]:
     """Complete the docstring of a function: arguments of records that it does not explain itself.
 
     The function also refuses flags that are neither True nor False.
@@ -47,9 +50,13 @@ def documented(*records: Record, like: str | None = None) -> Callable[[F], F]:
         records: Where texts are looked up; the first record that has one wins. The exceptions in
             their docstrings are added.
         like: A docstring whose references hold where the function names none.
+        scores: What the method's attributions are (see :mod:`attrfn._explain.shared`); None for a
+            function that is no method.
     """
 
     def complete(function: F) -> F:
+        if scores is not None:
+            function.scores = scores  # type: ignore[attr-defined]
         return checks_flags(_document(function, records, like))
 
     return complete
@@ -82,6 +89,7 @@ def form_of(method: Callable[..., Any], *records: Record) -> Callable[[F], F]:
         run.__signature__ = takes  # type: ignore[attr-defined]
         if is_over_distribution(method):
             takes_distribution(run)
+        run.scores = getattr(method, "scores", "divided")  # type: ignore[attr-defined]
         return _document(run, (*records, *getattr(method, "records", ())), method.__doc__)  # type: ignore[return-value]
 
     return make

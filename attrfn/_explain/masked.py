@@ -16,6 +16,7 @@ from attrfn._explain.baseline import fill_baselines
 from attrfn._explain.explain import explain, repeat_chosen, vmapped
 from attrfn._explain.interpolate import mix
 from attrfn._explain.output import Outcome, outcome
+from attrfn._explain.shared import mark_of, marked
 from attrfn._explain.target import Chosen
 from attrfn._explain.tree import call_model, each
 from attrfn._torch.autodiff import transforming, twice_differentiable
@@ -159,12 +160,10 @@ class Masked(NamedTuple):
 
     def result(self, leaves: Sequence[Tensor]) -> Tree:
         """The inputs' tree, in the inputs' dtypes where they are floating."""
-        return self.rebuild(
-            [
-                self.detached(self._as(t.to(x.device), x))
-                for t, x in zip(leaves, self.x, strict=True)
-            ]
-        )
+        found = [
+            self.detached(self._as(t.to(x.device), x)) for t, x in zip(leaves, self.x, strict=True)
+        ]
+        return self.rebuild(marked(found, mark_of(leaves)))
 
     def number(self, t: Tensor) -> Tensor:
         """Scores in the dtype of the inputs' first tensor, or of the outputs if it has integers."""

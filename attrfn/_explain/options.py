@@ -50,8 +50,8 @@ class Arguments(TypedDict):
     per example, or a callable ``outputs -> (B,)``."""
 
     baselines: Baselines
-    """x0: ``None`` (zeros), a number, a tensor that broadcasts to the input, or a pytree prefix of
-    those."""
+    """x0: ``None`` (zeros), a number, a tensor that broadcasts to the input (with B rows, row i is
+    for example i alone), or a pytree prefix of those."""
 
 
 class BlackBox(TypedDict):
@@ -76,8 +76,9 @@ class BlackBox(TypedDict):
     ``outputs -> (B,)``."""
 
     baselines: Baselines
-    """x0: ``None`` (zeros), a number, a tensor that broadcasts to the input, or a pytree prefix of
-    those; for integers an integer, such as the id of a padding token."""
+    """x0: ``None`` (zeros), a number, a tensor that broadcasts to the input (with B rows, row i is
+    for example i alone), or a pytree prefix of those; for integers an integer, such as the id of a
+    padding token."""
 
 
 class AtLayer(TypedDict):
@@ -170,8 +171,8 @@ class StepOptions(ChunkOptions, total=False):
     """What every integral along the path of the inputs takes."""
 
     baselines: Baselines
-    """x0: ``None`` (zeros), a number, a tensor that broadcasts to the input, or a pytree prefix of
-    those."""
+    """x0: ``None`` (zeros), a number, a tensor that broadcasts to the input (with B rows, row i is
+    for example i alone), or a pytree prefix of those."""
 
     n_steps: int
     """The number of steps of the integral."""
@@ -227,8 +228,9 @@ class PerturbationOptions(FeatureOptions, total=False):
     """What a method that replaces features by baselines takes."""
 
     baselines: Baselines
-    """x0: ``None`` (zeros), a number, a tensor that broadcasts to the input, or a pytree prefix of
-    those; for integers an integer, such as the id of a padding token."""
+    """x0: ``None`` (zeros), a number, a tensor that broadcasts to the input (with B rows, row i is
+    for example i alone), or a pytree prefix of those; for integers an integer, such as the id of a
+    padding token."""
 
 
 class LayerFeatures(TypedDict):

@@ -54,6 +54,54 @@ def quadrature_rule(rule: str | Rule, n: int) -> tuple[Tensor, Tensor]:
     )
 
 
+@functools.lru_cache(maxsize=64)
+def rule_and_inner(rule: str | Rule, n: int) -> tuple[Tensor, Tensor] | None:
+    """The nodes of a rule; its weights, and those for the integral between its ends, (n, 2).
+
+    The second weights are as good as the first: those of the polynomial through the nodes, or of
+    the steps.
+
+    Returns:
+        Tensors of float64, not to be written into; None if there are no such weights. Not for
+        transforms.
+    """
+    if not isinstance(rule, str) or rule not in _RULES or not is_count(n):
+        return None
+    if not 1 < n <= _LONGEST_RULE:
+        return None
+    with torch.inference_mode(False):  # later calls get the same tensor
+        table = _cached_table(rule, n)
+        columns = torch.tensor([table[:n], table[n:], _inner_table(rule, n)], dtype=torch.float64)
+        return columns[0], columns[1:].T.contiguous()
+
+
+def _inner_table(rule: str, n: int) -> tuple[float, ...]:
+    table = _cached_table(rule, n)
+    nodes, weights = table[:n], table[n:]
+    if rule != "gauss_legendre":
+        step = nodes[1] - nodes[0]
+        ends = {"riemann_left": (1.0, 0.0), "riemann_right": (0.0, 1.0)}.get(rule, (0.5, 0.5))
+        return (step * ends[0], *[step] * (n - 2), step * ends[1])
+    # The values at the nodes have the Legendre coefficients c_j = (2 j + 1) sum_k w_k P_j(t_k) d_k,
+    # and the integral of P_j is (P_{j+1} - P_{j-1}) / (2 j + 1).
+    at = [_legendre_series(n, 2 * s - 1) for s in nodes]
+    low, high = at[0], at[-1]
+    spans = [high[1] - low[1]]
+    spans += [high[j + 1] - high[j - 1] - low[j + 1] + low[j - 1] for j in range(1, n)]
+    return tuple(
+        w * sum(p * span for p, span in zip(row, spans, strict=False)) / 2
+        for w, row in zip(weights, at, strict=True)
+    )
+
+
+def _legendre_series(n: int, t: float) -> list[float]:
+    """P_0(t) to P_n(t)."""
+    series = [1.0, t]
+    for k in range(2, n + 1):
+        series.append(((2 * k - 1) * t * series[-1] - (k - 1) * series[-2]) / k)
+    return series
+
+
 @constant_result
 def _table(rule: str, n: int) -> tuple[float, ...]:
     """All nodes, then all weights: numbers, and so a constant of a compiled graph."""

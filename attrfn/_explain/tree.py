@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,14 +10,14 @@ import torch
 from torch import Tensor
 
 from attrfn._copies.batch import row_sums
+from attrfn._model.arguments import compiled_arguments, own_arguments
 from attrfn._torch import pytree
 from attrfn._torch.autodiff import (
     gradients_allowed,
     in_inference,
-    normal_tensors,
-    transforming,
     twice_differentiable,
 )
+from attrfn._torch.compiling import is_compiling
 from attrfn._torch.typing import Leaves, ModelFn, Tree
 
 
@@ -105,7 +104,7 @@ def call_model(model_fn: ModelFn, inputs: Tree, *, fresh: bool = False) -> Any:
     if not is_arguments(inputs):
         inputs = (inputs,)
     with twice_differentiable(False), gradients_allowed():
-        return normal_bound(model_fn)(*(inputs if fresh else clone_tensors(inputs)))
+        return own_bound(model_fn)(*(inputs if fresh else clone_tensors(inputs)))
 
 
 def output_width(model_fn: ModelFn, inputs: Tree) -> int | None:
@@ -132,16 +131,11 @@ def is_arguments(inputs: Tree) -> bool:
     return isinstance(inputs, tuple) and not hasattr(inputs, "_fields")
 
 
-def normal_bound(bound: Any) -> Any:
-    """A partial without inference tensors among its arguments, which autograd refuses to save."""
-    if not isinstance(bound, functools.partial) or transforming():
-        return bound
-    if not (bound.args or bound.keywords):
-        return bound
-    args = [normal_bound(a) for a in bound.args]
-    kwargs = {k: normal_bound(v) for k, v in bound.keywords.items()}
-    args, kwargs = normal_tensors((args, kwargs))
-    return functools.partial(bound.func, *args, **kwargs)
+def own_bound(bound: Any) -> Any:
+    """A partial with private copies of its arguments, so that a run starts from the user's."""
+    if is_compiling():
+        return compiled_arguments(bound)
+    return own_arguments(bound)
 
 
 def clone_tensors(tree: Tree) -> Tree:

@@ -9,17 +9,25 @@ from typing import Any, NamedTuple
 
 import optree
 import torch
+from torch import Tensor
 
 from attrfn._copies.batch import binds_rows, flat_rows, repeat_bound
 from attrfn._explain.baseline import baseline_distribution, fill_baselines, per_example
 from attrfn._explain.forms import documented
 from attrfn._explain.introspect import is_over_distribution, takes_baselines, wraps
 from attrfn._explain.options import AtLayer, AtNeuron
+from attrfn._explain.shared import marked
 from attrfn._explain.target import raised_here
 from attrfn._explain.tree import as_dicts, batch_size, each, flatten, is_arguments
 from attrfn._layers.leaves import explainable, have_parts, of_parts, present
 from attrfn._layers.leaves import like as like
-from attrfn._layers.split import Split, check_independent, layers_of, split_once
+from attrfn._layers.split import (
+    Split,
+    check_independent,
+    layers_of,
+    of_activation,
+    split_once,
+)
 from attrfn._model.source import describe
 from attrfn._torch.autodiff import (
     keeps_graph,
@@ -31,7 +39,7 @@ from attrfn._torch.compiling import is_compiling
 from attrfn._torch.typing import At, Baselines, Layer, Method, ModelFn, Target, Tree
 
 
-@documented(AtLayer)
+@documented(AtLayer, scores=None)
 def at_layer(method: Method, layer: Layer, *, at: At = "output", call: int | None = 0) -> Method:
     """Move a method to a layer: it explains the layer's activation instead of the inputs.
 
@@ -82,7 +90,7 @@ def at_layer(method: Method, layer: Layer, *, at: At = "output", call: int | Non
     return moved
 
 
-@documented(AtNeuron)
+@documented(AtNeuron, scores=None)
 def at_neuron(
     method: Method, layer: Layer, neuron: Target, *, at: At = "output", call: int | None = 0
 ) -> Method:
@@ -147,7 +155,8 @@ def each_layer(method: Callable[..., Tree], layer: Layer) -> Tree:
     A method that only reads along the path of the inputs explains layers together in this way, even
     layers downstream of one another. Methods that replace activations use :func:`locate`.
     """
-    found = [method(layer=named) for named in layers_of(layer)]
+    found: Any = [method(layer=named) for named in layers_of(layer)]
+    marked([t for t in optree.tree_leaves(found) if isinstance(t, Tensor)], "divided")
     return found if isinstance(layer, (list, tuple)) else found[0]
 
 
@@ -266,8 +275,3 @@ def read(halves: Split, inputs: Tree, create_graph: bool) -> Tree:
     graph = create_graph or (transforming() and torch.is_grad_enabled())
     with torch.set_grad_enabled(graph), twice_differentiable(create_graph):
         return halves.head(inputs)
-
-
-def of_activation(tail: ModelFn, *activation: Tree, inputs: Tree, unpacked: bool) -> Any:
-    """The tail as a model function; the entries of a tuple arrive as arguments (``unpacked``)."""
-    return tail(activation if unpacked else activation[0], inputs)

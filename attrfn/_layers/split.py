@@ -95,10 +95,31 @@ def _halves(where: Where, bare: Source, args: tuple[Any, ...], kwargs: dict[str,
     def head(args: tuple[Any, ...], kwargs: dict[str, Any], *inputs: Any) -> Tree:
         return _run_head(bare, where, args, kwargs, inputs[0] if len(inputs) == 1 else inputs)
 
-    def tail(args: tuple[Any, ...], kwargs: dict[str, Any], activation: Tree, inputs: Tree) -> Any:
-        return _run_tail(bare, where, args, kwargs, activation, inputs)[0]
-
+    tail = Tail(bare, where)
     return Split(functools.partial(head, args, kwargs), functools.partial(tail, args, kwargs))
+
+
+class Tail:
+    """The second half of a split.
+
+    Args:
+        source: The model without its bound arguments.
+        where: The layers.
+    """
+
+    def __init__(self, source: Source, where: Where) -> None:
+        self.source = source
+        self.where = where
+
+    def __call__(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], activation: Tree, inputs: Tree
+    ) -> Any:
+        """The model's outputs."""
+        return _run_tail(self.source, self.where, args, kwargs, activation, inputs)[0]
+
+    def around(self, layers: tuple[tuple[Any, Any], ...]) -> Tail:
+        """The same, with interventions around the forward of some layers."""
+        return Tail(self.source._replace(around=layers), self.where._replace(reused=None))
 
 
 def _checked(
@@ -244,3 +265,24 @@ def watched(
         return watch.found[0], outputs
 
     return functools.partial(run, args, kwargs)
+
+
+def of_activation(tail: ModelFn, *activation: Tree, inputs: Tree, unpacked: bool) -> Any:
+    """The tail as a model function; the entries of a tuple arrive as arguments (``unpacked``)."""
+    return tail(activation if unpacked else activation[0], inputs)
+
+
+def tail_of(model_fn: ModelFn) -> Tail | None:
+    """The half of a split that a model function of an activation runs, or None."""
+    if isinstance(model_fn, functools.partial) and model_fn.func is of_activation:
+        inner: Any = model_fn.args[0]
+        if isinstance(inner, functools.partial) and isinstance(inner.func, Tail):
+            return inner.func
+    return None
+
+
+def with_tail(model_fn: ModelFn, tail: Tail) -> ModelFn:
+    """The model function of an activation, with another half of the split."""
+    whole: Any = model_fn
+    inner = functools.partial(tail, *whole.args[0].args, **whole.args[0].keywords)
+    return functools.partial(whole.func, inner, *whole.args[1:], **whole.keywords)

@@ -33,7 +33,7 @@ from attrfn._torch.typing import (
 )
 
 
-@documented(BlackBox, PerturbationOptions)
+@documented(BlackBox, PerturbationOptions, scores="shared")
 def feature_ablation(
     model_fn: ModelFn,
     inputs: Tree,

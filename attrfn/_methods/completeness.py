@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from attrfn._copies.batch import wide
 from attrfn._explain.baseline import fill_baselines
 from attrfn._explain.explain import explain
+from attrfn._explain.feature_scores import scored
 from attrfn._explain.forms import documented
 from attrfn._explain.options import Arguments, GraphOptions
+from attrfn._explain.shared import mark_of
 from attrfn._explain.tree import batch_size, flatten, row_total
 from attrfn._torch.autodiff import transforming
-from attrfn._torch.typing import Baselines, ModelFn, Target, Tree
+from attrfn._torch.typing import Baselines, Method, ModelFn, Target, Tree
 
 
-@documented(Arguments, GraphOptions)
+@documented(Arguments, GraphOptions, scores=None)
 def completeness_delta(
     model_fn: ModelFn,
     inputs: Tree,
@@ -23,6 +27,9 @@ def completeness_delta(
     *,
     target: Target = None,
     baselines: Baselines = None,
+    feature_mask: Tree = None,
+    n_features: int | None = None,
+    scores: Literal["divided", "shared"] | Method | None = None,
     create_graph: bool = False,
 ) -> Tensor:
     """How far attributions are from completeness: their sum minus the change of the output.
@@ -31,9 +38,17 @@ def completeness_delta(
 
     Args:
         attributions: Any pytree of tensors (B, ...), also of a layer.
+        feature_mask: The feature of each element, for attributions in which the elements of a
+            feature share its score: each score counts once. ``None`` sums all elements.
+        scores: "divided", "shared", or the method, as for :func:`feature_scores`.
+        n_features: The ids are 0 to ``n_features - 1``; needed inside torch.compile.
 
     Returns:
         One gap per example, (B,), in units of the output.
+
+    Raises:
+        ValueError: Attributions whose elements share scores come without their ``feature_mask``,
+            or ``scores`` is needed.
 
     Example:
         >>> import torch, attrfn
@@ -46,16 +61,23 @@ def completeness_delta(
         Sundararajan, Taly and Yan, Axiomatic Attribution for Deep Networks, 2017.
     """
     p = explain(model_fn, inputs, target, create_graph=create_graph, differentiated=False)
-    scores, _ = flatten(attributions, "attributions")
-    if batch_size(scores, "attributions") != p.batch:
+    leaves, _ = flatten(attributions, "attributions")
+    if batch_size(leaves, "attributions") != p.batch:
         raise ValueError(
-            f"attributions has {scores[0].shape[0]} examples in dimension 0, expected {p.batch} as "
+            f"attributions has {leaves[0].shape[0]} examples in dimension 0, expected {p.batch} as "
             "in inputs"
+        )
+    if feature_mask is not None:
+        leaves = (scored(attributions, feature_mask, scores, n_features),)
+    elif mark_of(leaves) == "shared":
+        raise ValueError(
+            "attributions has scores that several elements share, and feature_mask is None: give "
+            "the feature_mask that the method had, so that each score counts once"
         )
     x0 = fill_baselines(baselines, inputs, p.x)
     differentiable = create_graph or transforming()
     with torch.set_grad_enabled(create_graph or (differentiable and torch.is_grad_enabled())):
         change = p.values(p.x) - p.values(x0)
     # Scores of half precision add up to a gap that is only rounding, unless they are summed wider.
-    delta = (row_total(scores, wide) - change).to(change.dtype)
+    delta = (row_total(leaves, wide) - change).to(change.dtype)
     return delta if differentiable else delta.detach()

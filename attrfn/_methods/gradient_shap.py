@@ -19,7 +19,9 @@ from attrfn._explain.options import (
     SamplingOptions,
 )
 from attrfn._explain.tree import each
+from attrfn._explain.uncertain import squares, warn_of_spread
 from attrfn._layers.at import at_layer, at_neuron
+from attrfn._torch.autodiff import transforming
 from attrfn._torch.typing import (
     At,
     Baselines,
@@ -101,10 +103,15 @@ def gradient_shap(
         _, grads = p.gradients(each(point, ends, starts, p.x), batching)
         if multiply_by_inputs:
             grads = each(lambda x, x0, g: (x - x0) * g, ends, starts, grads)
-        return each(lambda g: g.sum(0, dtype=wide(g.dtype)), grads)
+        sums = each(lambda g: g.sum(0, dtype=wide(g.dtype)), grads)
+        return (*sums, squares(grads)) if checked else sums
 
+    checked = p.batch > 0 and n > 1 and not transforming()
     total = over_chunks(part, add, n, chunks, p.x[0].device, x=p.x)
-    return p.result([t / n_samples for t in total])
+    means = tuple([t / n for t in total[: len(p.x)]])
+    if checked:
+        warn_of_spread("gradient_shap", means, total[-1], n)
+    return p.result(means)
 
 
 @form_of(gradient_shap, AtLayer)

@@ -27,10 +27,11 @@ def guided_backprop(
 ) -> Tree:
     """Guided backpropagation: the gradient with negative parts cut off at every ReLU.
 
-        g_in = max(g_out, 0) 1[x > 0]   at y = max(x, 0);   A = g at the inputs
+        g_in = max(g_out, 0) f'(x)   at y = f(x), for ReLU max(g_out, 0) 1[x > 0];   A = g at x
 
     Every form of ReLU counts: ``nn.ReLU``, even reused or in place, ``F.relu``, ``torch.relu``,
-    ``x.relu()`` and ``x.clamp(min=0)``. Other activations keep their derivatives.
+    ``x.relu()`` and ``x.clamp(min=0)``; so do ReLU6, hardtanh (also as a clamp between two
+    numbers), threshold, leaky and parametric ReLU. Other activations keep their derivatives.
 
     Returns:
         Attributions like the inputs.
@@ -62,7 +63,7 @@ def deconvolution(
 ) -> Tree:
     """Deconvolution: the gradient with ReLU applied to gradients in place of activations.
 
-        g_in = max(g_out, 0)   at y = max(x, 0);   A = g at the inputs
+        g_in = max(g_out, 0)   at y = f(x), such as ReLU;   A = g at the inputs
 
     The same operations count as ReLU as in :func:`guided_backprop`.
 
@@ -98,8 +99,8 @@ def _with_rules(
         raise
     if not calls and p.batch:
         warn(
-            f"{rules.name} met no ReLU, so it is the plain gradient: it has a rule for max(x, 0) "
-            "only, called as a torch function while the model runs"
+            f"{rules.name} met no ReLU, so it is the plain gradient: it has a rule for ReLU, "
+            "ReLU6, hardtanh, threshold, leaky and parametric ReLU, called as torch functions"
         )
     return p.result(grads)
 

@@ -6,13 +6,15 @@ import functools
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from attrfn._explain.baseline import fill_baselines
 from attrfn._explain.explain import Explained, explain
 from attrfn._explain.forms import documented, form_of
 from attrfn._explain.options import Arguments, AtLayer, AtNeuron, LayerBaselines, PathOptions
 from attrfn._explain.path import over_path
-from attrfn._explain.quadrature import Rule
+from attrfn._explain.path_gap import warn_of_gap
+from attrfn._explain.quadrature import Rule, rule_and_inner
 from attrfn._explain.tree import each, row_total
 from attrfn._layers.at import at_layer, at_neuron
 from attrfn._torch.autodiff import transforming
@@ -71,29 +73,46 @@ def integrated_gradients(
     """
     p = explain(model_fn, inputs, target, create_graph=create_graph)
     x0 = fill_baselines(baselines, inputs, p.x)
+    values: list[Tensor] = []
 
-    def integral(n: int, chunk_size: ChunkSize) -> Leaves:
+    def gradients(points: Leaves) -> Leaves:
+        found, grads = p.gradients(points, batching)
+        values.append(found.detach())
+        return grads
+
+    def integral(
+        n: int, chunk_size: ChunkSize, table: tuple[Tensor, Tensor] | None = None
+    ) -> Leaves:
         return over_path(
             p,
             x0,
-            lambda points: p.gradients(points, batching)[1],
+            gradients,
             n_steps=n,
             quadrature=quadrature,
             chunk_size=chunk_size,
             batching=batching,
             progress=progress,
             label="integrated_gradients",
+            table=table,
         )
 
+    lengths = each(torch.sub, p.x, x0)
     if tolerance is None:
-        total = integral(n_steps, chunk_size)
+        # Inside transforms the gap cannot be read.
+        readable = p.batch and not transforming()
+        both = rule_and_inner(quadrature, n_steps) if readable else None
+        total = integral(n_steps, chunk_size, both)
+        if both is not None:
+            total, inner = zip(*[t.unbind() for t in total], strict=True)
+            warn_of_gap("integrated_gradients", n_steps, lengths, inner, total, values)
     else:
         # All at once would mean twice as many with each doubling, until memory runs out.
         at_once = functools.partial(integral, chunk_size=chunk_size or n_steps)
         total = _refined(p, x0, at_once, n_steps, tolerance)
-    if multiply_by_inputs:
-        total = each(lambda x, x0, g: (x - x0) * g, p.x, x0, total)
-    return p.result(total)
+    # A view would keep both integrals.
+    return p.result(
+        each(torch.mul, lengths, total) if multiply_by_inputs else each(torch.clone, total)
+    )
 
 
 def _refined(

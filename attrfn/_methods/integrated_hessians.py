@@ -20,7 +20,7 @@ from attrfn._torch.typing import Baselines, Batching, ChunkSize, Leaves, ModelFn
 from attrfn._torch.warn import warn
 
 
-@documented(Arguments, PerturbationOptions)
+@documented(Arguments, PerturbationOptions, scores="pairs")
 def integrated_hessians(
     model_fn: ModelFn,
     inputs: Tree,

@@ -15,6 +15,7 @@ from attrfn._explain.forms import documented
 from attrfn._explain.masked import Masked, Part, masked
 from attrfn._explain.noise import count_of
 from attrfn._explain.options import BlackBox, PerturbationOptions, SamplingOptions
+from attrfn._explain.uncertain import is_sample, warn_uncertain
 from attrfn._methods.shapley import orderings, shapley_weights, subsets, taylor_weights
 from attrfn._random.keys import row_keys
 from attrfn._torch.precision import full_precision
@@ -26,7 +27,7 @@ Index = Literal["shapley_taylor", "shapley"]
 _MOST_FEATURES = 12
 
 
-@documented(BlackBox, PerturbationOptions, SamplingOptions)
+@documented(BlackBox, PerturbationOptions, SamplingOptions, scores="pairs")
 def interactions(
     model_fn: ModelFn,
     inputs: Tree,
@@ -93,9 +94,12 @@ def interactions(
         return p.number(_exact(p, these, index))
     rank = orderings(keys, n_samples, these.n)
     found = _sampled(p, these, rank, index)
-    if not return_stderr:
-        return p.number(found.mean(0))
-    return p.number(found.mean(0)), p.number(found.std(0) / n_samples**0.5)
+    mean = found.mean(0)
+    if not (return_stderr or is_sample(found)):
+        return p.number(mean)
+    stderr = found.std(0) / n_samples**0.5
+    warn_uncertain("interactions", mean, stderr, f"n_samples={n_samples}", p.full)
+    return (p.number(mean), p.number(stderr)) if return_stderr else p.number(mean)
 
 
 def _exact(p: Masked, these: Features, index: Index) -> Tensor:

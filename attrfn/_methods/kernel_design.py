@@ -70,6 +70,12 @@ class Design(NamedTuple):
     w: Tensor
     strata: tuple[Stratum, ...]
 
+    @property
+    def complete(self) -> bool:
+        """Whether no coalition is missing."""
+        n = self.z.shape[-1]
+        return n < 2 or len(self.z) == 2**n - 2
+
 
 def design(n: int, n_samples: int, keys: Tensor, dtype: torch.dtype) -> Design:
     """At most ``n_samples`` coalitions for n features: all there are, if there are fewer.

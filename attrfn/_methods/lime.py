@@ -15,6 +15,7 @@ from attrfn._explain.masked import Part, add_lists, masked
 from attrfn._explain.noise import count_of
 from attrfn._explain.options import BlackBox, PerturbationOptions, SamplingOptions
 from attrfn._explain.tree import flatten
+from attrfn._explain.uncertain import MOST_EVALUATIONS
 from attrfn._random.keys import row_keys, sample_keys
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.typing import Baselines, Batching, ChunkSize, Key, Leaves, ModelFn, Target, Tree
@@ -23,7 +24,7 @@ Perturb = Callable[[Tensor, int], Tensor]
 Transform = Callable[[Tensor, Tree, Tree], Tree]
 
 
-@documented(BlackBox, PerturbationOptions, SamplingOptions)
+@documented(BlackBox, PerturbationOptions, SamplingOptions, scores="shared")
 def lime(
     model_fn: ModelFn,
     inputs: Tree,
@@ -32,7 +33,7 @@ def lime(
     baselines: Baselines = None,
     feature_mask: Tree = None,
     n_features: int | None = None,
-    n_samples: int = 25,
+    n_samples: int | None = None,
     key: Key = 0,
     surrogate: surrogates.Surrogate | None = None,
     similarity: surrogates.Similarity | None = None,
@@ -53,7 +54,8 @@ def lime(
     example separately.
 
     Args:
-        n_samples: The number of samples.
+        n_samples: The number of samples. ``None``: 4 n^2 for n features, at least 2,048 and at
+            most 8,192.
         surrogate: The simple model: from z (S, 1 or B, n), values (S, B, K) and weights (S, B) to
             coefficients (B, K, n), as those of :mod:`attrfn.surrogates`. None: ``lasso(0.01)``.
         similarity: From the inputs with leaves (B, ...), the samples with leaves (S, B, ...) and z
@@ -96,7 +98,7 @@ def lime(
     keys = row_keys(key, p.batch, p.device)
     p.check_rows(len(keys))
 
-    samples = count_of("n_samples", n_samples)
+    samples = _default(n) if n_samples is None else count_of("n_samples", n_samples)
     draw = at_once(
         lambda i: (_draw(perturb, sample_keys(keys, i, 0), n, p.batch),),
         samples,
@@ -123,6 +125,12 @@ def lime(
     if return_input_shape and transform is None:
         return p.result(these.elements(a))
     return p.number(a)
+
+
+def _default(n: int) -> int:
+    """The number of samples where none is given."""
+    # Random samples determine a fit of n coefficients less well than the coalitions of KernelSHAP.
+    return min(max(4 * n * n, 2048), MOST_EVALUATIONS)
 
 
 def _check_callables(**given: object) -> None:

@@ -17,7 +17,7 @@ from attrfn._rules.gradient import gradients_by_rules
 from attrfn._rules.relevance import EPSILON_PLUS, composite
 from attrfn._rules.scope import scoped
 from attrfn._rules.table import Rules
-from attrfn._torch.autodiff import keeps_graph, transforming
+from attrfn._torch.autodiff import keeps_graph, normal_tensors, transforming
 from attrfn._torch.typing import At, Layer, ModelFn, Target, Tree
 
 
@@ -96,7 +96,8 @@ def conservation(
         ``passed`` to its inputs and ``lost`` between them, summed over the batch.
 
     Raises:
-        ValueError: Inside a torch.func transform or torch.compile, where values cannot be read.
+        ValueError: Inside a torch.func transform or torch.compile, where values cannot be read; or
+            the relevance at the inputs and what is lost do not add up to the explained output.
 
     Example:
         >>> import torch, attrfn
@@ -117,7 +118,7 @@ def conservation(
     # if the caller is in no_grad or inference mode.
     run = Audit(chosen, scope)
     with torch.inference_mode(False), torch.enable_grad():
-        rows = run.add([t.detach().requires_grad_() for t in p.x])
+        rows = run.add([t.detach().requires_grad_() for t in normal_tensors(p.x)])
         values = p.values(rows, 1, run)
         return run.leaks(values)
 
@@ -165,9 +166,6 @@ def layer_lrp(
 
     Returns:
         Relevances like the layer's activation; a list for several layers.
-
-    Raises:
-        ValueError: The rules name modules, which they cannot at a layer.
 
     Example:
         >>> import torch, attrfn

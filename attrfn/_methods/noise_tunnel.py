@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import optree
 import torch
@@ -14,19 +13,21 @@ from attrfn._copies.batch import flat_rows, repeat_bound, wide
 from attrfn._copies.chunks import Chunks, at_once, over_chunks
 from attrfn._explain.baseline import baseline_distribution
 from attrfn._explain.forms import documented
-from attrfn._explain.introspect import is_over_distribution, wraps
+from attrfn._explain.introspect import wraps
 from attrfn._explain.noise import Noise, count_of
-from attrfn._explain.options import PER_EXAMPLE, SamplingOptions
-from attrfn._explain.tree import as_dicts, batch_size, each, flatten, require_floating
-from attrfn._layers.at import place_of, read
-from attrfn._layers.split import split_once
-from attrfn._torch.typing import At, ChunkSize, Key, Layer, Leaves, Method, ModelFn, Target, Tree
+from attrfn._explain.options import SamplingOptions
+from attrfn._explain.shared import mark_of, marked
+from attrfn._explain.tree import batch_size, each, flatten, require_floating
+from attrfn._explain.uncertain import squares, warn_of_spread
+from attrfn._layers.repeated import repeat_options
+from attrfn._torch.autodiff import transforming
+from attrfn._torch.typing import ChunkSize, Key, Leaves, Method, ModelFn, Tree
 
-Found = tuple[list[Any], list[torch.dtype], Any]
+Found = tuple[list[Any], list[torch.dtype], str | None, Any]
 Kind = Literal["smoothgrad", "smoothgrad_sq", "vargrad", "samples"]
 
 
-@documented(SamplingOptions)
+@documented(SamplingOptions, scores=None)
 def noise_tunnel(
     method: Method,
     *,
@@ -92,6 +93,8 @@ def noise_tunnel(
         if draw_baselines:
             pool = baseline_distribution(options.get("baselines"), inputs, x)
         start, merge, finish = _REDUCTIONS[kind]
+        # Of the other kinds the error is not known from squares.
+        spread = kind in ("smoothgrad", "smoothgrad_sq") and batch > 0 and not transforming()
         noisy_inputs = at_once(noise.inputs, n_samples, n_samples * sum(t.numel() for t in x))
 
         # The method sees the samples of a chunk as one batch: any method can be inside, and its own
@@ -99,22 +102,28 @@ def noise_tunnel(
         def part(i: slice) -> Found:
             copies = i.stop - i.start
             rows = each(lambda r, t: r.to(t.dtype), flat_rows(noisy_inputs(i)), x)
-            repeated = _repeat_options(method, options, model_fn, inputs, copies)
+            repeated = repeat_options(method, options, model_fn, inputs, copies)
             if draw_baselines:
                 repeated["baselines"] = rebuild(_drawn(noise, i, pool, x))
             found = method(repeat_bound(model_fn, batch, copies), rebuild(rows), **repeated)
             leaves, spec = optree.tree_flatten(found)
             samples = [a.reshape(copies, batch, *a.shape[1:]).to(wide(a.dtype)) for a in leaves]
-            return [start(a) for a in samples], [a.dtype for a in leaves], spec
+            states = [start(a) for a in samples]
+            if spread:
+                power = 2 if kind == "smoothgrad_sq" else 1
+                states.append(squares(tuple([a**power for a in samples])))
+            return states, [a.dtype for a in leaves], mark_of(leaves), spec
 
         def both(a: Found, b: Found) -> Found:
             return [merge(s, t) for s, t in zip(a[0], b[0], strict=True)], *a[1:]
 
         chunks = Chunks(chunk_size, "fold", progress, "noise_tunnel")
-        states, dtypes, spec = over_chunks(part, both, n_samples, chunks, x[0].device, x=x)
-        return optree.tree_unflatten(
-            spec, [finish(m, n_samples).to(d) for m, d in zip(states, dtypes, strict=True)]
-        )
+        states, dtypes, mark, spec = over_chunks(part, both, n_samples, chunks, x[0].device, x=x)
+        found = [finish(m, n_samples) for m in states[: len(dtypes)]]
+        if spread:
+            warn_of_spread("noise_tunnel", tuple(found), states[-1], n_samples)
+        results = [m.to(d) for m, d in zip(found, dtypes, strict=True)]
+        return optree.tree_unflatten(spec, marked(results, mark))
 
     return noisy
 
@@ -124,98 +133,6 @@ def _drawn(noise: Noise, i: slice, pool: Leaves, x: Leaves) -> Leaves:
     copies = i.stop - i.start
     drawn = noise.choice(i, pool)
     return flat_rows(each(lambda b, t: b.to(t.dtype).expand(copies, *t.shape), drawn, x))
-
-
-def _repeat_options(
-    method: Method, options: dict[str, Any], model_fn: ModelFn, inputs: Tree, copies: int
-) -> dict[str, Any]:
-    """The options of a method for several copies: what has a row per example follows the batch.
-
-    The type of an option says in which form it can hold something for each example.
-    """
-    if isinstance(method, functools.partial):
-        options = {**method.keywords, **options}
-    batch = batch_size(flatten(inputs)[0])
-    repeated = dict(options)
-    for name, value in options.items():
-        form = PER_EXAMPLE.get(name)
-        if form is None or value is None:
-            continue
-        if form == "index":
-            repeated[name] = _repeat_target(value, batch, copies)
-        elif form == "key":
-            repeated[name] = _repeat_key(value, copies)
-        else:
-            # Baselines of a distribution have their K in front of the examples.
-            dim = 1 if name == "baselines" and is_over_distribution(method) else 0
-            rows = _Rows(batch, copies, dim)
-            if any(map(rows.are_in, optree.tree_leaves(value, none_is_leaf=True))):
-                ranks = _ranks(method, name, options, model_fn, inputs)
-                repeated[name] = rows.repeat(value, ranks)
-    return repeated
-
-
-def _repeat_key(key: Any, copies: int) -> Any:
-    """A key for each example several times; one for all of them as it is."""
-    return key.repeat(copies, 1) if isinstance(key, Tensor) and key.ndim == 2 else key
-
-
-class _Rows(NamedTuple):
-    """Where a tensor has the examples of a batch, and how many copies of them follow."""
-
-    batch: int
-    copies: int
-    dim: int
-
-    def are_in(self, value: Any) -> bool:
-        """Whether a tensor has as many rows as there are examples."""
-        return (
-            isinstance(value, Tensor)
-            and value.ndim > self.dim
-            and value.shape[self.dim] == self.batch
-        )
-
-    def repeat(self, tree: Tree, ranks: set[int]) -> Tree:
-        """A tree with its rows several times; what only broadcasts to the examples as it is."""
-
-        def leaf(value: Any) -> Any:
-            # A tensor (B,) for inputs (B, B) has no rows: it broadcasts over the features.
-            if not self.are_in(value) or value.ndim - self.dim not in ranks:
-                return value
-            return value.repeat([self.copies if d == self.dim else 1 for d in range(value.ndim)])
-
-        return optree.tree_map(leaf, tree, none_is_leaf=True)
-
-
-def _ranks(
-    method: Method, name: str, options: dict[str, Any], model_fn: ModelFn, inputs: Tree
-) -> set[int]:
-    """The ranks of the tensors that an option goes with: the inputs, or a layer's activation."""
-    place = None
-    if name != "baselines":  # those of a method at a layer are given for the inputs
-        place = getattr(method, "moved_to", None)
-        if PER_EXAMPLE[name] == "layer":
-            place = place or place_of(options)
-    tensors = flatten(inputs)[0] if place is None else _activation(model_fn, inputs, *place)
-    return {t.ndim for t in tensors}
-
-
-def _activation(
-    model_fn: ModelFn, inputs: Tree, layer: Layer, at: At, call: int | None
-) -> list[Tensor]:
-    """The tensors of a layer's activation."""
-    halves = split_once(model_fn, layer, at=at, call=call, frozen=True)
-    value = read(halves, inputs, create_graph=False)
-    return [t for t in optree.tree_leaves(as_dicts(value)) if isinstance(t, Tensor)]
-
-
-def _repeat_target(target: Target, batch: int, copies: int) -> Target:
-    if isinstance(target, Tensor) and target.ndim == 1 and target.shape[0] == batch:
-        return target.repeat(copies)
-    if isinstance(target, list):
-        return target * copies
-    repeated: Target = repeat_bound(target, batch, copies)
-    return repeated
 
 
 # The variance as mean(A^2) - mean(A)^2 loses all digits where the noise moves A little. Counts,

@@ -14,11 +14,12 @@ from attrfn._explain.baseline import prefix_entries
 from attrfn._explain.forms import documented
 from attrfn._explain.masked import masked
 from attrfn._explain.options import BlackBox, ChunkOptions
+from attrfn._explain.shared import marked
 from attrfn._torch.precision import full_precision
 from attrfn._torch.typing import Baselines, Batching, ChunkSize, Leaves, ModelFn, Target, Tree
 
 
-@documented(BlackBox, ChunkOptions)
+@documented(BlackBox, ChunkOptions, scores="shared")
 def occlusion(
     model_fn: ModelFn,
     inputs: Tree,
@@ -73,7 +74,9 @@ def occlusion(
         return tuple([~g.cover(at - start)[:, None] for g, start, _ in spans])
 
     lost = (p.full - p.over(ends[-1], masks)).movedim(0, -1)
-    return p.result([g.mean(lost[..., start:end]) for g, start, end in spans])
+    found = [g.mean(lost[..., start:end]) for g, start, end in spans]
+    shared = any(g.n < math.prod(g.sizes) for g in grids)
+    return p.result(marked(found, "shared" if shared else "divided"))
 
 
 Window: TypeAlias = Any

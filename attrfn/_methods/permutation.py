@@ -16,6 +16,7 @@ from attrfn._explain.masked import masked
 from attrfn._explain.noise import count_of
 from attrfn._explain.options import AtLayer, BlackBox, ChunkOptions, FeatureOptions, LayerFeatures
 from attrfn._explain.tree import each, flatten
+from attrfn._explain.uncertain import is_sample, warn_uncertain
 from attrfn._layers.at import locate
 from attrfn._random.keys import row_keys, sample_keys
 from attrfn._torch.autodiff import transforming
@@ -54,7 +55,7 @@ class PermutationOptions(ChunkOptions, total=False):
     ``lambda keys, b: torch.arange(b).roll(1).expand(len(keys), b)``; ``None`` draws them."""
 
 
-@documented(BlackBox, PermutationOptions, FeatureOptions)
+@documented(BlackBox, PermutationOptions, FeatureOptions, scores="shared")
 def feature_permutation(
     model_fn: ModelFn,
     inputs: Tree,
@@ -124,8 +125,12 @@ def feature_permutation(
         return each(lambda z, x: torch.where(z, x[order], x), masks, p.x)
 
     shuffled = p.at(copies, points)
-    mean = shuffled.reshape(n_samples, n, *shuffled.shape[1:]).mean(0)
-    return p.result(these.elements((p.full - mean).movedim(0, -1)))
+    shuffled = shuffled.reshape(n_samples, n, *shuffled.shape[1:])
+    scores = (p.full - shuffled.mean(0)).movedim(0, -1)
+    if is_sample(shuffled):
+        stderr = shuffled.std(0).movedim(0, -1) / n_samples**0.5
+        warn_uncertain("feature_permutation", scores, stderr, f"n_samples={n_samples}", p.full)
+    return p.result(these.elements(scores))
 
 
 def _check_order(order: Any, shape: tuple[int, int]) -> None:

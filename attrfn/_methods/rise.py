@@ -12,13 +12,16 @@ from attrfn._explain.forms import documented
 from attrfn._explain.masked import Part, masked
 from attrfn._explain.noise import count_of
 from attrfn._explain.options import BlackBox, PerturbationOptions, SamplingOptions
+from attrfn._explain.shared import marked
 from attrfn._explain.tree import each
+from attrfn._explain.uncertain import warn_of_spread
 from attrfn._random.keys import row_keys, sample_keys
+from attrfn._torch.autodiff import transforming
 from attrfn._torch.precision import full_precision
 from attrfn._torch.typing import Baselines, Batching, ChunkSize, Key, Leaves, ModelFn, Target, Tree
 
 
-@documented(BlackBox, PerturbationOptions, SamplingOptions)
+@documented(BlackBox, PerturbationOptions, SamplingOptions, scores="shared")
 def rise(
     model_fn: ModelFn,
     inputs: Tree,
@@ -87,13 +90,33 @@ def rise(
     # never in memory together. A mask has no channels; they come back by the expansion at the end.
     def part(i: slice) -> Part[Leaves]:
         m = masks(i)
-        return f.mixed(m), lambda values: each(lambda m: weighted_sum(values, m), m)
+
+        def sums(values: Tensor) -> Leaves:
+            found = each(lambda m: weighted_sum(values, m), m)
+            return (*found, _squares(values, m)) if checked else found
+
+        return f.mixed(m), sums
 
     def over_channels(total: Tensor, x: Tensor) -> Tensor:
         mean = (total / (n * p)).reshape(*total.shape[:-1], 1, *x.shape[2:])
         return mean.expand(*total.shape[:-1], *x.shape[1:]).contiguous()
 
-    return f.result(each(over_channels, f.collect(n, part, add), f.x))
+    checked = f.batch > 0 and not transforming()
+    totals = f.collect(n, part, add)
+    found = totals[: len(f.x)]
+    if checked:
+        warn_of_spread("rise", each(lambda t: t / (n * p), found), totals[-1] / p**2, n)
+    maps = each(over_channels, found, f.x)
+    shared = any(x.shape[1] > 1 for x in f.x)
+    return f.result(marked(maps, "shared" if shared else "divided"))
+
+
+def _squares(values: Tensor, masks: Leaves) -> Tensor:
+    """The sum of (v m)^2 over samples, outputs and places, (R,)."""
+    with torch.no_grad():
+        sizes = torch.stack([m.flatten(2).square().sum(2) for m in masks]).sum(0)
+        squares = values.square().flatten(2).sum(2) if values.ndim > 2 else values.square()
+        return (squares * sizes.to(squares)).sum(0)
 
 
 def _check_probability(p: object) -> None:

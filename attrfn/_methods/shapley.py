@@ -15,6 +15,7 @@ from attrfn._explain.forms import documented
 from attrfn._explain.masked import Masked, Part, masked
 from attrfn._explain.noise import count_of
 from attrfn._explain.options import BlackBox, PerturbationOptions, SamplingOptions
+from attrfn._explain.uncertain import MOST_EVALUATIONS, is_sample, warn_uncertain
 from attrfn._random.keys import row_keys, sample_keys
 from attrfn._torch.precision import full_precision, widest
 from attrfn._torch.typing import Baselines, Batching, ChunkSize, Key, Leaves, ModelFn, Target, Tree
@@ -22,7 +23,7 @@ from attrfn._torch.typing import Baselines, Batching, ChunkSize, Key, Leaves, Mo
 _MOST_FEATURES = 20  # a million evaluations; one more feature doubles them
 
 
-@documented(BlackBox, PerturbationOptions, SamplingOptions)
+@documented(BlackBox, PerturbationOptions, SamplingOptions, scores="shared")
 def shapley_values(
     model_fn: ModelFn,
     inputs: Tree,
@@ -94,7 +95,7 @@ def shapley_values(
     return p.result(these.elements(total))
 
 
-@documented(BlackBox, PerturbationOptions, SamplingOptions)
+@documented(BlackBox, PerturbationOptions, SamplingOptions, scores="shared")
 def shapley_value_sampling(
     model_fn: ModelFn,
     inputs: Tree,
@@ -103,7 +104,7 @@ def shapley_value_sampling(
     baselines: Baselines = None,
     feature_mask: Tree = None,
     n_features: int | None = None,
-    n_samples: int = 25,
+    n_samples: int | None = None,
     key: Key = 0,
     antithetic: bool = False,
     return_stderr: bool = False,
@@ -121,7 +122,8 @@ def shapley_value_sampling(
     separately.
 
     Args:
-        n_samples: The number of orderings; each takes n - 1 evaluations for n features.
+        n_samples: The number of orderings; each takes n - 1 evaluations for n features. ``None``:
+            500, or as many of at least 25 as take 16,384 evaluations.
         antithetic: Follow each ordering by its reverse, in which the error from interactions of two
             features cancels: with no others in the model, two orderings are exact.
         return_stderr: Return the standard errors of the mean too.
@@ -147,7 +149,7 @@ def shapley_value_sampling(
         2022.
     """
     least = (4 if antithetic else 2) if return_stderr else 1
-    if count_of("n_samples", n_samples) < least:
+    if n_samples is not None and count_of("n_samples", n_samples) < least:
         raise ValueError(
             f"n_samples is {n_samples}, expected at least {least} for standard errors"
             + (" of pairs of orderings" if antithetic else "")
@@ -155,17 +157,27 @@ def shapley_value_sampling(
     chunks = Chunks(chunk_size, batching, progress, "shapley_value_sampling", backward=False)
     p = masked(model_fn, inputs, target, baselines, chunks, create_graph=create_graph)
     these = features(feature_mask, inputs, p.x, n_features)
-    rank = orderings(row_keys(key, p.batch, p.device), n_samples, these.n, antithetic)
+    count = _default(these.n) if n_samples is None else n_samples
+    rank = orderings(row_keys(key, p.batch, p.device), count, these.n, antithetic)
     found = _marginals(p, these, rank)
-    mean = p.result(these.elements(found.mean(0)))
-    if not return_stderr:
-        return mean
+    values = found.mean(0)
     if antithetic:
         # An ordering and its reverse are not independent, their mean is one observation.
-        pairs = n_samples // 2
+        pairs = count // 2
         found = found[: 2 * pairs].reshape(pairs, 2, *found.shape[1:]).mean(1)
+    mean = p.result(these.elements(values))
+    if not (return_stderr or is_sample(found)):
+        return mean
     stderr = found.std(0) / len(found) ** 0.5
-    return mean, p.result(these.elements(stderr))
+    warn_uncertain("shapley_value_sampling", values, stderr, f"n_samples={count}", p.full)
+    return (mean, p.result(these.elements(stderr))) if return_stderr else mean
+
+
+def _default(n: int) -> int:
+    """The number of orderings where none is given."""
+    # The error of a number of orderings hardly depends on the number of features. With 500 it is
+    # below 10 % on the games of benchmarks/shapley_error_per_evaluation.py.
+    return min(500, max(25, 2 * MOST_EVALUATIONS // max(n - 1, 1)))
 
 
 def _marginals(p: Masked, these: Features, rank: Tensor) -> Tensor:

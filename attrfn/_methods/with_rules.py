@@ -15,6 +15,7 @@ from attrfn._rules.replay import Replay
 from attrfn._rules.run import Entry
 from attrfn._rules.scope import scoped
 from attrfn._rules.table import Rules
+from attrfn._torch.autodiff import twice_differentiable
 from attrfn._torch.typing import ModelFn, Tree
 
 
@@ -72,7 +73,7 @@ def with_rules(model_fn: ModelFn, rules: Rules) -> ModelFn:
                 call_model(model, rebuild(rows))
         run = Replay(rules, [], None, at_x0, scope)
         rows = run.add(x)
-        with run:
+        with twice_differentiable(False), run:
             outputs = call_model(model, rebuild(rows))
             run.returned(outputs)
         run.finished(outputs)

@@ -19,8 +19,11 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from attrfn._model.clone import run_clone
+from attrfn._model.hidden import check_hidden
+from attrfn._model.parameters import refuse_writes
 from attrfn._model.private_copy import Intervention, PrivateCopy
 from attrfn._model.source import Source, find, foreign, source
+from attrfn._model.training import refuse_tied
 from attrfn._torch import private_compiler
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.compiling import is_compiling, require_compiler
@@ -38,11 +41,14 @@ def bind(model_fn: ModelFn, *, frozen: bool, forward_only: bool = False) -> Mode
 
     Raises:
         RuntimeError: torch.compile traces this call, and this torch cannot compile it correctly.
+        ValueError: The model would change, and cannot be copied.
     """
     if is_compiling():
         require_compiler()
     src = source(model_fn)
     if src is None:
+        if not is_compiling():
+            check_hidden(model_fn)
         return model_fn
     # Inside a transform copies may hold its wrapped tensors, which die with it, and no value tells
     # whether a run has changed a copy. So each run builds one.
@@ -102,7 +108,9 @@ class Reused:
         for site, intervention in zip(sites, interventions, strict=False):
             site._attrfn_intervention = intervention
         try:
-            return built.model(*args, **kwargs)
+            out = built.model(*args, **kwargs)
+            refuse_writes(built.private.shared, built.private.written)
+            return out
         finally:
             for site in sites:
                 site._attrfn_intervention = None
@@ -152,15 +160,54 @@ def bind_source(
 
     Its bound arguments stay visible as those of a ``functools.partial``.
     """
+    if src.around:
+        layers, interventions = _joined(src, layers, interventions)
     if is_compiling():
         require_compiler()
         return _compiled(src, layers, interventions, frozen)
     unbound = src._replace(args=(), kwargs={})
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        return _private_copy(unbound, layers, interventions, frozen)[1](*args, **kwargs)
+        private, model = _private_copy(unbound, layers, interventions, frozen)
+        out = model(*args, **kwargs)
+        refuse_writes(private.shared, private.written)
+        return out
 
     return functools.partial(run, *src.args, **src.kwargs)
+
+
+class Bare:
+    """A source as a model function, in which :func:`attrfn._model.source.source` finds it.
+
+    A source with other tensors is none of the functions that it was made from.
+    """
+
+    def __init__(self, src: Source) -> None:
+        self.attrfn_source = src
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model on a private copy."""
+        return bind_source(self.attrfn_source, (), (), frozen=False)(*args, **kwargs)
+
+
+def _joined(
+    src: Source, layers: Sequence[nn.Module | str], interventions: Sequence[Intervention]
+) -> tuple[list[nn.Module | str], list[Intervention]]:
+    """Layers and interventions with those around the source, which are the inner ones."""
+    joined: dict[int, tuple[nn.Module | str, Intervention]] = {
+        id(find(src.module, layer)): (layer, inner) for layer, inner in src.around
+    }
+    for layer, outer in zip(layers, interventions, strict=True):
+        key = id(find(src.module, layer))
+        joined[key] = (layer, _nested(outer, joined[key][1]) if key in joined else outer)
+    return [layer for layer, _ in joined.values()], [found for _, found in joined.values()]
+
+
+def _nested(outer: Intervention, inner: Intervention) -> Intervention:
+    def both(forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return outer(lambda *a, **k: inner(forward, a, k), args, kwargs)
+
+    return both
 
 
 def _private_copy(
@@ -174,9 +221,12 @@ def _private_copy(
     found = [find(src.module, layer) for layer in layers]
     at = dict(zip(map(id, found), interventions, strict=True))
     private = PrivateCopy(frozen=frozen, interventions=at, fused=fused)
+    private.clone_rescaled(src.module)
     for name, value in (src.params or {}).items():
         private.replace(_tensor(src.module, name), value)
     module = private.module(src.module)
+    if private.rescales:
+        refuse_tied(src.module)
     for layer, old in zip(layers, found, strict=True):
         if id(old) not in private.memo:
             raise foreign(src.module, layer)

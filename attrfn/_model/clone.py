@@ -64,7 +64,9 @@ def _clone(module: nn.Module, state: tuple[Any, ...], method: Any, *layers: Any)
     state is another graph with another clone.
     """
     found = [find(module, layer) for layer in layers]
-    private = PrivateCopy(frozen=False, interventions={id(layer): None for layer in found})
+    private = PrivateCopy(
+        frozen=False, interventions={id(layer): None for layer in found}, guarded=False
+    )
     new = private.module(module)
     for layer, old in zip(layers, found, strict=True):
         if id(old) not in private.memo:
@@ -115,6 +117,11 @@ def run_clone(
     tensors: dict[str, Tensor] = {}
     for name, p in src.module.named_parameters():
         tensors[name] = p.detach() if frozen else p
+    for prefix, m in src.module.named_modules():
+        if getattr(m, "max_norm", None) is not None:  # an embedding, which rescales its weights
+            for name, p in m.named_parameters(recurse=False):
+                full = f"{prefix}.{name}" if prefix else name
+                tensors[full] = (p.detach() if frozen else p).clone()
     for name, b in src.module.named_buffers():
         tensors[name] = b.clone()  # the model may write into it
     for name, t in (src.params or {}).items():

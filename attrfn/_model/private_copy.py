@@ -20,7 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attrfn._model.parameters import Shared, shared, shares
 from attrfn._model.snapshot import DICTS, Snapshot, is_unwritten
+from attrfn._model.training import mixes_or_draws, refuse_scripted, warn_noisy
+from attrfn._torch.compiling import makes_fakes, unreadable
 from attrfn._torch.private import (
     BUFFERS,
     COMPILED_CALL,
@@ -29,12 +32,9 @@ from attrfn._torch.private import (
     MODULES,
     NESTED_TENSOR,
     PARAMETERS,
-    BatchNorm,
-    Dropout,
     slots,
     version,
 )
-from attrfn._torch.warn import warn
 
 _IMMUTABLE = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device})
 _CONTAINERS = (list, dict, set, deque, bytearray, types.SimpleNamespace)
@@ -54,6 +54,7 @@ class PrivateCopy:
             in place of that module's ``forward``.
         fused: Leave the fused path of encoder layers on, for runs without derivatives and
             interventions.
+        guarded: Protect the user's parameters from what a run writes.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class PrivateCopy:
         frozen: bool,
         interventions: Mapping[int, Intervention | None] | None = None,
         fused: bool = False,
+        guarded: bool = True,
     ) -> None:
         self.frozen = frozen
         self.interventions = dict(interventions or {})
@@ -71,6 +73,12 @@ class PrivateCopy:
         self.noisy: list[str] = []
         self.snapshots: list[Snapshot] = []
         self.buffers: list[tuple[Tensor, Tensor, int]] = []
+        self.shared: list[Shared] = []
+        self.written: list[int] = []
+        self.rescales = False  # whether an embedding has max_norm
+        self.shares = guarded and not (
+            unreadable() or makes_fakes()
+        )  # a tracer must meet the user's tensors
         self.reusable = True
 
     def module(self, module: nn.Module) -> Any:
@@ -80,6 +88,7 @@ class PrivateCopy:
             return self.memo[key]
         # A scripted module is code in C++, whose parts cannot be copied from Python.
         if isinstance(module, torch.jit.ScriptModule):
+            refuse_scripted(module)
             return module
         # torch.compile(module): its copy is eager, because modes and transforms do not reach
         # into compiled code.
@@ -101,7 +110,7 @@ class PrivateCopy:
             state["_attrfn_forward"] = state.pop("forward", None)
         object.__setattr__(new, "__dict__", state)  # whatever __setattr__ the class has
         self.snapshots.append(Snapshot.of(state))
-        if module.training and _mixes_or_draws(module):
+        if module.training and mixes_or_draws(module):
             self.noisy.append(cls.__name__)
         return new
 
@@ -118,6 +127,7 @@ class PrivateCopy:
                 state[name] = value.copy() if value else kind()
             elif kind is set:
                 state[name] = value.copy()
+        self.rescales |= state.get("max_norm") is not None
         state[PARAMETERS] = {k: self.parameter(p) for k, p in slots(module, PARAMETERS).items()}
         state[BUFFERS] = {k: self.buffer(b) for k, b in slots(module, BUFFERS).items()}
         state[MODULES] = {
@@ -126,14 +136,20 @@ class PrivateCopy:
         return state
 
     def parameter(self, p: Tensor | None) -> Tensor | None:
-        """The parameter itself, or its detached twin (one per parameter, which keeps ties)."""
+        """A parameter that shares the user's memory (one per parameter, which keeps ties)."""
         if p is None:
             return None
         key = id(p)
         if key not in self.memo:
-            self.memo[key] = p.detach() if self.frozen and p.requires_grad else p
-        new: Tensor = self.memo[key]
-        return new
+            linked = p.requires_grad and not self.frozen
+            if self.shares and shares(p):
+                new = self.memo[key] = shared(p, linked=linked)
+                self.shared.append(new)
+                self.written.append(version(new) if linked else 0)
+            else:
+                self.memo[key] = p.detach() if self.frozen and p.requires_grad else p
+        found: Tensor = self.memo[key]
+        return found
 
     def buffer(self, b: Tensor | None) -> Tensor | None:
         """A copy, because forward passes write into buffers."""
@@ -145,6 +161,15 @@ class PrivateCopy:
             self.buffers.append((clone, b, version(clone)))
         new: Tensor = self.memo[key]
         return new
+
+    def clone_rescaled(self, root: nn.Module) -> None:
+        """Clone the weights that an embedding rescales, where :class:`Shared` cannot in time."""
+        if self.frozen and self.shares:
+            return
+        for module in root.modules():
+            if module.__dict__.get("max_norm") is not None:
+                for p in module.parameters(recurse=False):
+                    self.memo[id(p)] = (p.detach() if self.frozen else p).clone()
 
     def replace(self, old: Tensor, new: Tensor) -> None:
         """Use ``new`` in place of the parameter or buffer ``old``."""
@@ -194,24 +219,12 @@ class PrivateCopy:
             self.reusable
             and all(snapshot.unchanged() for snapshot in self.snapshots)
             and all(is_unwritten(*buffer) for buffer in self.buffers)
+            and not any(p.owned for p in self.shared)
         )
 
     def warn(self) -> None:
         """Warn if a module that draws numbers or mixes rows is in training mode."""
-        if self.noisy:
-            warn(
-                f"the model is in training mode and holds {self.noisy[0]}, so its rows are random "
-                "or depend on each other and attributions are not reproducible: call model.eval()"
-            )
-
-
-def _mixes_or_draws(module: nn.Module) -> bool:
-    """Whether a module in training mode mixes rows or draws random numbers."""
-    if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
-        return module.dropout > 0
-    if isinstance(module, Dropout):
-        return module.p > 0
-    return isinstance(module, (BatchNorm, nn.RReLU))
+        warn_noisy(self.noisy)
 
 
 # A subclass and not a patched forward, which torch.compile does not trace; isinstance stays true.

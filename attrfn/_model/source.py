@@ -24,6 +24,7 @@ class Source(NamedTuple):
         method: The function called with the module as self; ``None`` for the module itself.
         args: Bound positional arguments.
         kwargs: Bound keyword arguments.
+        around: Layers with the interventions that run around their forward.
     """
 
     module: nn.Module
@@ -31,6 +32,7 @@ class Source(NamedTuple):
     method: Callable[..., Any] | None
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    around: tuple[tuple[nn.Module | str, Any], ...] = ()
 
 
 def source(model_fn: ModelFn) -> Source | None:
@@ -42,6 +44,8 @@ def source(model_fn: ModelFn) -> Source | None:
         return Source(model_fn, None, None, (), {})
     if isinstance(model_fn, types.MethodType) and isinstance(model_fn.__self__, nn.Module):
         return Source(model_fn.__self__, None, model_fn.__func__, (), {})
+    if isinstance(found := getattr(model_fn, "attrfn_source", None), Source):
+        return found
     if not isinstance(model_fn, functools.partial):
         return None
     args, kwargs = model_fn.args, model_fn.keywords

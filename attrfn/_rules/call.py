@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
+
+from attrfn._torch import pytree
 
 # One level of lists is enough: it covers torch.cat, torch.stack and the weights of torch.lstm. A
 # general pytree would make each call slower, and rules ask Python at every call.
@@ -89,3 +91,14 @@ def _at(args: tuple[Any, ...], kwargs: dict[str, Any], place: Place) -> Tensor:
     value: Any = args[key] if isinstance(key, int) else kwargs[key]
     found: Tensor = value if j is None else value[j]
     return found
+
+
+def members(value: Any) -> Iterator[Tensor]:
+    """The tensors of an output, as from ``pytree.tree_leaves``, but faster for tuples and lists."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from members(item)
+    elif value is not None and not isinstance(value, (int, float, str)):
+        yield from (leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor))

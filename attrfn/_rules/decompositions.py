@@ -80,7 +80,12 @@ def group_norm(
     """Layer norm over the channels of each group and all positions."""
     groups = input.reshape(input.shape[0], num_groups, -1)
     out = F.layer_norm(groups, groups.shape[2:], eps=eps).reshape(input.shape)
-    return _per_channel(out, weight, bias)
+    out = _per_channel(out, weight, bias)
+    # The fused kernel keeps the channels-last order of an input: a view may need it.
+    order = {4: torch.channels_last, 5: torch.channels_last_3d}.get(input.ndim)
+    if order is None or input.is_contiguous() or not input.is_contiguous(memory_format=order):
+        return out
+    return out.contiguous(memory_format=order)
 
 
 def instance_norm(
@@ -97,6 +102,7 @@ def instance_norm(
     """Layer norm over all positions of each channel."""
     if cudnn_enabled is not None:  # torch.instance_norm and aten take weight and bias first
         weight, bias, running_mean, running_var = running_mean, running_var, weight, bias
+    input = input.contiguous()  # and so is the result, as that of the fused kernel
     if not use_input_stats:
         return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
     return group_norm(input, input.shape[1], weight, bias, eps)

@@ -113,6 +113,15 @@ def refuse_training(call: Call, rules: str) -> NoReturn:
     )
 
 
+def refuse_audit(gap: float, whole: float) -> NoReturn:
+    """Raise where an audit does not account for all relevance."""
+    raise ValueError(
+        f"conservation cannot account for {gap:.3g} of the relevance {whole:.3g}, which passed an "
+        "operation that it does not see, or is not finite: look for such values, and write custom "
+        "code in torch operations"
+    )
+
+
 def refuse_path(call: Call, other: str | None) -> NoReturn:
     """Raise where two runs of the model call different operations."""
     raise ValueError(

@@ -16,7 +16,12 @@ from attrfn._rules.replay import Replay
 from attrfn._rules.run import Entry
 from attrfn._rules.table import Rules
 from attrfn._torch import pytree
-from attrfn._torch.autodiff import normal_tensors, transforming, values_and_gradients
+from attrfn._torch.autodiff import (
+    normal_tensors,
+    transforming,
+    twice_differentiable,
+    values_and_gradients,
+)
 from attrfn._torch.compiling import is_compiling
 from attrfn._torch.typing import Leaves
 
@@ -80,10 +85,11 @@ def _entries(
     keep_values: bool,
 ) -> list[Entry]:
     """The entries of a recorded run on some rows, with a graph if one is wanted."""
-    if is_compiling():
-        return _record_in_vjp(p, rules, rows, copies, scope, keep_values)
-    if with_graph:
-        return _record(p, rules, rows, copies, scope, keep_values, True)[1]
+    if with_graph or is_compiling():
+        with twice_differentiable(p.create_graph):
+            if is_compiling():
+                return _record_in_vjp(p, rules, rows, copies, scope, keep_values)
+            return _record(p, rules, rows, copies, scope, keep_values, True)[1]
     # Most models write nothing that was recorded, so clones of everything would be wasted: the run
     # is repeated with clones in the rare case.
     with torch.inference_mode(False), torch.no_grad():

@@ -43,12 +43,14 @@ class LinearRules(NamedTuple):
         dense: The rule of all others.
         first: The rule of those that read the inputs, or None.
         names: Rules by names of modules, with wildcards; they win over ``conv`` and ``dense``.
+        elementwise: Names of modules, with wildcards, that are one elementwise operation each.
     """
 
     conv: LinearRule
     dense: LinearRule
     first: LinearRule | None
     names: Mapping[str, LinearRule]
+    elementwise: tuple[str, ...] = ()
 
 
 def linear(run: Record | Replay, call: Call) -> Any:

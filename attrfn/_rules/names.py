@@ -41,11 +41,13 @@ class Spelling(NamedTuple):
         pure: The counterpart that writes nothing, of a function that always writes its first
             argument; else None.
         flag: The position of its argument ``inplace``, or None.
+        writes: Whether it always writes its first argument; ``copy_`` has no pure counterpart.
     """
 
     name: str
     pure: Any
     flag: int | None
+    writes: bool = False
 
 
 def spellings(name: str) -> dict[Any, Spelling]:
@@ -61,8 +63,9 @@ def spellings(name: str) -> dict[Any, Spelling]:
                 continue
             func = getattr(space, spelled)
             if callable(func) and not isinstance(func, type):
+                writes = spelled in writing or spelled == "__setitem__"
                 pure = getattr(space, short, None) if spelled in writing else None
-                found[func] = Spelling(name, pure, _flag(func))
+                found[func] = Spelling(name, pure, _flag(func), writes)
     return found
 
 
@@ -93,7 +96,8 @@ def exported(func: Any) -> Spelling:
     pure = getattr(torch.ops.aten, short, None) if short != name else None
     resized = short.strip("_").startswith("upsample_")
     operation = "interpolate" if resized else _OTHERWISE.get(short, short)
-    return Spelling(operation, getattr(pure, overload_name(func), None), None)
+    pure = getattr(pure, overload_name(func), None)
+    return Spelling(operation, pure, None, pure is not None)
 
 
 def public_name(func: Any) -> str:

@@ -69,6 +69,21 @@ sym_stride _assert_async _assert_tensor_metadata
 PATTERNED = frozenset(["to", "type_as", "expand_as", "view_as", "reshape_as"])
 """Take values from their first argument only; the others give a shape, type or device."""
 
+SHAPES = frozenset(
+    [
+        "squeeze",
+        "unsqueeze",
+        "transpose",
+        "swapaxes",
+        "swapdims",
+        "t",
+        "as_strided",
+        "requires_grad",
+        "retain_grad",
+    ]
+)
+"""Change the shape of a tensor, or nothing, where they write in place."""
+
 SIDE_BY_SIDE = frozenset(
     ["broadcast_tensors", "meshgrid", "atleast_1d", "atleast_2d", "atleast_3d"]
 )

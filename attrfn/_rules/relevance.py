@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attrfn._rules import grouped, many_factors, ops, recurrent
+from attrfn._rules import chains, grouped, many_factors, modules, ops, recurrent
 from attrfn._rules.call import Call, Place
 from attrfn._rules.errors import refuse_unknown
 from attrfn._rules.formulas import LinearRule, epsilon, stable_quotient, z_plus
@@ -132,8 +132,8 @@ def _by(place: Place) -> Callable[..., Tensor]:
 
 
 def _gate(x: Tensor) -> Tensor:
-    """A sigmoid that counts as a constant, because ``reciprocal`` does."""
-    return torch.reciprocal(1 + torch.exp(-x))
+    """A sigmoid that counts as a constant, because ``reciprocal`` of a plain value does."""
+    return torch.reciprocal((1 + torch.exp(-x)).view_as(x))
 
 
 _WITH_WEIGHTS = "linear, by rule"
@@ -141,7 +141,7 @@ _WITH_WEIGHTS = "linear, by rule"
 _DERIVATIVE = Op("own derivative", own_derivative)
 _CONSTANT = Op("constant", _constant)
 
-RELEVANCE: dict[str, Op] = {
+_BY_OPERATION: dict[str, Op] = {
     **COMMON,
     **{name: Op("decomposed", decomposed(f)) for name, f in DECOMPOSITIONS.items()},
     **{name: Op("decomposed", inside(f)) for name, f in DECOMPOSED_BY_TORCH.items()},
@@ -162,13 +162,15 @@ RELEVANCE: dict[str, Op] = {
     **all_of("prod cumprod", Op("product", ruled(many_factors.equal_shares))),
     "stft": Op("product", OfOne(ruled(equal_shares))),
     "grouped_mm": Op(_WITH_WEIGHTS, linear),
-    "grid_sample": Op("linear in the input", _sampled),
+    "grid_sample": Op("linear in the image", _sampled),
     "batch_norm": Op("folded into the operation before it", batch_norm),
     "lstm": Op("decomposed", decomposed(recurrent.layers(recurrent.lstm_step(_gate), 2))),
     "gru": Op("decomposed", decomposed(recurrent.layers(recurrent.gru_step(_gate), 1))),
     "lstm_cell": Op("decomposed", decomposed(recurrent.cell(recurrent.lstm_step(_gate), 2))),
     "gru_cell": Op("decomposed", decomposed(recurrent.cell(recurrent.gru_step(_gate), 1))),
 }
+
+RELEVANCE = chains.following(_BY_OPERATION, _activation)
 
 
 def composite(
@@ -181,12 +183,15 @@ def composite(
 ) -> Rules:
     """A table of LRP from the rules of linear operations."""
     table = dict(RELEVANCE)
+    own = {modules.whole: Op("elementwise", modules.elementwise(_activation))}
     if softmax_is_constant:
         table.update(all_of(ops.SOFTMAX, _CONSTANT))
     if first is not None:
         table = {name: _reading(name, op) for name, op in table.items()}
+        own = {f: _reading("", op) for f, op in own.items()}
     adapt = None if first is None else _reading
-    return Rules(name, table, linear=LinearRules(conv, dense, first, names or {}), adapt=adapt)
+    linear_rules = LinearRules(conv, dense, first, names or {})
+    return Rules(name, table, own, linear=linear_rules, adapt=adapt)
 
 
 def _reading(name: str, op: Op) -> Op:

@@ -1,7 +1,8 @@
-"""Guided backpropagation and deconvolution: other derivatives for ReLU.
+"""Guided backpropagation and deconvolution: other derivatives for ReLU and its relatives.
 
 Both cut off negative cotangents. That is not linear in the cotangent, so no composition of ordinary
-operations does it, and r of :mod:`attrfn._rules.run` is an ``autograd.Function`` here.
+operations does it, and r of :mod:`attrfn._rules.run` is an ``autograd.Function`` here. Guided
+backpropagation multiplies what is left by the operation's own derivative.
 """
 
 from __future__ import annotations
@@ -12,28 +13,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attrfn._rules.call import Call
+from attrfn._rules.call import FIRST, Call
 from attrfn._rules.errors import refuse_nested
 from attrfn._rules.graft import positive_cotangents, rectified
 from attrfn._rules.record import Record
 from attrfn._rules.replay import Replay
 from attrfn._rules.run import Values
+from attrfn._rules.slopes import derivative
 from attrfn._rules.table import Op, Rules, own_derivative
 from attrfn._torch.autodiff import transforms
 from attrfn._torch.compiling import opaque_to_compiler
 from attrfn._torch.private import is_wrapped
 
-Passing = Callable[[Tensor, Tensor], Tensor]
-"""r(z - x), from z - x and x."""
+Passing = Callable[[Call, Tensor, Tensor], Tensor]
+"""r(z - x), from the operation, z - x and x."""
+
+RECTIFIERS = "relu relu6 hardtanh threshold leaky_relu prelu rrelu"
+_CLAMPS = ("clamp", "clip", "clamp_min")
 
 
 def is_rectifier(call: Call) -> bool:
-    """Whether a call computes max(x, 0)."""
-    if call.name == "relu":
+    """Whether a call is ReLU or one of its relatives, which bend a line once or twice."""
+    if call.name == "rrelu":
+        return not call.argument(3, "training", False)
+    if call.name not in _CLAMPS:
         return True
-    bounds = [*call.args[1:], *call.kwargs.values()]
-    low = call.argument(1, "min")
-    return len(bounds) == 1 and not isinstance(low, Tensor) and low == 0
+    # A bound of one side other than zero mostly keeps a divisor from zero.
+    low, high = call.argument(1, "min"), call.argument(2, "max")
+    numbers = not isinstance(low, Tensor) and not isinstance(high, Tensor)
+    return numbers and low is not None and (low == 0 if high is None else True)
 
 
 class _Guided(torch.autograd.Function):
@@ -99,18 +107,21 @@ def deconvolved(u: Tensor, x: Tensor) -> Tensor:
     return passed
 
 
-def _through(passing: Passing, direct: Callable[[Replay, Tensor], Tensor]) -> Op:
-    def first_order(run: Replay, z: Tensor) -> Tensor:
+def _through(passing: Passing, direct: Callable[[Replay, Call, Tensor], Tensor]) -> Op:
+    def with_zero(call: Call, z: Tensor, x: Tensor) -> Tensor:
+        y: Tensor = call(x)
+        return y + passing(call, z - x, x)
+
+    def first_order(run: Replay, call: Call, z: Tensor) -> Tensor:
         # A function of torch.func inside the model wraps z. The functions of `graft` serve ordinary
         # tensors only, so the general form is used.
-        if is_wrapped(z):
-            return torch.relu(z.detach()) + passing(z - z.detach(), z.detach())
-        return direct(run, z)
+        return with_zero(call, z, z.detach()) if is_wrapped(z) else direct(run, call, z)
 
     def rule(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
-        if run.first_order:
-            return first_order(run, z[0])
-        return torch.relu(x[0]) + passing(z[0] - x[0], x[0])
+        return first_order(run, call, z[0]) if run.first_order else with_zero(call, z[0], x[0])
+
+    def of_relu(run: Replay, z: Tensor) -> Tensor:
+        return first_order(run, _relu(z), z)
 
     def apply(run: Record | Replay, call: Call) -> Any:
         if not is_rectifier(call):
@@ -119,23 +130,37 @@ def _through(passing: Passing, direct: Callable[[Replay, Tensor], Tensor]) -> Op
             refuse_nested(call, run.table.name)
         return run.primitive(call, rule)
 
-    return Op("rectifier", apply, first_order=first_order)
+    return Op("rectifier", apply, first_order=of_relu)
 
 
 def _rules(name: str, op: Op) -> Rules:
-    ops = dict.fromkeys(("relu", "clamp", "clip", "clamp_min"), op)
-    return Rules(name, ops, strict=False)
+    return Rules(name, dict.fromkeys((*RECTIFIERS.split(), *_CLAMPS), op), strict=False)
 
 
-def _guided_first_order(run: Replay, z: Tensor) -> Tensor:
-    y = rectified(z)
-    run.relus.add(y.grad_fn)
+def _relu(z: Tensor) -> Call:
+    return Call(torch.relu, (z,), {}, FIRST, "relu")
+
+
+def _guided(call: Call, u: Tensor, x: Tensor) -> Tensor:
+    if call.name == "relu":
+        return guided(u, x)
+    return deconvolved(derivative(lambda t: call(t), x) * u, x)
+
+
+def _deconvolved(call: Call, u: Tensor, x: Tensor) -> Tensor:
+    return deconvolved(u, x)
+
+
+def _guided_first_order(run: Replay, call: Call, z: Tensor) -> Tensor:
+    y = rectified(call(z))
+    if call.name == "relu":
+        run.relus.add(y.grad_fn)
     return y
 
 
-def _deconvolved_first_order(run: Replay, z: Tensor) -> Tensor:
-    return positive_cotangents(torch.relu(z.detach()), z)
+def _deconvolved_first_order(run: Replay, call: Call, z: Tensor) -> Tensor:
+    return positive_cotangents(call(z.detach()), z)
 
 
-GUIDED = _rules("guided_backprop", _through(guided, _guided_first_order))
-DECONV = _rules("deconvolution", _through(deconvolved, _deconvolved_first_order))
+GUIDED = _rules("guided_backprop", _through(_guided, _guided_first_order))
+DECONV = _rules("deconvolution", _through(_deconvolved, _deconvolved_first_order))

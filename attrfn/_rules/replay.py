@@ -14,6 +14,7 @@ from attrfn._rules.graft import Back, grafted, pulled, scaled
 from attrfn._rules.hidden_relus import graph, refuse_hidden_relus
 from attrfn._rules.ops import READS
 from attrfn._rules.run import Entry, Rule, Run, Values
+from attrfn._rules.shifts import Shifts, is_maximum
 from attrfn._rules.slopes import change
 from attrfn._rules.table import Constant, Rules
 from attrfn._rules.tags import Tags
@@ -64,6 +65,7 @@ class Replay(Run):
         self.y0: Any = None
         self.gradient_only = False  # the values are not used, so they may be rounded differently
         self.relus: set[Any] = set()  # the graph's nodes of ReLUs, for tables of ReLU rules
+        self.shifts = Shifts()
         self.cut = Tags("cut")  # depends on the inputs without a derivative
 
     def follow(self, t: Tensor) -> None:
@@ -78,8 +80,9 @@ class Replay(Run):
     def untracked(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """As in :class:`Run`, with a short cut."""
         # Most calls with a ReLU rule are relu(x) in eager mode, where building a Call takes longer
-        # than the ReLU of a small tensor.
-        if self.first_order and len(args) == 1 and not any(kwargs.values()):
+        # than the ReLU of a small tensor. The truth of a tensor is not asked.
+        unset = all(v is False or v is None for v in kwargs.values())
+        if self.first_order and len(args) == 1 and unset:
             found = self.find(func)
             if found is None:
                 return func(*args, **kwargs)
@@ -91,6 +94,9 @@ class Replay(Run):
 
     def primitive(self, call: Call, rule: Rule) -> Any:
         """Run an operation by its rule."""
+        if self.table.complete and is_maximum(call) and not torch.is_grad_enabled():
+            with torch.enable_grad():  # a shift, see `Shifts`
+                return self.primitive(call, rule)
         i = len(self.calls)
         self.calls.append(call.name)
         z = call.values
@@ -110,6 +116,9 @@ class Replay(Run):
 
     def composite(self, call: Call, function: Callable[..., Any]) -> Any:
         """Run a decomposed operation: its own value, and the derivatives of the decomposition."""
+        if self.table.complete and is_maximum(call) and not torch.is_grad_enabled():
+            with torch.enable_grad():
+                return self.composite(call, function)
         i = len(self.calls)
         self.calls.append(call.name)
         decomposed = self.within(function, *call.args, **call.kwargs)
@@ -166,15 +175,29 @@ class Replay(Run):
         """Refuse an operation without a rule if a derivative passes through it."""
         if self.table.complete and call.name in READS and call.values[0].is_floating_point():
             refuse_mixed(call, self.table.name)
+        shift = self.shifts.detach(call) if self.table.complete else None
+        if shift is not None:
+            return super().mark(shift, call)
         out = call.func(*call.args, **call.kwargs)
         if self.table.strict and any(v.requires_grad for v in call.values) and _has_graph(out):
             refuse_unknown(call, self.table.name)
         return self.mark(out, call)
 
-    def check(self, call: Call) -> None:
+    def mark(self, out: Any, call: Call) -> Any:
+        """Mark what an operation returned, and note where maxima are."""
+        if self.table.complete:
+            self.shifts.note(out, call)
+            moved = self.shifts.move(out, call) if self.shifts.any_attached else None
+            if moved is not None:
+                self.follow(moved)
+        return super().mark(out, call)
+
+    def check(self, call: Call) -> Call:
         """Refuse a call where values with and without derivative meet."""
         if not self.any_cut:
-            return
+            return call
+        if self.shifts.any_attached and is_maximum(call):
+            call = self.shifts.attach(call)
         values = call.values
         live = [v.requires_grad for v in values]
         for v in values if self.table.strict else ():
@@ -184,6 +207,7 @@ class Replay(Run):
                 refuse_unrecorded(v, call.func, self.table.name)
         if self.table.complete and any(live) and not all(live):
             refuse_mixed(call, self.table.name)
+        return call
 
     def returned(self, outputs: Any) -> None:
         """Check what the model returned."""

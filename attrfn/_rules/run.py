@@ -10,23 +10,21 @@ detached.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from attrfn._rules.call import Call, Place, tensors
 from attrfn._rules.errors import refuse_hidden
 from attrfn._rules.names import PASSIVE, Spelling
+from attrfn._rules.notes import Notes
 from attrfn._rules.ops import PATTERNED, SIDE_BY_SIDE
 from attrfn._rules.table import Constant, Op, Rules
 from attrfn._rules.tags import Tags
 from attrfn._torch import pytree
-from attrfn._torch.autodiff import transforming, transforms
-from attrfn._torch.compiling import is_compiling
-from attrfn._torch.private import base
+from attrfn._torch.autodiff import transforms
 
 Values = Sequence[Tensor]
 Rule = Callable[[Any, Call, Values, Values, Values], Any]
@@ -39,7 +37,7 @@ _FIRST_RULE = "with a rule for where the inputs are read"
 _WITH_RULES = "in attrfn.with_rules"
 
 
-class Run(TorchFunctionMode):
+class Run(Notes):
     """While active, follow values that depend on marked tensors, and apply rules to them.
 
     Args:
@@ -49,23 +47,13 @@ class Run(TorchFunctionMode):
     """
 
     def __init__(self, table: Rules, calls: list[str], scope: Sequence[Any] = ()) -> None:
-        super().__init__()
-        self.table = table
+        super().__init__(table)
         self.calls = calls
         self.scope = scope
-        self.compiling = is_compiling()
         self.transforms = transforms()
         self.ops: dict[Any, tuple[Spelling, Op] | None] = {}
-        self.inputs: tuple[Tensor, ...] = ()
-        self.marked = Tags("depends")  # depends on the inputs
-        self.constants = Tags("constant")  # depends on them, but counts as a constant
-        self.made = Tags("made")  # how a value was made, for rules that look back
-        self.inverse = Tags("inverse")  # 1 / s for some s
-        self.raw = Tags("raw")  # an input, only moved, shifted or scaled since
-        self.free = Tags("free")  # does not depend on the inputs
         self.any_cut = False  # some value depends on the inputs without a derivative
-        self.has_first_rule = False  # the table has a rule for where the inputs are read
-        self.read = False  # that rule has been applied
+        self.read = False  # the rule for where the inputs are read has been applied
         self.in_vjp = False  # a vjp by the inputs surrounds this run
 
     def __torch_function__(
@@ -108,21 +96,19 @@ class Run(TorchFunctionMode):
             return func(*args, **kwargs)
         if spelling.name in SIDE_BY_SIDE:
             return self.side_by_side(func, args, kwargs)
-        call = Call(func, args, kwargs, places, spelling.name, spelling.pure is not None)
+        call = Call(func, args, kwargs, places, spelling.name, spelling.writes)
         if not any(t.is_floating_point() or t.is_complex() for t in call.values):
             return self.unknown(call)  # indices and masks have no derivative
         if op.checked:
-            self.check(call)
+            call = self.check(call)
         # A write into a raw tensor has to go through `pure`, which carries the mark over.
         natively = op.native and not (call.in_place and self.has_first_rule)
         out = op.apply(self, call) if natively else self.pure(call, spelling, op)
+        if isinstance(out, Constant):
+            return out.value
         if call.in_place:
-            # The object stays the same while its value changes, so notes on the old value go. A
-            # write into a view changes the tensor under it, which now depends on the inputs too.
-            self.made.drop(call.args[0])
-            if not transforming() and (viewed := base(call.args[0])) is not None:
-                self.follow(viewed)
-        return out.value if isinstance(out, Constant) else self.mark(out, call)
+            self.wrote(call.args[0])
+        return self.mark(out, call)
 
     def find(self, func: Any) -> tuple[Spelling, Op] | None:
         """The op of a torch function, or None."""
@@ -140,14 +126,14 @@ class Run(TorchFunctionMode):
         if found is None:
             return func(*args, **kwargs)
         places: tuple[Place, ...] = ((0, None),) if args else (("input", None),)
-        call = Call(func, args, kwargs, places, found[0].name, found[0].pure is not None)
+        call = Call(func, args, kwargs, places, found[0].name, found[0].writes)
         return self.pure(call, *found)
 
     def places(self, args: tuple[Any, ...], kwargs: dict[str, Any], func: Any) -> tuple[Place, ...]:
         """Where the marked tensors are among the arguments."""
         found: list[Place] = []
         for place, t in tensors(args, kwargs):
-            if self.marked.get(t):
+            if self.marked.get(t) or (self.written.known and self.shares_memory(t)):
                 found.append(place)
             elif not t.requires_grad or self.constants.get(t):
                 continue
@@ -191,7 +177,8 @@ class Run(TorchFunctionMode):
         # that was overwritten. So the rule gets a clone, and the written tensor gets the result.
         flag = spelling.flag
         writes = spelling.pure is not None
-        if flag is not None and call.argument(flag, "inplace", False):
+        flagged = flag is not None and bool(call.argument(flag, "inplace", False))
+        if flagged:
             writes = True
             call = call._replace(
                 args=tuple([a if i != flag else False for i, a in enumerate(call.args)]),
@@ -200,8 +187,9 @@ class Run(TorchFunctionMode):
         if not writes:
             return op.apply(self, call)
         written, before = call.args[0], call.args[0].clone()
-        if self.raw.get(written):
-            self.raw.put(before)
+        for tags in (self.raw, self.chains):
+            if (known := tags.get(written)) is not None:
+                tags.put(before, known)
         call = call._replace(
             func=spelling.pure or call.func, args=(before, *call.args[1:]), in_place=False
         )
@@ -211,7 +199,10 @@ class Run(TorchFunctionMode):
             self.marked.drop(written)
             return self.as_constant(written.copy_(out.value))
         (self.raw.put if self.raw.get(out) else self.raw.drop)(written)
-        return written.copy_(out)
+        written.copy_(out)
+        if flagged:
+            self.wrote(written)
+        return written
 
     def side_by_side(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A function that returns one tensor for each that it gets, and mixes none of them."""
@@ -225,54 +216,22 @@ class Run(TorchFunctionMode):
                 (self.raw.put if self.raw.get(before) else self.raw.drop)(after)
         return out
 
-    def add(self, leaves: Iterable[Tensor]) -> tuple[Tensor, ...]:
-        """Mark new views of the inputs, and return them."""
-        # The caller's own objects must stay unmarked: a model may also hold one in a closure, where
-        # it counts as a constant.
-        views = self.inputs = tuple([t.view_as(t) for t in leaves])
-        self.has_first_rule = self.table.linear is not None and self.table.linear.first is not None
-        for t in views:
-            self.marked.put(t)
-            if self.has_first_rule:
-                self.raw.put(t)
-        return views
-
-    def mark(self, out: Any, call: Call) -> Any:
-        """Mark what an operation returned or wrote, and return it."""
-        if isinstance(out, Tensor):
-            self.follow(out)
-        elif out is None and call.args:  # x[...] = y
-            if isinstance(call.args[0], Tensor):
-                self.follow(call.args[0])
-        elif not self.compiling:
-            # While torch.compile traces, members of a tuple cannot be marked; `hidden` recognises
-            # them by their gradient.
-            for leaf in members(out):
-                self.follow(leaf)
-        return out
-
-    def follow(self, t: Tensor) -> None:
-        """Mark a tensor."""
-        self.marked.put(t)
-
-    def as_constant(self, value: Any) -> Constant:
-        """A value as a constant, also for the rules of operations that use it later."""
-        for t in pytree.tree_leaves(value):
-            if isinstance(t, Tensor):
-                self.constants.put(t)
-        return Constant(value)
-
     def within(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run a function with the mode on again, so that the operations in it have rules."""
-        with self:
-            return function(*args, **kwargs)
+        around, self.chains = self.chains, Tags("chain_within")  # no chain leads in or out
+        try:
+            with self:
+                return function(*args, **kwargs)
+        finally:
+            self.chains = around
 
     def unknown(self, call: Call) -> Any:
         """An operation that the table does not know."""
         return self.mark(call.func(*call.args, **call.kwargs), call)
 
-    def check(self, call: Call) -> None:
-        """Refuse a call that the rules cannot be right for."""
+    def check(self, call: Call) -> Call:
+        """Refuse a call that the rules cannot be right for; the call that is made."""
+        return call
 
     def returned(self, outputs: Any) -> None:
         """Check what the model returned."""
@@ -283,14 +242,3 @@ class Run(TorchFunctionMode):
 
     def check_origin(self, t: Tensor, func: Any) -> None:
         """Check where an unmarked tensor with a graph comes from."""
-
-
-def members(value: Any) -> Iterator[Tensor]:
-    """The tensors of an output, as from ``pytree.tree_leaves``, but faster for tuples and lists."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from members(item)
-    elif value is not None and not isinstance(value, (int, float, str)):
-        yield from (leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor))

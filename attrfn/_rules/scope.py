@@ -6,13 +6,14 @@ import fnmatch
 import functools
 from typing import Any
 
-from torch import nn
-
+from attrfn._layers.split import tail_of, with_tail
 from attrfn._model.bind import bind_source, uncompiled
 from attrfn._model.source import source, unwrapped_name
+from attrfn._rules.errors import UnsupportedOpError
 from attrfn._rules.formulas import LinearRule
+from attrfn._rules.modules import run_whole
 from attrfn._rules.table import Rules
-from attrfn._torch.compiling import constant_result
+from attrfn._torch.compiling import constant_result, is_compiling
 from attrfn._torch.private import ProjectionOfAttention
 from attrfn._torch.typing import ModelFn
 
@@ -22,18 +23,24 @@ def scoped(model_fn: ModelFn, rules: Rules, scope: list[LinearRule], *, frozen: 
     # A mode sees functions and not modules. So an intervention around the forward of each named
     # module, on a private copy, pushes its rule and pops it; the innermost rule applies.
     model_fn = uncompiled(model_fn)
-    if rules.linear is None or not rules.linear.names:
+    if rules.linear is None or not (rules.linear.names or rules.linear.elementwise):
         return model_fn
-    src = source(model_fn)
+    if rules.linear.elementwise and is_compiling():
+        raise UnsupportedOpError(
+            f"{rules.name} names modules as elementwise, which torch.compile hides from modes: "
+            "call it outside of compiled code"
+        )
+    tail = tail_of(model_fn)
+    src = source(model_fn) if tail is None else tail.source
     if src is None:
         raise ValueError(
             "rules name modules, but no module can be found in model_fn: give a torch.nn.Module or "
-            "functools.partial of one (and no rules by name at layers)"
+            "functools.partial of one"
         )
     modules = dict(src.module.named_modules())
     matched: dict[str, tuple[str, ...]] = {}
     interventions: dict[str, _Scope] = {}
-    for pattern, rule in rules.linear.names.items():
+    for pattern, rule in _named(rules.linear):
         names = _matching(pattern, tuple(modules))
         if not names:
             raise ValueError(
@@ -42,9 +49,11 @@ def scoped(model_fn: ModelFn, rules: Rules, scope: list[LinearRule], *, frozen: 
             )
         matched[pattern] = names
         interventions.update({name: _Scope(rule, scope) for name in names})
+    around: tuple[Any, ...] = tuple(interventions.items())
+    if tail is not None:  # what comes before the layer, or is replaced by its value, need not run
+        return with_tail(model_fn, tail.around(around))
     hidden = [n for n in interventions if isinstance(modules[n], ProjectionOfAttention)]
-    layers: list[nn.Module | str] = list(interventions)
-    bound: Any = bind_source(src, layers, list(interventions.values()), frozen=frozen)
+    bound: Any = bind_source(src._replace(around=around), (), (), frozen=frozen)
 
     def run(*args: Any, **kwargs: Any) -> Any:
         for intervention in interventions.values():
@@ -56,6 +65,11 @@ def scoped(model_fn: ModelFn, rules: Rules, scope: list[LinearRule], *, frozen: 
     return functools.partial(run, *bound.args, **bound.keywords)
 
 
+def _named(linear: Any) -> list[tuple[str, LinearRule | None]]:
+    """The patterns of names, each with its rule; None for one elementwise operation."""
+    return [*linear.names.items(), *[(pattern, None) for pattern in linear.elementwise]]
+
+
 @constant_result
 def _matching(pattern: str, names: tuple[str, ...]) -> tuple[str, ...]:
     """The names that a pattern with wildcards is for."""
@@ -63,15 +77,17 @@ def _matching(pattern: str, names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class _Scope:
-    """Puts a rule on top of the scope while its module runs."""
+    """Puts a rule on top of the scope while its module runs; without one, runs it as a whole."""
 
-    def __init__(self, rule: LinearRule, scope: list[LinearRule]) -> None:
+    def __init__(self, rule: LinearRule | None, scope: list[LinearRule]) -> None:
         self.rule = rule
         self.scope = scope
         self.ran = False
 
     def __call__(self, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.ran = True
+        if self.rule is None:
+            return run_whole(forward, args, kwargs)
         self.scope.append(self.rule)
         try:
             return forward(*args, **kwargs)

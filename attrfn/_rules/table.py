@@ -44,6 +44,8 @@ class Constant(NamedTuple):
 class Rules(NamedTuple):
     """Rules for operations, to be extended with ``rules | {...}`` and ``rules.allow(...)``.
 
+    Composites of LRP also take modules as single operations with ``rules.elementwise(...)``.
+
     Attributes:
         name: Their name in messages.
         ops: From the name of an operation to what happens there.
@@ -98,6 +100,30 @@ class Rules(NamedTuple):
         return self._with(
             dict.fromkeys(functions, Op("allowed", own_derivative, native=True, checked=False))
         )
+
+    def elementwise(self, *names: str) -> Rules:
+        """These rules of LRP, for which each named module is one elementwise operation.
+
+        All relevance of such a module, y = f(x), passes from y to x. Activations of torch, and
+        those that Python writes out in operations of one tensor, are recognised without a name.
+        Compiled code cannot do this.
+
+        Args:
+            names: Qualified names of modules, with wildcards.
+        """
+        if self.linear is None:
+            raise TypeError(
+                f"{self.name} has no rules by modules: call elementwise on a composite such as "
+                "attrfn.rules.attn_lrp()"
+            )
+        for name in names:
+            if not isinstance(name, str):
+                raise TypeError(
+                    f"elementwise got a {type(name).__name__}, expected qualified names of modules "
+                    "such as 'mlp.act'"
+                )
+        linear = self.linear._replace(elementwise=(*self.linear.elementwise, *names))
+        return self._replace(linear=linear)
 
     def _with(self, found: Mapping[Any, Op]) -> Rules:
         ops, own = dict(self.ops), dict(self.own)

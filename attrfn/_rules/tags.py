@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from attrfn._torch.compiling import is_compiling
+from attrfn._torch.private import memory_of
 
 
 class Tags:
@@ -46,3 +47,19 @@ class Tags:
             self.known.pop(id(t), None)
         elif getattr(t, self.attribute, None) is not None:
             setattr(t, self.attribute, None)
+
+
+class Memory:
+    """The memory of some tensors, which views share with them."""
+
+    def __init__(self) -> None:
+        # The tensors are kept: if one were freed, another could get its memory.
+        self.known: dict[int, Tensor] = {}
+
+    def put(self, t: Tensor) -> None:
+        """Add the memory of a tensor."""
+        self.known[memory_of(t)] = t
+
+    def holds(self, t: Tensor) -> bool:
+        """Whether a tensor lies in this memory."""
+        return memory_of(t) in self.known

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -14,7 +14,9 @@ from torch.autograd import forward_ad
 from attrfn._torch import pytree
 from attrfn._torch.compiling import is_compiling, unreadable
 from attrfn._torch.decomposed import Decomposed
+from attrfn._torch.layouts import FlatNorms, unmistaken
 from attrfn._torch.private import (
+    NODE_WITHOUT_DERIVATIVE,
     in_forward_mode,
     in_transform,
     in_transform_or_traced,
@@ -55,7 +57,10 @@ def keeps_graph(create_graph: bool | None) -> bool:
 
 def twice_differentiable(create_graph: bool) -> contextlib.AbstractContextManager[object]:
     """Decomposed operations where the result may be differentiated again, or batched by vmap."""
-    return Decomposed() if create_graph or in_eager_transform() else contextlib.nullcontext()
+    if create_graph or in_eager_transform():
+        return Decomposed()
+    # Compiled and exported code has no graph of nodes in which unmistaken finds batch norms.
+    return FlatNorms() if unreadable() else contextlib.nullcontext()
 
 
 def values_and_gradients(
@@ -161,12 +166,39 @@ def _pull(values: Tensor, z: Leaves, create_graph: bool) -> Leaves:
     if not values.requires_grad:
         warn_constant()
         return tuple(map(torch.zeros_like, z))
-    found: tuple[Tensor | None, ...] = torch.autograd.grad(
-        values, z, torch.ones_like(values), create_graph=create_graph, allow_unused=True
-    )
+    with unmistaken(values, z, keep=create_graph):
+        found: tuple[Tensor | None, ...] = torch.autograd.grad(
+            values, z, torch.ones_like(values), create_graph=create_graph, allow_unused=True
+        )
     if all(g is None for g in found):
+        if _undifferentiable(values):
+            refuse_undifferentiable()
         warn_constant()
     return tuple([torch.zeros_like(t) if g is None else g for g, t in zip(found, z, strict=True)])
+
+
+def refuse_undifferentiable() -> NoReturn:
+    """Raise where a gradient ends at an operation that torch cannot differentiate."""
+    raise ValueError(
+        "the model has an operation without a derivative (quantised layers are such), so no "
+        "gradient reaches its inputs: explain the model as it was before it was quantised, or use "
+        "a perturbation method such as feature_ablation"
+    )
+
+
+def _undifferentiable(values: Tensor) -> bool:
+    """Whether an operation without a derivative is in the graph of some values."""
+    todo: list[Any] = [values.grad_fn]
+    visited: set[Any] = {None}
+    while todo:
+        node = todo.pop()
+        if node in visited or node is None:
+            continue
+        if node.name() == NODE_WITHOUT_DERIVATIVE:
+            return True
+        visited.add(node)
+        todo.extend([parent for parent, _ in node.next_functions])
+    return False
 
 
 def normal_tensors(tree: Any) -> Any:

@@ -13,6 +13,7 @@ import torch
 
 from attrfn._torch.private_compiler import COMPILER, MARK_OF_CONSTANT, allow_in_graph, without_modes
 from attrfn._torch.private_compiler import is_compiling as is_compiling
+from attrfn._torch.private_compiler import makes_fakes as makes_fakes
 from attrfn._torch.private_compiler import unreadable as unreadable
 
 F = TypeVar("F", bound=Callable[..., Any])

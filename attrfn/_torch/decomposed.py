@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
+from attrfn._torch.layouts import NORMS, flat_norm
 from attrfn._torch.private import ASKS_FOR_MODES, in_transform
 
 
@@ -37,6 +38,8 @@ class Decomposed(TorchFunctionMode):
             return layer_norm(*args, **kwargs)
         if func is F.glu:
             return glu(*args, **kwargs)
+        if func in NORMS:
+            return flat_norm(func, args, kwargs)
         # torch.compile cannot enter the method, because it calls super().
         if func is Tensor.unflatten:
             return torch.unflatten(*args, **kwargs)
@@ -125,7 +128,26 @@ def attention(
         weights = scores.masked_fill(empty, 0.0).softmax(-1).masked_fill(empty, 0.0)
     if dropout_p > 0.0:
         weights = F.dropout(weights, dropout_p)
-    return weights @ value
+    return _ordered_like(query, weights @ value, key, value, attn_mask, dropout_p)
+
+
+def _ordered_like(
+    query: Tensor, out: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout_p: float
+) -> Tensor:
+    """Attention's result in the memory layout of torch's: a view of it may need that."""
+    # The fused kernel keeps the order of the query's dimensions; what it does not take is
+    # contiguous. These are its conditions.
+    if (
+        query.is_contiguous()
+        or query.ndim != 4
+        or dropout_p > 0.0
+        or (mask is not None and mask.requires_grad)
+        or any(t.stride(-1) != 1 for t in (query, key, value))
+    ):
+        return out
+    order = sorted(range(4), key=torch.empty_like(query, device="meta").stride, reverse=True)
+    back = [order.index(d) for d in range(4)]
+    return out.permute(order).contiguous().permute(back)
 
 
 def layer_norm(
@@ -141,8 +163,10 @@ def layer_norm(
         Ba, Kiros and Hinton, Layer Normalization, 2016.
     """
     dims = tuple(range(-len(normalized_shape), 0))
+    # The result is contiguous, as the fused kernel's is: a view of it may need that.
+    x = input.contiguous()
     # The fused kernel takes the statistics of half precision in float32.
-    x = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
+    x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     centred = x - x.mean(dims, keepdim=True)
     out = (centred * torch.rsqrt(centred.square().mean(dims, keepdim=True) + eps)).to(input.dtype)
     out = out if weight is None else out * weight

@@ -34,11 +34,17 @@ storage_id: Callable[[torch.UntypedStorage], int] = operator.attrgetter("_cdata"
 ATTRIBUTES = ("_version", "_backward_hooks")
 """Attributes of tensors that a mode sees when they are read, and that hold no values."""
 
+modes: Callable[[], list[Any]] = torch.overrides._get_current_function_mode_stack
+"""The active modes of functions, the innermost last, without the one that handles a call."""
+
 no_overrides = torch._C.DisableTorchFunction
 """A context in which neither modes nor subclasses see what runs.
 
 The public ``torch.overrides`` can suspend modes only one by one.
 """
+
+plain_function = torch._C._disabled_torch_function_impl
+"""``__torch_function__`` of a subclass of Tensor whose operations run as those of tensors."""
 
 # --- Transforms of torch.func -------------------------------------------------------------------
 
@@ -50,11 +56,21 @@ is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 unwrapped = torch._C._functorch.get_unwrapped
 """The tensor for which a wrapped one stands, of one transform less."""
 
+no_transforms = torch._C._DisableFuncTorch
+"""A context in which no transform sees what runs."""
+
 level_of = torch._C._functorch.maybe_get_level
 """The level of the transform to which a tensor belongs: 1 for the outermost, -1 for none."""
 
 is_differentiated = torch._C._functorch.is_gradtrackingtensor
 """Whether a wrapped tensor belongs to a derivative (grad, vjp or jvp) and not to vmap."""
+
+
+def memory_of(t: Tensor) -> int:
+    """A number that a tensor shares with its views, also inside transforms; 0 without memory."""
+    while is_wrapped(t):
+        t = unwrapped(t)
+    return storage_id(t.untyped_storage()) if t.layout is torch.strided else 0
 
 
 def in_transform() -> bool:
@@ -152,6 +168,9 @@ NODE_OF_CPP = "CppFunction"
 
 NODE_OF_SCRIPT = "DifferentiableGraphBackward"
 """The end of the name of the node of a scripted or traced function."""
+
+NODE_WITHOUT_DERIVATIVE = "torch::autograd::WarnNotImplemented"
+"""The name of the node of an operation without a derivative, such as that of a quantised layer."""
 
 NODE_OF_CUSTOM_OP = "GeneratedBackwardFor_"
 """The start of the name of the node of an operation of ``torch.library``."""

@@ -39,6 +39,13 @@ else:
         return bool(torch._utils.is_compiling())
 
 
+def makes_fakes() -> bool:
+    """Whether operations make fake tensors, which know no subclasses of Tensor."""
+    fakes = sys.modules.get("torch._subclasses.fake_tensor")
+    mode = _python_dispatch._get_current_dispatch_mode()
+    return fakes is not None and isinstance(mode, fakes.FakeTensorMode)
+
+
 def unreadable() -> bool:
     """Whether values cannot be read: torch.compile, torch.export or make_fx traces this call."""
     if is_compiling():

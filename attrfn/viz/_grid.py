@@ -21,6 +21,9 @@ from attrfn.viz._canvas import (
 )
 from attrfn.viz._colour import colour_bar, colour_map, norm
 from attrfn.viz._picture import (
+    Channels,
+    Layout,
+    Shapes,
     bare,
     draw_map,
     draw_outline,
@@ -28,6 +31,7 @@ from attrfn.viz._picture import (
     maps,
     outline_of,
     pictures,
+    shapes,
 )
 from attrfn.viz._scale import Array, limit, percentile
 
@@ -52,6 +56,8 @@ def image_grid(
     cmap: str = "RdBu_r",
     original: bool = True,
     outline: bool = True,
+    layout: Layout | None = None,
+    channels: Channels | Mapping[str, Channels] = "mean",
 ) -> Figure:
     """A grid of images (rows) by methods (columns), one colour scale per method.
 
@@ -60,9 +66,10 @@ def image_grid(
     are drawn on the same zero-centred scale, so a colour means the same everywhere.
 
     Args:
-        images: (B, C, H, W) or (B, H, W). Three channels are drawn in colour, others averaged.
-        attributions: Method name -> (B, C, h, w), summed over the channels, or (B, h, w). A map of
-            another size than the image's (a CAM) is stretched over it.
+        images: (B, C, H, W), or (B, H, W, C) as ``layout`` says, or (B, H, W). Three channels are
+            drawn in colour, others averaged.
+        attributions: Method name -> (B, C, h, w), or (B, h, w, C) as ``layout`` says, or (B, h, w).
+            A map of another size than the image's (a CAM) is stretched over it.
         titles: One label per image, drawn at the left of its row.
         notes: Method name -> a second line under the name, such as "3.1 ms, gap 1e-6".
         title: Drawn above everything.
@@ -70,6 +77,13 @@ def image_grid(
         cmap: Name of a diverging matplotlib colour map, negative to positive.
         original: Whether the first column shows the images.
         outline: Whether a thin contour of the image lies over each map.
+        layout: "CHW" or "HWC": whether the channels of all of them come first or last. A shape that
+            fits the other layout only is refused. None expects "CHW", and refuses images with more
+            channels than columns, which mostly are "HWC".
+        channels: What becomes of the channels of attributions, or a mapping from method names to
+            that. "mean" is right for scores that channels share and has the colours of a sum for
+            others; "sum" is for attributions that are divided among the channels, when the numbers
+            of the scale shall be their sums.
 
     Returns:
         A figure with axes in row-major order (images, then methods, per row), followed by one
@@ -86,14 +100,15 @@ def image_grid(
         >>> [axes.get_title() for axes in figure.axes]
         ['image', 'gradient', '', '', '']
     """
-    shown = pictures(images, "images")
-    columns = _columns(attributions, shown.shape[0])
+    form = shapes(layout, batch=True)
+    shown = pictures(images, "images", form)
+    height, width = shown.shape[1:3]
+    columns = _columns(attributions, form, len(shown), (height, width), channels)
     labels = _labels(titles, shown.shape[0])
     second = _notes(notes, columns)
     at = percentile(outlier_percentile)
     colours = colour_map(cmap)
 
-    height, width = shown.shape[1:3]
     cell = CELL * min(max(height / width, 0.15), 1.6)  # bounded: strips stay visible
     names = [balance(name, CELL, NAME, "bold") for name in ["image"] * original + list(columns)]
     under = [balance(note, CELL, NOTE) for note in [""] * original + second]
@@ -168,7 +183,13 @@ def _write_names(
         write(figure, x, top - 0.04 - height, note, NOTE, ha="center", color=GREY)
 
 
-def _columns(attributions: Mapping[str, Array], batch: int) -> dict[str, Tensor]:
+def _columns(
+    attributions: Mapping[str, Array],
+    form: Shapes,
+    batch: int,
+    size: tuple[int, int],
+    channels: Channels | Mapping[str, Channels],
+) -> dict[str, Tensor]:
     if not isinstance(attributions, Mapping):
         raise TypeError(
             f"attributions is a {type(attributions).__name__}, expected a mapping from method "
@@ -178,9 +199,17 @@ def _columns(attributions: Mapping[str, Array], batch: int) -> dict[str, Tensor]
         raise ValueError(
             "attributions is empty, expected at least one method: write {'gradient': maps}"
         )
+    per_name = isinstance(channels, Mapping)
+    unknown = [name for name in channels if name not in attributions] if per_name else []
+    if unknown:
+        raise ValueError(
+            f"channels has {unknown}, expected names among {list(attributions)}: use the names of "
+            "attributions"
+        )
     columns = {}
     for name, value in attributions.items():
-        columns[name] = maps(value, f"attributions[{name!r}]")
+        own = channels.get(name, "mean") if isinstance(channels, Mapping) else channels
+        columns[name] = maps(value, f"attributions[{name!r}]", form, size, own)
         if len(columns[name]) != batch:
             raise ValueError(
                 f"attributions[{name!r}] has {len(columns[name])} examples, expected {batch} as "

@@ -9,7 +9,8 @@ from torch import Tensor
 from attrfn.viz._canvas import balance, new_figure, place, text_height, write
 from attrfn.viz._colour import Side, colour_bar, colour_map, norm
 from attrfn.viz._picture import (
-    SINGLE,
+    Channels,
+    Layout,
     bare,
     draw_map,
     draw_outline,
@@ -18,6 +19,7 @@ from attrfn.viz._picture import (
     maps,
     outline_of,
     pictures,
+    shapes,
 )
 from attrfn.viz._scale import Array, limit, percentile
 
@@ -43,15 +45,17 @@ def image_overlay(
     outlier_percentile: float = 99.0,
     cmap: str | None = None,
     title: str = "",
+    layout: Layout | None = None,
+    channels: Channels = "mean",
 ) -> Figure:
     """One image in grey with its attribution over it, and the colour bar at the side.
 
     The colours fade towards zero, so the image shows through where nothing is attributed.
 
     Args:
-        image: (C, H, W) or (H, W).
-        attribution: (C, h, w), summed over the channels, or (h, w); a map of another size than the
-            image's is stretched over it.
+        image: (C, H, W), or (H, W, C) as ``layout`` says, or (H, W).
+        attribution: (C, h, w), or (h, w, C) as ``layout`` says, or (h, w); a map of another size
+            than the image's is stretched over it.
         alpha: Opacity of the strongest attributions, 0 to 1. At 1 nothing fades: the heat map
             alone, with a thin contour of the image.
         sign: The values to draw: "all", only "positive" or "negative" ones, or "absolute" ones.
@@ -60,6 +64,12 @@ def image_overlay(
         cmap: Name of a diverging matplotlib colour map; one-sided scales take its half. By default
             "RdBu_r", and "PuOr" for absolute values, which have no sign to show.
         title: Drawn above the image.
+        layout: "CHW" or "HWC": whether the channels of both come first or last. A shape that
+            fits the other layout only is refused. None expects "CHW", and refuses images with more
+            channels than columns, which mostly are "HWC".
+        channels: What becomes of the channels of an attribution. "mean" is right for scores that
+            channels share and has the colours of a sum for others; "sum" is for attributions that
+            are divided among the channels, when the numbers of the scale shall be their sums.
 
     Returns:
         A figure with two axes: the image and the colour bar.
@@ -76,15 +86,16 @@ def image_overlay(
     """
     _check(sign, alpha)
     at = percentile(outlier_percentile)
-    picture = pictures(image, "image", SINGLE)
-    values = _with_sign(maps(attribution, "attribution", SINGLE), sign)
+    form = shapes(layout, batch=False)
+    picture = pictures(image, "image", form)
+    rows, cols = picture.shape[:2]
+    values = _with_sign(maps(attribution, "attribution", form, (rows, cols), channels), sign)
     side = SIDES[sign]
     end = limit(values, at)
     colours = colour_map(
         cmap or ("PuOr" if sign == "absolute" else "RdBu_r"), side, None if alpha == 1 else alpha
     )
 
-    rows, cols = picture.shape[:2]
     height = WIDTH * min(max(rows / cols, 0.15), 1.6)  # bounded: strips stay visible
     title = balance(title, WIDTH, TITLE, "bold")
     top = MARGIN + text_height(title, TITLE) + (0.06 if title else 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -16,25 +16,117 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap, Normalize
     from matplotlib.image import AxesImage
 
-BATCH = {3: "(B, H, W)", 4: "(B, C, H, W)"}
-SINGLE = {2: "(H, W)", 3: "(C, H, W)"}
+Layout = Literal["CHW", "HWC"]
+Channels = Literal["mean", "sum"]
+
+CHANNELS = (1, 3, 4)  # of images: grey, colours, colours and opacity
 
 
-def maps(value: Array, name: str, shapes: dict[int, str] = BATCH) -> Tensor:
-    """Attributions summed over their channels, (B, H, W) or (H, W)."""
-    data = numbers(value, name, shapes)
-    return data.sum(-3) if data.ndim == max(shapes) else data
+class Shapes(NamedTuple):
+    """The shapes of one image or of a batch, without and with channels."""
+
+    batch: str
+    layout: Layout
+    told: bool
+
+    @property
+    def words(self) -> dict[int, str]:
+        """The allowed numbers of dimensions, each with its shape in words."""
+        size = 2 + bool(self.batch)
+        return {size: f"({self.batch}H, W)", size + 1: f"({self.batch}{', '.join(self.layout)})"}
 
 
-def pictures(value: Array, name: str, shapes: dict[int, str] = BATCH) -> Tensor:
+def shapes(layout: Layout | None, *, batch: bool) -> Shapes:
+    """The shapes that images and maps may have; None expects "CHW" with a doubt.
+
+    Raises:
+        ValueError: The layout is not known.
+    """
+    if layout not in (None, "CHW", "HWC"):
+        raise ValueError(
+            f"layout is {layout!r}, expected 'CHW', 'HWC' or None: the channels come first or last"
+        )
+    return Shapes("B, " * batch, layout or "CHW", layout is not None)
+
+
+def maps(
+    value: Array, name: str, form: Shapes, size: tuple[int, int], channels: Channels = "mean"
+) -> Tensor:
+    """Attributions without their channels, (B, H, W) or (H, W).
+
+    Args:
+        value: The attributions.
+        name: How messages call them.
+        form: The shapes that they may have.
+        size: The height and width of the image, whose proportions tell layouts apart.
+        channels: What becomes of the channels.
+
+    Raises:
+        ValueError: The shape is that of another layout, or ``channels`` is not known.
+    """
+    if channels not in ("mean", "sum"):
+        raise ValueError(
+            f"channels is {channels!r}, expected 'mean' or 'sum': 'sum' is for attributions that "
+            "are divided among the channels"
+        )
+    data = numbers(value, name, form.words)
+    if data.ndim < max(form.words):
+        return data
+    first, last = _sizes(data, form), _sizes(data, form, other=True)
+    if not _alike(first, size) and _alike(last, size):
+        _refuse(
+            data,
+            name,
+            form,
+            f"a map of {first[0]} x {first[1]} on an image of {size[0]} x {size[1]}",
+        )
+    data = data if form.layout == "CHW" else data.movedim(-1, -3)
+    return data.sum(-3) if channels == "sum" else data.mean(-3)
+
+
+def _sizes(data: Tensor, form: Shapes, other: bool = False) -> tuple[int, int]:
+    """Height and width in the layout, or in the other one."""
+    height, width = data.shape[-2:] if (form.layout == "CHW") != other else data.shape[-3:-1]
+    return height, width
+
+
+def _alike(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    return one[0] * other[1] == one[1] * other[0]
+
+
+def _refuse(data: Tensor, name: str, form: Shapes, what: str) -> NoReturn:
+    other = "HWC" if form.layout == "CHW" else "CHW"
+    raise ValueError(
+        f"{name} has shape {tuple(data.shape)}, which as {form.words[max(form.words)]} is {what}: "
+        f"give layout={other!r}, which holds for images and maps alike, or move or average the "
+        "channels"
+    )
+
+
+def pictures(value: Array, name: str, form: Shapes) -> Tensor:
     """Images in 0..1: three channels as (..., H, W, 3), any other number averaged to (..., H, W).
 
     Colours within 0..1 and integers within 0..255 keep their meaning; all else, grey images
     included, is stretched over the range of the whole batch.
+
+    Raises:
+        ValueError: The shape is that of an image in another layout.
     """
-    data = numbers(value, name, shapes)
-    if data.ndim < max(shapes):
+    data = numbers(value, name, form.words)
+    if data.ndim < max(form.words):
         return stretch(data)
+    first, last = data.shape[-3], data.shape[-1]
+    own, other = (first, last) if form.layout == "CHW" else (last, first)
+    if own not in CHANNELS and other in CHANNELS:
+        height, width = _sizes(data, form)
+        _refuse(data, name, form, f"an image of {height} x {width} with {own} channels")
+    if not form.told and own not in CHANNELS and own > other:
+        raise ValueError(
+            f"{name} has shape {tuple(data.shape)}, more channels than columns as "
+            f"{form.words[max(form.words)]}: give layout='HWC' if the channels come last, else "
+            "layout='CHW'"
+        )
+    data = data if form.layout == "CHW" else data.movedim(-1, -3)
     if data.shape[-3] != 3:
         return stretch(data.mean(-3))
     data = data.movedim(-3, -1)

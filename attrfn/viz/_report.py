@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from attrfn.viz._file import write_whole
 from attrfn.viz._style import CSS
 from attrfn.viz._text import Html
 
@@ -40,7 +41,8 @@ def report(
     """Write one HTML file that holds everything it shows: no scripts, no links, no other files.
 
     It reads well on narrow and wide screens, in light and dark mode, and on paper. All texts are
-    escaped. Missing folders on the way to ``path`` are made; an existing file is replaced.
+    escaped. Missing folders on the way to ``path`` are made. A file that is there is replaced by
+    the whole page at once; after an exception it is as it was.
 
     Args:
         path: The file to write.
@@ -58,6 +60,7 @@ def report(
 
     Raises:
         TypeError: A figure cannot be saved, or a table is not a sequence of mappings.
+        ValueError: UTF-8 cannot encode a text.
 
     Example:
         >>> import tempfile
@@ -82,7 +85,7 @@ def report(
     )
     file = Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(page, encoding="utf-8")
+    write_whole(file, page, "the report")
     return file
 
 

@@ -42,7 +42,7 @@ def numbers(value: Array, name: str, shapes: dict[int, str]) -> Tensor:
     if data.ndim not in shapes:
         raise ValueError(
             f"{name} has shape {tuple(data.shape)}, expected {' or '.join(shapes.values())}: "
-            "index, reshape or sum it first"
+            "index or reshape it first"
         )
     if data.numel() == 0:
         raise ValueError(

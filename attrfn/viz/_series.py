@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap, Normalize
     from matplotlib.figure import Figure
 
-SHAPES = {1: "(T,)", 2: "(C, T)"}
+SHAPES = {"CT": {1: "(T,)", 2: "(C, T)"}, "TC": {1: "(T,)", 2: "(T, C)"}}
 WIDTH, ROW, GAP, MARGIN, TEXT, TITLE = 6.4, 1.0, 0.12, 0.16, 9.0, 11.0
 
 
@@ -32,11 +32,12 @@ def time_series(
     cmap: str = "RdBu_r",
     title: str = "",
     xlabel: str = "time step",
+    layout: Literal["CT", "TC"] | None = None,
 ) -> Figure:
     """Lines of a series, one panel per channel, over bands coloured by attribution.
 
     Args:
-        attribution: (T,) or (C, T).
+        attribution: (T,), (C, T), or (T, C) as ``layout`` says.
         series: Of the same shape.
         times: (T,) increasing positions; by default 0 to T - 1.
         names: C labels of the panels.
@@ -45,6 +46,8 @@ def time_series(
         cmap: Name of a diverging matplotlib colour map, negative to positive.
         title: Drawn above the panels.
         xlabel: Drawn under the panels.
+        layout: "CT" or "TC": whether channels or steps come first. None expects (C, T), and refuses
+            more channels than steps, which mostly are (T, C).
 
     Returns:
         A figure with one axes per channel and, last, the colour bar.
@@ -59,12 +62,24 @@ def time_series(
         >>> len(time_series(torch.randn(40), series).axes)
         2
     """
-    values, lines = numbers(attribution, "attribution", SHAPES), numbers(series, "series", SHAPES)
+    if layout not in (None, *SHAPES):
+        raise ValueError(
+            f"layout is {layout!r}, expected 'CT', 'TC' or None: channels or steps come first"
+        )
+    forms = SHAPES[layout or "CT"]
+    values, lines = numbers(attribution, "attribution", forms), numbers(series, "series", forms)
     if values.shape != lines.shape:
         raise ValueError(
             f"attribution has shape {tuple(values.shape)}, expected {tuple(lines.shape)} as series "
-            "has: sum over other dimensions or transpose to (C, T)"
+            "has: bring both into one layout"
         )
+    if layout is None and lines.ndim == 2 and lines.shape[0] > lines.shape[1]:
+        raise ValueError(
+            f"series has shape {tuple(lines.shape)}, more channels than steps as (C, T): give "
+            "layout='TC' if it is (T, C), else layout='CT'"
+        )
+    if layout == "TC" and lines.ndim == 2:
+        values, lines = values.mT, lines.mT
     steps = lines.shape[-1]
     values, lines = values.reshape(-1, steps), lines.reshape(-1, steps)
     channels = len(lines)

@@ -64,7 +64,7 @@ def text(
         if len(row) != len(v):
             raise ValueError(
                 f"row {i} has {len(row)} words and {len(v)} attributions, expected one attribution "
-                "per word: sum over the embedding's dimension, and cut padding off"
+                "per word: attrfn.feature_scores makes one of each embedding; cut padding off"
             )
     names = [""] * len(rows) if labels is None else list(labels)
     if len(names) != len(rows):

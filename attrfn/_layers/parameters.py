@@ -1,0 +1,105 @@
+"""The parameters of a model layer by layer, and the model with other ones."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from attrfn._explain.tree import call_model
+from attrfn._model.bind import Bare, bind_source
+from attrfn._model.source import Source, find, shown, source
+from attrfn._torch.typing import ModelFn, Tree
+
+
+class Parameters(NamedTuple):
+    """A model, and which layer owns which of its parameters.
+
+    Attributes:
+        src: The model.
+        layers: The modules that own parameters directly, by qualified name, in the order of their
+            first call.
+        tensors: The parameters by qualified name; tied ones have one name.
+        owned: The names of the parameters of each layer.
+    """
+
+    src: Source
+    layers: dict[str, nn.Module]
+    tensors: dict[str, Tensor]
+    owned: dict[str, list[str]]
+
+    def replaced(self, new: Mapping[str, Tensor]) -> ModelFn:
+        """The model function with other parameters and buffers; the model stays as it is."""
+        bare = self.src._replace(params={**(self.src.params or {}), **new}, args=(), kwargs={})
+        # What is bound for each example has to stay visible, so that it follows the batch.
+        return functools.partial(Bare(bare), *self.src.args, **self.src.kwargs)
+
+    def name_of(self, layer: nn.Module | str) -> str:
+        """The name of a layer.
+
+        Raises:
+            ValueError: It is no module of the model, or owns no parameter.
+        """
+        module = find(self.src.module, layer)
+        for name, owner in self.layers.items():
+            if owner is module:
+                return name
+        raise ValueError(
+            f"layer {shown(layer)} owns no parameter of the model: choose among "
+            f"{', '.join(map(repr, self.layers))}"
+        )
+
+
+def parameters_of(model_fn: ModelFn, inputs: Tree) -> Parameters:
+    """The parameters of a model by layers, which are ordered by one run on the inputs.
+
+    Raises:
+        TypeError: The model function hides its module.
+    """
+    src = source(model_fn)
+    if src is None:
+        raise TypeError(
+            f"model_fn is {shown(model_fn)}, and no module can be found in it: give a "
+            "torch.nn.Module, a bound method of one or functools.partial of either"
+        )
+    given = src.params or {}
+    tensors = {name: given.get(name, p) for name, p in src.module.named_parameters()}
+    names = {id(p): name for name, p in src.module.named_parameters()}
+    owned = {
+        name: [names[id(p)] for p in module.parameters(recurse=False)]
+        for name, module in src.module.named_modules()
+    }
+    order = _by_first_call(src, inputs, [name for name in owned if owned[name]])
+    layers = {name: src.module.get_submodule(name) for name in order}
+    return Parameters(src, layers, tensors, {name: owned[name] for name in order})
+
+
+def _by_first_call(src: Source, inputs: Tree, names: list[str]) -> list[str]:
+    """Names of modules in the order of their first call.
+
+    A module whose parameters are used without a call comes right after the module around it.
+    """
+    called: dict[str, int] = {}
+
+    def noting(name: str) -> Callable[..., Any]:
+        def note(run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            called.setdefault(name, len(called))
+            return run(*args, **kwargs)
+
+        return note
+
+    every = [name for name, _ in src.module.named_modules()]
+    model = bind_source(src, every, [noting(name) for name in every], frozen=True)
+    with torch.no_grad():
+        call_model(model, inputs)
+
+    def place(name: str) -> tuple[int, int]:
+        around = name
+        while around and around not in called:
+            around = around.rpartition(".")[0]
+        return called.get(around, -1), names.index(name)
+
+    return sorted(names, key=place)

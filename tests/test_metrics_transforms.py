@@ -1,0 +1,311 @@
+"""Every metric under every transform: rows alone, vmap, chunks, keys, derivatives, dtypes."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from typing import Any
+
+import optree
+import pytest
+import torch
+from helpers import assert_close, finite_difference, inner, noise_like
+from metrics_registry import (
+    AGAIN,
+    MAP,
+    METRICS,
+    PAIR,
+    SCORES,
+    Metric,
+    attributions,
+    every,
+    inputs_of,
+    measure,
+    per_example,
+)
+from models import TREES, targets
+from test_purity import Remembers, untouched
+from torch import Tensor
+from torch.func import grad, jvp, vmap
+from zoo import D, make, randn
+
+import attrfn
+from attrfn import metrics
+from attrfn.metrics import similarity
+
+
+def test_the_table_has_every_metric() -> None:
+    """A metric that comes needs a row."""
+    public = {n for n in dir(metrics) if not n.startswith("_") and n.islower()}
+    others = {"compare", "similarity"}
+    assert {m.name for m in METRICS} == (public - others) | set(similarity.__all__)
+
+
+@every()
+def test_rows_are_those_of_the_example_alone(m: Metric) -> None:
+    model, x, t = m.net.build(), inputs_of(m), targets(3)
+    batch = per_example(measure(m, model, x, target=t))
+    for i in range(3):
+        alone = per_example(measure(m, model, x[i : i + 1], target=t[i : i + 1]))
+        assert_close(alone, [b[i : i + 1] for b in batch])
+
+
+@every()
+def test_results_say_something(m: Metric) -> None:
+    """Without this the comparisons of this file could be of zeros and nan."""
+    x = inputs_of(m, batch=8)
+    for found in per_example(measure(m, m.net.build(), x)):
+        assert torch.isfinite(found).all()
+        assert found.numel() == 8 or found.shape[0] == 8
+        assert found.unique().numel() > 1
+
+
+@every()
+def test_vmap_over_examples_is_the_batch(m: Metric) -> None:
+    model, x, t = m.net.build(), inputs_of(m), targets(3)
+    batch = per_example(measure(m, model, x, target=t))
+    mapped = vmap(lambda x, t: per_example(measure(m, model, x[None], target=t[None])))(x, t)
+    assert_close([v.squeeze(1) for v in mapped], batch)
+
+
+@every(lambda m: m.keyed)
+def test_vmap_over_keys_is_the_loop(m: Metric) -> None:
+    model, x, keys = m.net.build(), inputs_of(m), attrfn.random.split(3, 3)
+    mapped = vmap(lambda k: per_example(measure(m, model, x, key=k)))(keys)
+    for i in range(3):
+        assert_close([v[i] for v in mapped], per_example(measure(m, model, x, key=keys[i])))
+
+
+@every(lambda m: m.keyed and m.many)
+def test_a_key_for_each_example(m: Metric) -> None:
+    """Row i with key i is the example alone with that key; examples draw on their own."""
+    model, keys = m.net.build(), attrfn.random.split(3, 8)
+    x = inputs_of(m, batch=1).repeat(8, *[1] * (inputs_of(m).ndim - 1))
+    many = per_example(measure(m, model, x, key=keys))
+    for i in range(8):
+        alone = per_example(measure(m, model, x[i : i + 1], key=keys[i]))
+        assert_close(alone, [b[i : i + 1] for b in many])
+    assert any(b.flatten(1).unique(dim=0).shape[0] > 1 if b.ndim > 1 else len(b.unique()) > 1
+               for b in many)  # fmt: skip
+
+
+@every(lambda m: m.keyed)
+def test_only_the_key_changes_the_draws(m: Metric) -> None:
+    model, x = m.net.build(), inputs_of(m)
+    torch.manual_seed(1)
+    first = per_example(measure(m, model, x, key=5))
+    torch.manual_seed(2)
+    assert_close(per_example(measure(m, model, x, key=5)), first, rtol=0, atol=0)
+    others = [per_example(measure(m, model, x, key=k)) for k in range(6, 10)]
+    assert not all(torch.equal(a, b) for o in others for a, b in zip(o, first, strict=True))
+
+
+@every(lambda m: m.chunked)
+@pytest.mark.parametrize("chunk_size", [1, 2, None, "auto"])
+def test_chunks_give_the_same_numbers(m: Metric, chunk_size: Any) -> None:
+    model, x, t = m.net.build(), inputs_of(m), targets(3)
+    keys = {"key": attrfn.random.split(0, 3)} if m.keyed else {}
+    expected = measure(m, model, x, target=t, **keys)
+    assert_close(measure(m, model, x, target=t, chunk_size=chunk_size, **keys), expected)
+
+
+@every(lambda m: m.kind == SCORES and m.chunked)
+@pytest.mark.parametrize("batching", ["vmap", "loop"])
+def test_every_batching_gives_the_same_numbers(m: Metric, batching: Any) -> None:
+    model, x, t = m.net.build(), inputs_of(m), targets(3)
+    expected = measure(m, model, x, target=t)
+    assert_close(measure(m, model, x, target=t, batching=batching), expected)
+
+
+@every(lambda m: m.smooth)
+def test_derivatives_by_the_inputs_match_finite_differences(m: Metric) -> None:
+    model, x, t = m.net.build(), inputs_of(m), targets(3)
+    direction = noise_like(x)
+
+    def f(x: Tensor) -> Any:
+        return per_example(measure(m, model, x, target=t))
+
+    expected = finite_difference(f, x, direction, 1e-6)
+    assert_close(jvp(f, (x,), (direction,))[1], expected, rtol=1e-5, atol=1e-6)
+    weights = noise_like(expected, 30)
+    g = grad(lambda x: inner(f(x), weights))(x)
+    torch.testing.assert_close(inner(g, direction), inner(expected, weights), rtol=1e-5, atol=1e-6)
+
+
+@every(lambda m: m.smooth and m.kind == SCORES)
+def test_create_graph_reaches_inputs_attributions_and_parameters(m: Metric) -> None:
+    model, x, t = m.net.build().requires_grad_(), inputs_of(m), targets(3)
+    z = x.clone().requires_grad_()
+    found = per_example(measure(m, model, z, target=t, create_graph=True))
+    weights = noise_like(found, 30)
+    inner(found, weights).backward()
+    expected = grad(lambda x: inner(per_example(measure(m, model, x, target=t)), weights))(x)
+    assert z.grad is not None
+    assert_close(z.grad, expected)
+    if m.options.get("multiply_by_inputs", True):
+        assert any(p.grad is not None and (p.grad != 0).any() for p in model.parameters())
+    plain = per_example(measure(m, model, z, target=t))
+    assert not any(v.requires_grad for v in plain)
+
+
+@every(lambda m: m.smooth and m.kind == AGAIN and m.name != "input_invariance")
+def test_a_method_with_a_graph_gives_results_with_one(m: Metric) -> None:
+    """``partial(method, create_graph=True)`` differentiates the outputs in the quotients, too."""
+    model, x, t = m.net.build(), inputs_of(m), targets(3)
+    z = x.clone().requires_grad_()
+    bound = functools.partial(attrfn.integrated_gradients, n_steps=2, create_graph=True)
+    found = per_example(measure(m, model, z, target=t, method=bound))
+    weights = noise_like(found, 30)
+    inner(found, weights).backward()
+    plain = functools.partial(attrfn.integrated_gradients, n_steps=2)
+    expected = grad(
+        lambda x: inner(per_example(measure(m, model, x, target=t, method=plain)), weights)
+    )(x)
+    assert z.grad is not None
+    assert_close(z.grad, expected)
+
+
+@every(lambda m: m.compiles)
+@pytest.mark.usefixtures("fresh_compiler")
+def test_compiled_metrics_are_the_eager_ones(m: Metric) -> None:
+    """torch.compile(fullgraph=True), with other inputs and no second graph."""
+    model, t = m.net.build(), targets(3)
+
+    def f(x: Tensor, t: Tensor) -> Any:
+        return per_example(measure(m, model, x, target=t))
+
+    compiled = torch.compile(f, backend="eager", fullgraph=True)
+    for seed in (1, 2):
+        x = inputs_of(m, seed=seed)
+        assert_close(compiled(x, t), f(x, t), rtol=1e-8, atol=1e-10)
+
+
+def _side_by_side(m: Metric) -> tuple[Any, Any]:
+    """Trees of five features and the same features as one tensor."""
+    x = TREES.inputs(3)
+    return {"a": x[:, :2].reshape(3, 1, 2), "b": (x[:, 2:4], x[:, 4:])}, x
+
+
+@every(lambda m: m.name not in ("road", "ssim"))
+def test_trees_are_their_features_side_by_side(m: Metric) -> None:
+    """A dict of tensors of several ranks gives what one tensor gives."""
+    model = TREES.build()
+    tree, flat = _side_by_side(m)
+
+    def found(x: Any) -> Any:
+        options = dict(m.options)
+        if "mask" in options:
+            inside = torch.tensor([True, False, True, False, True])
+            parts = {"a": inside[:2].reshape(1, 1, 2), "b": (inside[None, 2:4], inside[4:])}
+            options["mask"] = lambda t: parts if isinstance(t, dict) else inside[None]
+        plain = m._replace(options=options)
+        # Noise has a stream for each tensor, so that the draws differ.
+        quiet = {"radius": 0.0, "perturb": _scaled} if "n_samples" in m.options else {}
+        quiet = quiet if m.kind == AGAIN else {}
+        return per_example(measure(plain, model, x, **quiet))
+
+    assert_close(found(tree), found(flat))
+
+
+def _scaled(inputs: Any, keys: Any) -> Any:
+    return optree.tree_map(lambda t: 1.1 * t, inputs)
+
+
+@every(lambda m: m.kind in (MAP, PAIR) or m.kind == SCORES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_results_have_the_type_of_the_inputs(m: Metric, dtype: torch.dtype) -> None:
+    model, x = m.net.build(), inputs_of(m)
+    expected = per_example(measure(m, model, x.to(dtype).to(D)))
+    found = per_example(measure(m, model.to(dtype), x.to(dtype)))
+    for f, e in zip(found, expected, strict=True):
+        assert f.dtype == dtype
+        # Steps of the order may change where scores are rounded; float32 has enough digits.
+        close = dtype == torch.float32
+        assert f.shape == e.shape
+        assert not close or torch.allclose(f.to(D), e, rtol=1e-3, atol=1e-4)
+
+
+@every(lambda m: m.kind == AGAIN)
+def test_metrics_that_explain_again_have_the_type_of_the_inputs(m: Metric) -> None:
+    model, x = m.net.build(), inputs_of(m)
+    expected = per_example(measure(m, model, x.float().to(D)))
+    found = per_example(measure(m, model.float(), x.float()))
+    assert all(f.dtype == torch.float32 for f in found)
+    if m.name != "efficient_mprt" and "randomization" not in m.name:  # other draws of parameters
+        for f, e in zip(found, expected, strict=True):
+            torch.testing.assert_close(f.to(D), e, rtol=2e-2, atol=1e-3)
+
+
+@every()
+def test_nothing_of_the_users_changes(m: Metric) -> None:
+    model, x = m.net.build(), inputs_of(m)
+    with untouched(model, x):
+        measure(m, model, x)
+
+
+@every(lambda m: m.kind in (SCORES, AGAIN) and m.name != "road")
+def test_a_model_that_writes_into_itself_stays(m: Metric) -> None:
+    model, x = make(Remembers), randn(3, 4, seed=1)
+    with untouched(model, x):
+        measure(m, model, x)
+    assert model.seen == []
+
+
+@every()
+def test_results_share_no_memory_with_the_users_tensors(m: Metric) -> None:
+    model, x = m.net.build(), inputs_of(m)
+    with untouched(model, x):
+        for found in per_example(measure(m, model, x)):
+            found.add_(1)
+
+
+@every(lambda m: m.kind in (SCORES, AGAIN))
+def test_threads_share_a_model(m: Metric) -> None:
+    model, x = m.net.build(), inputs_of(m)
+    expected, found = per_example(measure(m, model, x)), {}
+
+    def run(i: int) -> None:
+        found[i] = per_example(measure(m, model, x))
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    for values in found.values():
+        assert_close(values, expected)
+
+
+@every()
+def test_a_batch_of_no_example(m: Metric) -> None:
+    model, x = m.net.build(), inputs_of(m)[:0]
+    for found in per_example(measure(m, model, x, target=1)):
+        assert found.shape[0] == 0
+
+
+@every(lambda m: m.kind in (SCORES, MAP, PAIR))
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_attributions_that_are_not_finite_spoil_their_row_only(m: Metric, bad: float) -> None:
+    model, x = m.net.build(), inputs_of(m)
+
+    def with_bad(x: Any) -> Any:
+        a = attributions(x).clone()
+        a[1].view(-1)[2] = bad
+        return a
+
+    good = per_example(measure(m, model, x))
+    if m.kind == SCORES:
+        found = m.function(model, x, with_bad(x), target=1, **m.options)
+    elif m.kind == MAP:
+        options = dict(m.options)
+        mask = options.pop("mask", None)
+        found = m.function(with_bad(x), *([] if mask is None else [mask(x)]), **options)
+    else:
+        found = m.function(with_bad(x), 0.5 * x * x - x)
+    for f, g in zip(per_example(found), good, strict=True):
+        if m.name == "completeness_delta":  # a sum says what it is
+            assert not torch.isfinite(f[1])
+        else:
+            assert f[1].isnan().all()
+        assert_close(f[[0, 2]], g[[0, 2]])

@@ -156,7 +156,7 @@ def _of_tensors(f: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
 
 def _leaf(t: Tensor) -> Tensor:
     fresh = real_view(t.detach().clone())
-    return fresh.requires_grad_() if t.is_floating_point() else fresh
+    return fresh.requires_grad_() if fresh.is_floating_point() else fresh
 
 
 def _tangent(t: Tensor) -> Tensor:

@@ -169,7 +169,7 @@ class Replay(Run):
         if m.is_complex() and not value.is_complex():  # of complex numbers, such as their angle
             return self.graft(value, lambda t: [(m * change(t[0], x)).real], (z,), (x,))
         m = m.to(value.dtype)
-        return scaled(value, z, m) if self.first_order else value + m * _moved(m, z, x)
+        return scaled(value, z, m) if self.first_order else value + m * _moved(value, z, x)
 
     def unknown(self, call: Call) -> Any:
         """Refuse an operation without a rule if a derivative passes through it."""
@@ -243,9 +243,9 @@ def _entry(entries: list[Entry], i: int, call: Call, z: Sequence[Tensor]) -> Ent
     return entries[i]
 
 
-def _moved(m: Tensor, z: Tensor, x: Tensor) -> Tensor:
-    """``z - x`` as a factor of m: where x is infinite, m z keeps the infinite value of m's side."""
-    return torch.where(x.isinf(), torch.where(m == 0, 0.0, z), z - x)
+def _moved(value: Tensor, z: Tensor, x: Tensor) -> Tensor:
+    """``z - x``; z where x and the value are infinite, so that m z leaves the value as it is."""
+    return torch.where(x.isinf(), torch.where(value.isinf(), z, 0.0), z - x)
 
 
 def _has_graph(out: Any) -> bool:

@@ -22,6 +22,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from attrfn._copies.batch import is_one_of
 from attrfn._methods.lrp import conservation as conservation
 from attrfn._rules.conservation import Leak as Leak
 from attrfn._rules.fold import fold_batch_norm as fold_batch_norm
@@ -40,9 +41,12 @@ from attrfn._rules.relu import GUIDED as _GUIDED
 from attrfn._rules.rescale import RESCALE as _RESCALE
 from attrfn._rules.reveal import REVEAL_CANCEL as _REVEAL_CANCEL
 from attrfn._rules.table import Rules as Rules
+from attrfn._torch.guard import guarded
+from attrfn._torch.say import say
 from attrfn._torch.typing import Baselines
 
 
+@guarded
 def composite(
     dense: LinearRule | None = None,
     conv: LinearRule | None = None,
@@ -79,15 +83,25 @@ def composite(
     """
     dense = epsilon() if dense is None else dense
     conv = dense if conv is None else conv
-    for place, rule in {"dense": dense, "conv": conv, **(names or {})}.items():
+    for place, rule in {"dense": dense, "conv": conv, **_named(names)}.items():
         _check(place, rule, first=False)
     if first is not None:
         _check("first", first, first=True)
-    if softmax not in ("derivative", "constant"):
-        raise ValueError(f"softmax is {softmax!r}, expected 'derivative' or 'constant'")
+    if not is_one_of(softmax, "derivative", "constant"):
+        raise ValueError(f"softmax is {say(softmax)}, expected 'derivative' or 'constant'")
     return _composite("composite", conv, dense, first, names, softmax == "constant")
 
 
+def _named(names: Mapping[str, LinearRule] | None) -> dict[str, LinearRule]:
+    if names is None:
+        return {}
+    given: object = names
+    if not isinstance(given, Mapping):
+        raise TypeError(f"names is {say(given)}, expected a dict from names of modules to rules")
+    return {f"names[{say(name)}]": rule for name, rule in names.items()}
+
+
+@guarded
 def epsilon_plus(epsilon: float = 1e-6) -> Rules:
     """LRP-z+ for convolutions, LRP-epsilon for matrix products.
 
@@ -100,6 +114,7 @@ def epsilon_plus(epsilon: float = 1e-6) -> Rules:
     return _composite("epsilon_plus", z_plus(epsilon), _epsilon(epsilon))
 
 
+@guarded
 def epsilon_alpha2_beta1(epsilon: float = 1e-6) -> Rules:
     """LRP-alpha2-beta1 for convolutions, LRP-epsilon for matrix products.
 
@@ -109,6 +124,7 @@ def epsilon_alpha2_beta1(epsilon: float = 1e-6) -> Rules:
     return _composite("epsilon_alpha2_beta1", alpha_beta(2.0, 1.0, epsilon), _epsilon(epsilon))
 
 
+@guarded
 def epsilon_plus_flat(epsilon: float = 1e-6) -> Rules:
     """:func:`epsilon_plus` with LRP-flat where the inputs are read.
 
@@ -119,6 +135,7 @@ def epsilon_plus_flat(epsilon: float = 1e-6) -> Rules:
     return _composite("epsilon_plus_flat", conv, dense, flat(epsilon))
 
 
+@guarded
 def epsilon_alpha2_beta1_flat(epsilon: float = 1e-6) -> Rules:
     """:func:`epsilon_alpha2_beta1` with LRP-flat where the inputs are read.
 
@@ -129,6 +146,7 @@ def epsilon_alpha2_beta1_flat(epsilon: float = 1e-6) -> Rules:
     return _composite("epsilon_alpha2_beta1_flat", conv, dense, flat(epsilon))
 
 
+@guarded
 def epsilon_gamma_box(
     low: Tensor | float,
     high: Tensor | float,
@@ -147,6 +165,7 @@ def epsilon_gamma_box(
     return _composite("epsilon_gamma_box", _gamma(gamma, epsilon), _epsilon(epsilon), box)
 
 
+@guarded
 def attn_lrp(epsilon: float = 1e-6) -> Rules:
     """AttnLRP: LRP-epsilon, softmax by its derivative, products shared equally.
 
@@ -160,6 +179,7 @@ def attn_lrp(epsilon: float = 1e-6) -> Rules:
     return _composite("attn_lrp", _epsilon(epsilon), _epsilon(epsilon))
 
 
+@guarded
 def cp_lrp(epsilon: float = 1e-6) -> Rules:
     """CP-LRP: LRP-epsilon with attention weights as constants.
 
@@ -174,6 +194,7 @@ def cp_lrp(epsilon: float = 1e-6) -> Rules:
     return _composite("cp_lrp", rule, rule, softmax_is_constant=True)
 
 
+@guarded
 def rescale(baselines: Baselines = None) -> Rules:
     """The rescale rule of DeepLIFT.
 
@@ -184,6 +205,7 @@ def rescale(baselines: Baselines = None) -> Rules:
     return _RESCALE._replace(baselines=baselines)
 
 
+@guarded
 def reveal_cancel(baselines: Baselines = None) -> Rules:
     """The rule RevealCancel of DeepLIFT.
 
@@ -208,9 +230,7 @@ _epsilon, _gamma = epsilon, gamma
 
 def _check(place: str, rule: LinearRule, *, first: bool) -> None:
     if not isinstance(rule, LinearRule):
-        raise TypeError(
-            f"{place} is a {type(rule).__name__}, expected a rule such as attrfn.rules.epsilon()"
-        )
+        raise TypeError(f"{place} is {say(rule)}, expected a rule such as attrfn.rules.epsilon()")
     if rule.first and not first:
         raise ValueError(
             f"{place} is {rule.name}, which shares relevance without regard to activations and can "

@@ -21,10 +21,15 @@ COLUMNS = {
     "compile": "`torch.compile(fullgraph=True)`, once for all values of the inputs and parameters",
     "compile + vmap": "`torch.func.vmap` of the method inside `torch.compile(fullgraph=True)`",
     "export": "`torch.export` of the attributions, with `make_fx` before it (see below)",
+    "complex": "of a net with complex numbers inside: a filter of frequencies",
+    "packed": "of a net that packs its sequences for an LSTM",
+    "sparse": "of a net that multiplies with a sparse matrix",
+    "recurrent + vmap": "`torch.func.vmap` of the method over examples, of a net with a GRU",
 }
 
 CONSTANT = "the coefficients of the rules count as constants"
 TOGETHER = "over targets: its examples reach each other"
+ALL_ROWS = "its examples reach each other, so that none can be mapped over alone"
 
 # Cells that are not to be had, or not as the column says, and why.
 REASONS = {
@@ -34,6 +39,8 @@ REASONS = {
     ("feature_permutation", "compile + vmap"): TOGETHER,
     ("layer_feature_permutation", "vmap"): TOGETHER,
     ("layer_feature_permutation", "compile + vmap"): TOGETHER,
+    ("feature_permutation", "recurrent + vmap"): ALL_ROWS,
+    ("layer_feature_permutation", "recurrent + vmap"): ALL_ROWS,
 }
 
 HEAD = """\

@@ -84,6 +84,7 @@ FAMILIES = {
         options={"vocab_size": 30, "hidden_size": 16, "attention_hidden_size": 16}
         | {"num_hidden_layers": 2, "intermediate_size": 20, "context_length": 12},
         kinked=True,
+        mixed=True,
     ),
     "xlstm": _lm(
         "xLSTM",
@@ -91,6 +92,7 @@ FAMILIES = {
         | {"num_blocks": 2, "chunkwise_kernel": "chunkwise--native_autograd", "mode": "train"}
         | {"sequence_kernel": "native_sequence__native", "step_kernel": "native"}
         | {"chunk_size": 4, "qk_dim_factor": 0.5, "v_dim_factor": 1.0},
+        mixed=True,
     ),
     "mamba2": _lm(
         "Mamba2",

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 import attrfn
 
 # What is refused, and what the message says.
+ROUTES = {"deep_lift": (attrfn.UnsupportedOpError, "takes another path; choose baselines")}
+CUSTOM = (attrfn.UnsupportedOpError, "RecurrentGemmaRglru.*custom autograd.Function")
 REFUSED = {
+    **dict.fromkeys(["deepseek_v2", "deepseek_v3", "qwen3_moe", "olmoe", "gpt_oss"], ROUTES),
     "recurrent_gemma": {
         "vmap": (RuntimeError, "setup_context"),
-        "deep_lift": (attrfn.UnsupportedOpError, "SqrtBoundDerivative"),
-        "lrp": (attrfn.UnsupportedOpError, "SqrtBoundDerivative"),
-        "conservation": (attrfn.UnsupportedOpError, "SqrtBoundDerivative"),
+        **{"deep_lift": CUSTOM, "lrp": CUSTOM, "conservation": CUSTOM},
     },
     # torch's vmap refuses a write of mapped values into a tensor that is not
     "xlstm": {"vmap": (RuntimeError, "vmap")},
@@ -105,7 +106,7 @@ def conservation(name: str) -> None:
         output = model(x)[:, 1].sum()
     scale = max(abs(float(arrived)), abs(float(output)), 1.0)
     family = FAMILIES[name]
-    allowed = 1e-3 if family.single else 1e-6 if family.mixed else 1e-9
+    allowed = 1e-3 if family.single else 2e-4 if family.mixed else 1e-9
     assert abs(float(arrived + lost - output)) < allowed * scale
 
 

@@ -159,7 +159,7 @@ def test_keys_that_are_taken():
         ({"key": 0.5}, TypeError, r"^key must be an int or an integer tensor"),
         ({"key": torch.zeros(4, 2).long()}, ValueError, r"^key has shape \(4, 2\), expected \(2,"),
         ({"chunk_size": 0}, ValueError, r"^chunk_size is 0, expected None"),
-        ({"draw_baselines": True}, TypeError, r"^baselines has None for an input of shape \(3, 4"),
+        ({"draw_baselines": True}, TypeError, r"^baselines has None for inputs of shape \(3, 4"),
     ],
 )
 def test_noise_tunnel(options, kind, message):
@@ -187,7 +187,7 @@ def test_stdevs_that_do_not_fit():
         lambda s: run("gradient_shap", stdevs=s),
         lambda s: attrfn.noise_tunnel(attrfn.gradient, stdevs=s)(f, X),
     ):
-        refused(ValueError, r"^stdevs has shape \(5,\) for an input of shape ", call, torch.ones(5))
+        refused(ValueError, r"^stdevs has shape \(5,\) for inputs of shape ", call, torch.ones(5))
 
 
 # --- tolerance -----------------------------------------------------------------------------------

@@ -112,6 +112,8 @@ def test_model_that_raises_half_way_stays(r: Row, net: Net) -> None:
     model, x, given = net.build(), net.inputs(), options(r, net)
     fuse = Fuse()
     model.mid.register_forward_pre_hook(fuse)
+    r.method(model, x, **given)  # the first call for a model also looks at the rows of a layer
+    fuse.calls = 0
     expected = r.method(model, x, **given)
     calls, fuse.calls = fuse.calls, 0
     assert calls > 0

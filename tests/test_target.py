@@ -250,7 +250,7 @@ def test_structured_outputs_need_a_callable():
     ):
         attrfn.gradient(model, X, target=1)
     with pytest.raises(
-        TypeError, match=r"function returned .*tuple.*, expected a tensor: give targ"
+        TypeError, match=r"model_fn returned .*tuple.*, expected a tensor: give targ"
     ):
         attrfn.gradient(lambda x: (out2(x), x), X)
 

@@ -16,34 +16,7 @@ from wrong_options import BEGINS, WRONG, Cell, call, cells, options
 METHODS = sorted(public())
 LONGEST = 300
 
-# Cells that fail today: another exception, no name of the option, or no exception at all. The table
-# may only shrink: a cell that has become good fails here until it is struck out. A new method fails
-# in the cells of the options that it shares, so that their number grows with each.
-EVERY = " ".join(METHODS)
-WITHOUT_LAYER = """
-completeness_delta deconvolution deep_lift deep_lift_shap feature_ablation feature_permutation
-gradient gradient_shap guided_backprop guided_grad_cam input_x_gradient integrated_gradients
-integrated_hessians interactions kernel_shap lime lrp occlusion rise saliency
-shapley_value_sampling shapley_values with_rules
-"""
-KNOWN = {
-    # Called, whatever it is.
-    **{("model_fn", what): WITHOUT_LAYER for what in ("none", "int", "string")},
-    **{("method", what): EVERY for what in ("none", "int", "string")},
-    **{("reshape", what): EVERY for what in ("int", "string")},
-    # Left to the model.
-    **{("inputs", what): "layer_activation" for what in ("none", "0-d", "lengths")},
-    # Left to torch.
-    **{("interpolate_mode", what): EVERY for what in ("int", "no such")},
-    ("neuron", "none"): "neuron_feature_ablation",
-}
-KNOWN_CELLS = 102  # of the grid, in KNOWN: more only by the cells of a new method
-
 CELLS = list(cells(METHODS))
-
-
-def known(cell: Cell) -> bool:
-    return cell.name in KNOWN.get((cell.option, cell.what), "").split()
 
 
 def complaint(cell: Cell) -> str:
@@ -71,11 +44,7 @@ def complaint(cell: Cell) -> str:
 )
 @pytest.mark.filterwarnings("ignore")
 def test_wrong_value(cell: Cell) -> None:
-    found = complaint(cell)
-    if known(cell):
-        assert found, "refused as it should be: strike it out of KNOWN"
-    else:
-        assert not found
+    assert not complaint(cell)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -85,12 +54,10 @@ def test_every_option_has_wrong_values(name: str) -> None:
 
 
 def test_tables_name_what_there_is() -> None:
-    """No option, value or method that is not in the grid; and no more known cells than before."""
+    """No option, value or method that is not in the grid."""
     grid = {(c.option, c.what) for c in CELLS}
     assert grid == {(option, what) for option in WRONG for what in WRONG[option]}
-    assert KNOWN.keys() <= grid
     assert BEGINS.keys() <= WRONG.keys()
-    assert sum(map(known, CELLS)) == KNOWN_CELLS
 
 
 def test_the_sample_has_every_option_and_value() -> None:

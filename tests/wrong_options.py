@@ -193,24 +193,24 @@ def cells(names: list[str]) -> Iterator[Cell]:
 
 def call(cell: Cell) -> None:
     """Call the method with the wrong value, and with right ones for all else."""
-    r, wrong = _row(cell.name), {cell.option: WRONG[cell.option][cell.what]}
+    r, wrong = row_of(cell.name), {cell.option: WRONG[cell.option][cell.what]}
     if cell.name in _MADE:
         _MADE[cell.name](r, wrong)
         return
     method = getattr(attrfn, cell.name)
-    given = {**_given(r, method), **wrong}
+    given = {**given_to(r, method), **wrong}
     model, x = given.pop("model_fn"), given.pop("inputs")
     first = [given.pop("attributions")] if "attributions" in given else []
     method(model, x, *first, **given)
 
 
-def _row(name: str) -> Row:
+def row_of(name: str) -> Row:
     return (
         ROWS[name] if name in ROWS else next(ROWS[r] for r in primary() if name in ROWS[r].covers)
     )
 
 
-def _given(r: Row, method: Callable[..., Any]) -> dict[str, Any]:
+def given_to(r: Row, method: Callable[..., Any]) -> dict[str, Any]:
     takes = inspect.signature(method).parameters
     given = {k: v for k, v in needs(r, r.net).items() if k in takes}
     x = r.net.inputs()
@@ -227,7 +227,7 @@ def _given(r: Row, method: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _feature_scores(r: Row, wrong: dict[str, Any]) -> None:
-    given = _given(r, attrfn.feature_scores) | wrong
+    given = given_to(r, attrfn.feature_scores) | wrong
     del given["model_fn"], given["inputs"]
     attrfn.feature_scores(**given)
 

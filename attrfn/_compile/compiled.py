@@ -27,7 +27,9 @@ from attrfn._explain.tree import clone_tensors, flatten, output_width
 from attrfn._model.bind import bind, uncompiled
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.compiling import require_compiler
+from attrfn._torch.guard import guarded
 from attrfn._torch.private_compiler import compiler_error, limit_errors, own_code
+from attrfn._torch.say import say
 from attrfn._torch.typing import ChunkSize, ModelFn, Tree
 
 Graph = Callable[[Tree, Mapping[str, Any]], Any]
@@ -40,6 +42,7 @@ class CompileError(RuntimeError):
     """An attribution cannot be captured in one graph."""
 
 
+@guarded
 def compile(
     method: Callable[..., Any],
     model_fn: ModelFn,
@@ -106,7 +109,15 @@ def compile(
         check_flags(("dynamic",), {"dynamic": dynamic})
     how = functools.partial(settings, backend, mode, dynamic)
     compiled = _Compiled(method, model_fn, options, how, overwrites=mode in _OVERWRITE)
-    compiled.graph("given")  # torch.compile refuses unknown settings here and not in the first call
+    try:
+        compiled.graph(
+            "given"
+        )  # torch.compile refuses unknown settings here, not in the first call
+    except compiler_error() as error:
+        raise ValueError(
+            f"backend is {say(backend)}, expected a name that torch.compiler.list_backends() has, "
+            "or a callable"
+        ) from error
     return lambda inputs, **changing: compiled(inputs, changing)
 
 

@@ -21,6 +21,7 @@ from attrfn._torch.private_compiler import (
     mode_options,
     recompile_limit,
 )
+from attrfn._torch.say import say
 
 _FRAME = re.compile(r'File "(.+)", line (\d+)')
 _NOT_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
@@ -58,8 +59,8 @@ def settings(
     if mode is not None and backend != "inductor":
         if isinstance(backend, str) and mode != "default":
             raise ValueError(
-                f"mode is {mode!r} and backend is {backend!r}, which has no modes: leave out one "
-                "of them (modes are those of 'inductor')"
+                f"mode is {say(mode)} and backend is {say(backend)}, which has no modes: leave "
+                "out one of them (modes are those of 'inductor')"
             )
         return how | {"mode": mode}
     options: dict[str, Any] = {"guard_filter_fn": needed_guards}

@@ -7,6 +7,7 @@ run forward, and it is as fast as vmap or faster.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from numbers import Integral
 from typing import Any
 
@@ -23,8 +24,13 @@ from attrfn._torch.typing import Leaves
 
 
 def is_count(value: object) -> bool:
-    """Whether this is an integer of at least 1."""
-    return is_integer(value) and value >= 1  # type: ignore[operator]
+    """Whether this is an integer from 1 to 2^31 - 1: with more, no run ends."""
+    return is_integer(value) and 1 <= value < 2**31  # type: ignore[operator]
+
+
+def is_one_of(value: object, *texts: str) -> bool:
+    """Whether this is one of some strings; arrays, which compare element by element, are none."""
+    return isinstance(value, str) and value in texts
 
 
 def is_integer(value: object) -> bool:
@@ -77,24 +83,33 @@ def repeat_bound(bound: Any, batch: int, copies: int) -> Any:
     Those are the tensors in the partial's arguments, and in objects among them, whose dimension 0
     is the batch size, but not parameters (``nn.Parameter``, or those of ``functional_call``).
     """
-    if copies == 1 or not isinstance(bound, functools.partial) or is_functional(bound):
+    if copies == 1:
+        return bound
+    return _of_rows(bound, batch, lambda t: t.repeat(copies, *[1] * (t.ndim - 1)))
+
+
+def flip_bound(bound: Any, batch: int) -> Any:
+    """The same tensors with their rows in reverse order."""
+    return _of_rows(bound, batch, lambda t: t.flip(0))
+
+
+def _of_rows(bound: Any, batch: int, f: Callable[[Tensor], Tensor]) -> Any:
+    if not isinstance(bound, functools.partial) or is_functional(bound):
         return bound
 
-    def repeat(value: Any) -> Any:
+    def changed(value: Any) -> Any:
         if isinstance(value, functools.partial):
-            return repeat_bound(value, batch, copies)
+            return _of_rows(value, batch, f)
         if isinstance(value, Tensor):
             return rows(value)
         return Copies(rows)(value) if not is_compiling() and is_object(value) else value
 
     def rows(value: Tensor) -> Tensor:
-        if not _is_row(value, batch):
-            return value
-        return value.repeat(copies, *[1] * (value.ndim - 1))
+        return f(value) if _is_row(value, batch) else value
 
     arguments: Any = (bound.args, dict(bound.keywords))
-    args, kwargs = optree.tree_map(repeat, arguments)
-    return functools.partial(repeat_bound(bound.func, batch, copies), *args, **kwargs)
+    args, kwargs = optree.tree_map(changed, arguments)
+    return functools.partial(_of_rows(bound.func, batch, f), *args, **kwargs)
 
 
 def binds_rows(bound: Any, batch: int) -> bool:

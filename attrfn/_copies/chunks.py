@@ -7,11 +7,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from attrfn._copies.batch import is_count
+from attrfn._copies.batch import is_count, is_one_of
 from attrfn._copies.memory import Peak, budget, out_of_memory, unmeasured_copies
 from attrfn._copies.progress import bar
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.compiling import is_compiling
+from attrfn._torch.say import say
 from attrfn._torch.typing import Batching, ChunkSize, Leaves
 
 # Elements up to which the draws or masks of all chunks are made at once: 4 MiB in float32, for one
@@ -115,18 +116,25 @@ def over_chunks(
     """
     if isinstance(chunks.size, Ask):
         raise _Answer(chunks.size, Demand(n, chunks.backward, chunks.passes))
-    if chunks.batching not in ("fold", "vmap", "loop"):
-        raise ValueError(f"batching is {chunks.batching!r}, expected 'fold', 'vmap' or 'loop'")
-    if chunks.size not in (None, "auto") and not is_count(chunks.size):
-        raise ValueError(
-            f"chunk_size is {chunks.size!r}, expected None (all at once), 'auto' (what memory "
-            "holds) or the number of copies of the batch that are evaluated at once, an int of at "
-            "least 1"
-        )
+    check_chunks(chunks)
     if not chunks.progress or is_compiling():
         return _run(evaluate, merge, n, chunks, device, one_copy, x, lambda count: None)
     with bar(n, chunks.label) as advance:
         return _run(evaluate, merge, n, chunks, device, one_copy, x, advance)
+
+
+def check_chunks(chunks: Chunks) -> None:
+    """Refuse a size that is no count, and a way of batching that does not exist."""
+    if isinstance(chunks.size, Ask):
+        return
+    if not is_one_of(chunks.batching, "fold", "vmap", "loop"):
+        raise ValueError(f"batching is {say(chunks.batching)}, expected 'fold', 'vmap' or 'loop'")
+    if not (chunks.size is None or is_one_of(chunks.size, "auto") or is_count(chunks.size)):
+        raise ValueError(
+            f"chunk_size is {say(chunks.size)}, expected None (all at once), 'auto' (what memory "
+            "holds) or the number of copies of the batch that are evaluated at once, an int of at "
+            "least 1"
+        )
 
 
 def at_once(make: Callable[[slice], Leaves], n: int, elements: int) -> Callable[[slice], Leaves]:

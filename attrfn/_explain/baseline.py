@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from attrfn._torch.autodiff import transforming
+from attrfn._torch.guard import refuse_unusual
+from attrfn._torch.say import say
 from attrfn._torch.typing import Baselines, Leaves, Tree
 
 
@@ -42,9 +44,11 @@ def baseline_distribution(baselines: Baselines, inputs: Tree, x: Leaves) -> Leav
     pools = []
     for b, t in zip(per_leaf(baselines, inputs, x, "baselines"), x, strict=True):
         _refuse_complex(b, t, "baselines")
+        if isinstance(b, Tensor):
+            refuse_unusual(b, "baselines")
         if not isinstance(b, Tensor) or b.ndim == 0:
             raise TypeError(
-                f"baselines has {_say(b)} for an input of shape {tuple(t.shape)}, expected a "
+                f"baselines has {_say(b)} for inputs of shape {tuple(t.shape)}, expected a "
                 f"tensor (K, {', '.join(map(str, t.shape[1:]))}) of K baselines: one zero baseline "
                 "is torch.zeros_like(x[:1])"
             )
@@ -52,7 +56,7 @@ def baseline_distribution(baselines: Baselines, inputs: Tree, x: Leaves) -> Leav
         shape = (b.shape[0], *(t.shape if of_each_example else t.shape[1:]))
         if b.shape[0] == 0 or not broadcasts(b, shape) or b.ndim != len(shape):
             raise ValueError(
-                f"baselines has shape {tuple(b.shape)} for an input of shape {tuple(t.shape)}, "
+                f"baselines has shape {tuple(b.shape)} for inputs of shape {tuple(t.shape)}, "
                 f"expected (K, {', '.join(map(str, t.shape[1:]))}) with K baselines, K > 0"
             )
         pools.append(b.to(t).expand(shape))
@@ -109,19 +113,23 @@ def _fill(b: Any, t: Tensor, name: str) -> Tensor:
     real = t.is_floating_point() or t.is_complex()
     if not real and _is_fraction(b):
         raise TypeError(
-            f"{name} has {_say(b)} of floating point for an input of {t.dtype}, expected integers, "
+            f"{name} has {_say(b)} of floating point for inputs of {t.dtype}, expected integers, "
             "such as the id of a padding token"
         )
     if not real and isinstance(b, (int, float, Tensor)):
         _check_range(b, t, name)
     if isinstance(b, Tensor):
+        refuse_unusual(b, name)
         if not broadcasts(b, t.shape):
             _refuse_shape(b, t, name)
         return b.to(t).expand(t.shape)
     if isinstance(b, Number):
-        return torch.full_like(t, b)  # type: ignore[arg-type]
+        if isinstance(b, complex):
+            return torch.full_like(t, b)
+        # torch takes neither fractions nor decimals, nor ints beyond 64 bits.
+        return torch.full_like(t, b if isinstance(b, (int, float)) and _fits(b) else float(b))  # type: ignore[arg-type]
     raise TypeError(
-        f"{name} has {_say(b)} for an input of shape {tuple(t.shape)}, expected None (zeros), a "
+        f"{name} has {_say(b)} for inputs of shape {tuple(t.shape)}, expected None (zeros), a "
         "number or a tensor"
     )
 
@@ -138,7 +146,7 @@ def _refuse_complex(b: Any, t: Tensor, name: str) -> None:
 
 def _refuse_shape(b: Tensor, t: Tensor, name: str) -> NoReturn:
     """Refuse what does not broadcast, with the way out for a background of many baselines."""
-    start = f"{name} has shape {tuple(b.shape)} for an input of shape {tuple(t.shape)}, expected "
+    start = f"{name} has shape {tuple(b.shape)} for inputs of shape {tuple(t.shape)}, expected "
     rows = b.ndim == t.ndim and broadcasts(b[:1], t.shape)
     if not rows and not (b.ndim == t.ndim + 1 and broadcasts(b[0:1].squeeze(0), t.shape)):
         raise ValueError(start + "a shape that broadcasts to the input's")
@@ -149,11 +157,17 @@ def _refuse_shape(b: Tensor, t: Tensor, name: str) -> NoReturn:
     )
 
 
+def _fits(b: float) -> bool:
+    return type(b) is not int or -(2**63) <= b < 2**63
+
+
 def _is_fraction(b: Any) -> bool:
     """Whether a baseline would lose something as an integer."""
     if isinstance(b, Tensor):
         return b.is_floating_point()
-    return isinstance(b, float) and not b.is_integer()
+    if isinstance(b, complex) or not isinstance(b, Number):
+        return False
+    return not isinstance(b, int) and not float(b).is_integer()  # type: ignore[arg-type]
 
 
 def _check_range(b: float | Tensor, t: Tensor, name: str) -> None:
@@ -166,7 +180,7 @@ def _check_range(b: float | Tensor, t: Tensor, name: str) -> None:
     least, most = (int(b.min()), int(b.max())) if isinstance(b, Tensor) else (b, b)
     if least < low or most > high:
         raise ValueError(
-            f"{name} has {least if least < low else most} for an input of {t.dtype}, expected "
+            f"{name} has {least if least < low else most} for inputs of {t.dtype}, expected "
             f"{low} to {high}, which that type can hold"
         )
 
@@ -187,8 +201,5 @@ def _form(tree: Tree) -> str:
 
 
 def _say(value: Any) -> str:
-    return (
-        f"{value!r}"
-        if isinstance(value, (int, float, str, type(None)))
-        else f"a {type(value).__name__}"
-    )
+    plain = isinstance(value, (int, float, str, type(None)))
+    return say(value) if plain else f"a {type(value).__name__}"

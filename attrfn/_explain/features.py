@@ -7,11 +7,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attrfn._copies.batch import is_integer
+from attrfn._copies.batch import is_count, is_integer
 from attrfn._explain.baseline import broadcasts, per_leaf
 from attrfn._explain.shared import marked
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.compiling import unreadable
+from attrfn._torch.guard import refuse_unusual
+from attrfn._torch.say import say
 from attrfn._torch.typing import Leaves, Tree
 
 
@@ -105,7 +107,7 @@ def features(
         ValueError: It does not broadcast to the inputs, or has ids outside of ``n_features``.
     """
     if n_features is not None and not _is_number(n_features):
-        raise ValueError(f"n_features is {n_features!r}, expected an int of at least 0")
+        raise ValueError(f"n_features is {say(n_features)}, expected an int of at least 0")
     if mask is None:
         return _each_element(x, n_features)
     ids = [_ids(m, t, name) for m, t in zip(per_leaf(mask, inputs, x, name), x, strict=True)]
@@ -133,9 +135,10 @@ def _ids(mask: object, t: Tensor, name: str) -> Tensor:
         mask = torch.tensor(mask, device=t.device)
     if not isinstance(mask, Tensor):
         raise TypeError(
-            f"{name} has a {type(mask).__name__} for an input of shape {tuple(t.shape)}, expected "
+            f"{name} has a {type(mask).__name__} for inputs of shape {tuple(t.shape)}, expected "
             "a tensor of integers, the feature that each element belongs to"
         )
+    refuse_unusual(mask, name)
     if mask.is_floating_point() or mask.is_complex() or mask.dtype == torch.bool:
         raise TypeError(
             f"{name} is a tensor of {mask.dtype}, expected integers, the feature that each element "
@@ -143,7 +146,7 @@ def _ids(mask: object, t: Tensor, name: str) -> Tensor:
         )
     if not broadcasts(mask, t.shape):
         raise ValueError(
-            f"{name} has shape {tuple(mask.shape)} for an input of shape {tuple(t.shape)}, "
+            f"{name} has shape {tuple(mask.shape)} for inputs of shape {tuple(t.shape)}, "
             "expected a shape that broadcasts to the input's"
         )
     missing = t.ndim - mask.ndim
@@ -194,7 +197,7 @@ def _pick(z: Tensor, ids: Tensor | int, x: Tensor) -> Tensor:
 
 
 def _is_number(value: object) -> bool:
-    return is_integer(value) and value >= 0  # type: ignore[operator]
+    return is_count(value) or (is_integer(value) and value == 0)
 
 
 def _rows(ids: Tensor) -> Tensor:

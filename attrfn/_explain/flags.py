@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from attrfn._torch.compiling import is_compiling
+from attrfn._torch.guard import guarded
+from attrfn._torch.say import say as say
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -28,18 +30,13 @@ def check_flags(flags: Iterable[str], options: Mapping[str, Any]) -> None:
             # attrfn.compile says so in the graph that it makes, where no one differentiates.
             if name == "create_graph" and options[name] is None and is_compiling():
                 continue
-            raise TypeError(f"{name} is {options[name]!r}, expected True or False")
+            raise TypeError(f"{name} is {say(options[name])}, expected True or False")
 
 
 def checks_flags(function: F) -> F:
-    """Let a function refuse wrong values of its flags, which are keyword-only."""
+    """Let a function refuse wrong values of its flags, which are keyword-only, and name arguments.
+
+    See :mod:`attrfn._torch.guard` for the errors.
+    """
     flags = flags_of(inspect.signature(function).parameters.values())
-    if not flags:
-        return function
-
-    @functools.wraps(function)
-    def run(*args: Any, **options: Any) -> Any:
-        check_flags(flags, options)
-        return function(*args, **options)
-
-    return run  # type: ignore[return-value]
+    return guarded(function, functools.partial(check_flags, flags) if flags else None)

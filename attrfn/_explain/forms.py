@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import functools
 import inspect
 import itertools
 import re
@@ -21,6 +20,7 @@ from typing import Any, TypeVar
 from attrfn._explain.flags import check_flags, checks_flags, flags_of
 from attrfn._explain.introspect import is_over_distribution, takes_distribution
 from attrfn._explain.shared import Scores
+from attrfn._torch.guard import guarded
 
 F = TypeVar("F", bound=Callable[..., Any])
 Record = Any
@@ -79,18 +79,17 @@ def form_of(method: Callable[..., Any], *records: Record) -> Callable[[F], F]:
         takes = _signature(form, method)
         known, flags = frozenset(takes.parameters), flags_of(takes.parameters.values())
 
-        @functools.wraps(form)
-        def run(*args: Any, **options: Any) -> Any:
+        def check(options: Mapping[str, Any]) -> None:
             if not known.issuperset(options):
                 refuse_unknown(form.__name__, options, takes.parameters)
             check_flags(flags, options)
-            return form(*args, **options)
 
+        run = guarded(form, check)
         run.__signature__ = takes  # type: ignore[attr-defined]
         if is_over_distribution(method):
             takes_distribution(run)
         run.scores = getattr(method, "scores", "divided")  # type: ignore[attr-defined]
-        return _document(run, (*records, *getattr(method, "records", ())), method.__doc__)  # type: ignore[return-value]
+        return _document(run, (*records, *getattr(method, "records", ())), method.__doc__)
 
     return make
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attrfn._copies.batch import flat_rows, repeat_bound, wide
-from attrfn._copies.chunks import Chunks, at_once, over_chunks
+from attrfn._copies.chunks import Chunks, at_once, check_chunks, over_chunks
 from attrfn._copies.memory import Peak, unmeasured_copies
 from attrfn._explain.baseline import fill_baselines
 from attrfn._explain.explain import explain, repeat_chosen, vmapped
@@ -202,6 +202,7 @@ def masked(
         TypeError: The target or the outputs are of no known kind.
         ValueError: The batch sizes disagree, or the baselines do not fit.
     """
+    check_chunks(chunks)
     model, x, rebuild, batch, chosen, *_ = explain(
         model_fn,
         inputs,

@@ -13,6 +13,8 @@ from attrfn._explain.baseline import broadcasts, per_leaf
 from attrfn._explain.tree import each
 from attrfn._random.keys import row_keys, sample_keys
 from attrfn._torch.autodiff import transforming
+from attrfn._torch.guard import refuse_unusual
+from attrfn._torch.say import say
 from attrfn._torch.typing import Key, Leaves, Tree
 
 # The streams of a key. A sample's key depends on its number and on nothing else, so that it draws
@@ -37,16 +39,22 @@ class Noise:
         self.stdevs = per_leaf(stdevs, inputs, x, "stdevs")
         for s, t in zip(self.stdevs, x, strict=True):
             if isinstance(s, bool) or not isinstance(s, (int, float, Tensor)):
-                raise TypeError(f"stdevs has {s!r}, expected a number for each input, at least 0")
+                raise TypeError(
+                    f"stdevs has {say(s)}, expected a number for each input, at least 0"
+                )
+            if isinstance(s, Tensor):
+                refuse_unusual(s, "stdevs")
             if isinstance(s, Tensor) and s.is_complex():
                 raise TypeError(f"stdevs has a tensor of {s.dtype}, expected real numbers")
             if isinstance(s, Tensor) and not broadcasts(s, t.shape):
                 raise ValueError(
-                    f"stdevs has shape {tuple(s.shape)} for an input of shape {tuple(t.shape)}, "
+                    f"stdevs has shape {tuple(s.shape)} for inputs of shape {tuple(t.shape)}, "
                     "expected a number or a shape that broadcasts to the input's"
                 )
             if not _in_range(s):
-                raise ValueError(f"stdevs has {s!r}, expected a number of at least 0, and finite")
+                raise ValueError(
+                    f"stdevs has {say(s)}, expected a number of at least 0, and finite"
+                )
 
     def inputs(self, i: slice) -> Leaves:
         """Noisy copies ``x + s n`` of the inputs for the samples i, (S, B, ...)."""
@@ -73,7 +81,9 @@ class Noise:
 def _in_range(s: Tensor | float) -> bool:
     """Whether standard deviations are finite and at least 0; true where they cannot be read."""
     if not isinstance(s, Tensor):
-        return 0 <= s < math.inf
+        return 0 <= s < (2**63 if isinstance(s, int) else math.inf)
+    if s.is_complex():
+        return False
     return transforming() or bool(((s >= 0) & (s < math.inf)).all())
 
 
@@ -88,5 +98,5 @@ def _chosen_rows(pool: Tensor, chosen: Tensor, like: Tensor) -> Tensor:
 def count_of(name: str, value: int) -> int:
     """A count of at least 1."""
     if not is_count(value):
-        raise ValueError(f"{name} is {value!r}, expected an int of at least 1")
+        raise ValueError(f"{name} is {say(value)}, expected an int of at least 1")
     return value

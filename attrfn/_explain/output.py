@@ -10,6 +10,7 @@ from torch import Tensor
 
 from attrfn._explain.target import Chosen, complex_outputs, select
 from attrfn._torch.autodiff import transforming
+from attrfn._torch.guard import called
 from attrfn._torch.precision import widest
 from attrfn._torch.warn import warn
 
@@ -46,7 +47,9 @@ def outcome(outputs: Any, chosen: Chosen, batch: int, copies: int, name: str) ->
     """
     rows = copies * batch
     if callable(chosen):
-        outputs, dtype, integers = _tensor(chosen(outputs), f"callable {name}", name)
+        outputs, dtype, integers = _tensor(
+            called(name, chosen, outputs), f"the callable {name}", name
+        )
         if outputs.numel() not in (copies, rows):
             raise ValueError(
                 f"the callable {name} returned shape {tuple(outputs.shape)} for {rows} row(s), "
@@ -56,7 +59,7 @@ def outcome(outputs: Any, chosen: Chosen, batch: int, copies: int, name: str) ->
             )
         per_batch = outputs.ndim == 0 or outputs.numel() < rows
         return Outcome(outputs.reshape(-1), per_batch, dtype, integers)
-    outputs, dtype, integers = _tensor(outputs, "explained function", name)
+    outputs, dtype, integers = _tensor(outputs, "model_fn", name)
     if chosen is not None:
         return Outcome(select(outputs, chosen, rows, name), False, dtype, integers)
     # Where one example and one copy leave both readings open, a tensor with a dimension 0 counts as
@@ -67,7 +70,7 @@ def outcome(outputs: Any, chosen: Chosen, batch: int, copies: int, name: str) ->
     if outputs.numel() == copies:
         return Outcome(outputs.reshape(copies), True, dtype, integers)
     raise ValueError(
-        f"the explained function returned shape {tuple(outputs.shape)} for {rows} row(s), expected "
+        f"model_fn returned shape {tuple(outputs.shape)} for {rows} row(s), expected "
         "the rows in dimension 0, or one value for the whole batch: a model that cannot take "
         "several copies of the batch at once needs chunk_size=1, another axis order a callable "
         f"{name}"
@@ -89,7 +92,7 @@ def _tensor(value: Any, giver: str, name: str) -> tuple[Tensor, torch.dtype, boo
         value = torch.as_tensor(value)
     if not isinstance(value, Tensor):
         raise TypeError(
-            f"the {giver} returned a {type(value).__name__}, expected a tensor, an array or a "
+            f"{giver} returned a {type(value).__name__}, expected a tensor, an array or a "
             f"number: give {name} as a callable that picks one, such as lambda out: out[0][:, 1]"
         )
     if value.is_complex():
@@ -109,6 +112,6 @@ def _beyond(value: Tensor, limit: float) -> bool:
 
 def _warn_rounded(giver: str) -> None:
     warn(
-        f"the {giver} returned integers that floating numbers cannot hold exactly, so their last "
+        f"{giver} returned integers that floating numbers cannot hold exactly, so their last "
         "digits are lost: subtract a constant from them, or return smaller units"
     )

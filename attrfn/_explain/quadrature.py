@@ -10,8 +10,10 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from attrfn._copies.batch import is_count
+from attrfn._copies.batch import is_count, is_one_of
 from attrfn._torch.compiling import constant_result
+from attrfn._torch.guard import called
+from attrfn._torch.say import say
 
 # Newton's method takes n steps of the recurrence for each of n roots, so that the cost of a rule
 # grows with n squared: 512 nodes take a quarter of a second, once. More nodes come as several rules
@@ -30,20 +32,18 @@ def quadrature_rule(rule: str | Rule, n: int) -> tuple[Tensor, Tensor]:
         n: The number of steps.
     """
     if not is_count(n):
-        raise ValueError(f"n_steps is {n!r}, expected an int of at least 1")
+        raise ValueError(f"n_steps is {say(n)}, expected an int of at least 1")
     if callable(rule):
-        nodes, weights = rule(n)
-        nodes = torch.as_tensor(nodes, dtype=torch.float64)
-        weights = torch.as_tensor(weights, dtype=torch.float64)
+        nodes, weights = called("quadrature", _pair_of(rule), n)
         if nodes.ndim != 1 or nodes.shape != weights.shape or nodes.shape[0] == 0:
             raise ValueError(
                 f"quadrature returned nodes of shape {tuple(nodes.shape)} and weights of shape "
                 f"{tuple(weights.shape)}, expected two of the same shape (n,)"
             )
         return nodes, weights
-    if rule not in _RULES:
+    if not is_one_of(rule, *_RULES):
         raise ValueError(
-            f"quadrature is {rule!r}, expected one of {', '.join(_RULES)}, or a callable "
+            f"quadrature is {say(rule)}, expected one of {', '.join(_RULES)}, or a callable "
             "n -> (nodes, weights)"
         )
     if rule == "riemann_trapezoid" and n < 2:
@@ -100,6 +100,15 @@ def _legendre_series(n: int, t: float) -> list[float]:
     for k in range(2, n + 1):
         series.append(((2 * k - 1) * t * series[-1] - (k - 1) * series[-2]) / k)
     return series
+
+
+def _pair_of(rule: Rule) -> Callable[[int], tuple[Tensor, Tensor]]:
+    def run(n: int) -> tuple[Tensor, Tensor]:
+        nodes, weights = rule(n)
+        as_numbers = functools.partial(torch.as_tensor, dtype=torch.float64)
+        return as_numbers(nodes), as_numbers(weights)
+
+    return run
 
 
 @constant_result

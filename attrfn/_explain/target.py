@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from attrfn._torch.autodiff import transforming
+from attrfn._torch.guard import called, refuse_unusual
 from attrfn._torch.typing import Index, Target
 
 _SPEAK_OF_TARGETS = (__file__, str(Path(__file__).with_name("output.py")))
@@ -30,8 +31,12 @@ Chosen: TypeAlias = (
 """A checked target: one index for all rows, one per example, or a callable."""
 
 
-def raised_here(error: BaseException) -> bool:
+def speaks_of_target(error: BaseException) -> bool:
     """Whether an error speaks of a target (and was not raised by the user's model)."""
+    if str(error).startswith(("target failed: ", "target holds a ")):  # of attrfn._torch.guard
+        return True
+    if type(error) not in (TypeError, ValueError):
+        return False
     # The model may raise the same classes with any text, so that only the place tells.
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
@@ -74,10 +79,10 @@ def select(outputs: Any, chosen: Chosen, rows: int, name: str = "target") -> Ten
         name: The argument's name for messages.
     """
     if callable(chosen):
-        return _called(chosen(outputs), rows, name)
+        return _called(called(name, chosen, outputs), rows, name)
     if not isinstance(outputs, Tensor):
         raise TypeError(
-            f"the explained function returned {_show(outputs)}, expected a tensor: give {name} "
+            f"model_fn returned {_show(outputs)}, expected a tensor: give {name} "
             f"as a callable that picks one, such as lambda out: out[0][:, 1]"
         )
     if outputs.is_complex():
@@ -86,12 +91,12 @@ def select(outputs: Any, chosen: Chosen, rows: int, name: str = "target") -> Ten
         outputs = outputs[None]
     if outputs.ndim == 0 and chosen is not None:
         raise ValueError(
-            f"the explained function returned one value for {rows} row(s), but {name} is "
+            f"model_fn returned one value for {rows} row(s), but {name} is "
             f"{_show(chosen)}, expected None, because there is nothing to choose from"
         )
     if outputs.ndim == 0 or outputs.shape[0] != rows:
         raise ValueError(
-            f"the explained function returned shape {tuple(outputs.shape)} for {rows} row(s), "
+            f"model_fn returned shape {tuple(outputs.shape)} for {rows} row(s), "
             "expected the rows in dimension 0: a model without a batch axis needs batching='vmap' "
             f"or 'loop', another axis order a callable {name}"
         )
@@ -118,7 +123,7 @@ def complex_outputs(outputs: Tensor, giver: str, name: str) -> str:
 def _only_scalar(outputs: Tensor, rows: int, name: str) -> Tensor:
     if outputs.numel() != rows:
         raise ValueError(
-            f"{name} is None, but the explained function returns shape {tuple(outputs.shape)}, "
+            f"{name} is None, but model_fn returns shape {tuple(outputs.shape)}, "
             f"that is {outputs.numel() // max(rows, 1)} values per example: choose one with {name}"
         )
     return outputs.reshape(rows)
@@ -207,10 +212,11 @@ def _called(value: Any, rows: int, name: str) -> Tensor:
 def _per_example(target: Tensor, batch: int, name: str) -> IndexPerExample:
     if target.dtype == torch.bool or target.is_floating_point() or target.is_complex():
         raise TypeError(f"{name} is a tensor of {target.dtype}, expected integers: use .long()")
+    refuse_unusual(target, name)
     if target.ndim > 1 or (target.ndim == 1 and target.shape[0] not in (1, batch)):
         raise ValueError(
             f"{name} is a tensor of shape {tuple(target.shape)}, expected () or ({batch},): one "
-            "index per example (for several indices per example use a list of tuples)"
+            "index per example of inputs (for several indices per example use a list of tuples)"
         )
     return _per_row(target.long().reshape(-1, 1).expand(batch, 1))
 
@@ -259,7 +265,7 @@ def _index(value: Any) -> Index:
 def _show(value: Any) -> str:
     text = repr(value) if not isinstance(value, Tensor) else ""
     kind = type(value).__name__
-    return f"a {kind}" if not text or len(text) > 40 else f"{text} ({kind})"
+    return f"a {kind}" if not text or len(text) > 40 or "\n" in text else f"{text} ({kind})"
 
 
 def _show_index(index: tuple[Index, ...]) -> str:

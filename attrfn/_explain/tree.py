@@ -18,6 +18,7 @@ from attrfn._torch.autodiff import (
     twice_differentiable,
 )
 from attrfn._torch.compiling import is_compiling
+from attrfn._torch.inference import AsNoGrad, is_as_no_grad
 from attrfn._torch.typing import Leaves, ModelFn, Tree
 
 
@@ -104,6 +105,9 @@ def call_model(model_fn: ModelFn, inputs: Tree, *, fresh: bool = False) -> Any:
     if not is_arguments(inputs):
         inputs = (inputs,)
     with twice_differentiable(False), gradients_allowed():
+        if is_as_no_grad():
+            with AsNoGrad():
+                return own_bound(model_fn)(*(inputs if fresh else clone_tensors(inputs)))
         return own_bound(model_fn)(*(inputs if fresh else clone_tensors(inputs)))
 
 

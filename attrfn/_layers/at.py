@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,25 +16,20 @@ from attrfn._explain.forms import documented
 from attrfn._explain.introspect import is_over_distribution, takes_baselines, wraps
 from attrfn._explain.options import AtLayer, AtNeuron
 from attrfn._explain.shared import marked
-from attrfn._explain.target import raised_here
+from attrfn._explain.target import speaks_of_target
 from attrfn._explain.tree import as_dicts, batch_size, each, flatten, is_arguments
-from attrfn._layers.leaves import explainable, have_parts, of_parts, present
-from attrfn._layers.leaves import like as like
-from attrfn._layers.split import (
-    Split,
-    check_independent,
-    layers_of,
-    of_activation,
-    split_once,
-)
-from attrfn._model.source import describe
+from attrfn._layers import rows
+from attrfn._layers.leaves import have_parts, of_parts, present
+from attrfn._layers.rows import like, read, with_examples
+from attrfn._layers.split import Split, check_independent, layers_of, of_activation, split_once
+from attrfn._model.source import shown
 from attrfn._torch.autodiff import (
     keeps_graph,
     refuse_tangents,
     transforming,
-    twice_differentiable,
 )
 from attrfn._torch.compiling import is_compiling
+from attrfn._torch.guard import fail, guarded
 from attrfn._torch.typing import At, Baselines, Layer, Method, ModelFn, Target, Tree
 
 
@@ -67,9 +61,11 @@ def at_layer(method: Method, layer: Layer, *, at: At = "output", call: int | Non
     Reference:
         Leino et al., Influence-Directed Explanations for Deep Convolutional Networks, 2018.
     """
+    _check_method(method)
     with_baselines, distribution = takes_baselines(method), is_over_distribution(method)
 
     @wraps(method)
+    @guarded
     def moved(model_fn: ModelFn, inputs: Tree, **options: Any) -> Tree:
         here = locate(
             model_fn,
@@ -120,8 +116,10 @@ def at_neuron(
         Shrikumar, Su and Kundaje, Computationally Efficient Measures of Internal Neuron Importance,
         2018.
     """
+    _check_method(method)
 
     @wraps(method)
+    @guarded
     def moved(model_fn: ModelFn, inputs: Tree, **options: Any) -> Tree:
         if "target" in options:
             raise TypeError(
@@ -135,11 +133,17 @@ def at_neuron(
         try:
             return method(head, inputs, target=neuron, **options)
         except (TypeError, ValueError) as error:
-            if type(error) in (TypeError, ValueError) and raised_here(error):
-                raise type(error)(str(error).replace("target", "neuron")) from error
+            if speaks_of_target(error):
+                text = str(error).replace("target", "neuron")
+                fail(error, text.replace("model_fn returned", "the layer returned"))
             raise
 
     return moved
+
+
+def _check_method(method: object) -> None:
+    if not callable(method):
+        raise TypeError(f"method is {shown(method)}, expected a method such as attrfn.gradient")
 
 
 def place_of(options: dict[str, Any]) -> tuple[Layer, At, int | None] | None:
@@ -213,8 +217,9 @@ def locate(
         inputs = rebuild([t.detach() for t in x])
     frozen = not keeps_graph(create_graph)
     halves = split_once(model_fn, layer, at=at, call=call, frozen=frozen)
+    place = rows.place_of(model_fn, layer, at, call)
     value = read(halves, inputs, create_graph)
-    activation = with_examples(value, halves, inputs, batch, layer, at)
+    activation = with_examples(value, halves, inputs, batch, layer, place)
     planted, flags = activation, have_parts(activation, as_dicts(value))
     if any(flags):
         planted = present(activation, as_dicts(value))
@@ -226,52 +231,3 @@ def locate(
         of_activation, halves.tail, inputs=inputs, unpacked=is_arguments(activation)
     )
     return Located(model, activation, inputs, halves, create_graph)
-
-
-def with_examples(
-    value: Tree, halves: Split, inputs: Tree, batch: int, layer: Layer, at: At
-) -> Tree:
-    """The tensors of a layer's value that can be explained; None elsewhere.
-
-    Raises:
-        ValueError: A layer has none.
-    """
-    activation = explainable(value, batch)
-    leaves = optree.tree_leaves(activation)
-    if len(leaves) > 1 or any(batch in t.shape[1:] for t in leaves):
-        # A state (layers, B, H), or time before batch, looks like B examples where the sizes happen
-        # to be equal. Sizes do not tell them apart, but a batch of another size does.
-        activation = _at_another_size(activation, halves, inputs, batch)
-    values = activation if isinstance(layer, (list, tuple)) else [activation]
-    for named, value in zip(layers_of(layer), values, strict=True):
-        if not optree.tree_leaves(value):
-            raise ValueError(
-                f"layer {describe(named)} gives no floating tensor with the {batch} example(s) in "
-                "dimension 0 to explain: choose another layer, or "
-                f"at={'output' if at == 'input' else 'input'!r}"
-            )
-    return activation
-
-
-def _at_another_size(activation: Tree, halves: Split, inputs: Tree, batch: int) -> Tree:
-    """The tensors of an activation whose dimension 0 changes with the size of the batch.
-
-    The head runs again, on the first two examples or on the whole batch twice.
-    """
-    # Two examples cost least. A model that needs this number of examples, or tensors that have one
-    # row for each of them, fails there and gets the batch twice. Compiled code, in which an error
-    # cannot be suppressed, does so at once.
-    if not is_compiling() and batch > 2 and not binds_rows(halves.head, batch):
-        with contextlib.suppress(RuntimeError, ValueError, IndexError):
-            two = optree.tree_map(lambda t: t[:2], inputs)
-            return like(explainable(read(halves, two, False), 2), activation)
-    twice = optree.tree_map(lambda t: torch.cat([t, t]), inputs)
-    doubled = halves._replace(head=repeat_bound(halves.head, batch, 2))
-    return like(explainable(read(doubled, twice, False), 2 * batch), activation)
-
-
-def read(halves: Split, inputs: Tree, create_graph: bool) -> Tree:
-    """The head's value, with a graph only if ``create_graph`` or a transform needs one."""
-    graph = create_graph or (transforming() and torch.is_grad_enabled())
-    with torch.set_grad_enabled(graph), twice_differentiable(create_graph):
-        return halves.head(inputs)

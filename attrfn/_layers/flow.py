@@ -16,7 +16,8 @@ from attrfn._explain.explain import Explained, explain, repeat_chosen
 from attrfn._explain.path import on_copies, over_path
 from attrfn._explain.target import select
 from attrfn._explain.tree import call_model, flatten, is_arguments
-from attrfn._layers.at import like, locate
+from attrfn._layers.at import locate
+from attrfn._layers.rows import like
 from attrfn._layers.split import Split, of_activation, watched
 from attrfn._torch.autodiff import (
     gradients_inside,

@@ -8,7 +8,6 @@ import optree
 import torch
 from torch import Tensor
 
-from attrfn._explain.tree import as_dicts
 from attrfn._torch.typing import ModelFn, Tree
 
 
@@ -32,29 +31,6 @@ def of_parts(flags: tuple[bool, ...], tail: ModelFn, activation: Tree, *inputs: 
     leaves, spec = optree.tree_flatten(activation)
     planted = [complex_view(t) if f else t for f, t in zip(flags, leaves, strict=True)]
     return tail(optree.tree_unflatten(spec, planted), *inputs)
-
-
-def explainable(value: Tree, batch: int) -> Tree:
-    """The floating tensors of a value that have the examples in dimension 0; None elsewhere.
-
-    Of complex ones it has the parts.
-    """
-
-    def or_none(leaf: Any) -> Tensor | None:
-        if not isinstance(leaf, Tensor) or leaf.ndim == 0 or leaf.shape[0] != batch:
-            return None
-        return real_view(leaf) if leaf.is_floating_point() or leaf.is_complex() else None
-
-    return optree.tree_map(or_none, as_dicts(value))
-
-
-def like(activation: Tree, value: Tree) -> Tree:
-    """The tensors of a value in the places where the activation has one; None elsewhere."""
-
-    def view(mine: Any, other: Any) -> Any:
-        return None if mine is None else real_view(other)
-
-    return optree.tree_map(view, activation, as_dicts(value), none_is_leaf=True)
 
 
 def present(activation: Tree, value: Tree) -> Tree:

@@ -8,7 +8,8 @@ from torch import Tensor
 from attrfn._explain.explain import explain
 from attrfn._explain.target import choose, select
 from attrfn._explain.tree import batch_size, flatten
-from attrfn._layers.at import like, locate, with_examples
+from attrfn._layers.at import locate
+from attrfn._layers.rows import like, place_of, with_examples
 from attrfn._layers.split import split_once, watched
 from attrfn._torch.autodiff import (
     gradients_inside,
@@ -49,7 +50,8 @@ def activation_and_gradient(
     def values_and_leaves() -> tuple[Tensor, Leaves]:
         nonlocal activation
         found, outputs = run(inputs)
-        activation = with_examples(found.value, halves, inputs, batch, layer, at)
+        place = place_of(model_fn, layer, at, call)
+        activation = with_examples(found.value, halves, inputs, batch, layer, place)
         values = select(outputs, chosen, batch)
         return values, tuple(optree.tree_leaves(like(activation, found.value)))
 

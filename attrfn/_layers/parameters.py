@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import optree
 import torch
 from torch import Tensor, nn
 
-from attrfn._explain.tree import call_model
+from attrfn._copies.batch import binds_rows
+from attrfn._explain.tree import batch_size, call_model, flatten
 from attrfn._model.bind import Bare, bind_source
 from attrfn._model.source import Source, find, shown, source
 from attrfn._torch.typing import ModelFn, Tree
@@ -77,6 +80,16 @@ def parameters_of(model_fn: ModelFn, inputs: Tree) -> Parameters:
     return Parameters(src, layers, tensors, {name: owned[name] for name in order})
 
 
+def _run_briefly(model: ModelFn, inputs: Tree) -> None:
+    """Run a model on two of the examples, or on all where it does not take two alone."""
+    batch = batch_size(flatten(inputs)[0])
+    if batch > 2 and not binds_rows(model, batch):
+        with contextlib.suppress(RuntimeError, ValueError, IndexError):
+            call_model(model, optree.tree_map(lambda t: t[:2], inputs))
+            return
+    call_model(model, inputs)
+
+
 def _by_first_call(src: Source, inputs: Tree, names: list[str]) -> list[str]:
     """Names of modules in the order of their first call.
 
@@ -94,7 +107,7 @@ def _by_first_call(src: Source, inputs: Tree, names: list[str]) -> list[str]:
     every = [name for name, _ in src.module.named_modules()]
     model = bind_source(src, every, [noting(name) for name in every], frozen=True)
     with torch.no_grad():
-        call_model(model, inputs)
+        _run_briefly(model, inputs)
 
     def place(name: str) -> tuple[int, int]:
         around = name

@@ -12,7 +12,8 @@ from attrfn._copies.batch import repeat_bound
 from attrfn._explain.introspect import is_over_distribution
 from attrfn._explain.options import PER_EXAMPLE
 from attrfn._explain.tree import as_dicts, batch_size, flatten
-from attrfn._layers.at import place_of, read
+from attrfn._layers.at import place_of
+from attrfn._layers.rows import read
 from attrfn._layers.split import split_once
 from attrfn._torch.typing import At, Layer, Method, ModelFn, Target, Tree
 

@@ -9,13 +9,16 @@ from typing import Any, NamedTuple
 
 import torch
 
+from attrfn._copies.batch import is_one_of
 from attrfn._explain.flags import check_flags
 from attrfn._explain.tree import call_model
 from attrfn._layers.probe import Done, LayerValue, Probe, Watch, Where, check_called, value_of
 from attrfn._model.bind import Reused, bind_source
 from attrfn._model.source import Source, describe, shown, source
 from attrfn._torch.autodiff import transforming
+from attrfn._torch.guard import guarded
 from attrfn._torch.marks import Marks
+from attrfn._torch.say import say
 from attrfn._torch.typing import At, Layer, ModelFn, Tree
 
 
@@ -32,6 +35,7 @@ class Split(NamedTuple):
     tail: ModelFn
 
 
+@guarded
 def split(
     model: ModelFn, layer: Layer, *, at: At = "output", call: int | None = 0, frozen: bool = False
 ) -> Split:
@@ -139,10 +143,10 @@ def _checked(
             f"{name} is {shown(model)}, and no module can be found in it: give a torch.nn.Module, "
             "a bound method of one or functools.partial of either, or wrap the function in a module"
         )
-    if at not in ("input", "output"):
-        raise ValueError(f"at is {at!r}, expected 'input' or 'output'")
+    if not is_one_of(at, "input", "output"):
+        raise ValueError(f"at is {say(at)}, expected 'input' or 'output'")
     if call is not None and (type(call) is not int or call < 0):
-        raise ValueError(f"call is {call!r}, expected None (all calls) or an int of at least 0")
+        raise ValueError(f"call is {say(call)}, expected None (all calls) or an int of at least 0")
     many, layers = isinstance(layer, (list, tuple)), layers_of(layer)
     bare = src._replace(args=(), kwargs={})
     # A private copy with attached parameters, or made inside a transform, holds tensors of this

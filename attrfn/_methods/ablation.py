@@ -155,4 +155,6 @@ def neuron_feature_ablation(
         >>> torch.allclose(a, x * model[0].weight[2], atol=1e-6)
         True
     """
+    if neuron is None:  # as a target it would stand for every neuron
+        raise TypeError("neuron is None, expected an int, a tuple of ints and slices or a callable")
     return at_neuron(feature_ablation, layer, neuron, at=at, call=call)(model_fn, inputs, **options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from attrfn._copies.batch import flat_rows, split_rows, wide
+from attrfn._copies.batch import flat_rows, is_one_of, split_rows, wide
 from attrfn._copies.chunks import Chunks, add, over_chunks
 from attrfn._explain.baseline import baseline_distribution, fill_baselines, per_example
 from attrfn._explain.explain import explain
@@ -27,6 +27,7 @@ from attrfn._rules.rescale import RESCALE
 from attrfn._rules.reveal import REVEAL_CANCEL
 from attrfn._rules.slopes import apart
 from attrfn._rules.table import Rules
+from attrfn._torch.say import say
 from attrfn._torch.typing import (
     At,
     Baselines,
@@ -167,16 +168,14 @@ def deep_lift_shap(
 
 
 def _rules(rule: DeepLiftRule) -> Rules:
-    if isinstance(rule, Rules):
-        if not rule.complete:
-            raise ValueError(
-                f"rule is {rule.name}, expected 'rescale', 'reveal_cancel' or "
-                "attrfn.rules.rescale()"
-            )
+    if isinstance(rule, Rules) and rule.complete:
         return rule
-    if rule not in _RULES:
-        raise ValueError(f"rule is {rule!r}, expected 'rescale' or 'reveal_cancel'")
-    return _RULES[rule]
+    if is_one_of(rule, *_RULES):
+        return _RULES[rule]  # type: ignore[index]
+    came = rule.name if isinstance(rule, Rules) else say(rule)
+    raise ValueError(
+        f"rule is {came}, expected 'rescale', 'reveal_cancel' or attrfn.rules.rescale()"
+    )
 
 
 @form_of(deep_lift, LayerBaselines, AtLayer)

@@ -10,8 +10,9 @@ from attrfn._explain.explain import explain
 from attrfn._explain.forms import documented, form_of
 from attrfn._explain.options import Arguments, AtLayer, AtNeuron, GraphOptions
 from attrfn._explain.tree import each, flatten
-from attrfn._layers.at import at_neuron, each_layer, read
+from attrfn._layers.at import at_neuron, each_layer
 from attrfn._layers.one_pass import activation_and_gradient
+from attrfn._layers.rows import read
 from attrfn._layers.split import split_once
 from attrfn._torch.autodiff import keeps_graph, values_and_gradients
 from attrfn._torch.typing import (

@@ -7,13 +7,15 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from attrfn._copies.batch import is_one_of
 from attrfn._explain.forms import documented
 from attrfn._explain.options import Arguments, AtLayer
 from attrfn._explain.tree import flatten
 from attrfn._layers.at import each_layer
 from attrfn._methods.cam import grad_cam
 from attrfn._methods.guided import guided_backprop
-from attrfn._methods.maps import CamOptions, Reshape
+from attrfn._methods.maps import MODES, CamOptions, Reshape
+from attrfn._torch.say import say
 from attrfn._torch.typing import At, Layer, ModelFn, Target, Tree
 
 
@@ -83,5 +85,11 @@ def _resized(cam: Tensor, like: Tensor, mode: str) -> Tensor:
             f"inputs has a tensor of shape {tuple(like.shape)}, expected the "
             f"{cam.ndim - 2} spatial dimension(s) of the layer's map: bind other tensors with "
             "functools.partial, or use reshape= for a layer of tokens"
+        )
+    modes = MODES[cam.ndim - 2] if cam.ndim < 6 else ()
+    if not is_one_of(mode, *modes):
+        raise ValueError(
+            f"interpolate_mode is {say(mode)}, expected one of {', '.join(modes)} for a map with "
+            f"{cam.ndim - 2} spatial dimension(s)"
         )
     return F.interpolate(cam, size=like.shape[2:], mode=mode)

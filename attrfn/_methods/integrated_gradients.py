@@ -18,6 +18,7 @@ from attrfn._explain.quadrature import Rule, rule_and_inner
 from attrfn._explain.tree import each, row_total
 from attrfn._layers.at import at_layer, at_neuron
 from attrfn._torch.autodiff import transforming
+from attrfn._torch.say import say
 from attrfn._torch.typing import (
     At,
     Baselines,
@@ -128,7 +129,7 @@ def _refined(
         )
     if type(tolerance) not in (int, float) or not tolerance > 0:
         raise ValueError(
-            f"tolerance is {tolerance!r}, expected a number above 0 in units of the output"
+            f"tolerance is {say(tolerance)}, expected a number above 0 in units of the output"
         )
     with torch.no_grad():
         change = p.values(p.x) - p.values(x0)

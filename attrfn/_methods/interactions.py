@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attrfn._copies.batch import is_one_of
 from attrfn._copies.chunks import Chunks, add
 from attrfn._explain.features import Features, features
 from attrfn._explain.forms import documented
@@ -19,6 +20,7 @@ from attrfn._explain.uncertain import is_sample, warn_uncertain
 from attrfn._methods.shapley import orderings, shapley_weights, subsets, taylor_weights
 from attrfn._random.keys import row_keys
 from attrfn._torch.precision import full_precision
+from attrfn._torch.say import say
 from attrfn._torch.typing import Baselines, Batching, ChunkSize, Key, Leaves, ModelFn, Target, Tree
 
 Index = Literal["shapley_taylor", "shapley"]
@@ -78,8 +80,8 @@ def interactions(
         Cooperative Games, 1999.
         Sundararajan, Dhamdhere and Agarwal, The Shapley Taylor Interaction Index, 2020.
     """
-    if index not in ("shapley_taylor", "shapley"):
-        raise ValueError(f"index is {index!r}, expected 'shapley_taylor' or 'shapley'")
+    if not is_one_of(index, "shapley_taylor", "shapley"):
+        raise ValueError(f"index is {say(index)}, expected 'shapley_taylor' or 'shapley'")
     if n_samples is not None:
         count_of("n_samples", n_samples)
     if return_stderr and (n_samples is None or n_samples < 2):

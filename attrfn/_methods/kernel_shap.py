@@ -16,6 +16,7 @@ from attrfn._methods.kernel_design import Design, design
 from attrfn._random.keys import row_keys
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.precision import full_precision, widest
+from attrfn._torch.say import say
 from attrfn._torch.typing import Baselines, Batching, ChunkSize, Key, ModelFn, Target, Tree
 from attrfn._torch.warn import warn
 
@@ -73,7 +74,7 @@ def kernel_shap(
         Regression, 2021.
     """
     if n_samples is not None and (not is_count(n_samples) or n_samples < 2):
-        raise ValueError(f"n_samples is {n_samples!r}, expected an int of at least 2, or None")
+        raise ValueError(f"n_samples is {say(n_samples)}, expected an int of at least 2, or None")
     chunks = Chunks(chunk_size, batching, progress, "kernel_shap", backward=False)
     p = masked(model_fn, inputs, target, baselines, chunks, create_graph=create_graph)
     these = features(feature_mask, inputs, p.x, n_features)

@@ -18,6 +18,8 @@ from attrfn._explain.tree import flatten
 from attrfn._explain.uncertain import MOST_EVALUATIONS
 from attrfn._random.keys import row_keys, sample_keys
 from attrfn._torch.autodiff import transforming
+from attrfn._torch.guard import called
+from attrfn._torch.say import say
 from attrfn._torch.typing import Baselines, Batching, ChunkSize, Key, Leaves, ModelFn, Target, Tree
 
 Perturb = Callable[[Tensor, int], Tensor]
@@ -112,16 +114,18 @@ def lime(
         if transform is None:
             points = p.mixed(these.masks(z))
         else:
-            points = flatten(transform(z, x, x0), "transform's result")[0]
+            points = flatten(called("transform", transform, z, x, x0), "transform's result")[0]
             _check_points(points, p.x, len(z))
-        w = _weights(weigh(x, p.rebuild(points), z), len(z), p.batch)
+        w = called("similarity", weigh, x, p.rebuild(points), z)
+        w = _weights(w, len(z), p.batch)
         w = w.mean(1, keepdim=True) if p.per_batch else w  # one value of the batch has one weight
         return points, lambda values: ([z], [values], [w])
 
     found = p.collect(samples, part, add_lists)
     z, values, w = (torch.cat(t) for t in found)
     y = values.reshape(*values.shape[:2], values.shape[2:].numel())
-    a = _coefficients(fit(z, y, w.to(y)), (*y.shape[1:], n)).reshape(*values.shape[1:], n)
+    a = called("surrogate", fit, z, y, w.to(y))
+    a = _coefficients(a, (*y.shape[1:], n)).reshape(*values.shape[1:], n)
     if return_input_shape and transform is None:
         return p.result(these.elements(a))
     return p.number(a)
@@ -137,7 +141,7 @@ def _check_callables(**given: object) -> None:
     for name, value in given.items():
         if value is not None and not callable(value):
             raise TypeError(
-                f"{name} is {value!r}, expected a callable, such as those that "
+                f"{name} is {say(value)}, expected a callable, such as those that "
                 "attrfn.surrogates makes"
             )
 
@@ -145,7 +149,7 @@ def _check_callables(**given: object) -> None:
 def _draw(perturb: Perturb | None, keys: Tensor, n: int, batch: int) -> Tensor:
     if perturb is None:
         return random.bernoulli(keys, 0.5, (n,))
-    z: object = perturb(keys, n)
+    z: object = called("perturb", perturb, keys, n)
     shapes = [(len(keys), rows, n) for rows in (1, batch)]
     if not isinstance(z, Tensor) or z.shape not in shapes:
         raise ValueError(

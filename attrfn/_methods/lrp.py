@@ -114,6 +114,8 @@ def conservation(
     chosen = lrp_rules(rules)
     scope: list[LinearRule] = []
     p = explain(scoped(model_fn, chosen, scope, frozen=True), inputs, target)
+    if p.batch == 0:
+        raise ValueError("inputs holds no example, expected at least one")
     # Relevances are read from gradients at every operation, for which the run records a graph even
     # if the caller is in no_grad or inference mode.
     run = Audit(chosen, scope)

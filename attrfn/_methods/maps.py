@@ -9,17 +9,20 @@ from typing import Any, TypeAlias
 import torch.nn.functional as F
 from torch import Tensor
 
+from attrfn._copies.batch import is_one_of
 from attrfn._explain.options import GraphOptions
 from attrfn._explain.tree import flatten
 from attrfn._layers.at import each_layer
 from attrfn._layers.one_pass import activation_and_gradient
 from attrfn._model.source import describe
+from attrfn._torch.guard import called
+from attrfn._torch.say import say
 from attrfn._torch.typing import At, Layer, ModelFn, Target, Tree
 
 Reshape: TypeAlias = Callable[[Any], Tensor]
 
 # The modes of interpolate that fit the map's dimensions: torch's own error does not name upsample.
-_MODES = {
+MODES = {
     1: ("nearest", "nearest-exact", "linear", "area"),
     2: ("nearest", "nearest-exact", "bilinear", "bicubic", "area"),
     3: ("nearest", "nearest-exact", "trilinear", "area"),
@@ -84,7 +87,7 @@ def channel_map(
 
 def channels(value: Any, layer: Layer, reshape: Reshape | None) -> Tensor:
     """The activation (or gradient) as (B, C, *spatial)."""
-    value = value if reshape is None else reshape(value)
+    value = value if reshape is None else called("reshape", reshape, value)
     if not isinstance(value, Tensor):
         raise TypeError(
             f"layer {describe(layer)} gives a {type(value).__name__}, expected one tensor "
@@ -106,14 +109,14 @@ def finish(maps: Tensor, inputs: Tree, relu: bool, upsample: str | None) -> Tens
     sizes = [tuple(x.shape[2:]) for x in flatten(inputs)[0] if x.ndim == maps.ndim]
     if not sizes or maps.ndim < 3:
         raise ValueError(
-            f"upsample is {upsample!r}, but no input has the {maps.ndim - 2} spatial dimension(s) "
-            "of the map: use upsample=None, or reshape= for a layer of tokens"
+            f"upsample is {say(upsample)}, but no input has the {maps.ndim - 2} spatial "
+            "dimension(s) of the map: use upsample=None, or reshape= for a layer of tokens"
         )
-    modes = _MODES[maps.ndim - 2] if maps.ndim < 6 else ()
-    if upsample not in modes:
+    modes = MODES[maps.ndim - 2] if maps.ndim < 6 else ()
+    if not is_one_of(upsample, *modes):
         raise ValueError(
-            f"upsample is {upsample!r}, expected None or one of {', '.join(modes)} for a map with "
-            f"{maps.ndim - 2} spatial dimension(s)"
+            f"upsample is {say(upsample)}, expected None or one of {', '.join(modes)} for a map "
+            f"with {maps.ndim - 2} spatial dimension(s)"
         )
     return F.interpolate(maps, size=sizes[0], mode=upsample)
 

@@ -172,12 +172,12 @@ def score_cam(
 def _one_value(p: Masked) -> None:
     if p.per_batch:
         raise ValueError(
-            "the explained function returns one value for the whole batch, expected one value per "
+            "model_fn returns one value for the whole batch, expected one value per "
             "example, because each example has its own map"
         )
     if p.full.ndim > 1:
         raise ValueError(
-            f"target is None, but the explained function returns shape {tuple(p.full.shape)}, "
+            f"target is None, but model_fn returns shape {tuple(p.full.shape)}, "
             f"that is {p.full[0].numel()} values per example: choose one with target"
         )
 

@@ -9,7 +9,7 @@ import optree
 import torch
 from torch import Tensor
 
-from attrfn._copies.batch import flat_rows, repeat_bound, wide
+from attrfn._copies.batch import flat_rows, is_one_of, repeat_bound, wide
 from attrfn._copies.chunks import Chunks, at_once, over_chunks
 from attrfn._explain.baseline import baseline_distribution
 from attrfn._explain.forms import documented
@@ -21,6 +21,8 @@ from attrfn._explain.tree import batch_size, each, flatten, require_floating
 from attrfn._explain.uncertain import squares, warn_of_spread
 from attrfn._layers.repeated import repeat_options
 from attrfn._torch.autodiff import transforming
+from attrfn._torch.guard import guarded
+from attrfn._torch.say import say
 from attrfn._torch.typing import ChunkSize, Key, Leaves, Method, ModelFn, Tree
 
 Found = tuple[list[Any], list[torch.dtype], str | None, Any]
@@ -75,15 +77,18 @@ def noise_tunnel(
         Adebayo et al., Local Explanation Methods for Deep Neural Networks Lack Sensitivity to
         Parameter Values, 2018.
     """
-    if kind not in ("smoothgrad", "smoothgrad_sq", "vargrad", "samples"):
+    if not callable(method):
+        raise TypeError(f"method is {say(method)}, expected a method such as attrfn.gradient")
+    if not is_one_of(kind, "smoothgrad", "smoothgrad_sq", "vargrad", "samples"):
         raise ValueError(
-            f"kind is {kind!r}, expected 'smoothgrad', 'smoothgrad_sq', 'vargrad' or 'samples'"
+            f"kind is {say(kind)}, expected 'smoothgrad', 'smoothgrad_sq', 'vargrad' or 'samples'"
         )
     count_of("n_samples", n_samples)
     if kind == "vargrad" and n_samples < 2:
         raise ValueError("n_samples is 1, expected at least 2 for the variance of kind='vargrad'")
 
     @wraps(method)
+    @guarded
     def noisy(model_fn: ModelFn, inputs: Tree, **options: Any) -> Tree:
         x, rebuild = flatten(inputs)
         batch = batch_size(x)
@@ -107,6 +112,8 @@ def noise_tunnel(
                 repeated["baselines"] = rebuild(_drawn(noise, i, pool, x))
             found = method(repeat_bound(model_fn, batch, copies), rebuild(rows), **repeated)
             leaves, spec = optree.tree_flatten(found)
+            if not all(isinstance(a, Tensor) for a in leaves):
+                raise TypeError(f"method returned {say(found)}, expected tensors")
             samples = [a.reshape(copies, batch, *a.shape[1:]).to(wide(a.dtype)) for a in leaves]
             states = [start(a) for a in samples]
             if spread:

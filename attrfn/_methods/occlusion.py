@@ -16,6 +16,7 @@ from attrfn._explain.masked import masked
 from attrfn._explain.options import BlackBox, ChunkOptions
 from attrfn._explain.shared import marked
 from attrfn._torch.precision import full_precision
+from attrfn._torch.say import say
 from attrfn._torch.typing import Baselines, Batching, ChunkSize, Leaves, ModelFn, Target, Tree
 
 
@@ -149,7 +150,7 @@ def _windows(window: Any, stride: Any, x: Tensor) -> Windows:
     for size, w, step in zip(sizes, window, stride, strict=True):
         if w > size > 0:
             raise ValueError(
-                f"window is {window} for an input of shape {tuple(x.shape)}, expected at most the "
+                f"window is {window} for inputs of shape {tuple(x.shape)}, expected at most the "
                 f"input's sizes {sizes} after the batch"
             )
         if step > w and w < size:
@@ -173,14 +174,14 @@ def _sizes(value: Any, x: Tensor, name: str) -> tuple[int, ...]:
     dims = x.ndim - 1
     value = (value,) * dims if is_integer(value) else value
     if not isinstance(value, (tuple, list)) or not all(map(is_integer, value)):
-        raise TypeError(f"{name} is {value!r}, expected an int or a tuple of {dims} ints")
+        raise TypeError(f"{name} is {say(value)}, expected an int or a tuple of {dims} ints")
     if len(value) != dims:
         raise ValueError(
-            f"{name} is {tuple(value)} for an input of shape {tuple(x.shape)}, expected {dims} "
+            f"{name} is {say(tuple(value))} for inputs of shape {tuple(x.shape)}, expected {dims} "
             "int(s), one for each dimension after the batch"
         )
     if any(v < 1 for v in value):
-        raise ValueError(f"{name} is {tuple(value)}, expected ints of at least 1")
+        raise ValueError(f"{name} is {say(tuple(value))}, expected ints of at least 1")
     return tuple(map(int, value))
 
 

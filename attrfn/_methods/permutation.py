@@ -20,6 +20,8 @@ from attrfn._explain.uncertain import is_sample, warn_uncertain
 from attrfn._layers.at import locate
 from attrfn._random.keys import row_keys, sample_keys
 from attrfn._torch.autodiff import transforming
+from attrfn._torch.guard import called
+from attrfn._torch.say import say
 from attrfn._torch.typing import (
     At,
     Batching,
@@ -106,18 +108,18 @@ def feature_permutation(
     chunks = Chunks(chunk_size, batching, progress, "feature_permutation", backward=False)
     p = masked(model_fn, inputs, target, None, chunks, create_graph=create_graph)
     these = features(feature_mask, inputs, p.x, n_features)
-    n, draw = these.n, permute or random.permutation
+    n, draw = these.n, random.permutation if permute is None else permute
     copies = count_of("n_samples", n_samples) * n
     _check(p.batch, key, these.ids)
     if not callable(draw):
-        raise TypeError(f"permute is {permute!r}, expected a callable (keys, batch) -> (S, B)")
+        raise TypeError(f"permute is {say(permute)}, expected a callable (keys, batch) -> (S, B)")
     words = row_keys(key, p.batch, p.device)
     ids = torch.arange(n, device=p.device)
 
     # Copy s n + k shuffles feature k for the s-th time. Each copy draws its own permutation: with
     # one for all features, their scores would share its luck.
     def points(i: slice) -> Leaves:
-        order = draw(sample_keys(words, i, 0)[:, 0], p.batch)
+        order = called("permute", draw, sample_keys(words, i, 0)[:, 0], p.batch)
         if permute is not None:
             _check_order(order, (i.stop - i.start, p.batch))
         moved = torch.arange(i.start, i.stop, device=p.device) % n

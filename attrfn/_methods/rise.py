@@ -18,6 +18,7 @@ from attrfn._explain.uncertain import warn_of_spread
 from attrfn._random.keys import row_keys, sample_keys
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.precision import full_precision
+from attrfn._torch.say import say
 from attrfn._torch.typing import Baselines, Batching, ChunkSize, Key, Leaves, ModelFn, Target, Tree
 
 
@@ -121,7 +122,7 @@ def _squares(values: Tensor, masks: Leaves) -> Tensor:
 
 def _check_probability(p: object) -> None:
     if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0 < p <= 1:
-        raise ValueError(f"p is {p!r}, expected a probability above 0 and at most 1")
+        raise ValueError(f"p is {say(p)}, expected a probability above 0 and at most 1")
 
 
 @full_precision

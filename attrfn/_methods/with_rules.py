@@ -12,13 +12,16 @@ from attrfn._model.bind import bind
 from attrfn._rules.hidden_relus import refuse_scripted
 from attrfn._rules.record import Record
 from attrfn._rules.replay import Replay
+from attrfn._rules.routes import check_routes
 from attrfn._rules.run import Entry
 from attrfn._rules.scope import scoped
 from attrfn._rules.table import Rules
 from attrfn._torch.autodiff import twice_differentiable
-from attrfn._torch.typing import ModelFn, Tree
+from attrfn._torch.guard import guarded
+from attrfn._torch.typing import Leaves, ModelFn, Tree
 
 
+@guarded
 def with_rules(model_fn: ModelFn, rules: Rules) -> ModelFn:
     """A model function with the same values, and derivatives by rules.
 
@@ -54,6 +57,7 @@ def with_rules(model_fn: ModelFn, rules: Rules) -> ModelFn:
             "attrfn.rules.attn_lrp()"
         )
 
+    @guarded
     def ruled(*inputs: Any) -> Any:
         given: Tree = inputs if len(inputs) != 1 else inputs[0]
         x, rebuild = flatten(given)
@@ -64,18 +68,26 @@ def with_rules(model_fn: ModelFn, rules: Rules) -> ModelFn:
         scope: list[Any] = []
         model = bind(scoped(model_fn, rules, scope, frozen=False), frozen=False)
         at_x0: list[Entry] | None = None
+
+        def again(rows: Leaves, record: Record) -> None:
+            with record:
+                call_model(model, rebuild(rows))
+
         if rules.complete:
             x0 = fill_baselines(rules.baselines, given, x)
             at_x0 = []
             record = Record(rules, [], at_x0, False, scope)
-            rows = record.add(x0)
-            with torch.no_grad(), record:
-                call_model(model, rebuild(rows))
+            with torch.no_grad():
+                again(record.add(x0), record)
         run = Replay(rules, [], None, at_x0, scope)
         rows = run.add(x)
-        with twice_differentiable(False), run:
-            outputs = call_model(model, rebuild(rows))
-            run.returned(outputs)
+        try:
+            with twice_differentiable(False), run:
+                outputs = call_model(model, rebuild(rows))
+                run.returned(outputs)
+        finally:
+            if rules.complete and run.routes:
+                check_routes(run, x0, again)
         run.finished(outputs)
         return outputs
 

@@ -22,7 +22,7 @@ from attrfn._model.clone import run_clone
 from attrfn._model.hidden import check_hidden
 from attrfn._model.parameters import refuse_writes
 from attrfn._model.private_copy import Intervention, PrivateCopy
-from attrfn._model.source import Source, find, foreign, source
+from attrfn._model.source import Source, find, foreign, shown, source
 from attrfn._model.training import refuse_tied
 from attrfn._torch import private_compiler
 from attrfn._torch.autodiff import transforming
@@ -47,6 +47,10 @@ def bind(model_fn: ModelFn, *, frozen: bool, forward_only: bool = False) -> Mode
         require_compiler()
     src = source(model_fn)
     if src is None:
+        if not callable(model_fn):
+            raise TypeError(
+                f"model_fn is {shown(model_fn)}, expected a torch.nn.Module or another callable"
+            )
         if not is_compiling():
             check_hidden(model_fn)
         return model_fn

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from attrfn._torch.private import COMPILED_MODULE
+from attrfn._torch.say import say
 from attrfn._torch.typing import ModelFn
 
 
@@ -93,7 +94,7 @@ def find(root: nn.Module, layer: nn.Module | str) -> nn.Module:
     if wanted not in names:
         near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.3)
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "see named_modules()"
-        raise ValueError(f"layer {layer!r} is not part of {type(root).__name__}: {hint}")
+        raise ValueError(f"layer {say(layer)} is not part of {type(root).__name__}: {hint}")
     found: nn.Module = names[wanted]
     return found
 
@@ -117,7 +118,7 @@ def shown(value: Any) -> str:
         return f"the class {value.__name__}" if value else "None"
     kind = type(value).__name__
     text = "" if callable(value) or isinstance(value, Tensor) else repr(value)
-    return f"{text} ({kind})" if 0 < len(text) <= 40 else f"a {kind}"
+    return f"{text} ({kind})" if 0 < len(text) <= 40 and "\n" not in text else f"a {kind}"
 
 
 def unwrapped_name(name: str) -> str:

@@ -13,8 +13,11 @@ from attrfn._random.erfinv import erfinv
 from attrfn._random.keys import Device, as_key
 from attrfn._random.philox import DRAW, LOW, cells, generate
 from attrfn._torch.autodiff import transforming
+from attrfn._torch.guard import guarded
+from attrfn._torch.say import say
 
 
+@guarded
 def bits(key: Tensor | int, shape: Sequence[int] = (), *, device: Device = None) -> Tensor:
     """Draw 32-bit words.
 
@@ -36,6 +39,7 @@ def bits(key: Tensor | int, shape: Sequence[int] = (), *, device: Device = None)
     return generate(as_key(key, device), shape, (DRAW,), lambda word: word)
 
 
+@guarded
 def uniform(
     key: Tensor | int,
     shape: Sequence[int] = (),
@@ -86,6 +90,7 @@ def uniform(
     return cells(key, shape, wide, place)
 
 
+@guarded
 def normal(
     key: Tensor | int,
     shape: Sequence[int] = (),
@@ -122,6 +127,7 @@ def normal(
     return cells(as_key(key, device), shape, wide, quantile)
 
 
+@guarded
 def bernoulli(
     key: Tensor | int, p: Tensor | float, shape: Sequence[int] = (), *, device: Device = None
 ) -> Tensor:
@@ -154,12 +160,13 @@ def bernoulli(
         if not transforming() and not bool(((p >= 0) & (p <= 1)).all()):
             raise ValueError("p must be in [0, 1], got a tensor with others: pass probabilities.")
     elif _is_no_number(p):
-        raise TypeError(f"p must be a number or a tensor, got {p!r}: pass a probability.")
+        raise TypeError(f"p must be a number or a tensor, got {say(p)}: pass a probability.")
     elif not 0 <= p <= 1:
         raise ValueError(f"p must be in [0, 1], got {p}: pass a probability.")
     return u < p
 
 
+@guarded
 def randint(key: Tensor | int, shape: Sequence[int], high: int, *, device: Device = None) -> Tensor:
     """Draw integers in [0, high): floor(high r / 2^64), r of 64 bits, so the bias is below 2^-33.
 
@@ -181,7 +188,7 @@ def randint(key: Tensor | int, shape: Sequence[int], high: int, *, device: Devic
     """
     given: object = high
     if isinstance(given, bool) or not isinstance(given, (int, Integral)):
-        raise TypeError(f"high must be an int, got {high!r}: pass an int from 1 to 2^31.")
+        raise TypeError(f"high must be an int, got {say(high)}: pass an int from 1 to 2^31.")
     if not 1 <= high <= 2**31:
         raise ValueError(f"high must be from 1 to 2^31, got {high}: draw from bits instead.")
     return generate(
@@ -192,6 +199,7 @@ def randint(key: Tensor | int, shape: Sequence[int], high: int, *, device: Devic
     )
 
 
+@guarded
 def permutation(key: Tensor | int, n: int, *, device: Device = None) -> Tensor:
     """Draw a permutation of 0, ..., n - 1: the stable argsort of n words of 63 bits.
 
@@ -220,7 +228,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     """The dtype to compute in, which holds all integers below 2^p exactly."""
     if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         raise TypeError(
-            f"dtype must be float16, bfloat16, float32 or float64, got {dtype}: "
+            f"dtype must be float16, bfloat16, float32 or float64, got {say(dtype)}: "
             "draw integers with attrfn.random.randint."
         )
     return torch.float64 if dtype == torch.float64 else torch.float32
@@ -232,7 +240,7 @@ def _is_no_number(value: object) -> bool:
 
 def _check_bound(name: str, value: float, dtype: torch.dtype) -> None:
     if _is_no_number(value):
-        raise TypeError(f"{name} must be a number, got {value!r}: pass a float.")
+        raise TypeError(f"{name} must be a number, got {say(value)}: pass a float.")
     if not abs(value) <= torch.finfo(dtype).max:
         raise ValueError(f"{name} must be finite in {dtype}, got {value}: pass another bound.")
 

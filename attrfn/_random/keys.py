@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from attrfn._random.philox import FOLD, MASK, SPLIT, blocks, generate
+from attrfn._torch.guard import guarded
 from attrfn._torch.typing import Key
 
 Device = torch.device | str | None
 
 
+@guarded
 def key(seed: int, *, device: Device = None) -> Tensor:
     """Make a key from an integer: its low 64 bits as two words.
 
@@ -31,6 +33,7 @@ def key(seed: int, *, device: Device = None) -> Tensor:
     return as_key(seed, device)
 
 
+@guarded
 def as_key(key: Tensor | int, device: Device = None) -> Tensor:
     """Normalise a ``key`` argument, an int or a tensor of words, to a key tensor.
 
@@ -65,6 +68,7 @@ def as_key(key: Tensor | int, device: Device = None) -> Tensor:
     return torch.stack([torch.full((), w, dtype=torch.int64, device=device) for w in words])
 
 
+@guarded
 def split(key: Tensor | int, n: int = 2) -> Tensor:
     """Derive n independent keys from each key.
 
@@ -86,6 +90,7 @@ def split(key: Tensor | int, n: int = 2) -> Tensor:
     return generate(as_key(key), (n, 2), (SPLIT,), lambda word: word)
 
 
+@guarded
 def fold_in(key: Tensor | int, data: Tensor | int) -> Tensor:
     """Derive a key from a key and an integer, such as the index of a sample or an example.
 

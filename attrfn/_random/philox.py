@@ -17,6 +17,7 @@ from torch import Tensor
 
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.compiling import is_compiling
+from attrfn._torch.say import say
 
 Word = Any
 """An int64 tensor or an int, in [0, 2^32)."""
@@ -122,9 +123,14 @@ def cells(
 def _checked(shape: Sequence[int]) -> Sequence[int]:
     if isinstance(shape, int):
         raise TypeError(f"shape must be a tuple of ints, got the int {shape}: write ({shape},).")
-    if any(size < 0 for size in shape) or math.prod(shape) > 2**34:
+    # Sizes of 0 do not count: torch multiplies the others for the strides. Compiled code takes the
+    # plain product, because each of these comparisons would be a guard.
+    sizes = shape if is_compiling() else [max(size, 1) for size in shape]
+    if not isinstance(shape, (tuple, list)):
+        raise TypeError(f"shape must be a tuple of ints, got {say(shape)}.")
+    if any(size < 0 for size in shape) or math.prod(sizes) > 2**34:
         raise ValueError(
-            f"shape must have sizes >= 0 and at most 2^34 elements, got {tuple(shape)}: "
+            f"shape must have sizes >= 0 and at most 2^34 elements, got {say(tuple(shape))}: "
             "for more, draw with several keys of attrfn.random.split."
         )
     return shape

@@ -24,6 +24,8 @@ _INSIDE = tuple(
     for file in (Path(__file__).parent, torch.__file__, optree.__file__)
 )
 
+_LONGEST = 300  # characters of a message
+
 
 class UnsupportedOpError(ValueError):
     """An operation on the way from the inputs to the output that the rules do not cover."""
@@ -32,11 +34,11 @@ class UnsupportedOpError(ValueError):
 def refuse_unknown(call: Call, rules: str, why: str = "") -> NoReturn:
     """Raise for an operation without a rule."""
     op = public_name(call.func)
-    raise UnsupportedOpError(
-        f"{rules} has no rule for {op}{where()}{why and f' ({why})'}: add one with "
-        f"rules | {{{op}: a function of operations that have rules}}, or take its own derivative "
-        f"with rules.allow({op})"
-    )
+    start = f"{rules} has no rule for {op}{where()}{why and f' ({why})'}: add one with "
+    add, end = f"rules | {{{op}: 'linear'}}", f", or take its own derivative with rules.allow({op})"
+    more = " (or 'elementwise', 'product' or a function of operations with rules)"
+    whole = start + add + more + end
+    raise UnsupportedOpError(whole if len(whole) <= _LONGEST else start + add + end)
 
 
 def refuse_mixed(call: Call, rules: str) -> NoReturn:
@@ -47,6 +49,23 @@ def refuse_mixed(call: Call, rules: str) -> NoReturn:
         "without a derivative (a comparison, an index, .detach(), torch.no_grad() or a custom "
         f"autograd.Function made it); use an operation with a rule instead, or take it as a "
         f"constant with rules.allow({op})"
+    )
+
+
+def refuse_route(op: str, line: str, rules: str) -> NoReturn:
+    """Raise where a model takes another path for the baselines than for the inputs."""
+    raise UnsupportedOpError(
+        f"{rules} cannot be complete at {op}{line}: a mask, index or other value without a "
+        "derivative differs for the baselines, where the model takes another path; choose "
+        f"baselines with the same path, or take it as a constant with rules.allow({op})"
+    )
+
+
+def refuse_branch(op: str, line: str, rules: str) -> NoReturn:
+    """Raise where Python reads another value at the baselines."""
+    raise UnsupportedOpError(
+        f"{rules} cannot be complete at {op}{line}: Python reads another value for the baselines, "
+        "and the model may take another path there; choose baselines for which it reads the same"
     )
 
 
@@ -126,7 +145,8 @@ def refuse_path(call: Call, other: str | None) -> NoReturn:
     """Raise where two runs of the model call different operations."""
     raise ValueError(
         f"the model calls {call.name}{where()} for the inputs where it calls "
-        f"{other or 'nothing'} for the baselines: its operations may not depend on values"
+        f"{other or 'nothing'} for the baselines, so it takes another path there: choose baselines "
+        "with the same path"
     )
 
 
@@ -151,8 +171,8 @@ def unwatched(rules: str) -> Iterator[None]:
 def refuse_lengths() -> NoReturn:
     """Raise where the replay calls fewer operations than the recorded run."""
     raise ValueError(
-        "the model calls fewer operations for the inputs than for the baselines: its operations "
-        "may not depend on values"
+        "the model calls fewer operations for the inputs than for the baselines, so it takes "
+        "another path there: choose baselines with the same path"
     )
 
 

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from attrfn._rules.linear import folded
+from attrfn._torch.guard import guarded
 from attrfn._torch.private import BatchNorm, Convolution, TransposedConvolution
+from attrfn._torch.say import say
 
 # A batch norm in evaluation mode is y = x s + t with constants s and t per channel, so a linear
 # layer before it can take both over: W' = W s, b' = b s + t. This changes no module. It changes a
@@ -24,6 +26,7 @@ from attrfn._torch.private import BatchNorm, Convolution, TransposedConvolution
 _BEFORE = (nn.Linear, Convolution)
 
 
+@guarded
 def fold_batch_norm(
     model: nn.Module,
     pairs: Iterable[tuple[str, str]] | None = None,
@@ -66,11 +69,11 @@ def fold_batch_norm(
     """
     found = {**dict(model.named_parameters()), **dict(model.named_buffers()), **(params or {})}
     modules = dict(model.named_modules())
-    chosen = _neighbours(model) if pairs is None else list(pairs)
+    chosen = _neighbours(model) if pairs is None else _checked(pairs)
     for before, norm in chosen:
         if not _fit(modules.get(before), modules.get(norm)):
             raise ValueError(
-                f"pairs has ({before!r}, {norm!r}), expected the names of a linear layer or "
+                f"pairs has ({say(before)}, {say(norm)}), expected the names of a linear layer or "
                 "convolution and of a batch norm with running statistics of as many channels"
             )
     _refuse_reused(model, [name for pair in chosen for name in pair])
@@ -98,6 +101,16 @@ def _fold(found: dict[str, Tensor], before: str, norm: str, eps: float, transpos
         found[f"{norm}.running_mean"] = torch.zeros_like(mean)
         found[f"{norm}.weight"] = torch.ones_like(shift)
         found[f"{norm}.bias"] = offset
+
+
+def _checked(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    given: Any = pairs
+    empty = isinstance(given, (tuple, list)) and not given
+    found = [] if isinstance(given, (str, Tensor)) or not isinstance(given, Iterable) else [*given]
+    named = [isinstance(p, (tuple, list)) and [type(n) for n in p] == [str, str] for p in found]
+    if not all(named or [empty]):
+        raise TypeError(f"pairs is {say(pairs)}, expected pairs of names (linear, batch_norm)")
+    return found
 
 
 def _neighbours(model: nn.Module) -> list[tuple[str, str]]:

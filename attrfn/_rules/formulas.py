@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 
 from attrfn._torch.autodiff import transforming
+from attrfn._torch.guard import guarded
+from attrfn._torch.say import say
 
 Linear = Callable[..., Tensor]
 Surrogates = Callable[[Linear, Tensor, Tensor, Tensor | None], tuple[Tensor, ...]]
@@ -50,6 +52,7 @@ class LinearRule(NamedTuple):
     bound: Callable[[Tensor], Surrogates] | None = None
 
 
+@guarded
 def epsilon(epsilon: float = 1e-6) -> LinearRule:
     """LRP-epsilon: ``R_in = x * W^T (R /~ z)``; LRP-0 with epsilon=0.
 
@@ -66,6 +69,7 @@ def epsilon(epsilon: float = 1e-6) -> LinearRule:
     return LinearRule(name, surrogates, _one_multiplier(epsilon), sums_to_value=True)
 
 
+@guarded
 def z_plus(epsilon: float = 1e-6) -> LinearRule:
     """LRP-z+: ``R_in = p(x) p(W)^T (R /~ z+) + n(x) n(W)^T (R /~ z+)``.
 
@@ -82,6 +86,7 @@ def z_plus(epsilon: float = 1e-6) -> LinearRule:
     return LinearRule("z_plus", surrogates, _one_multiplier(epsilon))
 
 
+@guarded
 def alpha_beta(alpha: float = 2.0, beta: float = 1.0, epsilon: float = 1e-6) -> LinearRule:
     """LRP-alpha-beta: alpha times the positive part minus beta times the negative part.
 
@@ -112,6 +117,7 @@ def alpha_beta(alpha: float = 2.0, beta: float = 1.0, epsilon: float = 1e-6) -> 
     return LinearRule(f"alpha_beta({alpha:g}, {beta:g})", surrogates, multipliers)
 
 
+@guarded
 def gamma(gamma: float = 0.25, epsilon: float = 1e-6) -> LinearRule:
     """LRP-gamma: contributions with the sign of z count 1 + gamma times.
 
@@ -141,6 +147,7 @@ def gamma(gamma: float = 0.25, epsilon: float = 1e-6) -> LinearRule:
     return LinearRule(f"gamma({gamma:g})", surrogates, multipliers)
 
 
+@guarded
 def identity(epsilon: float = 1e-6) -> LinearRule:
     """The relevance of each output goes to the input at the same place: ``R_in = R``.
 
@@ -155,6 +162,7 @@ def identity(epsilon: float = 1e-6) -> LinearRule:
     return LinearRule("identity", surrogates, _one_multiplier(epsilon))
 
 
+@guarded
 def z_box(low: Tensor | float, high: Tensor | float, epsilon: float = 1e-6) -> LinearRule:
     """LRP-z^B for inputs between two bounds, where they are read.
 
@@ -169,10 +177,7 @@ def z_box(low: Tensor | float, high: Tensor | float, epsilon: float = 1e-6) -> L
     _check_box(low, high)
 
     def bound(x: Tensor) -> Surrogates:
-        least, most = (
-            v.to(x).expand(x.shape) if isinstance(v, Tensor) else torch.full_like(x, v)
-            for v in (low, high)
-        )
+        least, most = _over("low", low, x), _over("high", high, x)
 
         def surrogates(op: Linear, u: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
             # The bias cancels: b - p(b) - n(b) = 0.
@@ -185,6 +190,7 @@ def z_box(low: Tensor | float, high: Tensor | float, epsilon: float = 1e-6) -> L
     return LinearRule("z_box", _unbound, _one_multiplier(epsilon), first=True, bound=bound)
 
 
+@guarded
 def flat(epsilon: float = 1e-6) -> LinearRule:
     """LRP-flat, where the inputs are read: ``R_in = 1^T (R / (1 1))``, all weights one.
 
@@ -199,6 +205,7 @@ def flat(epsilon: float = 1e-6) -> LinearRule:
     return LinearRule("flat", surrogates, _one_multiplier(epsilon), first=True)
 
 
+@guarded
 def w_square(epsilon: float = 1e-6) -> LinearRule:
     """LRP-w^2, where the inputs are read: ``R_in = (W^2)^T (R /~ (W^2 1 + b^2))``.
 
@@ -215,9 +222,8 @@ def w_square(epsilon: float = 1e-6) -> LinearRule:
 
 def stable_quotient(z: Tensor, s: Tensor, epsilon: float) -> Tensor:
     """``z / (s + epsilon sign(s))``, sign(0) = 1; 0 where the divisor is 0."""
-    # torch.sign(0) is 0, which would leave a divisor of 0; copysign takes the sign bit. Without an
-    # epsilon the divisor is replaced before the division: torch.where alone would hide the infinity
-    # from the value, but its derivative would be NaN.
+    # torch.sign(0) is 0; copysign takes the sign bit. Without an epsilon the divisor is replaced:
+    # torch.where alone would hide the infinity, but its derivative would be NaN.
     if epsilon == 0.0:
         none = s == 0
         return torch.where(none, torch.zeros_like(s), z / torch.where(none, torch.ones_like(s), s))
@@ -247,19 +253,22 @@ def _unbound(op: Linear, x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor
 def _check_number(name: str, value: float, least: float = 0) -> None:
     given: object = value
     number = isinstance(given, (int, float)) and not isinstance(given, bool)
+    number = number and not (isinstance(given, int) and given >= 2**63)  # no tensor holds it
     if not number or not math.isfinite(value) or value < least:
-        raise ValueError(f"{name} is {value!r}, expected a number of at least 0, and finite")
+        raise ValueError(f"{name} is {say(value)}, expected a number of at least 0, and finite")
 
 
 def _check_box(low: Tensor | float, high: Tensor | float) -> None:
     for name, value in (("low", low), ("high", high)):
         given: object = value
         if isinstance(given, bool) or not isinstance(given, (int, float, Tensor)):
-            raise TypeError(f"{name} is a {type(given).__name__}, expected a number or a tensor")
-        if isinstance(value, Tensor) and value.is_complex():
-            raise TypeError(f"{name} is a tensor of {value.dtype}, expected real numbers")
+            raise TypeError(f"{name} is {say(given)}, expected a number or a tensor")
+        if isinstance(given, int) and not -(2**63) <= given < 2**63:
+            raise ValueError(f"{name} is {say(given)}, expected a number that 64 bits hold")
+        if isinstance(given, Tensor) and given.is_complex():
+            raise TypeError(f"{name} is a tensor of {given.dtype}, expected real numbers")
         if not _holds(torch.isfinite, value):
-            raise ValueError(f"{name} is {value!r}, expected finite numbers")
+            raise ValueError(f"{name} is {say(value)}, expected finite numbers")
     try:
         ordered = _holds(torch.le, low, high)
     except RuntimeError as error:
@@ -269,6 +278,19 @@ def _check_box(low: Tensor | float, high: Tensor | float) -> None:
         ) from error
     if not ordered:
         raise ValueError("low is above high, expected the lower bound first")
+
+
+def _over(name: str, bound: Tensor | float, x: Tensor) -> Tensor:
+    """A bound for each element of an operation's input."""
+    if not isinstance(bound, Tensor):
+        return torch.full_like(x, bound)
+    sizes = zip(reversed(bound.shape), reversed(x.shape), strict=False)
+    if bound.ndim > x.ndim or not all(a in (1, b) for a, b in sizes):
+        raise ValueError(
+            f"{name} has shape {tuple(bound.shape)}, expected one that broadcasts to the "
+            f"operation's input of shape {tuple(x.shape)}"
+        )
+    return bound.to(x).expand(x.shape)
 
 
 def _holds(test: Callable[..., Tensor], *values: Tensor | float) -> bool:

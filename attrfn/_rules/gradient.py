@@ -10,9 +10,15 @@ import torch
 from torch import Tensor
 
 from attrfn._explain.explain import Explained
-from attrfn._rules.errors import refuse_constant, refuse_lengths, unwatched, warn_unread
+from attrfn._rules.errors import (
+    refuse_constant,
+    refuse_lengths,
+    unwatched,
+    warn_unread,
+)
 from attrfn._rules.record import Record
 from attrfn._rules.replay import Replay
+from attrfn._rules.routes import check_routes
 from attrfn._rules.run import Entry
 from attrfn._rules.table import Rules
 from attrfn._torch import pytree
@@ -61,8 +67,12 @@ def gradients_by_rules(
         run = Replay(rules, calls, at_x, at_x0, scope)
         run.gradient_only = True
         run.in_vjp = is_compiling()
-        with contextlib.nullcontext() if transforming() else unwatched(rules.name):
-            values = p.values(run.add(z), copies, run)
+        try:
+            with contextlib.nullcontext() if transforming() else unwatched(rules.name):
+                values = p.values(run.add(z), copies, run)
+        finally:  # another path explains whatever went wrong on this one
+            if x0 is not None and run.routes:
+                check_routes(run, x0, lambda rows, record: p.values(rows, copies, record))
         run.finished(values)
         if run.has_first_rule and not run.read and p.batch:
             warn_unread(rules.name)

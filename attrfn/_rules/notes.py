@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from attrfn._rules.call import Call, members
+from attrfn._rules.ops import PACKINGS
 from attrfn._rules.table import Constant, Rules
 from attrfn._rules.tags import Memory, Tags
 from attrfn._torch import pytree
@@ -61,7 +62,8 @@ class Notes(HasRules):
             # While torch.compile traces, members of a tuple cannot be marked; `hidden` recognises
             # them by their gradient.
             for leaf in members(out):
-                self.follow(leaf)
+                if leaf.is_floating_point() or call.name not in PACKINGS:
+                    self.follow(leaf)
         return out
 
     def follow(self, t: Tensor) -> None:

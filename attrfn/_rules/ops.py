@@ -25,7 +25,7 @@ avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptiv
 pixel_shuffle pixel_unshuffle channel_shuffle max_unpool1d max_unpool2d max_unpool3d
 embedding embedding_bag nll_loss deg2rad rad2deg trapezoid nansum nanmean
 affine_grid affine_grid_generator
-requires_grad retain_grad
+requires_grad retain_grad pack_padded_sequence pad_packed_sequence put fill_diagonal
 """
 """Linear in all tensors together: their derivative is right for every rule."""
 
@@ -60,8 +60,8 @@ CONSTANT = """
 zeros_like ones_like full_like empty_like rand_like randn_like randint_like new_zeros new_ones
 new_full new_empty new_tensor size dim ndimension numel nelement stride storage_offset
 is_floating_point is_complex is_contiguous element_size get_device isnan isinf isfinite
-isposinf isneginf is_nonzero is_same_size __len__ __repr__ __format__ __hash__ __bool__ equal
-allclose is_tensor result_type can_cast is_pinned register_hook __reduce_ex__ sym_size sym_numel
+isposinf isneginf is_same_size __len__ __repr__ __format__ __hash__ is_tensor
+result_type can_cast is_pinned register_hook __reduce_ex__ sym_size sym_numel
 sym_stride _assert_async _assert_tensor_metadata
 """
 """Results do not depend on values, or only tell whether they are finite."""
@@ -84,13 +84,19 @@ SHAPES = frozenset(
 )
 """Change the shape of a tensor, or nothing, where they write in place."""
 
+PACKINGS = frozenset(["pack_padded_sequence", "pad_packed_sequence"])
+"""Return lengths beside their values, and take these from lengths alone."""
+
 SIDE_BY_SIDE = frozenset(
     ["broadcast_tensors", "meshgrid", "atleast_1d", "atleast_2d", "atleast_3d"]
 )
 """Return one tensor for each that they get, with its values only."""
 
 READS = frozenset(
-    ["item", "tolist", "numpy", "__float__", "__int__", "__complex__", "__array__", "__index__"]
+    (
+        *("item", "tolist", "numpy", "__float__", "__int__", "__complex__", "__array__"),
+        *("__index__", "__bool__", "is_nonzero", "equal", "allclose"),
+    )
 )
 """Give Python numbers or arrays, which have no derivative."""
 

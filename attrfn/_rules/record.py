@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from attrfn._rules.call import Call
+from attrfn._rules.ops import READS
 from attrfn._rules.run import Entry, Rule, Run
 from attrfn._rules.table import Constant, Rules
 from attrfn._torch.private import version
@@ -46,6 +47,8 @@ class Record(Run):
         self.entries = entries
         self.keep_values = keep_values
         self.clone = clone
+        self.wanted: frozenset[int] = frozenset()  # turns whose arguments shall be kept
+        self.kept: dict[int, Any] = {}
         self.versions: list[tuple[Tensor, int]] = []
 
     def primitive(self, call: Call, rule: Rule) -> Any:
@@ -59,6 +62,22 @@ class Record(Run):
         self.versions.extend([(t, version(t)) for t in call.values])
         if isinstance(out, Tensor):
             self.versions.append((out, version(out)))
+        return out
+
+    def check(self, call: Call) -> Call:
+        """Keep the arguments of a call if they are wanted."""
+        self.turn += 1
+        if self.turn in self.wanted:
+            self.kept[self.turn] = [v.clone() for v in call.values]
+        return call
+
+    def unknown(self, call: Call) -> Any:
+        """An operation without a rule; keep what it reads if that is wanted."""
+        out = super().unknown(call)
+        if call.name in READS:
+            self.turn += 1
+            if self.turn in self.wanted:
+                self.kept[self.turn] = out
         return out
 
     def overwritten(self) -> bool:

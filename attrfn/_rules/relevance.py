@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attrfn._rules import chains, grouped, many_factors, modules, ops, recurrent
+from attrfn._rules import chains, grouped, many_factors, modules, ops
 from attrfn._rules.call import Call, Place
 from attrfn._rules.errors import refuse_unknown
 from attrfn._rules.formulas import LinearRule, epsilon, stable_quotient, z_plus
@@ -39,6 +39,7 @@ from attrfn._rules.rescale import COMMON, DECOMPOSED_BY_TORCH, DECOMPOSITIONS, a
 from attrfn._rules.run import Values
 from attrfn._rules.slopes import derivative, far
 from attrfn._rules.table import OfOne, Op, Rules, decomposed, own_derivative
+from attrfn._torch import recurrent
 
 # The epsilon for activations with f(0) != 0, such as a sigmoid, where y / x has a pole. It is the
 # default epsilon of the linear rules, with the same trade-off: a larger one is more stable, and

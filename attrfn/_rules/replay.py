@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from attrfn._rules.call import Call
-from attrfn._rules.errors import refuse_mixed, refuse_path, refuse_unknown, refuse_unrecorded
+from attrfn._rules.errors import refuse_mixed, refuse_path, refuse_unknown, refuse_unrecorded, where
 from attrfn._rules.graft import Back, grafted, pulled, scaled
 from attrfn._rules.hidden_relus import graph, refuse_hidden_relus
+from attrfn._rules.names import public_name
 from attrfn._rules.ops import READS
 from attrfn._rules.run import Entry, Rule, Run, Values
 from attrfn._rules.shifts import Shifts, is_maximum
-from attrfn._rules.slopes import change
+from attrfn._rules.slopes import change, moved_by
 from attrfn._rules.table import Constant, Rules
 from attrfn._rules.tags import Tags
 from attrfn._torch import pytree
@@ -24,6 +25,24 @@ from attrfn._torch.private import in_transform, is_differentiated, level_of, tra
 
 Surrogates = Callable[[Any], Sequence[Tensor]]
 """From an operation's arguments to s_1, s_2 ..., whose derivatives it shall have."""
+
+
+class Route(NamedTuple):
+    """What one operation got, or read, without a derivative.
+
+    Attributes:
+        turn: How many operations came before it.
+        op: Its public name.
+        where: The module and line that call it.
+        found: The tensors, or the value that it read.
+        read: Whether it read a value.
+    """
+
+    turn: int
+    op: str
+    where: str
+    found: Any
+    read: bool
 
 
 class Replay(Run):
@@ -66,6 +85,8 @@ class Replay(Run):
         self.gradient_only = False  # the values are not used, so they may be rounded differently
         self.relus: set[Any] = set()  # the graph's nodes of ReLUs, for tables of ReLU rules
         self.shifts = Shifts()
+        self.routes: list[Route] = []  # to be compared with the baselines
+        self.accepted = False  # `allow` let values without a derivative meet others
         self.cut = Tags("cut")  # depends on the inputs without a derivative
 
     def follow(self, t: Tensor) -> None:
@@ -104,6 +125,10 @@ class Replay(Run):
         if self.at_x0 is None:
             return rule(self, call, z, x, ())
         _, x0, self.y0 = _entry(self.at_x0, i, call, z)
+        if self.any_cut and any(a.shape != b.shape for a, b in zip(x, x0, strict=True)):
+            # `allow` let a mask pick another number of values there: this operation has no
+            # counterpart at the baselines, and so its own derivative.
+            x0, self.y0 = tuple(x), None
         return rule(self, call, z, x, x0)
 
     def constant(self, call: Call) -> Constant:
@@ -169,15 +194,15 @@ class Replay(Run):
         if m.is_complex() and not value.is_complex():  # of complex numbers, such as their angle
             return self.graft(value, lambda t: [(m * change(t[0], x)).real], (z,), (x,))
         m = m.to(value.dtype)
-        return scaled(value, z, m) if self.first_order else value + m * _moved(value, z, x)
+        return scaled(value, z, m) if self.first_order else value + m * moved_by(value, z, x)
 
     def unknown(self, call: Call) -> Any:
         """Refuse an operation without a rule if a derivative passes through it."""
-        if self.table.complete and call.name in READS and call.values[0].is_floating_point():
-            refuse_mixed(call, self.table.name)
         shift = self.shifts.detach(call) if self.table.complete else None
         if shift is not None:
             return super().mark(shift, call)
+        if call.name in READS:  # also of a maximum that the model detached
+            return self.read_value(call, call(*[v.detach() for v in call.values]))
         out = call.func(*call.args, **call.kwargs)
         if self.table.strict and any(v.requires_grad for v in call.values) and _has_graph(out):
             refuse_unknown(call, self.table.name)
@@ -186,14 +211,13 @@ class Replay(Run):
     def mark(self, out: Any, call: Call) -> Any:
         """Mark what an operation returned, and note where maxima are."""
         if self.table.complete:
-            self.shifts.note(out, call)
-            moved = self.shifts.move(out, call) if self.shifts.any_attached else None
-            if moved is not None:
+            for moved in self.shifts.note(out, call):
                 self.follow(moved)
         return super().mark(out, call)
 
     def check(self, call: Call) -> Call:
-        """Refuse a call where values with and without derivative meet."""
+        """Note or refuse a call where values with and without derivative meet; the call made."""
+        self.turn += 1
         if not self.any_cut:
             return call
         if self.shifts.any_attached and is_maximum(call):
@@ -206,8 +230,28 @@ class Replay(Run):
             if v.requires_grad and self.cut.get(v):
                 refuse_unrecorded(v, call.func, self.table.name)
         if self.table.complete and any(live) and not all(live):
-            refuse_mixed(call, self.table.name)
+            if transforming() or self.at_x0 is None:
+                refuse_mixed(call, self.table.name)
+            found = [None if at else v.detach().clone() for v, at in zip(values, live, strict=True)]
+            if not self.accepted:
+                op = public_name(call.func)
+                self.routes.append(Route(self.turn, op, where(), found, False))
         return call
+
+    def unchecked(self, call: Call) -> None:
+        """After an allowed operation that takes a path, other paths are the user's own business."""
+        live = [v.requires_grad for v in call.values]
+        self.accepted = self.accepted or (any(live) and not all(live))
+
+    def read_value(self, call: Call, value: Any) -> Any:
+        """A constant that Python reads of a tensor, if it is the same at the baselines."""
+        self.turn += 1
+        if self.table.complete and not self.compiling:
+            op = public_name(call.func)
+            if transforming() and call.values[0].is_floating_point():
+                refuse_mixed(call, self.table.name)
+            self.routes.append(Route(self.turn, op, where(), value, True))
+        return value
 
     def returned(self, outputs: Any) -> None:
         """Check what the model returned."""
@@ -241,11 +285,6 @@ def _entry(entries: list[Entry], i: int, call: Call, z: Sequence[Tensor]) -> Ent
     if i >= len(entries) or entries[i][0] != call.name or len(entries[i][1]) != len(z):
         refuse_path(call, None if i >= len(entries) else entries[i][0])
     return entries[i]
-
-
-def _moved(value: Tensor, z: Tensor, x: Tensor) -> Tensor:
-    """``z - x``; z where x and the value are infinite, so that m z leaves the value as it is."""
-    return torch.where(x.isinf(), torch.where(value.isinf(), z, 0.0), z - x)
 
 
 def _has_graph(out: Any) -> bool:

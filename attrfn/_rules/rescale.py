@@ -19,7 +19,6 @@ from attrfn._rules import (
     maxima,
     norm,
     ops,
-    recurrent,
     sampling,
     selections,
     softmax,
@@ -30,6 +29,7 @@ from attrfn._rules.record import Record
 from attrfn._rules.replay import Replay
 from attrfn._rules.run import Rule, Run
 from attrfn._rules.table import Evaluating, OfOne, Op, Rules, decomposed, own_derivative
+from attrfn._torch import recurrent
 
 
 def ruled(rule: Rule) -> Callable[[Any, Call], Any]:

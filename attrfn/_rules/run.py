@@ -10,6 +10,7 @@ detached.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -55,6 +56,7 @@ class Run(Notes):
         self.any_cut = False  # some value depends on the inputs without a derivative
         self.read = False  # the rule for where the inputs are read has been applied
         self.in_vjp = False  # a vjp by the inputs surrounds this run
+        self.turn = 0  # how many operations were checked, or read a value
 
     def __torch_function__(
         self,
@@ -97,10 +99,15 @@ class Run(Notes):
         if spelling.name in SIDE_BY_SIDE:
             return self.side_by_side(func, args, kwargs)
         call = Call(func, args, kwargs, places, spelling.name, spelling.writes)
-        if not any(t.is_floating_point() or t.is_complex() for t in call.values):
+        numbers = [t.is_floating_point() or t.is_complex() for t in call.values]
+        if not any(numbers):
             return self.unknown(call)  # indices and masks have no derivative
         if op.checked:
             call = self.check(call)
+        else:
+            self.unchecked(call)
+        if not all(numbers):
+            call = call._replace(places=tuple(itertools.compress(places, numbers)))
         # A write into a raw tensor has to go through `pure`, which carries the mark over.
         natively = op.native and not (call.in_place and self.has_first_rule)
         out = op.apply(self, call) if natively else self.pure(call, spelling, op)
@@ -232,6 +239,9 @@ class Run(Notes):
     def check(self, call: Call) -> Call:
         """Refuse a call that the rules cannot be right for; the call that is made."""
         return call
+
+    def unchecked(self, call: Call) -> None:
+        """A call of an operation that the user allows."""
 
     def returned(self, outputs: Any) -> None:
         """Check what the model returned."""

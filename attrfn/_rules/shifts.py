@@ -55,19 +55,16 @@ class Shifts:
         args, kwargs = call.filled(found)
         return call._replace(args=tuple(args), kwargs=kwargs)
 
-    def note(self, out: Any, call: Call) -> None:
-        """Note that maxima are maxima, wherever they are moved, and moves of what was detached."""
+    def note(self, out: Any, call: Call) -> list[Tensor]:
+        """Note maxima, wherever they are moved; what moves of detached tensors would be without."""
         some = self.maxima.known or self.maxima.compiling
         moves = some and call.name in _MOVES and all(self.maxima.get(v) for v in call.values)
         if moves or is_maximum(call):
             for t in members(out):
                 self.maxima.put(t)
-
-    def move(self, out: Any, call: Call) -> Tensor | None:
-        """What a move of a detached tensor would be without that, also noted."""
-        attached = self.attach(call)
-        if call.name not in _MOVES or attached is call or not isinstance(out, Tensor):
-            return None
+        attached = self.attach(call) if self.any_attached and call.name in _MOVES else call
+        if attached is call or not isinstance(out, Tensor):
+            return []
         moved: Tensor = attached.func(*attached.args, **attached.kwargs)
         self.attached.put(out, moved)
-        return moved
+        return [moved]

@@ -66,6 +66,11 @@ def change(z: Tensor, x: Tensor) -> Tensor:
     return torch.where(x.isinf(), 0.0, z - x)
 
 
+def moved_by(value: Tensor, z: Tensor, x: Tensor) -> Tensor:
+    """``z - x``; z where x and the value are infinite, so that m z leaves the value as it is."""
+    return torch.where(x.isinf(), torch.where(value.isinf(), z, 0.0), z - x)
+
+
 def apart(a: Tensor, b: Tensor) -> Tensor:
     """``a - b``, zero where both are the same infinity."""
     return torch.where(a == b, 0.0, a - b)

@@ -9,6 +9,7 @@ from attrfn._rules.call import Call
 from attrfn._rules.errors import refuse_training, refuse_unknown
 from attrfn._rules.names import FUNCTIONS, METHODS, Spelling, exported, public_name, spellings
 from attrfn._torch.compiling import is_compiling
+from attrfn._torch.say import say
 
 Apply = Callable[[Any, Call], Any]
 """From a run and a call to the call's output."""
@@ -129,7 +130,9 @@ class Rules(NamedTuple):
         ops, own = dict(self.ops), dict(self.own)
         for func, op in found.items():
             if not callable(func):
-                raise TypeError(f"rules name {func!r}, expected a torch function such as torch.erf")
+                raise TypeError(
+                    f"rules name {say(func)}, expected a torch function such as torch.erf"
+                )
             known = FUNCTIONS.get(func)
             name = getattr(func, "__name__", "") if known is None else known.name
             op = op if self.adapt is None else self.adapt(name, op)
@@ -150,8 +153,8 @@ class Rules(NamedTuple):
             return self.ops[examples[rule]]
         if not callable(rule):
             raise TypeError(
-                f"the rule of {public_name(func)} is {rule!r}, expected 'linear', 'elementwise', "
-                "'product' or a function made of operations that have rules"
+                f"the rule of {public_name(func)} is {say(rule)}, expected 'linear', "
+                "'elementwise', 'product' or a function made of operations that have rules"
             )
         return Op("decomposed", decomposed(rule))
 

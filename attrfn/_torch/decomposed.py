@@ -12,12 +12,17 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
-from attrfn._torch.layouts import NORMS, flat_norm
-from attrfn._torch.private import ASKS_FOR_MODES, in_transform
+from attrfn._torch import pytree
+from attrfn._torch.layouts import NORMS, flat_norm, rules_around
+from attrfn._torch.private import ASKS_FOR_MODES, in_transform, is_mapped
+from attrfn._torch.recurrent import OF_TORCH
 
 
 class Decomposed(TorchFunctionMode):
-    """While active, attention, layer norm and glu run as compositions (in this thread only)."""
+    """While active, attention, layer norm and glu run as compositions (in this thread only).
+
+    Under vmap recurrent layers do, too.
+    """
 
     # Fused attention has no second derivative and no forward mode on the CPU. glu has no third
     # derivative, and torch's third derivative of layer norm is wrong without an error
@@ -38,6 +43,12 @@ class Decomposed(TorchFunctionMode):
             return layer_norm(*args, **kwargs)
         if func is F.glu:
             return glu(*args, **kwargs)
+        if (
+            func in OF_TORCH
+            and not rules_around()
+            and any(map(is_mapped, pytree.tree_leaves(args)))
+        ):
+            return OF_TORCH[func](*args, **kwargs)
         if func in NORMS:
             return flat_norm(func, args, kwargs)
         # torch.compile cannot enter the method, because it calls super().

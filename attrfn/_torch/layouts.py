@@ -29,7 +29,7 @@ def flat_norm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if x.ndim < 4 or not (func in INSTANCE_NORMS or x.is_contiguous()):
         return func(*args, **kwargs)
     # A mode with rules for norms gets the call as the model makes it, and comes back here.
-    if any(isinstance(mode, HasRules) for mode in modes()):
+    if rules_around():
         return func(*args, **kwargs)
     flat = x.flatten(2)
     out = func(flat, *args[1:], **kwargs) if args else func(**{**kwargs, name: flat})
@@ -48,7 +48,15 @@ NORMS = INSTANCE_NORMS | {
 
 
 class HasRules(TorchFunctionMode):
-    """A mode that wants to see norms whole; it must run in one of the modes that make them flat."""
+    """A mode that wants to see norms and recurrent layers whole.
+
+    It must itself run in one of the modes that rewrite them.
+    """
+
+
+def rules_around() -> bool:
+    """Whether such a mode surrounds the one that handles a call."""
+    return any(isinstance(mode, HasRules) for mode in modes())
 
 
 class FlatNorms(TorchFunctionMode):

@@ -66,6 +66,15 @@ is_differentiated = torch._C._functorch.is_gradtrackingtensor
 """Whether a wrapped tensor belongs to a derivative (grad, vjp or jvp) and not to vmap."""
 
 
+def is_mapped(t: object) -> bool:
+    """Whether vmap maps over a tensor, at any depth of transforms."""
+    while isinstance(t, Tensor) and is_wrapped(t):
+        if not is_differentiated(t):
+            return True
+        t = unwrapped(t)
+    return False
+
+
 def memory_of(t: Tensor) -> int:
     """A number that a tensor shares with its views, also inside transforms; 0 without memory."""
     while is_wrapped(t):
@@ -209,3 +218,8 @@ def says_out_of_memory(error: RuntimeError) -> bool:
     # The CPU's allocator raises a RuntimeError and not an OutOfMemoryError.
     text = str(error).lower()
     return "out of memory" in text or "can't allocate memory" in text
+
+
+def says_inference(error: BaseException) -> bool:
+    """Whether an error says that a tensor of inference mode meets autograd."""
+    return "nference tensor" in str(error)

@@ -13,14 +13,15 @@ from torch import Tensor
 
 from attrfn import random
 from attrfn._copies.batch import flat_rows, repeat_bound, split_rows, wide
-from attrfn._copies.chunks import Chunks, over_chunks
+from attrfn._copies.chunks import Chunks, at_once, over_chunks
 from attrfn._explain.explain import explain
 from attrfn._explain.forms import documented
 from attrfn._explain.noise import count_of
 from attrfn._explain.options import Arguments
 from attrfn._explain.tree import batch_size, call_model, each, flatten
-from attrfn._layers.at import Located, like, locate, read
+from attrfn._layers.at import Located, locate
 from attrfn._layers.repeated import repeat_options
+from attrfn._layers.rows import like, read
 from attrfn._random.keys import row_keys, sample_keys
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.typing import ChunkSize, Key, Layer, Leaves, Method, ModelFn, Target, Tree
@@ -151,11 +152,11 @@ def around(
     progress: bool = False,
 ) -> Tensor:
     """Quotients of x and its samples, (S, B): ``quotient(at x, at samples)``, chunk by chunk."""
-    radius, n_samples, perturb = samples
+    radius, n_samples, _ = samples
     count_of("n_samples", n_samples)
     number("radius", radius, lambda r: 0 <= r < math.inf, "a finite number of at least 0")
     a = again(model_fn, inputs, method, target=target, key=key)
-    draw = _samples(a, radius, perturb, row_keys(key, a.batch, a.x[0].device))
+    draw = _samples(a, samples, row_keys(key, a.batch, a.x[0].device))
     here = None if layer is None else locate(model_fn, inputs, layer, create_graph=a.keeps_graph)
     run = _outputs(a) if outputs else None
 
@@ -177,10 +178,9 @@ def around(
     )
 
 
-def _samples(
-    a: Again, radius: float, perturb: Perturb | None, keys: Tensor
-) -> Callable[[slice], Leaves]:
+def _samples(a: Again, samples: Samples, keys: Tensor) -> Callable[[slice], Leaves]:
     """From a slice of the samples to x_s, (S, B, ...)."""
+    radius, n, perturb = samples
 
     def noisy(i: slice) -> Leaves:
         found = []
@@ -203,7 +203,8 @@ def _samples(
                     f"inputs has a tensor of {t.dtype}, expected floating point for uniform noise: "
                     "give perturb for other inputs"
                 )
-    return noisy if perturb is None else by_user
+        return at_once(noisy, n, n * sum(t.numel() for t in a.x))
+    return by_user
 
 
 def _outputs(a: Again) -> Callable[[Leaves, int], Tensor]:

@@ -53,7 +53,7 @@ def _solve(x: Tensor, unknown: Tensor) -> Tensor:
     p, rz = z, _dot(r, z)
     # The error of the solution is then far below the noise, and above rounding.
     least = rz * torch.finfo(x.dtype).eps
-    for step in range(max(16, 2 * max(x.shape[-2:]))):
+    for step in range(20 + 3 * max(x.shape[-2:])):
         going = rz > least
         if step % _LOOK == 0 and not transforming() and not bool(going.any()):
             break

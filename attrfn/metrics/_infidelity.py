@@ -9,6 +9,7 @@ from torch import Tensor
 
 from attrfn import random
 from attrfn._copies.batch import flat_rows
+from attrfn._copies.chunks import at_once
 from attrfn._explain.forms import form_of
 from attrfn._explain.masked import Part, add_lists
 from attrfn._explain.noise import Noise, count_of
@@ -95,7 +96,7 @@ def infidelity(
     if perturb is not None:
         draw = _by_user(s, perturb, keys, multiply_by_inputs)
     elif multiply_by_inputs:
-        draw = _removed(s, p, keys)
+        draw = _removed(s, p, keys, n_samples)
     else:
         draw = _noise(s, stdevs, inputs, key)
 
@@ -118,12 +119,17 @@ def _best_factor(predicted: Tensor, change: Tensor) -> Tensor:
     return ((predicted * change).mean(0) / size.masked_fill(none, 1)).masked_fill(none, 0)
 
 
-def _removed(s: Scored, p: float, keys: Tensor) -> Callable[[slice], Drawn]:
+def _removed(s: Scored, p: float, keys: Tensor, n: int) -> Callable[[slice], Drawn]:
     """I = z (x - x0), so that the quotient is z itself and nothing is divided."""
     number("p", p, lambda p: 0 < p <= 1, "a probability above 0 and at most 1")
 
+    def choose(i: slice) -> Leaves:
+        return (random.bernoulli(sample_keys(keys, i, _STREAM), p, (s.n,)),)
+
+    chosen = at_once(choose, n, n * len(keys) * s.n)
+
     def draw(i: slice) -> Drawn:
-        z = random.bernoulli(sample_keys(keys, i, _STREAM), p, (s.n,))
+        (z,) = chosen(i)
         points = s.p.mixed(s.parts.masks(~z))
         return points, _dot((z.to(s.scores.dtype),), (s.scores,))
 

@@ -47,7 +47,7 @@ class _Map(NamedTuple):
         order = self.a.argsort(dim=-1, descending=True, stable=True)
         places = torch.arange(order.shape[-1], device=order.device)
         top = places < (k[:, None] if isinstance(k, Tensor) else k)
-        return (self.inside.gather(-1, order) & top).sum(-1) / k
+        return (self.inside.gather(-1, order) & top).sum(-1).to(self.a.dtype) / k
 
 
 @better("higher")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from attrfn import random
 from attrfn._copies.batch import is_integer
+from attrfn._copies.chunks import at_once
 from attrfn._explain.forms import form_of
 from attrfn._explain.masked import Part, add_lists
 from attrfn._explain.noise import count_of
@@ -135,8 +136,10 @@ def _correlations(s: Scored, sizes: list[int], n_samples: int, key: Key, name: s
 
     # The sums of the scores are taken in each chunk, so that the subsets of all samples are never
     # in memory together.
+    draw = at_once(lambda i: (members(i),), sum(lengths), sum(lengths) * len(keys) * s.n)
+
     def part(i: slice) -> Part[Lists]:
-        chosen = members(i)
+        (chosen,) = draw(i)
         points = s.p.mixed(s.parts.masks(~chosen))
         sums = _sums(chosen, s.scores)
         return points, lambda values: ([sums], [values])

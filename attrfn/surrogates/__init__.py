@@ -19,7 +19,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from attrfn._copies.batch import is_one_of
 from attrfn._torch.autodiff import transforming
+from attrfn._torch.guard import guarded
+from attrfn._torch.say import say
 from attrfn._torch.typing import Tree
 from attrfn.surrogates._distance import DISTANCES, in_widest
 from attrfn.surrogates._lasso import central_path, on_support, shrink, tiny, variances
@@ -53,6 +56,7 @@ def linear() -> Surrogate:
     return fit
 
 
+@guarded
 def ridge(alpha: float = 1.0) -> Surrogate:
     """Ridge regression: argmin_c,b sum_s w_s (y_s - b - z_s c)^2 + alpha |c|_2^2.
 
@@ -84,6 +88,7 @@ def ridge(alpha: float = 1.0) -> Surrogate:
     return fit
 
 
+@guarded
 def lasso(alpha: float = 0.01) -> Surrogate:
     """Lasso: argmin_c,b 1 / (2 sum_s w_s) sum_s w_s (y_s - b - z_s c)^2 + alpha |c|_1.
 
@@ -127,6 +132,7 @@ def lasso(alpha: float = 0.01) -> Surrogate:
     return fit
 
 
+@guarded
 def scikit_learn(estimator: Any) -> Surrogate:
     """A linear model of scikit-learn: one clone fitted per example and output, no derivatives.
 
@@ -155,14 +161,14 @@ def scikit_learn(estimator: Any) -> Surrogate:
         ) from error
     if isinstance(estimator, type) or not hasattr(estimator, "fit"):
         raise TypeError(
-            f"estimator is {estimator!r}, expected an estimator of scikit-learn such as "
+            f"estimator is {say(estimator)}, expected an estimator of scikit-learn such as "
             "sklearn.linear_model.Lasso(0.01)"
         )
 
     def coefficients(z: Any, y: Any, w: Any) -> Tensor:
         model = clone(estimator).fit(z, y, sample_weight=w)
         if not hasattr(model, "coef_"):
-            raise TypeError(f"estimator is {estimator!r}, expected one with coef_ after its fit")
+            raise TypeError(f"estimator is {say(estimator)}, expected one with coef_ after its fit")
         return torch.as_tensor(model.coef_).reshape(z.shape[1])
 
     def fit(z: Tensor, y: Tensor, w: Tensor) -> Tensor:
@@ -184,6 +190,7 @@ def scikit_learn(estimator: Any) -> Surrogate:
     return fit
 
 
+@guarded
 def exponential_kernel(distance: Distance = "cosine", width: float = 1.0) -> Similarity:
     """Weights that fall with the distance of the sample: exp(-d^2 / (2 width^2)).
 
@@ -212,10 +219,10 @@ def exponential_kernel(distance: Distance = "cosine", width: float = 1.0) -> Sim
         Classifier, 2016.
     """
     if _finite("width", width, "a positive number") == 0:
-        raise ValueError(f"width is {width!r}, expected a positive number")
-    if not callable(distance) and distance not in DISTANCES:
+        raise ValueError(f"width is {say(width)}, expected a positive number")
+    if not callable(distance) and not is_one_of(distance, *DISTANCES):
         raise ValueError(
-            f"distance is {distance!r}, expected one of {', '.join(DISTANCES)}, or a callable "
+            f"distance is {say(distance)}, expected one of {', '.join(DISTANCES)}, or a callable "
             "(inputs, perturbed, z) -> (S, B)"
         )
     measure = distance if callable(distance) else DISTANCES[distance]
@@ -274,7 +281,9 @@ def _like(y: Tensor, c: Tensor) -> Tensor:
 
 def _finite(name: str, value: float, kind: str = "a number of at least 0") -> float:
     given: object = value
-    message = f"{name} is {value!r}, expected {kind}, and finite"
+    message = f"{name} is {say(value)}, expected {kind}, and finite"
+    if isinstance(given, int) and given >= 2**63:  # no tensor holds it
+        raise ValueError(message)
     if isinstance(given, bool) or not isinstance(given, (Real, Tensor)):
         raise TypeError(message)
     if not 0 <= value < math.inf:

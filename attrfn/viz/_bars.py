@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
-from attrfn._explain.flags import checks_flags
+from attrfn._explain.flags import checks_flags, say
 from attrfn.viz._canvas import BLUE, DARK, RED, text_width
 from attrfn.viz._rows import MARGIN, SHAPES, features, frame, order
 from attrfn.viz._scale import Array, numbers, signed
@@ -165,7 +165,7 @@ def _half_widths(
     if isinstance(error, str):
         if error not in ERRORS:
             raise ValueError(
-                f"error is {error!r}, expected 'std', 'stderr', a tensor or None: None draws no "
+                f"error is {say(error)}, expected 'std', 'stderr', a tensor or None: None draws no "
                 "error bars"
             )
         if len(data) == 1:

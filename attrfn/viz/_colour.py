@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from attrfn._explain.flags import say
 from attrfn.viz._canvas import DARK, LINE, need, text_width
 from attrfn.viz._scale import signed
 
@@ -33,7 +34,7 @@ def colour_map(name: str, side: Side = "both", alpha: float | None = None) -> Co
     maps = need("matplotlib").colormaps
     if name not in maps:
         raise ValueError(
-            f"cmap is {name!r}, expected the name of a matplotlib colour map: 'RdBu_r' "
+            f"cmap is {say(name)}, expected the name of a matplotlib colour map: 'RdBu_r' "
             "diverges from white, 'viridis' goes from dark to bright"
         )
     # 511 entries: an odd number, so that the middle one is exactly zero's colour.

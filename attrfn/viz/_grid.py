@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from attrfn._explain.flags import checks_flags
+from attrfn._explain.flags import checks_flags, say
 from attrfn.viz._canvas import (
     DARK,
     GREY,
@@ -223,7 +223,7 @@ def _labels(titles: Sequence[str] | None, batch: int) -> list[str]:
         return []
     if isinstance(titles, str) or len(titles) != batch:
         raise ValueError(
-            f"titles is {titles!r}, expected a sequence of {batch} texts, one per image: "
+            f"titles is {say(titles)}, expected a sequence of {batch} texts, one per image: "
             "give an empty text to an image without label"
         )
     return [str(label) for label in titles]
@@ -234,7 +234,7 @@ def _notes(notes: Mapping[str, str] | None, columns: Mapping[str, Tensor]) -> li
     unknown = [name for name in notes if name not in columns]
     if unknown:
         raise ValueError(
-            f"notes has {unknown}, expected names among {list(columns)}: use the names of "
+            f"notes has {say(unknown)}, expected names among {list(columns)}: use the names of "
             "attributions"
         )
     return [str(notes.get(name, "")) for name in columns]

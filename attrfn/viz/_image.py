@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
+from attrfn._explain.flags import checks_flags, say
 from attrfn.viz._canvas import balance, new_figure, place, text_height, write
 from attrfn.viz._colour import Side, colour_bar, colour_map, norm
 from attrfn.viz._picture import (
@@ -36,6 +37,7 @@ SIDES: dict[str, Side] = {
 WIDTH, MARGIN, TITLE = 3.6, 0.16, 11.0
 
 
+@checks_flags
 def image_overlay(
     image: Array,
     attribution: Array,
@@ -122,7 +124,7 @@ def image_overlay(
 def _check(sign: Sign, alpha: float) -> None:
     if sign not in SIDES:
         raise ValueError(
-            f"sign is {sign!r}, expected one of {sorted(SIDES)}: 'all' draws both signs"
+            f"sign is {say(sign)}, expected one of {sorted(SIDES)}: 'all' draws both signs"
         )
     if not 0 <= alpha <= 1:
         raise ValueError(

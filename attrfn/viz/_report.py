@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from attrfn._explain.flags import checks_flags
 from attrfn.viz._file import write_whole
 from attrfn.viz._style import CSS
 from attrfn.viz._text import Html
@@ -30,6 +31,7 @@ NUMBER = re.compile(
 )
 
 
+@checks_flags
 def report(
     path: str | os.PathLike[str],
     *,

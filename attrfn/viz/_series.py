@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from attrfn._explain.flags import checks_flags, say
 from attrfn.viz._canvas import DARK, new_figure, place, text_height, text_width, wrap, write
 from attrfn.viz._colour import colour_bar, colour_map, norm
 from attrfn.viz._scale import Array, limit, numbers, percentile
@@ -22,6 +23,7 @@ SHAPES = {"CT": {1: "(T,)", 2: "(C, T)"}, "TC": {1: "(T,)", 2: "(T, C)"}}
 WIDTH, ROW, GAP, MARGIN, TEXT, TITLE = 6.4, 1.0, 0.12, 0.16, 9.0, 11.0
 
 
+@checks_flags
 def time_series(
     attribution: Array,
     series: Array,
@@ -136,8 +138,8 @@ def _labels(names: Sequence[str] | None, channels: int) -> list[str]:
     labels = [""] * channels if names is None else [str(name) for name in names]
     if isinstance(names, str) or len(labels) != channels:
         raise ValueError(
-            f"names is {names!r}, expected {channels} texts, one per channel of series: leave it "
-            "out for panels without label"
+            f"names is {say(names)}, expected {channels} texts, one per channel of series: leave "
+            "it out for panels without label"
         )
     return [wrap(label, 1.4, TEXT) for label in labels]
 

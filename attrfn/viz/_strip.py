@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from attrfn._explain.flags import checks_flags
 from attrfn.viz._canvas import DARK, GREY, LINE, place
 from attrfn.viz._colour import colour_map
 from attrfn.viz._rows import MARGIN, features, frame, order
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 BINS = 90  # along x: a dot is about as wide as one of them
 
 
+@checks_flags
 def strip(
     attributions: Array,
     values: Array,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
+from attrfn._explain.flags import checks_flags, say
 from attrfn.viz._scale import Array, limit, numbers, signed
 
 RED, BLUE = "214, 60, 60", "52, 120, 200"
@@ -21,6 +22,7 @@ class Html(str):
         return str(self)
 
 
+@checks_flags
 def text(
     words: Sequence[str] | Sequence[Sequence[str]],
     attributions: Array | Sequence[Array],
@@ -86,13 +88,13 @@ def _rows(words: object, attributions: object) -> tuple[list[list[str]], list[Ar
     """Both as lists of rows."""
     if isinstance(words, str) or not isinstance(words, Sequence) or not words:
         raise TypeError(
-            f"words is {words!r}, expected a list of words, or one such list per text: split it"
+            f"words is {say(words)}, expected a list of words, or one such list per text: split it"
         )
     if all(isinstance(word, str) for word in words):
         return [list(words)], [attributions]  # type: ignore[list-item]
     for row in words:
         if isinstance(row, str) or not all(isinstance(word, str) for word in row):
-            raise TypeError(f"words holds {row!r}, expected a list of words for each text")
+            raise TypeError(f"words holds {say(row)}, expected a list of words for each text")
     values = list(attributions)  # type: ignore[call-overload]
     if len(values) != len(words):
         raise ValueError(

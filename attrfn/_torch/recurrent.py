@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -66,24 +67,17 @@ def rnn_step(f: Callable[[Tensor], Tensor]) -> Step:
 def layers(step: Step, states: int) -> Callable[..., Any]:
     """The function of ``torch`` that runs all layers: ``lstm``, ``gru``, ``rnn_tanh`` ..."""
 
-    def run(
-        input: Tensor,
-        hx: Any,
-        flat: Sequence[Tensor],
-        has_biases: bool,
-        num_layers: int,
-        dropout: float,
-        train: bool,
-        bidirectional: bool,
-        batch_first: bool = False,
-        *_: Any,
-    ) -> Any:
-        if (
-            isinstance(hx, Tensor)
-            and isinstance(flat, (tuple, list))
-            and not isinstance(has_biases, bool)
-        ):
-            raise NotImplementedError("a packed sequence has no rule: give padded sequences")
+    def run(*args: Any) -> Any:
+        # A packed sequence comes as (data, batch sizes, ...), without the layout of batches.
+        along: Callable[..., tuple[Tensor, State]] = _along
+        batch_first = False
+        if not isinstance(args[3], bool):
+            input, lengths, *args_ = args
+            hx, flat, has_biases, num_layers, _, _, bidirectional = args_
+            along = functools.partial(_along_packed, lengths.tolist())
+        else:
+            input, hx, flat, has_biases, num_layers, _, _, bidirectional = args[:8]
+            batch_first = bool(args[8:] and args[8])
         start: State = tuple(hx) if isinstance(hx, (tuple, list)) else (hx,)
         directions = 2 if bidirectional else 1
         per = len(flat) // (num_layers * directions)
@@ -94,9 +88,7 @@ def layers(step: Step, states: int) -> Callable[..., Any]:
             for way in range(directions):
                 k = layer * directions + way
                 w = _weights(flat[k * per : (k + 1) * per], has_biases)
-                out, end = _along(
-                    step, x, tuple([s.select(0, k) for s in start]), w, backwards=way == 1
-                )
+                out, end = along(step, x, tuple([s.select(0, k) for s in start]), w, way == 1)
                 outs.append(out)
                 ends.append(end)
             x = torch.cat(outs, -1) if directions == 2 else outs[0]
@@ -136,7 +128,51 @@ def _along(
     return torch.stack(outs[::-1] if backwards else outs), state
 
 
+def _along_packed(
+    sizes: Sequence[int], step: Step, x: Tensor, state: State, w: Weights, backwards: bool
+) -> tuple[Tensor, State]:
+    """Steps of a packed sequence: the rows of step t are those that are longer than t."""
+    parts = torch.split(x, list(sizes))
+    outs: list[Tensor] = []
+    if backwards:  # shorter rows join on the way
+        start, state = state, _rows(state, 0, sizes[-1])
+        for part in reversed(parts):
+            n, known = len(part), len(state[0])
+            joined = zip(state, _rows(start, known, n), strict=True)
+            state = tuple([torch.cat(pair) for pair in joined]) if n > known else state
+            state = step(part, state, w)
+            outs.append(state[0])
+        return torch.cat(outs[::-1]), state
+    ends: list[State] = []
+    for part in parts:  # and leave here
+        if len(part) < len(state[0]):
+            ends.append(_rows(state, len(part), len(state[0])))
+            state = _rows(state, 0, len(part))
+        state = step(part, state, w)
+        outs.append(state[0])
+    ends.append(state)
+    return torch.cat(outs), tuple([torch.cat(end) for end in zip(*ends[::-1], strict=True)])
+
+
+def _rows(state: State, start: int, end: int) -> State:
+    return tuple([s.narrow(0, start, end - start) for s in state])
+
+
 def _weights(flat: Sequence[Tensor], has_biases: bool) -> Weights:
     biases = flat[2:4] if has_biases else (None, None)
     rest = flat[4:] if has_biases else flat[2:]
     return Weights(flat[0], flat[1], biases[0], biases[1], rest[0] if rest else None)
+
+
+# torch's vmap has no rule for these. Along the examples of a batch they are faster as they are.
+OF_TORCH: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.lstm: layers(lstm_step(), 2),
+    torch.gru: layers(gru_step(), 1),
+    torch.rnn_tanh: layers(rnn_step(torch.tanh), 1),
+    torch.rnn_relu: layers(rnn_step(torch.relu), 1),
+    torch.lstm_cell: cell(lstm_step(), 2),
+    torch.gru_cell: cell(gru_step(), 1),
+    torch.rnn_tanh_cell: cell(rnn_step(torch.tanh), 1),
+    torch.rnn_relu_cell: cell(rnn_step(torch.relu), 1),
+}
+"""The functions of torch, each as steps of simpler operations."""

@@ -111,7 +111,7 @@ def _fill(b: Any, t: Tensor, name: str) -> Tensor:
     _refuse_complex(b, t, name)
     # A cast to the inputs' integers would not fail: it cuts off fractions and wraps around.
     real = t.is_floating_point() or t.is_complex()
-    if not real and _is_fraction(b):
+    if not real and is_fraction(b):
         raise TypeError(
             f"{name} has {_say(b)} of floating point for inputs of {t.dtype}, expected integers, "
             "such as the id of a padding token"
@@ -161,7 +161,7 @@ def _fits(b: float) -> bool:
     return type(b) is not int or -(2**63) <= b < 2**63
 
 
-def _is_fraction(b: Any) -> bool:
+def is_fraction(b: Any) -> bool:
     """Whether a baseline would lose something as an integer."""
     if isinstance(b, Tensor):
         return b.is_floating_point()

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from attrfn._model.parameters import Shared, shared, shares
-from attrfn._model.snapshot import DICTS, Snapshot, is_unwritten
+from attrfn._model.snapshot import DICTS, Snapshot, is_unwritten, slots_of
 from attrfn._model.training import mixes_or_draws, refuse_scripted, warn_noisy
 from attrfn._torch.compiling import makes_fakes, unreadable
 from attrfn._torch.private import (
@@ -109,6 +109,10 @@ class PrivateCopy:
             state["_attrfn_intervention"] = self.interventions[key]
             state["_attrfn_forward"] = state.pop("forward", None)
         object.__setattr__(new, "__dict__", state)  # whatever __setattr__ the class has
+        for name in slots_of(cls):
+            if hasattr(module, name):
+                self.reusable = False  # no snapshot looks there
+                object.__setattr__(new, name, self.value(getattr(module, name)))
         self.snapshots.append(Snapshot.of(state))
         if module.training and mixes_or_draws(module):
             self.noisy.append(cls.__name__)
@@ -249,6 +253,8 @@ def _without_fast_path(cls: Any) -> Any:
     # The fused path runs only where query is key, so these become different objects. It hides the
     # parts from interventions. Where a mode is active, torch does not take it, and the mode should
     # see that this is self-attention.
+    if issubclass(cls, nn.TransformerEncoderLayer):
+        return _ordinary_if_padded(cls)
     if not issubclass(cls, nn.MultiheadAttention):
         return cls
 
@@ -257,6 +263,24 @@ def _without_fast_path(cls: Any) -> Any:
             key = key.view_as(key) if key is query else key
             value = value.view_as(value) if value is query else value
         return cls.forward(self, query, key, value, *args, **kw)
+
+    return _subclass(cls, forward)
+
+
+def _ordinary_if_padded(cls: Any) -> Any:
+    """A subclass of an encoder layer that takes its fused path for batches without padding only."""
+    # At padded places the fused path gives other numbers, which would be another function.
+
+    def forward(self: Any, src: Tensor, *args: Any, **kw: Any) -> Any:
+        padding = args[1] if len(args) > 1 else kw.get("src_key_padding_mask")
+        fused = getattr(self, FUSED_LAYER, 0)
+        if padding is None or not fused:
+            return cls.forward(self, src, *args, **kw)
+        setattr(self, FUSED_LAYER, 0)
+        try:
+            return cls.forward(self, src, *args, **kw)
+        finally:
+            setattr(self, FUSED_LAYER, fused)
 
     return _subclass(cls, forward)
 

@@ -18,6 +18,7 @@ from attrfn._explain.explain import explain
 from attrfn._explain.forms import documented
 from attrfn._explain.noise import count_of
 from attrfn._explain.options import Arguments
+from attrfn._explain.rows import like_rows
 from attrfn._explain.tree import batch_size, call_model, each, flatten
 from attrfn._layers.at import Located, locate
 from attrfn._layers.repeated import repeat_options
@@ -27,7 +28,7 @@ from attrfn._torch.autodiff import transforming
 from attrfn._torch.typing import ChunkSize, Key, Layer, Leaves, Method, ModelFn, Target, Tree
 from attrfn.metrics._checks import number
 from attrfn.metrics._options import AgainOptions, Explained
-from attrfn.metrics._scores import flat, floating, like_rows
+from attrfn.metrics._scores import flat, floating
 
 Perturb = Callable[[Tree, Tensor], Tree]
 

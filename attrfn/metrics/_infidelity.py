@@ -13,6 +13,7 @@ from attrfn._copies.chunks import at_once
 from attrfn._explain.forms import form_of
 from attrfn._explain.masked import Part, add_lists
 from attrfn._explain.noise import Noise, count_of
+from attrfn._explain.rows import like_rows
 from attrfn._explain.tree import each, require_floating
 from attrfn._random.keys import sample_keys
 from attrfn._torch.precision import einsum
@@ -25,7 +26,6 @@ from attrfn.metrics._scores import (
     allow_graph,
     flat,
     floating,
-    like_rows,
     order_keys,
     scored,
 )

@@ -10,14 +10,8 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from attrfn._explain.said import (
-    complex_outputs,
-    index_text,
-    main_tensor,
-    not_one_per_row,
-    picks,
-    shown,
-)
+from attrfn._explain import said
+from attrfn._explain.said import index_text, not_one_per_row, picks, shown
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.compiling import is_compiling
 from attrfn._torch.guard import called, refuse_unusual
@@ -92,14 +86,14 @@ def select(outputs: Any, chosen: Chosen, rows: int, name: str = "target") -> Ten
     """
     if callable(chosen):
         return _called(called(name, chosen, outputs), rows, name)
-    outputs = main_tensor(outputs)
+    outputs = said.main_tensor(outputs)
     if not isinstance(outputs, Tensor):
         raise TypeError(
             f"model_fn returned {shown(outputs)}, expected a tensor: give {name} "
             f"as a callable that picks one, such as {picks(outputs, chosen)}"
         )
     if outputs.is_complex():
-        raise TypeError(complex_outputs(outputs, "model_fn", name))
+        raise TypeError(said.complex_outputs(outputs, "model_fn", name))
     if outputs.ndim == 0 and rows == 1:
         outputs = outputs[None]
     if outputs.ndim == 0 and chosen is not None:
@@ -229,7 +223,7 @@ def _called(value: Any, rows: int, name: str) -> Tensor:
             f"the callable {name} returned {shown(value)}, expected a tensor with one value per row"
         )
     if value.is_complex():
-        raise TypeError(complex_outputs(value, f"the callable {name}", name))
+        raise TypeError(said.complex_outputs(value, f"the callable {name}", name))
     if value.numel() != rows:
         raise ValueError(not_one_per_row(value, rows, name))
     return value.reshape(rows)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attrfn._copies.batch import row_sums
-from attrfn._explain.target import main_tensor
+from attrfn._explain.said import main_tensor
 from attrfn._model.arguments import compiled_arguments, own_arguments
 from attrfn._torch import pytree
 from attrfn._torch.autodiff import (

@@ -211,7 +211,11 @@ WRONG = {
         TypeError,
         r"^baselines has 'zero' for .*\(3, 4\), expected None .*number or a t",
     ),
-    "complex": (1j, TypeError, r"^baselines has .*complex for .*\(3, 4\), expected None"),
+    "complex": (
+        1j,
+        TypeError,
+        r"^baselines has complex numbers for .*\(3, 4\), expected real ones",
+    ),
     "array": (
         np.zeros((3, 4)),
         TypeError,

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from attrfn._explain.said import not_one_per_row, picks
-from attrfn._explain.target import Chosen, main_tensor, select
+from attrfn._explain.said import complex_outputs, main_tensor, not_one_per_row, picks
+from attrfn._explain.target import Chosen, select
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.guard import called
 from attrfn._torch.precision import widest
@@ -97,9 +97,7 @@ def _tensor(
             f"number: give {name} as a callable that picks one, such as {advice}"
         )
     if value.is_complex():
-        raise TypeError(
-            f"{giver} returned {value.dtype}, expected real numbers: take .abs() or .real"
-        )
+        raise TypeError(complex_outputs(value, giver, name))
     if value.is_floating_point():
         return value, value.dtype, False
     kind = widest(value.device)

@@ -1,4 +1,4 @@
-"""What messages say of the values of a target."""
+"""What a target finds in outputs, and what messages say of them."""
 
 from __future__ import annotations
 
@@ -20,6 +20,22 @@ def not_one_per_row(value: Tensor, rows: int, name: str, other: str = "") -> str
         f"the callable {name} returned shape {tuple(value.shape)} for {rows} row(s), expected one "
         f"value per row{other}: {hint}"
     )
+
+
+def complex_outputs(outputs: Tensor, giver: str, name: str) -> str:
+    """The error for outputs that are complex numbers, of which there is no one real number."""
+    return (
+        f"{giver} returned {outputs.dtype}, expected real numbers: take .abs(), .real, .imag "
+        f"or .angle() in {name}, such as {name}=lambda out: out.abs()[:, 0]"
+    )
+
+
+def main_tensor(outputs: Any) -> Any:
+    """The logits, where outputs have a tensor of that name as those of transformers do."""
+    if isinstance(outputs, Tensor):
+        return outputs
+    logits = getattr(outputs, "logits", None)
+    return logits if isinstance(logits, Tensor) else outputs
 
 
 def picks(outputs: Any, chosen: Any) -> str:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from attrfn._explain import said
 from attrfn._explain.said import index_text, not_one_per_row, picks, shown
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.compiling import is_compiling
@@ -85,12 +86,14 @@ def select(outputs: Any, chosen: Chosen, rows: int, name: str = "target") -> Ten
     """
     if callable(chosen):
         return _called(called(name, chosen, outputs), rows, name)
-    outputs = main_tensor(outputs)
+    outputs = said.main_tensor(outputs)
     if not isinstance(outputs, Tensor):
         raise TypeError(
             f"model_fn returned {shown(outputs)}, expected a tensor: give {name} "
             f"as a callable that picks one, such as {picks(outputs, chosen)}"
         )
+    if outputs.is_complex():
+        raise TypeError(said.complex_outputs(outputs, "model_fn", name))
     if outputs.ndim == 0 and rows == 1:
         outputs = outputs[None]
     if outputs.ndim == 0 and chosen is not None:
@@ -117,14 +120,6 @@ def select(outputs: Any, chosen: Chosen, rows: int, name: str = "target") -> Ten
             [_pick(out, index, depth, name) for out, index in zip(outputs, chosen, strict=True)]
         )
     return _pick(outputs, (slice(None), *chosen), depth + 1, name, rows=True)
-
-
-def main_tensor(outputs: Any) -> Any:
-    """The logits, where outputs have a tensor of that name as those of transformers do."""
-    if isinstance(outputs, Tensor):
-        return outputs
-    logits = getattr(outputs, "logits", None)
-    return logits if isinstance(logits, Tensor) else outputs
 
 
 def _entries(chosen: Any) -> int:
@@ -227,6 +222,8 @@ def _called(value: Any, rows: int, name: str) -> Tensor:
         raise TypeError(
             f"the callable {name} returned {shown(value)}, expected a tensor with one value per row"
         )
+    if value.is_complex():
+        raise TypeError(said.complex_outputs(value, f"the callable {name}", name))
     if value.numel() != rows:
         raise ValueError(not_one_per_row(value, rows, name))
     return value.reshape(rows)

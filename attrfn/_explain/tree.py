@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attrfn._copies.batch import row_sums
-from attrfn._explain.target import main_tensor
+from attrfn._explain.said import main_tensor
 from attrfn._model.arguments import compiled_arguments, own_arguments
 from attrfn._torch import pytree
 from attrfn._torch.autodiff import (
@@ -63,6 +63,11 @@ def batch_size(leaves: Leaves, name: str = "inputs") -> int:
             f"{name} holds no tensor, expected at least one with the examples in dimension 0"
         )
     for leaf in leaves:
+        if leaf.is_complex():
+            raise TypeError(
+                f"{name} has a tensor of {leaf.dtype}, expected real numbers: give "
+                "torch.view_as_real(x), and a model that begins with torch.view_as_complex"
+            )
         if leaf.ndim == 0:
             raise ValueError(
                 f"{name} has a 0-d tensor, expected the examples in dimension 0 of every tensor: "

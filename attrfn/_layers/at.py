@@ -17,8 +17,9 @@ from attrfn._explain.introspect import is_over_distribution, takes_baselines, wr
 from attrfn._explain.options import AtLayer, AtNeuron
 from attrfn._explain.shared import marked
 from attrfn._explain.target import speaks_of_target
-from attrfn._explain.tree import batch_size, each, flatten, is_arguments
+from attrfn._explain.tree import as_dicts, batch_size, each, flatten, is_arguments
 from attrfn._layers import rows
+from attrfn._layers.leaves import have_parts, of_parts, present
 from attrfn._layers.rows import like, read, with_examples
 from attrfn._layers.split import Split, check_independent, layers_of, of_activation, split_once
 from attrfn._model.source import shown
@@ -228,9 +229,13 @@ def locate(
     place = rows.place_of(model_fn, layer, at, call)
     value = read(halves, inputs, create_graph)
     activation = with_examples(value, halves, inputs, batch, layer, place)
+    planted, flags = activation, have_parts(activation, as_dicts(value))
+    if any(flags):
+        planted = present(activation, as_dicts(value))
+        halves = halves._replace(tail=functools.partial(of_parts, flags, halves.tail))
     # One layer with one call cannot depend on itself, and the check costs a forward pass.
     if (isinstance(layer, (list, tuple)) or call is None) and not is_compiling():
-        check_independent(model_fn, layer, at, call, activation, inputs)
+        check_independent(model_fn, layer, at, call, planted, inputs)
     model = functools.partial(
         of_activation, halves.tail, inputs=inputs, unpacked=is_arguments(activation)
     )

@@ -25,6 +25,7 @@ from attrfn._model.bind import uncompiled
 from attrfn._rules.gradient import gradients_by_rules
 from attrfn._rules.rescale import RESCALE
 from attrfn._rules.reveal import REVEAL_CANCEL
+from attrfn._rules.slopes import apart
 from attrfn._rules.table import Rules
 from attrfn._torch.say import say
 from attrfn._torch.typing import (
@@ -78,7 +79,7 @@ def deep_lift(
     x0 = fill_baselines(baselines, inputs, p.x)
     grads, _ = gradients_by_rules(p, _rules(rule), p.x, x0)
     if multiply_by_inputs:
-        grads = each(lambda x, x0, m: (x - x0) * m, p.x, x0, grads)
+        grads = each(lambda x, x0, m: apart(x, x0) * m, p.x, x0, grads)
     return p.result(grads)
 
 
@@ -131,7 +132,7 @@ def deep_lift_shap(
         grads, _ = gradients_by_rules(p, rules, flat_rows(ends), flat_rows(starts), copies=copies)
         found = split_rows(grads, copies)
         if multiply_by_inputs:
-            found = each(lambda x, x0, m: (x - x0) * m, ends, starts, found)
+            found = each(lambda x, x0, m: apart(x, x0) * m, ends, starts, found)
         return found if per_baseline else each(lambda m: m.sum(0, dtype=wide(m.dtype)), found)
 
     def append(a: Leaves, b: Leaves) -> Leaves:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attrfn._model.classes import Intervention, no_fast_path
+from attrfn._model.classes import Intervention, intervened, no_fast_path, without_fast_path
 from attrfn._model.parameters import Shared, shared, shares
 from attrfn._model.snapshot import DICTS, Snapshot, is_unwritten, slots_of
 from attrfn._model.training import mixes, refuse_scripted, warn_mixing

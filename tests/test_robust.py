@@ -381,7 +381,7 @@ COMPARE = functools.partial(robust.attack_comparator, logits, ONE)
         (lambda: PGD(radius=0.1, key=torch.zeros(3, 2).long()), ValueError, "key has shape"),
         (lambda: SEARCH(robust.fgsm, values=[], target=0), ValueError, "at least one value"),
         (lambda: SEARCH(lambda x, v, k: x, values=[1.0]), TypeError, "target is None"),
-        (lambda: SEARCH(lambda x, v, k: x, values=[1.0], target=3), ValueError, "out of range"),
+        (lambda: SEARCH(lambda x, v, k: x, values=[1.0], target=3), ValueError, "expected -2 to 1"),
         (lambda: FGSM(target=0, epsilon=10**400), ValueError, "epsilon is a int"),
         (lambda: SEARCH(len, values={1, 2}, target=0), TypeError, "list of numbers"),
         (lambda: SEARCH(3, values=[1.0], target=0), TypeError, "attack is 3, expected"),

@@ -312,6 +312,42 @@ def test_bound_tensors_follow_the_copies(r: Row) -> None:
         close(r.run(model(row), x[row], y[row]), at(batch, row))
 
 
+def test_trees_go_through_the_search_and_the_comparator() -> None:
+    """A dict gives what its features side by side give."""
+    net, x, y = case()
+    tree = {"a": x[:, :1], "b": [x[:, 1:]]}
+
+    def model(x: Any) -> Tensor:
+        return net(torch.cat([x["a"], *x["b"]], 1) if isinstance(x, dict) else x)
+
+    def attack(inputs: Any, value: Tensor, keys: Tensor, *, y: Tensor) -> Any:
+        return robust.fgsm(model, inputs, target=y, epsilon=value)
+
+    search = functools.partial(
+        robust.min_param_perturbation, attack=functools.partial(attack, y=y), values=VALUES
+    )
+    found, flat = search(model, tree, target=y), search(model, x, target=y)
+    assert optree.tree_structure(found.inputs) == optree.tree_structure(tree)
+    close((torch.cat([found.inputs["a"], *found.inputs["b"]], 1), *found[1:]), tuple(flat))
+    attacks = {"fgsm": functools.partial(robust.fgsm, model, target=y, epsilon=0.5)}
+    compare = functools.partial(
+        robust.attack_comparator, attacks=attacks, metric=lambda out: out[:, 0]
+    )
+    close(tuple(compare(model, tree)["fgsm"]), tuple(compare(model, x)["fgsm"]))
+
+
+@pytest.mark.parametrize("name", ["pgd linf", "linear search", "comparator"])
+def test_progress_goes_to_stderr(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    model, x, y = case()
+    plain = ROWS[name].run(model, x, y)
+    close(ROWS[name].run(model, x, y, progress=True), plain)
+    shown = capsys.readouterr()
+    assert not shown.out
+    assert {"pgd linf": "pgd", "linear search": "min_param", "comparator": "fgsm"}[
+        name
+    ] in shown.err
+
+
 def loop_search(model: Any, x: Tensor, y: Tensor, attempts: int, key: int) -> tuple[Any, ...]:
     """One example, value and attempt after the other."""
     found: list[tuple[Tensor, float, bool]] = []

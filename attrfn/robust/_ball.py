@@ -54,11 +54,14 @@ class Attacked(NamedTuple):
         Gradients are in types to sum in, and 0 where nothing may change.
         """
         values, grads = self.p._replace(create_graph=False).gradients(points)
-        grads = each(lambda g: self.sign * g.to(wide(g.dtype)), grads)
-        return self._known(values), self.only(grads, each(torch.zeros_like, grads))
+        grads = each(lambda g: self._raised(g.to(wide(g.dtype))), grads)
+        return self._known(values), self.only(grads)
 
-    def only(self, new: Leaves, old: Leaves) -> Leaves:
-        """The new values where elements may change, the old ones elsewhere."""
+    def only(self, new: Leaves, old: Leaves | None = None) -> Leaves:
+        """The new values where elements may change, the old ones, or 0, elsewhere."""
+        if all(m is None for m in self.masks):
+            return new
+        old = each(torch.zeros_like, new) if old is None else old
         pairs = zip(self.masks, new, old, strict=True)
         return tuple([n if m is None else torch.where(m, n, o) for m, n, o in pairs])
 
@@ -68,17 +71,29 @@ class Attacked(NamedTuple):
             points = each(torch.maximum, points, self.low)
         if self.high is not None:
             points = each(torch.minimum, points, self.high)
-        x = each(lambda t, z: t.expand(z.shape), self.p.x, points)
-        return self.only(each(lambda z, t: z.to(t.dtype), points, x), x)
+        return self.only(each(lambda z, t: z.to(t.dtype), points, self.p.x), self.p.x)
+
+    def within(self, radius: Amount) -> Attacked:
+        """The same attack, whose box ends at the radius around each element of x."""
+        x = tuple([t[None].to(wide(t.dtype)) for t in self.p.x])
+        sizes = each(lambda t: times(radius, torch.ones_like(t)), x)
+        low, high = each(torch.sub, x, sizes), each(torch.add, x, sizes)
+        return self._replace(
+            low=low if self.low is None else each(torch.maximum, low, self.low),
+            high=high if self.high is None else each(torch.minimum, high, self.high),
+        )
 
     def result(self, leaves: Leaves) -> Tree:
         """The inputs' tree, without a graph unless one is wanted."""
         keeps = self.p.create_graph or transforming()
         return self.p.rebuild(leaves if keeps else [t.detach() for t in leaves])
 
+    def _raised(self, t: Tensor) -> Tensor:
+        return t if self.sign > 0 else -t
+
     def _known(self, values: Tensor) -> Tensor:
         # A value that is not a number is never the best one.
-        values = self.sign * values.to(wide(values.dtype))
+        values = self._raised(values.to(wide(values.dtype)))
         return values.masked_fill(values.isnan(), -torch.inf)
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from attrfn._copies.batch import is_one_of, wide
-from attrfn._explain.target import Chosen, IndexPerExample, choose, select
+from attrfn._explain.target import Chosen, IndexPerExample, choose
+from attrfn._torch.autodiff import transforming
 from attrfn._torch.say import say
 from attrfn._torch.typing import Target
 
@@ -86,7 +87,22 @@ def _logits(outputs: Any, label: IndexPerExample) -> tuple[Tensor, Tensor]:
             "objective='target', or a callable objective, for other outputs"
         )
     outputs = outputs.to(wide(outputs.dtype))
-    z = select(outputs, label, outputs.shape[0])
-    y = label.rows.to(outputs.device)
-    y = torch.where(y < 0, y + outputs.shape[1], y)
-    return z, outputs.scatter(1, y, -torch.inf)
+    y = index_of(label, outputs)
+    return outputs.gather(1, y)[:, 0], outputs.scatter(1, y, -torch.inf)
+
+
+def index_of(label: IndexPerExample, outputs: Tensor) -> Tensor:
+    """The index of the class of each row among outputs (R, K), (R, 1).
+
+    Raises:
+        ValueError: There is no such class, where values can be read.
+    """
+    y, n = label.rows.to(outputs.device), outputs.shape[1]
+    if not transforming() and y.is_inference():
+        y = y.clone()  # autograd refuses to save an inference tensor
+    if label.low is None or label.high is None:
+        return torch.where(y < 0, y + n, y)
+    if label.low[0] < -n or label.high[0] >= n:
+        wrong = label.low[0] if label.low[0] < -n else label.high[0]
+        raise ValueError(f"target is {wrong} for {n} classes, expected {-n} to {n - 1}")
+    return y if label.low[0] >= 0 else torch.where(y < 0, y + n, y)

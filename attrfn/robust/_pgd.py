@@ -101,6 +101,8 @@ def pgd(
     keys = row_keys(key, a.p.batch, a.p.x[0].device)
     restarts = n_restarts if random_start else 1
     x = tuple([t[None] for t in a.p.x])
+    # In l-inf the ball is a box, and what it has in common with the bounds another one.
+    a = a.within(radius) if norm == "linf" else a
 
     with steps(n_steps * restarts, "pgd", progress) as advance:
 
@@ -111,7 +113,7 @@ def pgd(
                 values, grads = a.gradients(z)
                 found = _better(found, _Best(values, z))
                 moved = each(torch.add, z, _step(norm, size, grads))
-                z = a.allowed(_project(norm, radius, moved, a.p.x))
+                z = a.allowed(moved if norm == "linf" else _project(radius, moved, a.p.x))
                 advance(i.stop - i.start)
             found = _better(found, _Best(a.losses(z), z))
             return functools.reduce(_better, found.each())
@@ -154,13 +156,9 @@ def _step(norm: str, size: Amount, grads: Leaves) -> Leaves:
     return each(lambda g: times(size, torch.sign(g)), grads)
 
 
-def _project(norm: str, radius: Amount, z: Leaves, x: Leaves) -> Leaves:
-    """The nearest points of the ball around x."""
+def _project(radius: Amount, z: Leaves, x: Leaves) -> Leaves:
+    """The nearest points of the l2 ball around x."""
     moves = each(torch.sub, z, x)
-    if norm == "linf":
-        sizes = each(lambda d: times(radius, torch.ones_like(d)), moves)
-        moves = each(lambda d, r: torch.minimum(torch.maximum(d, -r), r), moves, sizes)
-        return each(torch.add, x, moves)
     n = norms(moves)
     most = times(radius, torch.ones_like(n))
     shrink = torch.where(n > most, most / torch.where(n > most, n, 1), 1)
@@ -170,20 +168,18 @@ def _project(norm: str, radius: Amount, z: Leaves, x: Leaves) -> Leaves:
 def _start(a: Attacked, norm: str, radius: Amount, keys: Tensor, i: slice) -> Leaves:
     """Random points of the ball, uniform in its volume, (S, B, ...)."""
     copies, x = i.stop - i.start, a.p.x
-    zeros = tuple([t.new_zeros(copies, *t.shape, dtype=wide(t.dtype)) for t in x])
     draw = random.uniform if norm == "linf" else random.normal
     drawn = []
     for leaf, t in enumerate(x):
         u = draw(sample_keys(keys, i, _DIRECTION + leaf), t.shape[1:], dtype=wide(t.dtype))
         drawn.append((2 * u - 1 if norm == "linf" else u).expand(copies, *t.shape))
-    moves = a.only(tuple(drawn), zeros)
+    moves = a.only(tuple(drawn))
     if norm == "linf":
-        moves = each(lambda d: times(radius, d), moves)
-    else:
-        length = random.uniform(sample_keys(keys, i, _LENGTH), dtype=wide(x[0].dtype))
-        length = length ** (1 / _free(a).clamp(min=1))
-        moves = each(lambda d: rows_of(length, d) * d, scaled_to(radius, moves))
-    return a.allowed(_project(norm, radius, each(torch.add, x, moves), x))
+        return a.allowed(each(lambda t, d: t + times(radius, d), x, moves))
+    length = random.uniform(sample_keys(keys, i, _LENGTH), dtype=wide(x[0].dtype))
+    length = length ** (1 / _free(a).clamp(min=1))
+    moves = each(lambda d: rows_of(length, d) * d, scaled_to(radius, moves))
+    return a.allowed(_project(radius, each(torch.add, x, moves), x))
 
 
 def _free(a: Attacked) -> Tensor:

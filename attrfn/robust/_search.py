@@ -12,13 +12,13 @@ from torch import Tensor
 from attrfn._copies.batch import is_one_of
 from attrfn._copies.chunks import Chunks, over_chunks
 from attrfn._explain.forms import documented
-from attrfn._explain.target import IndexPerExample, select
+from attrfn._explain.target import IndexPerExample
 from attrfn._explain.tree import each
 from attrfn._torch.guard import called, refuse_unusual
 from attrfn._torch.precision import widest
 from attrfn._torch.say import say
 from attrfn._torch.typing import ChunkSize, Key, Leaves, ModelFn, Target, Tree
-from attrfn.robust._objective import label_of
+from attrfn.robust._objective import index_of, label_of
 from attrfn.robust._options import SearchOptions
 from attrfn.robust._rows import Attempted, attempted
 
@@ -221,7 +221,5 @@ def _is_class(outputs: Any, *, label: IndexPerExample) -> Tensor:
             f"the model returned {shape}, expected (B, K) of at least two classes: give correct "
             "for other outputs"
         )
-    select(outputs, label, outputs.shape[0])  # refuses a class that does not exist
-    y = label.rows[:, 0].to(outputs.device)
-    y = torch.where(y < 0, y + outputs.shape[1], y)
+    y = index_of(label, outputs)[:, 0]
     return (outputs.argmax(1) == y) & ~outputs.isnan().any(1)

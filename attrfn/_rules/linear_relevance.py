@@ -180,7 +180,8 @@ def _routed(
         of_z, of_x, of_y = parts(z), parts(x), None if y is None else parts(y)
         out = _routed(RealView(op), rule, run, of_z, of_x, w, b, of_y)
         return torch.view_as_complex(out.contiguous())
-    surrogates = rule.surrogates if rule.bound is None else rule.bound(x)
+    # A bound rule keeps x for the backward pass, and the model may write into its input later.
+    surrogates = rule.surrogates if rule.bound is None else rule.bound(x.clone())
     # A rule for where the inputs are read differentiates by u = 1 and not by x, so that its
     # gradient is relevance also where x = 0; 1 + (z - x) is 1 with a derivative by z.
     at_z, at_x = (1 + (z - x), torch.ones_like(x)) if rule.first else (z, x)

@@ -350,7 +350,8 @@ def test_cams(name):
 def test_cams_at_odd_layers():
     cam = functools.partial(attrfn.grad_cam, target=0)
     parts = zoo.structured("tuple")
-    refused(TypeError, r"^layer 'parts' gives a tuple, expected one ", cam, parts, X, layer="parts")
+    two = functools.partial(attrfn.ablation_cam, target=0)
+    refused(TypeError, r"^layer 'parts' gives a tuple, expected one ", two, parts, X, layer="parts")
     message = r"^upsample is 'nearest', but no input has the 0 spatial dimension\(s\) of the map"
     refused(ValueError, message, cam, MLP, X, layer="1", upsample="nearest")
     assert cam(MLP, X, layer="1").shape == (3, 1)

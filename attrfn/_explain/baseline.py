@@ -108,7 +108,7 @@ def _fill(b: Any, t: Tensor, name: str) -> Tensor:
     if b is None:
         return torch.zeros_like(t)
     # A cast to the inputs' integers would not fail: it cuts off fractions and wraps around.
-    if not t.is_floating_point() and _is_fraction(b):
+    if not t.is_floating_point() and is_fraction(b):
         raise TypeError(
             f"{name} has {_say(b)} of floating point for inputs of {t.dtype}, expected integers, "
             "such as the id of a padding token"
@@ -146,7 +146,7 @@ def _fits(b: float) -> bool:
     return type(b) is not int or -(2**63) <= b < 2**63
 
 
-def _is_fraction(b: Any) -> bool:
+def is_fraction(b: Any) -> bool:
     """Whether a baseline would lose something as an integer."""
     if isinstance(b, Tensor):
         return b.is_floating_point()

@@ -17,6 +17,7 @@ from attrfn._layers.split import Split, layers_of
 from attrfn._model.source import describe, source
 from attrfn._torch.autodiff import transforming, twice_differentiable
 from attrfn._torch.compiling import is_compiling
+from attrfn._torch.dense import is_packed
 from attrfn._torch.typing import At, Layer, ModelFn, Tree
 
 
@@ -76,6 +77,11 @@ def with_examples(
         ValueError: A layer has none.
     """
     named = layers_of(layer)
+    if not isinstance(value, Tensor) and any(map(is_packed, optree.tree_leaves(value, is_packed))):
+        raise ValueError(
+            f"layer {describe(named[0])} has a PackedSequence as its {place.at}, whose rows are "
+            "steps of several examples: choose a layer before it is packed or after it is padded"
+        )
     many = isinstance(layer, (list, tuple))
     looked = activation = explainable(value, batch)
     if batch and optree.tree_leaves(activation):

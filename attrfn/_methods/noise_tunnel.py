@@ -115,7 +115,7 @@ def noise_tunnel(
                 repeated["baselines"] = rebuild(_drawn(noise, i, pool, x))
             found = method(repeat_bound(model_fn, batch, copies), rebuild(rows), **repeated)
             leaves, spec = optree.tree_flatten(found)
-            if not all(isinstance(a, Tensor) for a in leaves):
+            if not leaves or not all(isinstance(a, Tensor) for a in leaves):
                 raise TypeError(f"method returned {say(found)}, expected tensors")
             samples = [a.reshape(copies, batch, *a.shape[1:]).to(wide(a.dtype)) for a in leaves]
             states = [start(a) for a in samples]

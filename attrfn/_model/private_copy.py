@@ -21,7 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from attrfn._model.parameters import Shared, shared, shares
-from attrfn._model.snapshot import DICTS, Snapshot, is_unwritten
+from attrfn._model.snapshot import DICTS, Snapshot, is_unwritten, slots_of
+from attrfn._model.subclasses import Forward as Forward
+from attrfn._model.subclasses import intervened, no_fast_path, without_fast_path
 from attrfn._model.training import mixes, refuse_scripted, warn_mixing
 from attrfn._torch.compiling import makes_fakes, unreadable
 from attrfn._torch.explanation import current
@@ -29,9 +31,7 @@ from attrfn._torch.private import (
     BUFFERS,
     COMPILED_CALL,
     COMPILED_MODULE,
-    FUSED_LAYER,
     MODULES,
-    NESTED_TENSOR,
     PARAMETERS,
     slots,
     version,
@@ -45,7 +45,6 @@ MOST_GUARDED = 64
 # Attributes of each module; the walk treats the dicts among them itself.
 _OF_EVERY_MODULE = frozenset(nn.Module().__dict__) - {"training"}
 
-Forward = Callable[..., Any]
 Intervention = Callable[[Forward, tuple[Any, ...], dict[str, Any]], Any]
 
 
@@ -103,17 +102,19 @@ class PrivateCopy:
             new = self.memo[key] = self.module(inner)
             return new
         cls: Any = type(module)
-        new = object.__new__(
-            (_intervened if key in self.interventions else _without_fast_path)(cls)
-        )
+        new = object.__new__((intervened if key in self.interventions else without_fast_path)(cls))
         self.memo[key] = new  # before the walk goes on, because modules may refer to each other
         state = self._attributes(module)
         state[COMPILED_CALL] = None  # module.compile() runs compiled code in place of forward
-        _no_fast_path(cls, state, self.fused)
+        no_fast_path(cls, state, self.fused)
         if key in self.interventions:
             state["_attrfn_intervention"] = self.interventions[key]
             state["_attrfn_forward"] = state.pop("forward", None)
         object.__setattr__(new, "__dict__", state)  # whatever __setattr__ the class has
+        for name in slots_of(cls):
+            if hasattr(module, name):
+                self.reusable = False  # no snapshot looks there
+                object.__setattr__(new, name, self.value(getattr(module, name)))
         self.snapshots.append(Snapshot.of(state))
         if mixes(module):
             self.mixing.append(module)
@@ -236,52 +237,3 @@ class PrivateCopy:
     def warn(self) -> None:
         """Warn if a module mixes rows."""
         warn_mixing(self.mixing)
-
-
-# A subclass and not a patched forward, which torch.compile does not trace; isinstance stays true.
-# The caches are bounded, because classes of the user that are made in a loop would never be freed.
-@functools.lru_cache(maxsize=256)
-def _intervened(cls: Any) -> Any:
-    """A subclass whose forward runs inside the intervention of its instance."""
-    base = _without_fast_path(cls)
-
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        own = self._attrfn_forward
-        run = functools.partial(base.forward, self) if own is None else own
-        intervention = self._attrfn_intervention
-        return run(*args, **kwargs) if intervention is None else intervention(run, args, kwargs)
-
-    return _subclass(base, forward)
-
-
-@functools.lru_cache(maxsize=256)
-def _without_fast_path(cls: Any) -> Any:
-    """A subclass of MultiheadAttention that does not take its fused path."""
-    # The fused path runs only where query is key, so these become different objects. It hides the
-    # parts from interventions. Where a mode is active, torch does not take it, and the mode should
-    # see that this is self-attention.
-    if not issubclass(cls, nn.MultiheadAttention):
-        return cls
-
-    def forward(self: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kw: Any) -> Any:
-        if not torch.overrides.has_torch_function((query,)):
-            key = key.view_as(key) if key is query else key
-            value = value.view_as(value) if value is query else value
-        return cls.forward(self, query, key, value, *args, **kw)
-
-    return _subclass(cls, forward)
-
-
-def _subclass(cls: type[nn.Module], forward: Forward) -> type[nn.Module]:
-    body = {"forward": forward, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
-    return types.new_class(cls.__name__, (cls,), exec_body=lambda ns: ns.update(body))
-
-
-def _no_fast_path(cls: type[nn.Module], state: dict[str, Any], fused: bool) -> None:
-    """Turn off the fused paths of encoders: they skip submodules, and change padded rows."""
-    # Where nothing is differentiated they stay, which wins 1.1: feature_ablation of the
-    # transformer, batch 16, in benchmarks/special_cases_earn_their_place.py.
-    if issubclass(cls, nn.TransformerEncoderLayer) and not fused:
-        state[FUSED_LAYER] = 0
-    if issubclass(cls, nn.TransformerEncoder):
-        state |= dict.fromkeys(NESTED_TENSOR, False)

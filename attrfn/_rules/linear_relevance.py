@@ -83,7 +83,7 @@ def equal_shares(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> T
     y: Tensor = call(*x)
     # The addend of addmm and the like is not a factor: it gets its share of the sum in full.
     addends = ADDENDS.get(call.name, ())
-    live = [v.requires_grad and p not in addends for v, p in zip(z, call.places, strict=True)]
+    live = [run.is_live(v) and p not in addends for v, p in zip(z, call.places, strict=True)]
     n = max(sum(live), 1)
 
     def surrogates(t: Values) -> list[Tensor]:

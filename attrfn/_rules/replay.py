@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from attrfn._rules.call import Call
+from attrfn._rules.call import Call, members
 from attrfn._rules.errors import (
     refuse_mixed,
     refuse_path,
@@ -23,7 +23,7 @@ from attrfn._rules.ops import READS
 from attrfn._rules.run import Entry, Rule, Run, Values
 from attrfn._rules.slopes import change
 from attrfn._rules.table import Constant, Rules
-from attrfn._rules.tags import Tags
+from attrfn._rules.tags import Route, Tags
 from attrfn._torch import pytree
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.private import in_transform, is_differentiated, level_of, transform_level
@@ -32,22 +32,8 @@ Surrogates = Callable[[Any], Sequence[Tensor]]
 """From an operation's arguments to s_1, s_2 ..., whose derivatives it shall have."""
 
 
-class Route(NamedTuple):
-    """What one operation got, or read, without a derivative.
-
-    Attributes:
-        turn: How many operations came before it.
-        op: Its public name.
-        where: The module and line that call it.
-        found: The tensors, or the value that it read.
-        read: Whether it read a value.
-    """
-
-    turn: int
-    op: str
-    where: str
-    found: Any
-    read: bool
+# How a value has no derivative by the inputs: it has no graph at all, or one of parameters only.
+_NOWHERE, _PARAMETERS = "nowhere", "parameters"
 
 
 class Replay(Run):
@@ -97,10 +83,24 @@ class Replay(Run):
         """Mark a tensor, and note whether it has a derivative."""
         self.marked.put(t)
         if not t.requires_grad:
-            self.cut.put(t)
+            self.cut.put(t, _NOWHERE)
             self.any_cut = True
         elif self.any_cut:
             self.cut.drop(t)
+
+    def mark(self, out: Any, call: Call) -> Any:
+        """Mark what an operation returned, which has no derivative if its arguments have none."""
+        out = super().mark(out, call)
+        if self.any_cut and not any(map(self.is_live, call.values)):
+            # A table of trained parameters gives a row that requires a gradient for its own sake.
+            for t in members(call.args[0] if out is None else out):
+                if not self.cut.get(t):
+                    self.cut.put(t, _PARAMETERS)
+        return out
+
+    def is_live(self, t: Tensor) -> bool:
+        """Whether a marked tensor has a derivative by the inputs."""
+        return t.requires_grad and not (self.any_cut and self.cut.get(t))
 
     def untracked(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """As in :class:`Run`, with a short cut."""
@@ -209,11 +209,11 @@ class Replay(Run):
         if not self.any_cut:
             return
         values = call.values
-        live = [v.requires_grad for v in values]
+        live = [self.is_live(v) for v in values]
         for v in values if self.table.strict else ():
             # A call in the forward of a custom autograd.Function returned it, without a derivative;
             # what the function returns is the same object, now with the function's derivative.
-            if v.requires_grad and self.cut.get(v):
+            if v.requires_grad and self.cut.get(v) == _NOWHERE:
                 refuse_unrecorded(v, call.func, self.table.name)
         if self.table.complete and any(live) and not all(live):
             if transforming() or self.at_x0 is None:
@@ -224,8 +224,8 @@ class Replay(Run):
                 self.routes.append(Route(self.turn, op, where(), found, False))
 
     def unchecked(self, call: Call) -> None:
-        """After an allowed operation that takes a path, other paths are the user's own business."""
-        live = [v.requires_grad for v in call.values]
+        """After an allowed operation that takes a path, others are the user's own business."""
+        live = [self.is_live(v) for v in call.values]
         self.accepted = self.accepted or (any(live) and not all(live))
 
     def read_value(self, call: Call, value: Any) -> Any:
@@ -242,7 +242,7 @@ class Replay(Run):
         """Check what the model returned."""
         super().returned(outputs)
         for t in pytree.tree_leaves(outputs) if self.table.strict and self.any_cut else ():
-            if isinstance(t, Tensor) and t.requires_grad and self.cut.get(t):
+            if isinstance(t, Tensor) and t.requires_grad and self.cut.get(t) == _NOWHERE:
                 refuse_unrecorded(t, None, self.table.name)
 
     def finished(self, outputs: Any) -> None:

@@ -13,6 +13,7 @@ from attrfn._copies.chunks import at_once
 from attrfn._explain.forms import form_of
 from attrfn._explain.masked import Part, add_lists
 from attrfn._explain.noise import Noise, count_of
+from attrfn._explain.rows import like_rows
 from attrfn._explain.tree import each, require_floating
 from attrfn._random.keys import sample_keys
 from attrfn._torch.precision import einsum
@@ -25,7 +26,6 @@ from attrfn.metrics._scores import (
     allow_graph,
     flat,
     floating,
-    like_rows,
     order_keys,
     scored,
 )
@@ -74,7 +74,6 @@ def infidelity(
         multiply_by_inputs: Whether the attributions hold the factor x - x0.
         n_samples: The number of perturbations.
         normalize: Multiply A by the number, one for each example, that makes the error least.
-        key: An int or a key of :mod:`attrfn.random`, (2,), or (B, 2) with one for each example.
 
     Returns:
         One error per example, (B,), in squared units of the output.

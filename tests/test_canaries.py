@@ -266,7 +266,7 @@ def test_recurrent_nets_have_no_vmap_rule(cell):
 
 
 def test_encoder_layers_hide_their_parts():
-    """Why _model/private_copy.py switches their fast path off: no sub-layer is called."""
+    """Why _model/subclasses.py switches their fast path off: no sub-layer is called."""
     model, x = zoo.make(zoo.Transformer), randn(3, 5, 4)
     called: list[str] = []
 
@@ -284,7 +284,7 @@ def test_encoder_layers_hide_their_parts():
 
 
 def test_multihead_attention_takes_a_fused_path():
-    """Why _model/private_copy.py splits query and key: the fused operation hides its parts."""
+    """Why _model/subclasses.py splits query and key: the fused operation hides its parts."""
 
     class Log(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):

@@ -32,13 +32,14 @@ def check_rows(one: Explanation, evaluate: Callable[[slice], object], n: int) ->
     # are from the middle, because the first ones of a path are hardly different.
     anchors, way = _places(one.model)
     i = n // 2 - 1
+    # One by one first: an error of the model then speaks of one copy.
+    apart = _outputs(one, evaluate, [slice(i, i + 1), slice(i + 1, i + 2)], anchors, way)
     try:
         together = _outputs(one, evaluate, [slice(i, i + 2)], anchors, way)
     except Exception as error:
         if out_of_memory(error):
             return  # so that one copy at a time is what will run
         raise
-    apart = _outputs(one, evaluate, [slice(i, i + 1), slice(i + 1, i + 2)], anchors, way)
     if len(apart) == 2 * len(together):
         half = len(together)
         pairs = zip(together, apart[:half], apart[half:], strict=True)

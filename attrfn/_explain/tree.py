@@ -109,12 +109,12 @@ def call_model(model_fn: ModelFn, inputs: Tree, *, fresh: bool = False) -> Any:
     if not is_arguments(inputs):
         inputs = (inputs,)
     with twice_differentiable(False), gradients_allowed():
-        given = inputs if fresh else clone_tensors(inputs)
+        bound, given = own_bound(model_fn), inputs if fresh else clone_tensors(inputs)
         try:
             if is_as_no_grad():
                 with AsNoGrad():
-                    return run_model(own_bound(model_fn), given)
-            return run_model(own_bound(model_fn), given)
+                    return run_model(bound, given)
+            return run_model(bound, given)
         except RuntimeError as error:
             if "Can't call numpy() on Tensor that requires grad" not in str(error):
                 raise

@@ -77,8 +77,8 @@ class Tabular(nn.Module):
 
 MODELS: dict[str, tuple[type[nn.Module], tuple[int, ...]]] = {
     "CNN, 64 images of 28 x 28": (Digits, (64, 1, 28, 28)),
-    "transformer, 16 texts": (Text, (16, 32, 64)),
     "MLP, 64 rows": (Tabular, (64, 784)),
+    "transformer, 16 texts": (Text, (16, 32, 64)),
 }
 
 

@@ -172,7 +172,8 @@ def around(
         rows = flat_rows(points)
         values = None if run is None else run(rows, copies)
         activation = () if here is None else _activation(here, a, rows, copies)
-        return Point(a.maps(rows, copies), points, values, activation)
+        # A method of the user may write into what it gets, and the points are measured later.
+        return Point(a.maps(each(Tensor.clone, rows), copies), points, values, activation)
 
     original = at(tuple([t.clone()[None] for t in a.x]))
 
@@ -210,8 +211,10 @@ def _samples(a: Again, samples: Samples, keys: Tensor) -> Callable[[slice], Leav
                     f"inputs has a tensor of {t.dtype}, expected floating point for uniform noise: "
                     "give perturb for other inputs"
                 )
-        return at_once(noisy, n, n * sum(t.numel() for t in a.x))
-    return by_user
+    # The function of the user is called once where that is little, so that it need not care for
+    # chunks.
+    make = noisy if perturb is None else by_user
+    return at_once(make, n, n * sum(t.numel() for t in a.x))
 
 
 def _outputs(a: Again) -> Callable[[Leaves, int], Tensor]:

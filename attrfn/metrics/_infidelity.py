@@ -93,7 +93,7 @@ def infidelity(
     s = scored("infidelity", model_fn, inputs, attributions, **options)
     keys = order_keys(key, s.p)
     if perturb is not None:
-        draw = _by_user(s, perturb, keys, multiply_by_inputs)
+        draw = _by_user(s, perturb, keys, multiply_by_inputs, n_samples)
     elif multiply_by_inputs:
         draw = _removed(s, p, keys, n_samples)
     else:
@@ -153,17 +153,24 @@ def _noise(s: Scored, stdevs: Tree, inputs: Tree, key: Key) -> Callable[[slice],
 
 
 def _by_user(
-    s: Scored, perturb: Perturb, keys: Tensor, multiply_by_inputs: bool
+    s: Scored, perturb: Perturb, keys: Tensor, multiply_by_inputs: bool, n: int
 ) -> Callable[[slice], Drawn]:
     p = s.p
     away = each(lambda x, x0: floating(x) - floating(x0), p.x, p.x0)
 
-    def draw(i: slice) -> Drawn:
+    def perturbed(i: slice) -> Leaves:
         copies = i.stop - i.start
         rows = sample_keys(keys, i, _STREAM).expand(copies, p.batch, 2).reshape(-1, 2)
         x = flat_rows(tuple([t.expand(copies, *t.shape) for t in p.x]))
         with allow_graph(p):
-            moves = like_rows(perturb(p.rebuild(x), rows), p.x, copies, "perturb")
+            return like_rows(perturb(p.rebuild(x), rows), p.x, copies, "perturb")
+
+    # The function of the user is called once where that is little, so that it need not care for
+    # chunks.
+    moved = at_once(perturbed, n, n * sum(t.numel() for t in p.x))
+
+    def draw(i: slice) -> Drawn:
+        moves = moved(i)
         points = each(torch.sub, p.x, moves)
         moves = tuple(map(floating, moves))
         if multiply_by_inputs:

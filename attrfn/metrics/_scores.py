@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attrfn import random
 from attrfn._copies.batch import flat_rows, wide
-from attrfn._copies.chunks import Chunks
+from attrfn._copies.chunks import Chunks, at_once
 from attrfn._explain.baseline import broadcasts
 from attrfn._explain.features import Features, features
 from attrfn._explain.forms import documented
@@ -105,7 +105,10 @@ class Scored(NamedTuple):
         def points(i: slice) -> Leaves:
             return self._imputed(self.parts.masks(kept(i)), imputer, keys[i])
 
-        return self.p.at(copies, points)
+        elements = copies * sum(t.numel() for t in self.p.x)
+        found = at_once(points, copies, elements)
+        # The model may write into its inputs.
+        return self.p.at(copies, lambda i: tuple([t.clone() for t in found(i)]))
 
     def _imputed(self, masks: Leaves, imputer: Imputer, keys: Tensor) -> Leaves:
         copies, p = keys.shape[0], self.p

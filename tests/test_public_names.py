@@ -24,6 +24,10 @@ PUBLIC = {
         neuron_integrated_gradients noise_tunnel occlusion random rise rules saliency score_cam
         shapley_value_sampling shapley_values split surrogates with_rules xgrad_cam
     """,
+    "attrfn.axioms": """
+        batch_independence completeness conservation dummy implementation_invariance linearity
+        scale_invariance sensitivity symmetry
+    """,
     "attrfn.metrics": """
         Comparison Curve aopc compare completeness_delta complexity comprehensiveness deletion
         dummy_violations effective_complexity efficient_mprt faithfulness_correlation

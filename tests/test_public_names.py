@@ -52,6 +52,11 @@ PUBLIC = {
     "attrfn.surrogates": """
         constant exponential_kernel lasso linear ridge scikit_learn
     """,
+    "attrfn.testing": """
+        Additive ExampleModel Failure Finding Game MethodFailedError ModelReport additive
+        baselines_for check_method check_model games inputs_for models parametrize_with_checks
+        symmetric targets_for with_dummy
+    """,
     "attrfn.viz": """
         Html bar image_grid image_overlay report strip text time_series
     """,

@@ -23,6 +23,11 @@ FROZEN = {r.name for r in REGISTRY if r.frozen}
 EXCEPT: dict[str, dict[str, str]] = {
     "occlusion": {"pytrees": "a window is for inputs of its rank"},
     "rise": {"pytrees": "a mask is for images of one size"},
+    "score_cam": {
+        "pytrees": "a map masks each tensor in the tensor's size",
+        "baselines": "the softmax over a single channel is 1",
+    },
+    "lime_lasso": {"keys": "the lasso gives 0 on small outputs", "baselines": "likewise"},
 }
 
 

@@ -42,7 +42,7 @@ def _asked(
     gap = getattr(axioms, axiom)(model, x, method, **options, **more)
     found = float(gap.abs().max())
     if not found <= s.tolerance * size:
-        raise Failed(f"{axiom} has a gap of {found:.2g}, where outputs reach {size:.2g}")
+        raise Failed(f"a gap of {found:.2g}, where outputs reach {size:.2g}")
 
 
 def _outputs(s: Subject) -> int:

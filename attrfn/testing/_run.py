@@ -88,9 +88,10 @@ def check_method(
     Args:
         method: The method.
         needs: What it needs: ``"layer"`` (gets ``layer="mid"``; attributions are the layer's),
-            ``"neuron"`` (with a layer), ``"images"`` (inputs (B, C, H, W)), ``"relu"`` (a model
-            with a ReLU), ``"pool"`` (baselines are draws (K, ...)); or ``"baselines"``,
-            ``"target"``, ``"key"`` if the signature does not show that it takes them.
+            ``"neuron"`` (with a layer, and no target unless that is needed, too), ``"images"``
+            (inputs (B, C, H, W)), ``"relu"`` (a model with a ReLU), ``"pool"`` (baselines are
+            draws (K, ...)); or ``"baselines"``, ``"target"``, ``"key"`` if the signature does not
+            show that it takes them.
         differentiable: Whether attributions have a derivative, which is then checked.
         axioms: The names of axioms that it shall have, of :mod:`attrfn.axioms`.
         checks: The names of the checks that run; ``None`` for all that apply.
@@ -112,7 +113,7 @@ def check_method(
         Traceback (most recent call last):
         ...
         attrfn.testing._run.MethodFailedError: gradient_times_two fails 1 of 1 checks
-        completeness: ...
+        completeness: a gap of ...
     """
     s = subject_of(method, needs, differentiable, axioms, tolerance)
     chosen = _chosen(s, checks, skip, compile)
@@ -231,8 +232,8 @@ def _drawn(s: Subject, name: str) -> Any:
         # Of models with a ReLU, one has smooth operations around it: its derivatives say more.
         smooth = [kind for kind in kinds if kind.smooth]
         kinds = smooth or [kind for kind in kinds if kind.kind == "rectified cnn"] or kinds
-    if name == "keys":
-        kinds = [kind for kind in kinds if kind.kind != "residual"] or kinds
+    if name in ("keys", "baselines") and s.of_layer:  # behind this layer the model is linear
+        kinds = [kind for kind in kinds if kind.kind != "mlp"] or kinds
     least = 2 if name in ("row_alone", "vmap", "keys") else 1
     return st.builds(
         Drawn, st.sampled_from(kinds), st.integers(1, 3), st.integers(least, 3), st.integers(0, 15)

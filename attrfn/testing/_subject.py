@@ -155,11 +155,13 @@ def subject_of(
     needs = frozenset([needs] if isinstance(needs, str) else needs)
     if unknown := sorted(needs - set(NEEDS)):
         raise ValueError(f"needs has {unknown[0]!r}, expected some of {', '.join(NEEDS)}")
-    if "neuron" in needs:
+    without: set[str] = set()
+    if "neuron" in needs:  # a neuron is a target
         needs |= {"layer"}
+        without = {"target"} - needs
     names = (axioms,) if isinstance(axioms, str) else tuple(axioms)
     options = needs & {"baselines", "target", "key"}
-    takes = (_options_of(method) | options) - _bound(method)
+    takes = (_options_of(method) | options) - _bound(method) - without
     return Subject(method, takes, needs, differentiable, names, tolerance)
 
 

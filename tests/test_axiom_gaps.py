@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -65,6 +66,26 @@ def test_docstrings_name_what_holds_and_what_does_not() -> None:
     assert named_methods <= METHODS.keys()
     assert len(HOLDS) > 45
     assert len(FAILS) > 15
+
+
+def test_the_page_says_the_same() -> None:
+    """The table of docs/axioms.md, cell by cell."""
+    page = (Path(__file__).parents[1] / "docs" / "axioms.md").read_text(encoding="utf-8")
+    lines = page.split("### Theorems")[1].split("###")[0].splitlines()
+    cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines if "|" in line]
+    header, _, *table = cells
+    whole = {"implementation": "implementation_invariance", "scale": "scale_invariance"}
+    found = {
+        (whole.get(axiom, axiom), re.findall(r"`(\w+)`", name)[0], said)
+        for name, *row in table
+        for axiom, said in zip(header[1:], row, strict=True)
+        if said
+    }
+    columns = {whole.get(a, a) for a in header[1:]}
+    methods = {m for _, m, _ in found}
+    right = {(a, m, "yes") for a, m in HOLDS if a in columns and m in methods}
+    right |= {(a, m, "no") for a, m in FAILS if a in columns and m in methods}
+    assert found == right
 
 
 class Pairs(nn.Module):

@@ -95,7 +95,7 @@ def conservation(
 
     A theorem, on networks of linear layers without biases and ReLU, for `input_x_gradient` (Euler's
     theorem on homogeneous functions) and for `lrp` up to its epsilon; and wherever f(x0) = 0, for
-    the methods of :func:`completeness`. :func:`attrfn.rules.conservation` tells in which operation
+    the methods of :func:`attrfn.axioms.completeness`. :func:`attrfn.rules.conservation` tells in which operation
     LRP loses relevance.
 
     Not for `gradient`, `saliency`, `feature_ablation`.
@@ -185,7 +185,7 @@ def symmetry(
     the papers: A_i = A_j.
 
     A theorem for `gradient`, `saliency`, `input_x_gradient`, `integrated_gradients`, `deep_lift`,
-    `feature_ablation`, `shapley_values`, and for `kernel_shap` over all coalitions. `lrp` has it
+    `feature_ablation`, `shapley_values`, and for `kernel_shap` over all coalitions. LRP has it
     where the operations treat the two alike.
 
     Not for `shapley_value_sampling` and `lime`, whose draws are not symmetric.

@@ -20,7 +20,7 @@ class Finding(NamedTuple):
 
 
 class ModelReport(NamedTuple):
-    """What :func:`check_model` found; its text is a table.
+    """What :func:`attrfn.testing.check_model` found; its text is a table.
 
     Attributes:
         findings: The properties of the model.

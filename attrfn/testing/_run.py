@@ -129,7 +129,7 @@ def parametrize_with_checks(methods: Method | Sequence[Method], **options: Any) 
 
     Args:
         methods: A method, or a list of those.
-        **options: Those of :func:`check_method`.
+        **options: Those of :func:`attrfn.testing.check_method`.
 
     Returns:
         A decorator for a test with the argument ``check``, which calls it.

@@ -28,7 +28,7 @@ def models(
     outputs: int = OUTPUTS,
     dtype: torch.dtype = torch.float64,
 ) -> Strategy:
-    """Small models of many kinds, in evaluation mode: :class:`ExampleModel`.
+    """Small models of many kinds, in evaluation mode: :class:`attrfn.testing.ExampleModel`.
 
     Args:
         kinds: Names of kinds: ``"mlp"``, ``"rectified"``, ``"cnn"``, ``"residual"``,
@@ -162,7 +162,7 @@ def baselines_for(inputs: Tree) -> Strategy:
 
 
 def games(n: int) -> Strategy:
-    """Games of n players, with their Shapley values: :class:`Game`.
+    """Games of n players, with their Shapley values: :class:`attrfn.testing.Game`.
 
     Args:
         n: The number of players.
@@ -179,7 +179,7 @@ def games(n: int) -> Strategy:
 
 
 def additive(n: int = 4) -> Strategy:
-    """Sums of functions of one element each, with their right attributions: :class:`Additive`.
+    """Sums of functions of one element each, with their right attributions: :class:`attrfn.testing.Additive`.
 
     Args:
         n: The number of elements.

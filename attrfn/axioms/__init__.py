@@ -6,8 +6,8 @@ A gap is 0 where the axiom holds for the example, in exact arithmetic. It measur
 model at one input: a gap above rounding disproves the axiom, a gap of 0 proves nothing for other
 inputs. Each function names the methods for which the axiom is a theorem.
 
-Options of a method are bound with :func:`functools.partial`. With ``create_graph=True`` bound, gaps
-are differentiable by ``.backward()``, as a penalty in training is; inside :mod:`torch.func` they
+Options of a method are bound with ``functools.partial``. With ``create_graph=True`` bound, gaps
+are differentiable by ``.backward()``, as a penalty in training is; inside ``torch.func`` they
 always are.
 """
 

@@ -95,8 +95,8 @@ def conservation(
 
     A theorem, on networks of linear layers without biases and ReLU, for `input_x_gradient` (Euler's
     theorem on homogeneous functions) and for `lrp` up to its epsilon; and wherever f(x0) = 0, for
-    the methods of :func:`attrfn.axioms.completeness`. :func:`attrfn.rules.conservation` tells in which operation
-    LRP loses relevance.
+    the methods of :func:`attrfn.axioms.completeness`. :func:`attrfn.rules.conservation` tells in
+    which operation LRP loses relevance.
 
     Not for `gradient`, `saliency`, `feature_ablation`.
 

@@ -1,9 +1,9 @@
 """Checks for your own attribution method and your own model (extra ``testing``: hypothesis).
 
-* :func:`attrfn.testing.check_method` runs a method over random models: rows alone, vmap, derivatives, compile,
+* :func:`check_method` runs a method over random models: rows alone, vmap, derivatives, compile,
   pytrees, types, chunks, purity, threads, exceptions, keys, and the axioms that it should have.
 * :func:`parametrize_with_checks` makes one pytest test of each of these checks.
-* :func:`attrfn.testing.check_model` tells whether a model is fit for attribution, as a table.
+* :func:`check_model` tells whether a model is fit for attribution, as a table.
 * Strategies of hypothesis: :func:`models`, :func:`inputs_for`, :func:`targets_for`,
   :func:`baselines_for`, and models whose right attributions are known: :func:`games`,
   :func:`additive`, :func:`symmetric`, :func:`with_dummy`.

@@ -45,7 +45,8 @@ def check_model(model_fn: ModelFn, inputs: Tree, *, target: Target = None) -> Mo
         target: Which scalar of each example is explained; ``None`` takes the sum of the outputs.
 
     Returns:
-        A :class:`attrfn.testing.ModelReport`: ``print`` it, ask ``report.ok``, or ``report.find("rows")``.
+        A :class:`attrfn.testing.ModelReport`: ``print`` it, or ask ``report.ok`` and
+        ``report.find("rows")``.
 
     Example:
         >>> import torch, attrfn.testing

@@ -78,7 +78,7 @@ def check_method(
 
     A method is called as ``method(model_fn, inputs, *, target, **options)``. Its signature tells
     which of the options ``target``, ``baselines``, ``key``, ``chunk_size`` and ``create_graph`` it
-    has; what it has is checked. Bind other options with :func:`functools.partial`.
+    has; what it has is checked. Bind other options with ``functools.partial``.
 
     The checks are ``result`` (shape, finite, repeatable), ``row_alone``, ``vmap``, ``jvp``,
     ``grad``, ``parameters`` (derivatives against finite differences), ``compile``, ``pytrees``,

@@ -179,7 +179,7 @@ def games(n: int) -> Strategy:
 
 
 def additive(n: int = 4) -> Strategy:
-    """Sums of functions of one element each, with their right attributions: :class:`attrfn.testing.Additive`.
+    """Sums of functions of one element each: :class:`attrfn.testing.Additive`.
 
     Args:
         n: The number of elements.

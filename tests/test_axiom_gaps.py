@@ -412,3 +412,20 @@ def test_wrong_arguments_are_refused() -> None:
         axioms.scale_invariance(squares, x, METHODS["deep_lift_shap"])
     with pytest.raises(ValueError, match="scale is 0, expected a finite number other than 0"):
         axioms.scale_invariance(squares, x, attrfn.gradient, scale=0)
+
+
+def test_integers_and_empty_batches() -> None:
+    """Token ids beside numbers, for methods that only evaluate; and no examples at all."""
+    x = (torch.tensor([[3, 2**30 + 1], [1, 4]]), randn(2, 2).float())
+
+    def f(ids: Tensor, z: Tensor) -> Tensor:
+        return (ids % 7).double().prod(1) * z.double()[:, 0] + z.double()[:, 1]
+
+    method = attrfn.shapley_values
+    assert (axioms.symmetry(f, x, method, pair=(0, 1)) < 1e-6).all()
+    assert (axioms.completeness(f, x, method).abs() < 1e-6).all()
+    assert (axioms.sensitivity(f, x, attrfn.feature_ablation, tolerance=1e-9) < 1e-6).all()
+    assert (axioms.batch_independence(f, x, method) < 1e-6).all()
+    empty = randn(0, 4)
+    for axiom in ("completeness", "batch_independence", "sensitivity"):
+        assert getattr(axioms, axiom)(squares, empty, attrfn.gradient).shape == (0,)

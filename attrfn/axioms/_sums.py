@@ -232,6 +232,8 @@ def _exchange(leaves: Leaves, order: list[int], rows: int = 1) -> Leaves:
     """Tensors (B, ...), or with other dimensions of rows, whose elements are reordered."""
     flat = [t.reshape(*t.shape[:rows], t.shape[rows:].numel()) for t in leaves]
     sizes = [t.shape[rows] for t in flat]
+    if len({t.dtype for t in leaves}) > 1:  # float32 and its promotions hold no large integers
+        flat = [t.double() for t in flat]
     mixed = torch.split(torch.cat(flat, -1)[..., order], sizes, -1)
     return tuple([m.reshape(t.shape).to(t.dtype) for m, t in zip(mixed, leaves, strict=True)])
 

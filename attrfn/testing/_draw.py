@@ -36,6 +36,7 @@ def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor
 
 def seeded(build: Callable[[], M], seed: int, dtype: torch.dtype = torch.float64) -> M:
     """A module with parameters of a seed, in evaluation mode; the global numbers stay."""
+    # torch.manual_seed would reseed every accelerator as well.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return build().to(dtype).eval()

@@ -35,8 +35,9 @@ class Case(NamedTuple):
 
     def values(self, x: Leaves, seed: int = 0) -> Tensor:
         """The outputs for some rows, (B, N), under a seed of the global random numbers."""
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(seed)
+        used = {t.device for t in x if t.device.type == "cuda"}
+        with torch.random.fork_rng(devices=used), torch.no_grad():
+            torch.default_generator.manual_seed(seed)
             model = explain(self.model_fn, self.rebuild(x), None, differentiated=False).model
             args = self.rebuild([t.clone() for t in x])
             called = isinstance(args, tuple) and not hasattr(args, "_fields")

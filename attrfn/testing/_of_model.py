@@ -157,7 +157,8 @@ def _state(c: Case) -> Finding:
         return Finding("state", None, "not checked: give the module itself")
     before = {k: v.clone() for k, v in twin.state_dict().items() if isinstance(v, Tensor)}
     args = c.rebuild([t.clone() for t in c.x])
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    used = {t.device for t in c.x if t.device.type == "cuda"}
+    with torch.random.fork_rng(devices=used), torch.no_grad():
         twin(*args) if isinstance(args, tuple) and not hasattr(args, "_fields") else twin(args)
     after = twin.state_dict()
     moved = [k for k, v in before.items() if k in after and not torch.equal(v, after[k])]

@@ -202,7 +202,7 @@ def _failure(s: Subject, name: str, check: Check, max_examples: int) -> Failure 
         last[:] = [drawn]
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")
-            torch.manual_seed(drawn.seed)
+            torch.default_generator.manual_seed(drawn.seed)
             check(s, drawn)
 
     run = h.given(_drawn(s, name))(once)

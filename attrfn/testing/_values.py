@@ -38,7 +38,7 @@ def result(s: Subject, d: Drawn) -> None:
     if not s.of_layer and (not isinstance(found, Tensor) or found.shape != x.shape):
         shapes = [tuple(t.shape) for t in leaves]
         raise Failed(f"the result is {shapes}, expected {tuple(x.shape)} as the inputs")
-    torch.manual_seed(d.seed + 1)
+    torch.default_generator.manual_seed(d.seed + 1)
     s.close(s.run(d, x=x), found, "a second call, after torch.manual_seed")
 
 

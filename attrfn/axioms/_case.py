@@ -143,7 +143,7 @@ def _keeps_graph(method: Method) -> bool:
 
 def largest(leaves: Leaves) -> Tensor:
     """The largest absolute value of each example over all leaves, (B,)."""
-    rows = [t.to(wide(t.dtype)).reshape(t.shape[0], -1).abs() for t in leaves]
+    rows = [t.to(wide(t.dtype)).reshape(t.shape[0], t.shape[1:].numel()).abs() for t in leaves]
     common = functools.reduce(torch.promote_types, [t.dtype for t in rows])
     table = torch.cat([t.to(common) for t in rows], 1)
     return table.amax(1) if table.shape[1] else table.sum(1)

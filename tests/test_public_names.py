@@ -24,6 +24,10 @@ PUBLIC = {
         neuron_integrated_gradients noise_tunnel occlusion random rise rules saliency score_cam
         shapley_value_sampling shapley_values split surrogates with_rules xgrad_cam
     """,
+    "attrfn.axioms": """
+        batch_independence completeness conservation dummy implementation_invariance linearity
+        scale_invariance sensitivity symmetry
+    """,
     "attrfn.metrics": """
         Comparison Curve aopc compare completeness_delta complexity comprehensiveness deletion
         dummy_violations effective_complexity efficient_mprt faithfulness_correlation
@@ -50,6 +54,11 @@ PUBLIC = {
     """,
     "attrfn.surrogates": """
         constant exponential_kernel lasso linear ridge scikit_learn
+    """,
+    "attrfn.testing": """
+        Additive ExampleModel Failure Finding Game MethodFailedError ModelReport additive
+        baselines_for check_method check_model games inputs_for models parametrize_with_checks
+        symmetric targets_for with_dummy
     """,
     "attrfn.viz": """
         Html bar image_grid image_overlay report strip text time_series

@@ -1,0 +1,101 @@
+"""Whether a model has the derivatives that methods take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from attrfn._explain.explain import explain
+from attrfn._torch.typing import Leaves
+from attrfn.testing._draw import normal
+from attrfn.testing._model_case import Case, said
+from attrfn.testing._model_report import Finding
+
+
+def derivatives(c: Case, deterministic: bool) -> Iterator[Finding]:
+    """Gradients, forward mode, vmap and second derivatives of a model."""
+    if not deterministic:
+        yield Finding("gradient", None, "not checked, because the outputs are random")
+        return
+    floating = [i for i, t in enumerate(c.x) if t.is_floating_point()]
+    if len(floating) < len(c.x):
+        text = "integer inputs have no gradient: explain an embedding layer, or perturb"
+        yield Finding("gradient", None, text)
+        return
+    directions = tuple([normal(*t.shape, seed=5 + i).to(t) for i, t in enumerate(c.x)])
+
+    def f(*x: Tensor) -> Tensor:
+        return explain(c.model_fn, c.rebuild(x), c.target, create_graph=True).values(x)
+
+    first = _gradient(c, f, directions)
+    yield first
+    yield _works("forward mode", lambda: torch.func.jvp(f, c.x, directions)[1])
+    yield _works("vmap", lambda: torch.vmap(lambda *x: f(*[t[None] for t in x])[0])(*c.x))
+    if first.good:
+        yield _second(c, f, directions)
+
+
+def _works(name: str, run: Callable[[], Tensor]) -> Finding:
+    try:
+        run()
+    except Exception as error:
+        return Finding(name, False, said(error))
+    return Finding(name, True, "works")
+
+
+def _gradient(c: Case, f: Callable[..., Tensor], directions: Leaves) -> Finding:
+    """The gradient against finite differences along a direction."""
+    leaves = [t.clone().requires_grad_() for t in c.x]
+    try:
+        values = f(*leaves)
+        if not values.requires_grad:
+            return Finding("gradient", False, "the output has no gradient: perturb instead")
+        grads = _grads(values.sum(), leaves)
+    except Exception as error:
+        return Finding("gradient", False, said(error))
+    if any(g is not None and not torch.isfinite(g).all() for g in grads):
+        return Finding("gradient", False, "the gradient is not finite")
+    step = 1e-5 if c.x[0].dtype == torch.float64 else 1e-2
+    for i, (g, d) in enumerate(zip(grads, directions, strict=True)):
+        slope = torch.zeros_like(values) if g is None else (g * d).reshape(len(d), -1).sum(1)
+        change = (_moved(f, c.x, i, step * d) - _moved(f, c.x, i, -step * d)) / (2 * step)
+        size = max(float(change.abs().max()), float(slope.abs().max()), 1e-3)
+        if float((slope - change).abs().max()) > 0.1 * size:
+            where = f"input {i}: " if len(c.x) > 1 else ""
+            if not float(slope.abs().max()):
+                text = f"{where}the output changes, and the gradient is 0: a step hides it"
+            else:
+                text = f"{where}not what finite differences give: a detached path or a jump"
+            return Finding("gradient", False, text)
+    unread = [str(i) for i, g in enumerate(grads) if g is None or not g.any()]
+    if unread:
+        return Finding("gradient", True, f"exists; that of input {', '.join(unread)} is 0")
+    return Finding("gradient", True, "exists, and agrees with finite differences")
+
+
+def _grads(value: Tensor, leaves: list[Tensor], create_graph: bool = False) -> list[Tensor | None]:
+    """Gradients, None for what was not used."""
+    found = torch.autograd.grad(value, leaves, create_graph=create_graph, allow_unused=True)
+    return list(found)
+
+
+def _moved(f: Callable[..., Tensor], x: Leaves, i: int, by: Tensor) -> Tensor:
+    with torch.no_grad():
+        return f(*[t + by if k == i else t for k, t in enumerate(x)]).detach()
+
+
+def _second(c: Case, f: Callable[..., Tensor], directions: Leaves) -> Finding:
+    leaves = [t.clone().requires_grad_() for t in c.x]
+    try:
+        grads = _grads(f(*leaves).sum(), leaves, create_graph=True)
+        kept = [(g * d).sum() for g, d in zip(grads, directions, strict=True) if g is not None]
+        again = _grads(torch.stack(kept).sum() + 0 * leaves[0].sum(), leaves)
+        second = [t for t in again if t is not None]
+    except Exception as error:
+        return Finding("second derivative", False, said(error))
+    if not any(bool(t.any()) for t in second):
+        text = "0: the model is piecewise linear, and so are penalties on its gradient"
+        return Finding("second derivative", None, text)
+    return Finding("second derivative", True, "exists")

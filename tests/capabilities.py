@@ -67,8 +67,13 @@ names are tested on tiny random models of these families of Hugging Face's `tran
 
 Two of them are refused by DeepLIFT, with the module and the operation in the message. Bloom's GELU
 is a custom `autograd.Function`, which hides its operations: put `torch.nn.GELU("tanh")` in its
-place. Mixtral's router picks experts by `topk`: between two choices of experts there is no
-difference to share out. Integrated gradients of Mixtral are not complete for the same reason.
+place. Mixtral's router picks experts by `topk`: where it picks other ones for the baselines, there
+is no difference to share out. Integrated gradients of Mixtral are not complete for the same reason.
+
+Thirty-four further families are tested in the same way: mixtures of experts (DeepSeek, Qwen3-MoE,
+OLMoE, GPT-OSS), recurrences and state spaces (RWKV, xLSTM, Mamba-2, RecurrentGemma, Bamba), text
+(FNet, ModernBERT, XLNet, Falcon ...), images (LeViT, SegFormer, MobileNet, Hiera, FocalNet ...),
+time series, sound, and graph networks.
 """
 
 EXPORT = """

@@ -132,6 +132,7 @@ def test_independent_layers_give_a_list(name: str) -> None:
     assert [t.shape for t in both] == [run(name, layer).shape for layer in ("second", "other")]
 
 
+@pytest.mark.filterwarnings("ignore:the model returns something else for a batch alone")
 @lists
 def test_a_list_with_a_layer_that_gives_nothing_raises_as_that_layer_does(name: str) -> None:
     class Rows(nn.Module):

@@ -165,7 +165,9 @@ def test_fused_encoder_layers_give_the_values_of_the_model(mask: bool) -> None:
     pad = torch.zeros(3, 5, dtype=torch.bool)
     pad[1, 3:] = True
     options = {"src_key_padding_mask": pad} if mask else {}
+    # At padded places torch's fused path gives other numbers; every method takes the ordinary one.
+    with torch.set_grad_enabled(mask):
+        expected = model(x, **options).detach()
     with torch.no_grad():
-        expected = model(x, **options)
         found = bind(model, frozen=True, forward_only=True)(x, **options)
-    assert_close(found, expected, rtol=0, atol=0)
+    assert_close(found, expected, rtol=0, atol=1e-12 if mask else 0)

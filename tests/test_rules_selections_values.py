@@ -163,6 +163,7 @@ def test_products_by_groups_are_products_of_slices(both):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:the model draws random numbers")
 def test_gumbel_softmax_with_fixed_noise():
     def f(x):
         torch.manual_seed(3)

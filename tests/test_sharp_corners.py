@@ -112,7 +112,7 @@ def test_a_parameter_as_input_of_a_layer_method():
 @pytest.mark.parametrize("baselines", [0.5, torch.full((2,), 0.9)], ids=["number", "tensor"])
 def test_fractions_are_no_token_ids(baselines):
     net = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(8, 2))
-    with pytest.raises(TypeError, match=r"baselines has .* of floating point for an input of"):
+    with pytest.raises(TypeError, match=r"baselines has .* of floating point for inputs of"):
         attrfn.layer_integrated_gradients(
             net, torch.ones(3, 2, dtype=torch.long), layer="0", target=1, baselines=baselines
         )

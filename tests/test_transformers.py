@@ -132,7 +132,8 @@ def test_threads():
         try:
             for _ in range(3):
                 for a, b in zip(explain_everything(), expected, strict=True):
-                    if not torch.equal(a, b):
+                    # beside other threads conductance takes other operations
+                    if not torch.allclose(a, b, rtol=1e-10, atol=1e-13):
                         wrong.append((a, b))
         except BaseException as error:
             wrong.append(error)

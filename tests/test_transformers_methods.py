@@ -131,8 +131,10 @@ def test_contrast_as_target():
     two = attrfn.gradient(vit(), IMAGES, target=lambda out: out.logits[:, 2])
     both = attrfn.gradient(vit(), IMAGES, target=lambda out: out.logits[:, 1] - out.logits[:, 2])
     torch.testing.assert_close(both, one - two)
-    with pytest.raises(TypeError, match=r"returned a ImageClassifierOutput, .*callable that picks"):
-        attrfn.gradient(vit(), IMAGES, target=1)
+    torch.testing.assert_close(attrfn.gradient(vit(), IMAGES, target=1), one)
+    hidden = vit().vit if hasattr(vit(), "vit") else None
+    with pytest.raises(TypeError, match=r"returned a BaseModelOutputWithPooling, .*callable that"):
+        attrfn.gradient(hidden, IMAGES, target=1)
 
 
 def test_grad_cam():

@@ -28,9 +28,10 @@ def warn_of_gap(
         lengths: x - x0, each (B, ...).
         inner: The integral of the gradients from the first node to the last.
         total: That from 0 to 1.
-        values: The model's values at the nodes, in chunks (S, B).
+        values: The model's values at the nodes, in chunks (S, B), and before them others.
     """
-    first, last = values[0][0], values[-1][-1]
+    # Runs that look whether rows depend on each other come before those of the path.
+    first, last = torch.cat(values)[-n_steps], values[-1][-1]
     with torch.no_grad():
         found = [row_sums(g * d, wide(d.dtype)) for g, d in zip(inner, lengths, strict=True)]
         part = functools.reduce(torch.add, found)

@@ -226,6 +226,6 @@ def like(activation: Tree, value: Tree) -> Tree:
     """The tensors of a value in the places where the activation has one; None elsewhere."""
 
     def view(mine: Any, other: Any) -> Any:
-        return None if mine is None else real_view(other)
+        return None if mine is None or other is None else real_view(other)
 
     return optree.tree_map(view, activation, as_dicts(value), none_is_leaf=True)

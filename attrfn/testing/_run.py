@@ -27,6 +27,7 @@ CHECKS: dict[str, Check] = {
     )
 }
 DERIVATIVES = ("jvp", "grad", "parameters")
+DIFFER = ("keys", "baselines", "targets")  # two results must not be the same
 SLOW = ("compile", "threads")  # once each
 
 
@@ -228,13 +229,18 @@ def _drawn(s: Subject, name: str) -> Any:
     """What a check is tried on: derivatives and quadrature need smooth models."""
     st = hypothesis().strategies
     kinds = s.kinds
-    if name in (*DERIVATIVES, *SMOOTH, "keys", "baselines"):
+    if name in (*DERIVATIVES, *SMOOTH, *DIFFER):
         # Of models with a ReLU, one has smooth operations around it: its derivatives say more.
         smooth = [kind for kind in kinds if kind.smooth]
         kinds = smooth or [kind for kind in kinds if kind.kind == "rectified cnn"] or kinds
-    if name in ("keys", "baselines") and s.of_layer:  # behind this layer the model is linear
+    if name in DIFFER and s.of_layer:  # behind this layer the model is linear
         kinds = [kind for kind in kinds if kind.kind != "mlp"] or kinds
-    least = 2 if name in ("row_alone", "vmap", "keys") else 1
+    width = 2 if name in DIFFER else 1  # a map of one channel has no other weights
+    least = 2 if name in ("row_alone", "vmap") else 1
     return st.builds(
-        Drawn, st.sampled_from(kinds), st.integers(1, 3), st.integers(least, 3), st.integers(0, 15)
+        Drawn,
+        st.sampled_from(kinds),
+        st.integers(width, 3),
+        st.integers(least, 3),
+        st.integers(0, 15),
     )

@@ -28,7 +28,9 @@ LINEAR = "It is linear, so its own derivative is right for every rule."
 CONSTANT = "Its value does not depend on those of the inputs."
 DECOMPOSED = "Decomposed into simpler operations with rules; the value stays the operation's own."
 EVALUATED = "Linear in evaluation mode, refused in training mode."
-ONLY_INPUT = "Linear in the input; refused where the grid depends on the inputs."
+ONLY_INPUT = "Linear in the input; refused where another argument depends on the inputs."
+ONLY_DENSE = "Linear in the dense matrix; refused where the sparse one depends on the inputs."
+OF_IMAGE = "Linear in the image; the grid counts as a constant, and alone it is refused."
 
 OF_DEEP_LIFT = {
     "linear": LINEAR,
@@ -40,9 +42,15 @@ OF_DEEP_LIFT = {
     "normalisation": "A quotient by the root of a mean of squares, with the product rule for them.",
     "softmax": "Its change in closed form, by the logarithmic mean.",
     "maximum": "The rule of maxima.",
+    "maximum of groups": "The rule of maxima in each group; sums and means of groups are linear.",
+    "order": "The sum of the k greatest values is a maximum of sums; the k-th is a difference of "
+    "two.",
+    "inverse": "A X = B for both A and B, without other inverses than the model's own.",
+    "sampling": "Linear in the image, the rescale rule for each coordinate of the grid.",
     "decomposed": DECOMPOSED,
     "linear (evaluation mode)": EVALUATED,
     "linear in the input": ONLY_INPUT,
+    "linear in the dense matrix": ONLY_DENSE,
     REFUSED: "There is no rule.",
 }
 OF_LRP = {
@@ -59,6 +67,8 @@ OF_LRP = {
     "folded into the operation before it": "One operation with the linear one before it; linear "
     "elsewhere, refused in training mode.",
     "linear in the input": ONLY_INPUT,
+    "linear in the image": OF_IMAGE,
+    "linear in the dense matrix": ONLY_DENSE,
     REFUSED: "There is no rule.",
 }
 

@@ -43,7 +43,11 @@ PERTURBING = [
     for r in REGISTRY
     if r.name in r.covers and r.chunked and not r.gradient and r.explains in ("input", "pairs")
 ]
-MASKED = {r.name: _of(r) for r in REGISTRY if r.name in r.covers and takes(r, "feature_mask")}
+MASKED = {
+    r.name: _of(r)
+    for r in REGISTRY
+    if r.name in r.covers and takes(r, "feature_mask") and not takes(r, "attributions")
+}
 MASKED["sampled_interactions"] = functools.partial(attrfn.interactions, n_samples=2)
 FAMILY = {**MASKED, **{r.name: _of(r) for r in PERTURBING if r.name not in MASKED}}
 

@@ -7,12 +7,14 @@ own, because a failed trace can poison later ones.
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
 import zoo
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jvp, vjp, vmap
+from torch.func import functional_call, grad, jacfwd, jvp, vjp, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 from zoo import randn
 
@@ -264,7 +266,7 @@ def test_recurrent_nets_have_no_vmap_rule(cell):
 
 
 def test_encoder_layers_hide_their_parts():
-    """Why _model/private_copy.py switches their fast path off: no sub-layer is called."""
+    """Why _model/subclasses.py switches their fast path off: no sub-layer is called."""
     model, x = zoo.make(zoo.Transformer), randn(3, 5, 4)
     called: list[str] = []
 
@@ -282,7 +284,7 @@ def test_encoder_layers_hide_their_parts():
 
 
 def test_multihead_attention_takes_a_fused_path():
-    """Why _model/private_copy.py splits query and key: the fused operation hides its parts."""
+    """Why _model/subclasses.py splits query and key: the fused operation hides its parts."""
 
     class Log(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -322,3 +324,19 @@ def test_vjp_of_linear_functions_is_the_reference():
     y, pull = vjp(f, x)
     got = vjp(pull, torch.zeros_like(y))[1]((t,))[0]
     torch.testing.assert_close(got, jvp(f, (x,), (t,))[1])
+
+
+def test_forward_mode_of_solve_is_wrong_under_vmap():
+    """Why surrogates/_solve.py writes it with inv: its forward mode is right there."""
+    x, eye = randn(4, 3), torch.eye(3).double()
+
+    def f(solve, x: Tensor) -> Tensor:
+        return solve(torch.outer(x, x) + eye, x.sin()[:, None]).square().sum()
+
+    def inv(A: Tensor, b: Tensor) -> Tensor:
+        return torch.linalg.inv(A) @ b
+
+    right = torch.stack([grad(functools.partial(f, torch.linalg.solve))(row) for row in x])
+    for solve, holds in [(torch.linalg.solve, False), (inv, True)]:
+        found = vmap(jacfwd(functools.partial(f, solve)))(x)
+        assert torch.allclose(found, right) == holds

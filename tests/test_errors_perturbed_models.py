@@ -75,14 +75,16 @@ def test_baselines(method):
     "name",
     [n for n in FAMILY if n not in ("rise", "feature_permutation", "integrated_hessians")],
 )
-def test_baselines_of_integers(name):
-    """A fraction would be cut off."""
+def test_fractions_for_ids(name):
+    """An embedding takes no fraction, and cutting it off would be silent."""
     method, ids = FAMILY[name], torch.ones(3, 2, 4, dtype=torch.long)
     if name == "neuron_feature_ablation":
         return
-    refused(TypeError, "baselines", 0.5, method, lambda x: f(x.double()), ids, baselines=0.5)
-    start = torch.zeros(4)
-    refused(TypeError, "baselines", "Tensor", method, lambda x: f(x.double()), ids, baselines=start)
+    table = torch.arange(9.0)
+    for start in (0.5, torch.zeros(4)):
+        refused(
+            TypeError, "baselines", "int64", method, lambda x: f(table[x]), ids, baselines=start
+        )
 
 
 @pytest.mark.parametrize(
@@ -190,9 +192,9 @@ def test_outputs_of_the_wrong_type(method, output, got):
 
 @plain
 def test_outputs_of_the_wrong_length(method):
-    """Neither three rows nor one value."""
-    for wrong in (lambda x: f(x)[:2], lambda x: f(x).repeat(2)):
-        with pytest.raises(ValueError, match=r"returned shape \(\d,\) for 3 row.*expected"):
+    """Neither three rows nor values of the whole batch, which have one dimension."""
+    for wrong in (lambda x: several(x)[:2], lambda x: several(x).repeat(2, 1)):
+        with pytest.raises(ValueError, match=r"returned shape \(\d, \d\) for 3 row.*expected"):
             method(wrong, X)
 
 

@@ -163,6 +163,7 @@ def test_error_of_the_model_is_not_swallowed() -> None:
         attrfn.feature_ablation(f, randn(2, 4))
 
 
+@pytest.mark.usefixtures("independent_rows")
 def test_chunks_follow_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     """A copy of the batch takes what the first one took; no chunk is larger than the budget."""
     seen, wide = [], torch.ones(8, 100, dtype=torch.float64)
@@ -180,6 +181,7 @@ def test_chunks_follow_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == [2, 6, 6, 4]
 
 
+@pytest.mark.usefixtures("independent_rows")
 def test_small_inputs_are_measured_in_their_first_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     """64 copies of one row at most are tried; then a model that blows up takes what it may."""
     seen, wide = [], torch.ones(100, 1000)
@@ -194,6 +196,7 @@ def test_small_inputs_are_measured_in_their_first_chunk(monkeypatch: pytest.Monk
     assert sum(seen) == 101
 
 
+@pytest.mark.usefixtures("independent_rows")
 def test_what_fits_is_evaluated_at_once() -> None:
     seen = []
 
@@ -205,6 +208,7 @@ def test_what_fits_is_evaluated_at_once() -> None:
     assert seen == [2, 16]
 
 
+@pytest.mark.usefixtures("independent_rows")
 def test_what_the_model_holds_counts_and_not_its_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     """A token is a few bytes, and its embedding is 8 kB: two tokens' copies fit 40 kB."""
     seen, table = [], torch.ones(16, 1024, dtype=torch.float64)
@@ -266,6 +270,7 @@ def test_gradient_methods_measure_their_first_copy(
     assert_close(found, explain(r, net, **{r.copies: 7}))
 
 
+@pytest.mark.usefixtures("independent_rows")
 def test_gradient_methods_take_at_once_what_surely_fits() -> None:
     """Two rows of 8 doubles and 50 steps: 0.4 MB, if the model is 64 times as large inside."""
     seen = []

@@ -248,3 +248,23 @@ def test_digits_rank_methods_as_expected() -> None:
     )
     for metric in found.metrics:
         assert found.ranking(metric)[-1] == "random"
+
+
+def test_names_are_those_of_the_model_behind_torch_compile() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale, self.out = nn.Parameter(torch.ones(4)), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(x * self.scale)
+
+    plain, x = make(Scaled), randn(3, 4)
+    wrapped = torch.compile(plain, backend="eager")
+    negated = {"draw": lambda name, p, key: -p, "target": 1}
+    for layers in (None, ["out", ""]):
+        options = {**negated, "layers": layers}
+        run = functools.partial(metrics.model_parameter_randomization, **options)
+        found = run(wrapped, x, attrfn.gradient)
+        assert list(found) == ["out", ""]
+        assert_close(found, run(plain, x, attrfn.gradient))

@@ -183,6 +183,10 @@ REFUSED = {
         "same number of dimensions",
     ),
     "another tree": (S((A, A), target=0), "attributions is a tree with"),
+    "other keys": (
+        of("deletion", lambda d: d["a"].sum(1), {"a": IN, "b": IN}, {"a": A, "c": A}),
+        "in the same form",
+    ),
     "no tensor": (S(3.0, target=0), "attributions"),
     "complex": (S(A + 0j, target=0), "complex128, expected tensors of real"),
     "pool": (S(A, target=0, pool="max"), "pool is 'max', expected 'sum' or 'mean'"),
@@ -273,6 +277,7 @@ REFUSED = {
     "no element": (of("sparseness", torch.ones(3, 0)), "no element"),
     "small maps": (lambda: similarity.ssim(A, A), "expected one tensor"),
     "two shapes": (lambda: similarity.pearson(A, A[:, :3]), "maps of the same shapes"),
+    "two ranks": (lambda: similarity.cosine(A, A[:, None]), "maps of the same shapes"),
     "no methods": (of("compare", NET, IN, {}, {}), "methods is empty"),
     "a list of methods": (of("compare", NET, IN, [method], {}), "methods is a list, expected a di"),
     "a metric of nothing": (

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import attrfn
 
 # What is refused, and what the message says.
-ROUTES = {"deep_lift": (attrfn.UnsupportedOpError, "takes another path; choose baselines")}
+ROUTES = {"deep_lift": (attrfn.UnsupportedOpError, "differs for the baselines; choose baselines")}
 CUSTOM = (attrfn.UnsupportedOpError, "RecurrentGemmaRglru.*custom autograd.Function")
 REFUSED = {
     **dict.fromkeys(["deepseek_v2", "deepseek_v3", "qwen3_moe", "olmoe", "gpt_oss"], ROUTES),

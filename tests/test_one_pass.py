@@ -46,6 +46,7 @@ def counted_runs(monkeypatch: pytest.MonkeyPatch, run: Callable[[nn.Module], obj
 
 
 @pytest.mark.parametrize("name", METHODS)
+@pytest.mark.usefixtures("independent_rows")
 def test_the_part_before_the_layer_runs_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     method, options = METHODS[name]
     at_the_inputs = 1 if name in ALONG_A_PATH else 0  # to see what the layer returns

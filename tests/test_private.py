@@ -259,6 +259,18 @@ def tells_an_error_of_vmap() -> None:
     assert not private.reads_values(RuntimeError("another"))
 
 
+@shows("says_inference")
+def tells_an_error_of_inference_tensors() -> None:
+    with torch.inference_mode():
+        w = torch.ones(2)
+    x = torch.ones(2, requires_grad=True)
+    for f in (lambda: x * w, lambda: w._version, lambda: w.add_(1).requires_grad_()):
+        with pytest.raises(RuntimeError) as raised:
+            f()
+        assert private.says_inference(raised.value)
+    assert not private.says_inference(RuntimeError("another"))
+
+
 # --- modules --------------------------------------------------------------------------------------
 
 

@@ -43,6 +43,9 @@ PUBLIC = {
     "attrfn.random": """
         as_key bernoulli bits fold_in key normal permutation randint split uniform
     """,
+    "attrfn.robust": """
+        Attempts MinParam attack_comparator fgsm min_param_perturbation pgd
+    """,
     "attrfn.rules": """
         Leak LinearRule Rules alpha_beta attn_lrp composite conservation cp_lrp deconv epsilon
         epsilon_alpha2_beta1 epsilon_alpha2_beta1_flat epsilon_gamma_box epsilon_plus

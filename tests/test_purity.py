@@ -112,7 +112,7 @@ def test_model_that_raises_half_way_stays(r: Row, net: Net) -> None:
     model, x, given = net.build(), net.inputs(), options(r, net)
     fuse = Fuse()
     model.mid.register_forward_pre_hook(fuse)
-    r.method(model, x, **given)  # the first call for a model also looks at the rows of a layer
+    r.method(model, x, **given)  # the first call for a model also looks at its rows
     fuse.calls = 0
     expected = r.method(model, x, **given)
     calls, fuse.calls = fuse.calls, 0
@@ -194,7 +194,9 @@ def test_batch_norm_in_training_mode_warns_and_stays(r: Row) -> None:
 def test_batch_norm_in_training_mode_is_refused_by_rules(r: Row) -> None:
     model = make(TrainedBatchNorm).train()
     x, given = r.net.inputs(), options(r, r.net)
-    refused = pytest.raises(attrfn.UnsupportedOpError, match=r"in training mode.*model\.eval\(\)")
+    refused = pytest.raises(
+        attrfn.UnsupportedOpError, match=r"statistics of the batch.*model\.eval\(\)"
+    )
     with untouched(model, x, given), warnings.catch_warnings(), refused:
         warnings.filterwarnings("ignore", "the model is in training mode")
         r.method(model, x, **given)

@@ -39,13 +39,11 @@ def sums(f):
 # operations without a rule
 
 UNKNOWN = {
-    "torch.cumprod": lambda x: torch.cumprod(x, 1),
-    "torch.Tensor.cumprod": lambda x: x.cumprod(1),
-    "torch.prod": lambda x: torch.prod(x, 1, True),
-    "torch.cdist": lambda x: torch.cdist(x[:, None], x[:, None] + 1),
     "torch.renorm": lambda x: torch.renorm(x, 2, 0, 1.0),
+    "torch.Tensor.renorm": lambda x: x.renorm(2, 0, 1.0),
     "torch.polygamma": lambda x: torch.polygamma(1, x),
-    "torch.logcumsumexp": lambda x: torch.logcumsumexp(x, 1),
+    "torch.cumulative_trapezoid": lambda x: torch.cumulative_trapezoid(x, dim=1),
+    "torch.linalg.matrix_exp": lambda x: torch.linalg.matrix_exp(x.reshape(-1, 2, 2)),
 }
 
 
@@ -75,12 +73,12 @@ class Scans(nn.Module):
         self.lin, self.act = nn.Linear(4, 4), nn.Sigmoid()
 
     def forward(self, x):
-        return self.act(self.lin(x)).cumprod(1)
+        return self.act(self.lin(x)).renorm(2, 0, 1.0)
 
 
 @by_method
 def test_the_module_is_named(method):
-    with pytest.raises(UnsupportedOpError, match=r"torch.Tensor.cumprod in Scans \(test_rules_err"):
+    with pytest.raises(UnsupportedOpError, match=r"torch.Tensor.renorm in Scans \(test_rules_err"):
         METHODS[method](nn.Sequential(seeded(Scans), nn.Linear(4, 2).double()), X, target=0)
 
 
@@ -96,7 +94,7 @@ def test_unknown_operations_on_constants_are_no_matter():
 
 @graph
 def test_allow_takes_the_derivative(create_graph):
-    """X -> prod has no rule: with its plain derivative, A = (x - x0) times the gradient."""
+    """X -> prod with its plain derivative: A = (x - x0) times the gradient."""
 
     def f(x):
         return torch.prod(x, 1)
@@ -223,11 +221,11 @@ def test_rules_for_operations_of_exported_models(name):
 def test_functions_that_share_a_name_share_no_rule():
     """A function of the user's is not the one of torch that is called like it."""
 
-    def prod(x, dim):
-        return torch.prod(x, dim)
+    def renorm(x, dim):
+        return torch.renorm(x, 2, dim, 1.0)
 
-    with pytest.raises(UnsupportedOpError, match=r"no rule for torch.prod"):
-        attrfn.deep_lift(lambda x: prod(x, 1), X, rule=rules.rescale() | {prod: product})
+    with pytest.raises(UnsupportedOpError, match=r"no rule for torch.renorm"):
+        attrfn.deep_lift(lambda x: renorm(x, 0)[:, 0], X, rule=rules.rescale() | {renorm: product})
 
 
 def test_rules_can_be_changed_for_known_operations():
@@ -257,8 +255,8 @@ CUT = {
     "no_grad": no_grad,
     "argmax": lambda x: x.gather(1, x.argmax(1, keepdim=True)) * 2,
     "one hot": lambda x: x * F.one_hot(x.argmax(1), 4),
-    "sort": lambda x: torch.sort(x, 1)[0] * torch.arange(4),
-    "topk": lambda x: x.topk(2, 1).values,
+    "sort": lambda x: torch.sort(x, 1)[1] * x,
+    "topk": lambda x: x[:, :2] * x.topk(2, 1).indices,
     "item": lambda x: x * x.max().item(),
     "float": lambda x: x * float(x.exp().max().detach()),
     "tolist": lambda x: x * torch.tensor([row[0] for row in x.tolist()]).double()[:, None],
@@ -387,7 +385,7 @@ def test_functions_of_torch_func_inside_the_model(method):
     def f(x):
         return vmap(lambda t: t.tanh() * t)(x).sum(1)
 
-    with pytest.raises(UnsupportedOpError, match=r"a function of torch.func inside the model"):
+    with pytest.raises(UnsupportedOpError, match=r"torch.func inside the model"):
         METHODS[method](f, X)
 
 
@@ -409,21 +407,19 @@ def test_scripted_modules(method):
 # training mode
 
 TRAINING = {
-    "dropout": nn.Dropout(0.5),
-    "dropout1d": nn.Dropout1d(0.5),
     "alpha_dropout": nn.AlphaDropout(0.5),
     "batch_norm": nn.BatchNorm1d(4),
 }
 
 
-@pytest.mark.filterwarnings("ignore:the model is in training mode")
+@pytest.mark.filterwarnings("ignore:the model is in training mode:UserWarning")
 @graph
 @by_method
 @pytest.mark.parametrize("name", TRAINING)
 def test_training_mode(name, method, create_graph):
     layers = [nn.Linear(4, 4), TRAINING[name], nn.Tanh()]
     model = nn.Sequential(*layers).double().train()
-    with pytest.raises(UnsupportedOpError, match=r"in training mode.*call\s+model.eval\(\)"):
+    with pytest.raises(UnsupportedOpError, match=r"cannot explain.*call\s+model.eval\(\)"):
         METHODS[method](model, X, target=0, create_graph=create_graph)
     assert METHODS[method](model.eval(), X, target=0).shape == X.shape
 
@@ -448,9 +444,10 @@ class Fails(nn.Module):
     def forward(self, x):
         h = self.lin(self.norm(x))
         torch.rand(1)
-        return h.cumprod(1)
+        return h.renorm(2, 0, 1.0)
 
 
+@pytest.mark.filterwarnings("ignore:the model draws random numbers")
 @graph
 @by_method
 def test_model_and_random_numbers_are_as_before(method, create_graph):
@@ -468,14 +465,7 @@ def test_model_and_random_numbers_are_as_before(method, create_graph):
     assert torch.equal(x, X)
     assert not x.requires_grad
     assert torch.overrides._get_current_function_mode_stack() == []
-    # the model's own random numbers are the only ones that were drawn
-    after = torch.get_rng_state()
-    torch.set_rng_state(torch_state)
-    for _ in range(3):
-        if torch.equal(torch.get_rng_state(), after):
-            break
-        torch.rand(1)
-    assert torch.equal(torch.get_rng_state(), after)
+    assert torch.equal(torch.get_rng_state(), torch_state)
     assert torch.is_grad_enabled()
 
 

@@ -7,12 +7,15 @@ with the rules; LRP conserves relevance where no operation of the form has a bia
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
 from completeness import gap
 from oracles import randn
+
+import attrfn
 
 N = 6
 GROUP = torch.tensor([0, 2, 0, 1, 2, 0])
@@ -47,6 +50,7 @@ def grid(x):
 
 
 IMAGE = randn(6, 1, 3, 4, 5)
+VOLUME = randn(7, 1, 2, 3, 3, 3)
 
 SELECTIONS = {
     "sort": lambda x: x.sort(1)[0],
@@ -56,7 +60,8 @@ SELECTIONS = {
     "msort": lambda x: torch.stack([torch.msort(row) for row in x]),
     "topk": lambda x: x.topk(3)[0],
     "topk least": lambda x: torch.topk(x, 2, largest=False).values,
-    "topk in any order": lambda x: x.topk(4, sorted=False)[0].square(),
+    # Any order counts as descending, so the form may not depend on it.
+    "topk in any order": lambda x: x.topk(4, sorted=False)[0].square().sum(1, keepdim=True),
     "kthvalue": lambda x: x.kthvalue(2)[0][:, None],
     "kthvalue keepdim": lambda x: torch.kthvalue(x, 5, 1, True).values,
     "median": lambda x: x.median(1)[0][:, None],
@@ -104,7 +109,7 @@ SYSTEMS = {
     "inv": lambda x: torch.linalg.inv(matrix(x)).flatten(1),
     "inverse": lambda x: matrix(x).inverse().flatten(1),
     "solve for B": lambda x: torch.linalg.solve(A, x.T).T,
-    "solve with A": lambda x: torch.linalg.solve(matrix(x), B[:3]).flatten(1),
+    "solve with A": lambda x: torch.linalg.solve(matrix(x), B[None, :3]).flatten(1),
     "solve with both": lambda x: torch.linalg.solve(matrix(x), x.reshape(-1, 3, 2)).flatten(1),
     "solve with vectors": lambda x: torch.linalg.solve(matrix(x), x[:, 3:]),
     "solve by keywords": lambda x: torch.linalg.solve(A=matrix(x), B=x.reshape(-1, 3, 2)).flatten(
@@ -154,7 +159,7 @@ SAMPLES = {
         for padding in ("zeros", "border", "reflection")
     },
     "volume": lambda x: F.grid_sample(
-        randn(7, 1, 2, 3, 3, 3).expand(len(x), -1, -1, -1, -1),
+        VOLUME.expand(len(x), -1, -1, -1, -1),
         x.tanh().reshape(-1, 1, 2, 1, 3),
         align_corners=False,
     ).flatten(1),
@@ -213,11 +218,10 @@ FORMS = SELECTIONS | PRODUCTS | SYSTEMS | SAMPLES | LOSSES | OTHERS
 
 
 def scalar(form):
-    def f(x):
-        y = form(x)
-        return (y * randn(9, *y.shape[1:])).flatten(1).sum(1)
-
-    return f
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        weights = randn(9, *form(rows(100)).shape[1:])
+    return lambda x: (form(x) * weights).flatten(1).sum(1)
 
 
 def rows(seed, batch=3):
@@ -233,3 +237,26 @@ def test_deep_lift_is_complete(name):
         assert gap(f, x, x0) < 1e-10
         assert gap(f, x, x0, rule="reveal_cancel") < 1e-10
         assert gap(f, x, x0, create_graph=True) < 1e-10
+
+
+NOT_UNDER_VMAP = {name for name in FORMS if name.startswith("sparse")}  # torch has no rule for it
+LRP_REFUSES = {name for name in SAMPLES if name not in ("affine_grid", "image", "image and grid")}
+# torch has no derivative for an index that is smaller than the source
+LRP_REFUSES |= {"scatter_reduce of a part"}
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+@pytest.mark.filterwarnings("ignore:the explained output does not depend:UserWarning")  # an inverse
+@pytest.mark.filterwarnings("ignore:.*index_reduce:UserWarning")
+@pytest.mark.parametrize("name", sorted(FORMS.keys() - NOT_UNDER_VMAP))
+def test_a_row_under_vmap_is_the_row_in_the_batch(name):
+    f, x, x0 = scalar(FORMS[name]), rows(100), rows(101)
+    want = attrfn.deep_lift(f, x, baselines=x0)
+    found = torch.func.vmap(
+        lambda x, x0: attrfn.deep_lift(f, x[None], baselines=x0[None])[0], randomness="same"
+    )(x, x0)
+    torch.testing.assert_close(found, want, rtol=1e-9, atol=1e-11)
+    if name not in LRP_REFUSES:
+        want = attrfn.lrp(f, x)
+        found = torch.func.vmap(lambda x: attrfn.lrp(f, x[None])[0], randomness="same")(x)
+        torch.testing.assert_close(found, want, rtol=1e-9, atol=1e-11)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import randn
+from helpers import randn
 from torch import Tensor
 
 import attrfn

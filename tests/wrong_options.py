@@ -32,7 +32,8 @@ FLAGS = {
 }
 FLAG_OPTIONS = (
     *("absolute", "antithetic", "create_graph", "draw_baselines", "frozen"),
-    *("multiply_by_inputs", "progress", "relu", "return_input_shape", "return_stderr"),
+    *("multiply_by_inputs", "per_baseline", "per_channel", "progress", "relu"),
+    *("return_input_shape", "return_stderr"),
 )
 NOT_CALLABLE = {"int": 3, "string": "a"}
 MASKS = {
@@ -130,7 +131,22 @@ WRONG: dict[str, dict[str, Any]] = {
 }
 """By option and by what is wrong with the value."""
 
-RIGHT = {("interactions", "n_samples", "none"), ("feature_scores", "attributions", "length")}
+RIGHT = {("feature_scores", "attributions", "length")}
+RIGHT |= {
+    (name, "n_samples", "none")
+    for name in ("interactions", "kernel_shap", "lime", "shapley_value_sampling")
+}
+TAKE_ARRAYS = [
+    "completeness_delta",
+    "feature_ablation",
+    "feature_permutation",
+    "interactions",
+    "kernel_shap",
+    "lime",
+]
+TAKE_ARRAYS += ["neuron_feature_ablation", "occlusion", "rise", "shapley_value_sampling"]
+TAKE_ARRAYS += ["shapley_values"]
+RIGHT |= {(name, "inputs", "array") for name in TAKE_ARRAYS}
 """Cells whose value is right for that method."""
 
 FIELDS = {"Split": ("head", "tail")}
@@ -182,12 +198,14 @@ def cells(names: list[str]) -> Iterator[Cell]:
     turn: Counter[str] = Counter()
     for name in names:
         for option in options(name):
-            values = WRONG.get(option, {})
+            values = list(WRONG.get(option, {}))
+            wrong = [what for what in values if (name, option, what) not in RIGHT]
+            m, n = turn[option], having[option]
+            own = values[m % len(values)] if values else None
+            own = wrong[m % len(wrong)] if own not in wrong and wrong else own
             for k, what in enumerate(values):
-                if (name, option, what) in RIGHT:
-                    continue
-                m, n = turn[option], having[option]
-                yield Cell(name, option, what, k == m % len(values) or k % n == m)
+                if what in wrong:
+                    yield Cell(name, option, what, what == own or k % n == m)
             turn[option] += 1
 
 

@@ -19,6 +19,7 @@ from attrfn._compile.dynamo import (
     settings,
     too_often,
 )
+from attrfn._compile.stale import check_attributes
 from attrfn._compile.static_chunks import shapes, static_size
 from attrfn._explain.flags import check_flags, flags_of
 from attrfn._explain.introspect import is_ours
@@ -27,10 +28,12 @@ from attrfn._explain.tree import clone_tensors, flatten, output_width
 from attrfn._model.bind import bind, uncompiled
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.compiling import require_compiler
+from attrfn._torch.generators import unmoved
 from attrfn._torch.guard import guarded
 from attrfn._torch.private_compiler import compiler_error, limit_errors, own_code
 from attrfn._torch.say import say
 from attrfn._torch.typing import ChunkSize, ModelFn, Tree
+from attrfn._torch.warn import warn
 
 Graph = Callable[[Tree, Mapping[str, Any]], Any]
 _WITHOUT_TENSORS = (bool, int, float, str, type(None))
@@ -84,7 +87,8 @@ def compile(
         checked if the model returns (B, K), and that of a tensor is not.
 
     Raises:
-        TypeError: ``method`` or ``model_fn`` cannot be called, or the method has no such option.
+        TypeError: ``method`` or ``model_fn`` cannot be called, the method has no such option, or
+            the model has an attribute whose changes compiled code would not follow.
         RuntimeError: This torch is older than 2.12.
         CompileError: (When called) torch cannot capture the method on this model in one graph.
             The method's own errors are raised unchanged.
@@ -104,6 +108,7 @@ def compile(
                 "attrfn.compile(attrfn.integrated_gradients, model)"
             )
 
+    check_attributes(uncompiled(model_fn))
     check_options(method, options)
     if dynamic is not None:
         check_flags(("dynamic",), {"dynamic": dynamic})
@@ -151,6 +156,7 @@ class _Compiled:
         self.holding = [v for v in options.values() if not isinstance(v, _WITHOUT_TENSORS)]
         self.how = how
         self.overwrites = overwrites
+        self.draws: bool | None = None  # known after the first call
         takes = parameters(method)
         self.known = frozenset(takes)
         self.flags = flags_of(takes.values()) if is_ours(method) else ()
@@ -176,8 +182,19 @@ class _Compiled:
         undifferentiated = self.undifferentiated(inputs, changing)
         graph, code = self.graph(size, undifferentiated)
         try:
-            with torch.no_grad() if undifferentiated else contextlib.nullcontext():
+            with (
+                torch.no_grad() if undifferentiated else contextlib.nullcontext(),
+                contextlib.nullcontext() if self.draws is False else unmoved() as moved,
+            ):
                 found = graph(inputs, given)
+            if self.draws is None:
+                self.draws = bool(moved)
+                if self.draws:
+                    warn(
+                        "the model draws random numbers, in compiled code others in each of its "
+                        "runs, so that the attributions belong to no single draw: call "
+                        "model.eval(), or the method without attrfn.compile"
+                    )
             return clone_tensors(found) if self.overwrites else found
         except limit_errors() as error:
             raise CompileError(too_often(self.method, code)) from error

@@ -105,7 +105,7 @@ def _of_rows(bound: Any, batch: int, f: Callable[[Tensor], Tensor]) -> Any:
         return Copies(rows)(value) if not is_compiling() and is_object(value) else value
 
     def rows(value: Tensor) -> Tensor:
-        return f(value) if _is_row(value, batch) else value
+        return f(value) if is_row(value, batch) else value
 
     arguments: Any = (bound.args, dict(bound.keywords))
     args, kwargs = optree.tree_map(changed, arguments)
@@ -126,12 +126,13 @@ def binds_rows(bound: Any, batch: int) -> bool:
             if binds_rows(value, batch):
                 return True
         elif isinstance(value, Tensor):
-            if _is_row(value, batch):
+            if is_row(value, batch):
                 return True
         elif not is_compiling() and is_object(value):
-            found = found or any(_is_row(t, batch) for t in tensors_of(value))
+            found = found or any(is_row(t, batch) for t in tensors_of(value))
     return found
 
 
-def _is_row(value: Tensor, batch: int) -> bool:
+def is_row(value: Tensor, batch: int) -> bool:
+    """Whether a bound tensor has a row for each example, as it seems."""
     return not isinstance(value, nn.Parameter) and value.ndim > 0 and value.shape[0] == batch

@@ -10,8 +10,10 @@ import torch
 from attrfn._copies.batch import is_count, is_one_of
 from attrfn._copies.memory import Peak, budget, out_of_memory, unmeasured_copies
 from attrfn._copies.progress import bar
+from attrfn._copies.rows import check_rows
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.compiling import is_compiling
+from attrfn._torch.explanation import current
 from attrfn._torch.say import say
 from attrfn._torch.typing import Batching, ChunkSize, Leaves
 
@@ -117,6 +119,12 @@ def over_chunks(
     if isinstance(chunks.size, Ask):
         raise _Answer(chunks.size, Demand(n, chunks.backward, chunks.passes))
     check_chunks(chunks)
+    one = current()
+    if one is not None and n > 1 and chunks.batching == "fold" and chunks.size != 1:
+        if not (one.one_by_one or transforming()):
+            check_rows(one, evaluate, n)
+        if one.one_by_one:
+            chunks = chunks._replace(size=1)
     if not chunks.progress or is_compiling():
         return _run(evaluate, merge, n, chunks, device, one_copy, x, lambda count: None)
     with bar(n, chunks.label) as advance:

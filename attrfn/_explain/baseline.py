@@ -43,6 +43,7 @@ def baseline_distribution(baselines: Baselines, inputs: Tree, x: Leaves) -> Leav
     """
     pools = []
     for b, t in zip(per_leaf(baselines, inputs, x, "baselines"), x, strict=True):
+        _refuse_complex(b, t, "baselines")
         if isinstance(b, Tensor):
             refuse_unusual(b, "baselines")
         if not isinstance(b, Tensor) or b.ndim == 0:
@@ -107,25 +108,39 @@ def per_example(pool: Tensor, like: Tensor) -> Tensor:
 def _fill(b: Any, t: Tensor, name: str) -> Tensor:
     if b is None:
         return torch.zeros_like(t)
+    _refuse_complex(b, t, name)
     # A cast to the inputs' integers would not fail: it cuts off fractions and wraps around.
-    if not t.is_floating_point() and _is_fraction(b):
+    real = t.is_floating_point() or t.is_complex()
+    if not real and is_fraction(b):
         raise TypeError(
             f"{name} has {_say(b)} of floating point for inputs of {t.dtype}, expected integers, "
             "such as the id of a padding token"
         )
-    if not t.is_floating_point() and isinstance(b, (int, float, Tensor)):
+    if not real and isinstance(b, (int, float, Tensor)):
         _check_range(b, t, name)
     if isinstance(b, Tensor):
         refuse_unusual(b, name)
         if not broadcasts(b, t.shape):
             _refuse_shape(b, t, name)
         return b.to(t).expand(t.shape)
-    if isinstance(b, Number) and not isinstance(b, complex):
+    if isinstance(b, Number):
+        if isinstance(b, complex):
+            return torch.full_like(t, b)
         # torch takes neither fractions nor decimals, nor ints beyond 64 bits.
         return torch.full_like(t, b if isinstance(b, (int, float)) and _fits(b) else float(b))  # type: ignore[arg-type]
     raise TypeError(
         f"{name} has {_say(b)} for inputs of shape {tuple(t.shape)}, expected None (zeros), a "
         "number or a tensor"
+    )
+
+
+def _refuse_complex(b: Any, t: Tensor, name: str) -> None:
+    """Refuse complex numbers for a real input, whose imaginary part a cast would drop."""
+    if t.is_complex() or not (b.is_complex() if isinstance(b, Tensor) else isinstance(b, complex)):
+        return
+    raise TypeError(
+        f"{name} has complex numbers for an input of {t.dtype} and shape {tuple(t.shape)}, "
+        "expected real ones, such as torch.view_as_real of them where the input is that of x"
     )
 
 
@@ -146,7 +161,7 @@ def _fits(b: float) -> bool:
     return type(b) is not int or -(2**63) <= b < 2**63
 
 
-def _is_fraction(b: Any) -> bool:
+def is_fraction(b: Any) -> bool:
     """Whether a baseline would lose something as an integer."""
     if isinstance(b, Tensor):
         return b.is_floating_point()
@@ -158,8 +173,7 @@ def _is_fraction(b: Any) -> bool:
 def _check_range(b: float | Tensor, t: Tensor, name: str) -> None:
     """Refuse a baseline that the inputs' type of integers cannot hold."""
     # Values cannot be read inside a transform; there the cast decides.
-    unreadable = isinstance(b, Tensor) and (b.is_complex() or not b.numel() or transforming())
-    if t.is_complex() or unreadable:
+    if isinstance(b, Tensor) and (not b.numel() or transforming()):
         return
     info = None if t.dtype == torch.bool else torch.iinfo(t.dtype)
     low, high = (0, 1) if info is None else (info.min, info.max)

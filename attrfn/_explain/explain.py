@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import optree
 import torch
 from torch import Tensor
 
-from attrfn._copies.batch import flat_rows, repeat_bound, split_rows
+from attrfn._copies.batch import binds_rows, flat_rows, is_row, repeat_bound, split_rows
 from attrfn._explain.shared import marked
 from attrfn._explain.target import Chosen, IndexPerExample, choose, select
 from attrfn._explain.tree import batch_size, call_model, flatten, require_floating
@@ -20,6 +21,7 @@ from attrfn._torch.autodiff import (
     values_and_gradients,
 )
 from attrfn._torch.compiling import is_compiling
+from attrfn._torch.explanation import current
 from attrfn._torch.typing import Batching, Leaves, ModelFn, Target, Tree
 
 
@@ -63,7 +65,11 @@ class Explained(NamedTuple):
         model = repeat_bound(self.model, self.batch, copies)
         chosen = repeat_chosen(self.chosen, self.batch, copies)
         if mode is None:
-            outputs = call_model(model, self.rebuild(rows))
+            try:
+                outputs = call_model(model, self.rebuild(rows))
+            except RuntimeError as error:
+                refuse_rows(error, self.model, self.batch, copies)
+                raise
             return select(outputs, chosen, copies * self.batch, self.name)
         # Private copies are built before, so that the mode sees the model's operations alone and
         # not the clones of its buffers.
@@ -94,9 +100,34 @@ class Explained(NamedTuple):
         return self.rebuild(marked(leaves, "divided"))
 
 
+def refuse_rows(error: RuntimeError, bound: ModelFn, batch: int, copies: int) -> None:
+    """Name the rule by which tensors were repeated, if that may be why copies of a batch failed.
+
+    Raises:
+        ValueError: A bound tensor has as many rows as the batch, and sizes did not fit.
+    """
+    if copies == 1 or "size" not in str(error) or not binds_rows(bound, batch):
+        return
+    keywords = getattr(bound, "keywords", {}).items()
+    names = [k for k, v in keywords if isinstance(v, Tensor) and is_row(v, batch)]
+    raise ValueError(
+        f"the model failed on {copies} copies of the batch, where {' and '.join(names) or 'what'} "
+        f"functools.partial binds was repeated, because its {batch} rows are as many as the "
+        "examples: if they are no rows of examples, bind it with a dimension in front, as t[None], "
+        "or use chunk_size=1"
+    ) from error
+
+
 def vmapped(f: Callable[[Leaves], Any]) -> Callable[..., Any]:
     """A function of the leaves of one copy of the batch as one of S copies, (S, B, ...) each."""
-    # A dropout in training mode draws for each copy, as it does where copies are folded.
+    one = current()
+    if one is not None and one.draws:
+
+        def loop(*points: Tensor) -> Any:
+            found = [f(tuple([t[i] for t in points])) for i in range(len(points[0]))]
+            return optree.tree_map(lambda *t: torch.stack(t), found[0], *found[1:])
+
+        return loop  # each copy gets the same numbers, which vmap can give to some operations only
     return torch.func.vmap(lambda *rows: f(rows), randomness="different")
 
 

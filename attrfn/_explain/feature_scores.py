@@ -12,6 +12,7 @@ from attrfn._explain.features import features
 from attrfn._explain.shared import mark_of, scores_of
 from attrfn._explain.tree import batch_size, flatten
 from attrfn._torch.autodiff import transforming
+from attrfn._torch.say import say
 from attrfn._torch.typing import Tree
 
 
@@ -80,7 +81,7 @@ def _kind(scores: object) -> str | None:
             "number for each element: that matrix has one row and column per feature already"
         )
     if kind is None:
-        raise ValueError(f"scores is {scores!r}, expected 'divided', 'shared' or a method")
+        raise ValueError(f"scores is {say(scores)}, expected 'divided', 'shared' or a method")
     return kind
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from attrfn._torch.compiling import is_compiling
+from attrfn._torch.explanation import explained
 from attrfn._torch.guard import guarded
 from attrfn._torch.say import say as say
 
@@ -36,7 +37,12 @@ def check_flags(flags: Iterable[str], options: Mapping[str, Any]) -> None:
 def checks_flags(function: F) -> F:
     """Let a function refuse wrong values of its flags, which are keyword-only, and name arguments.
 
-    See :mod:`attrfn._torch.guard` for the errors.
+    A method is also one explanation (:mod:`attrfn._torch.explanation`); see
+    :mod:`attrfn._torch.guard` for the errors.
     """
-    flags = flags_of(inspect.signature(function).parameters.values())
+    parameters = inspect.signature(function).parameters
+    flags = flags_of(parameters.values())
+    if "model_fn" in parameters:
+        key = parameters.get("key")
+        function = explained(function, None if key is None else key.default)
     return guarded(function, functools.partial(check_flags, flags) if flags else None)

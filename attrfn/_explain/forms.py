@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from attrfn._explain.flags import check_flags, checks_flags, flags_of
 from attrfn._explain.introspect import is_over_distribution, takes_distribution
 from attrfn._explain.shared import Scores
+from attrfn._torch.explanation import explained
 from attrfn._torch.guard import guarded
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -78,13 +79,15 @@ def form_of(method: Callable[..., Any], *records: Record) -> Callable[[F], F]:
     def make(form: F) -> F:
         takes = _signature(form, method)
         known, flags = frozenset(takes.parameters), flags_of(takes.parameters.values())
+        key = takes.parameters.get("key")
+        one = explained(form, None if key is None else key.default)
 
         def check(options: Mapping[str, Any]) -> None:
             if not known.issuperset(options):
                 refuse_unknown(form.__name__, options, takes.parameters)
             check_flags(flags, options)
 
-        run = guarded(form, check)
+        run = guarded(one, check)
         run.__signature__ = takes  # type: ignore[attr-defined]
         if is_over_distribution(method):
             takes_distribution(run)

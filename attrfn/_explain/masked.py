@@ -13,12 +13,13 @@ from attrfn._copies.batch import flat_rows, repeat_bound, wide
 from attrfn._copies.chunks import Chunks, at_once, check_chunks, over_chunks
 from attrfn._copies.memory import Peak, unmeasured_copies
 from attrfn._explain.baseline import fill_baselines
-from attrfn._explain.explain import explain, repeat_chosen, vmapped
+from attrfn._explain.black_box import as_tensors, evaluated, fit_for, has_no_rows, on_whole
+from attrfn._explain.explain import explain, refuse_rows, repeat_chosen, vmapped
 from attrfn._explain.interpolate import mix
 from attrfn._explain.output import Outcome, outcome
 from attrfn._explain.shared import mark_of, marked
 from attrfn._explain.target import Chosen
-from attrfn._explain.tree import call_model, each
+from attrfn._explain.tree import call_model, each, flatten, map_tensors
 from attrfn._torch.autodiff import transforming, twice_differentiable
 from attrfn._torch.private import reads_values
 from attrfn._torch.typing import Baselines, Leaves, ModelFn, Target, Tree
@@ -50,6 +51,7 @@ class Masked(NamedTuple):
         dtype: That of the attributions of inputs that have no floating one.
         integers: Whether the outputs are integers.
         one_copy: The bytes that a copy of the batch takes, if they have been measured, else 0.
+        whole: Whether the inputs have no dimension of examples, and are one example as they are.
     """
 
     model: ModelFn
@@ -65,6 +67,7 @@ class Masked(NamedTuple):
     dtype: torch.dtype
     integers: bool
     one_copy: int
+    whole: bool
 
     @property
     def device(self) -> torch.device:
@@ -131,7 +134,11 @@ class Masked(NamedTuple):
             nonlocal per_batch, dtype, integers  # not returned: vmap passes tensors only
             model = repeat_bound(self.model, self.batch, copies)
             chosen = repeat_chosen(self.chosen, self.batch, copies)
-            outputs = call_model(model, self.rebuild(leaves), fresh=True)
+            try:
+                outputs = call_model(model, self.rebuild(leaves), fresh=True)
+            except RuntimeError as error:
+                refuse_rows(error, self.model, self.batch, copies)
+                raise
             found = outcome(outputs, chosen, self.batch, copies, "target")
             values, per_batch, dtype, integers = found
             return values
@@ -161,13 +168,18 @@ class Masked(NamedTuple):
     def result(self, leaves: Sequence[Tensor]) -> Tree:
         """The inputs' tree, in the inputs' dtypes where they are floating."""
         found = [
-            self.detached(self._as(t.to(x.device), x)) for t, x in zip(leaves, self.x, strict=True)
+            self._own(self.detached(self._as(t.to(x.device), x)), self.whole)
+            for t, x in zip(leaves, self.x, strict=True)
         ]
         return self.rebuild(marked(found, mark_of(leaves)))
 
     def number(self, t: Tensor) -> Tensor:
         """Scores in the dtype of the inputs' first tensor, or of the outputs if it has integers."""
-        return self.detached(self._as(t, self.x[0]))
+        return self._own(self.detached(self._as(t, self.x[0])))
+
+    def _own(self, t: Tensor, whole: bool = False) -> Tensor:
+        """Without the one row of a whole batch, if its values or inputs have other dimensions."""
+        return t[0] if whole or (self.per_batch and self.full.ndim > 1) else t
 
     def _as(self, t: Tensor, x: Tensor) -> Tensor:
         """In the dtype of an input, or of the outputs if that is of integers."""
@@ -203,6 +215,11 @@ def masked(
         ValueError: The batch sizes disagree, or the baselines do not fit.
     """
     check_chunks(chunks)
+    given = as_tensors(inputs)
+    inputs = fit_for(baselines, given)
+    whole = (target is None or callable(target)) and has_no_rows(flatten(inputs)[0])
+    if whole:
+        inputs = map_tensors(lambda t: t[None], inputs)
     model, x, rebuild, batch, chosen, *_ = explain(
         model_fn,
         inputs,
@@ -211,6 +228,7 @@ def masked(
         differentiated=False,
         forward_only=not create_graph,
     )
+    model = on_whole(model) if whole else model
     x0 = fill_baselines(baselines, inputs, x)
     x0 = x0 if create_graph or transforming() else tuple([t.detach() for t in x0])
     nothing = torch.zeros(0, device=x[0].device, dtype=_floating(x[0].dtype))
@@ -221,16 +239,20 @@ def masked(
         dtype=nothing.dtype,
         integers=False,
         one_copy=0,
+        whole=whole,
     )
     # Every method needs f(x). It comes first, because it tells what the copies depend on: whether
     # they can share a batch, in which type to sum them, and how much memory one takes.
     unmixed = tuple([t.clone()[None] for t in x])
     measured = chunks.size == "auto" and not transforming() and unmeasured_copies(x) < _FEW
     with Peak() if measured else contextlib.nullcontext() as peak:
-        full, per_batch, dtype, integers = p._evaluate(unmixed)
-    given = sum(t.numel() * t.element_size() for t in x)
+        if inputs is given:
+            full, per_batch, dtype, integers = p._evaluate(unmixed)
+        else:
+            full, per_batch, dtype, integers = evaluated(p._evaluate, unmixed, given, whole)
+    size = sum(t.numel() * t.element_size() for t in x)
     # A copy also holds its mask and its points, which were not made in this run.
-    one_copy = 0 if peak is None else max(1, peak.bytes + 2 * given)
+    one_copy = 0 if peak is None else max(1, peak.bytes + 2 * size)
     return p._replace(
         full=full[0], per_batch=per_batch, dtype=dtype, integers=integers, one_copy=one_copy
     )

@@ -44,6 +44,8 @@ class Noise:
                 )
             if isinstance(s, Tensor):
                 refuse_unusual(s, "stdevs")
+            if isinstance(s, Tensor) and s.is_complex():
+                raise TypeError(f"stdevs has a tensor of {s.dtype}, expected real numbers")
             if isinstance(s, Tensor) and not broadcasts(s, t.shape):
                 raise ValueError(
                     f"stdevs has shape {tuple(s.shape)} for inputs of shape {tuple(t.shape)}, "

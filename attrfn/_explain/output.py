@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from attrfn._explain.said import complex_outputs, main_tensor, not_one_per_row, picks
 from attrfn._explain.target import Chosen, select
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.guard import called
@@ -19,8 +20,8 @@ class Outcome(NamedTuple):
     """Explained values.
 
     Attributes:
-        values: (S * B, K...) of S copies of a batch; or (S,), one for each copy.
-        per_batch: Whether there is one value for a whole batch.
+        values: (S * B, K...) of S copies of a batch; or (S,) or (1, K), for each copy.
+        per_batch: Whether the values are those of a whole batch.
         dtype: That of the attributions of inputs that have no floating one.
         integers: Whether the model, or the target, returned integers.
     """
@@ -51,15 +52,11 @@ def outcome(outputs: Any, chosen: Chosen, batch: int, copies: int, name: str) ->
             called(name, chosen, outputs), f"the callable {name}", name
         )
         if outputs.numel() not in (copies, rows):
-            raise ValueError(
-                f"the callable {name} returned shape {tuple(outputs.shape)} for {rows} row(s), "
-                "expected one value per row, or one for the whole batch: it sees several copies "
-                "of the batch at once, so bind per-example tensors with functools.partial, or use "
-                "chunk_size=1"
-            )
+            raise ValueError(not_one_per_row(outputs, rows, name, ", or one for the whole batch"))
         per_batch = outputs.ndim == 0 or outputs.numel() < rows
         return Outcome(outputs.reshape(-1), per_batch, dtype, integers)
-    outputs, dtype, integers = _tensor(outputs, "model_fn", name)
+    advice = picks(outputs, chosen)
+    outputs, dtype, integers = _tensor(main_tensor(outputs), "model_fn", name, advice)
     if chosen is not None:
         return Outcome(select(outputs, chosen, rows, name), False, dtype, integers)
     # Where one example and one copy leave both readings open, a tensor with a dimension 0 counts as
@@ -69,6 +66,8 @@ def outcome(outputs: Any, chosen: Chosen, batch: int, copies: int, name: str) ->
         return Outcome(outputs, False, dtype, integers)
     if outputs.numel() == copies:
         return Outcome(outputs.reshape(copies), True, dtype, integers)
+    if copies == 1 and outputs.ndim == 1:  # several values for the whole batch
+        return Outcome(outputs[None], True, dtype, integers)
     raise ValueError(
         f"model_fn returned shape {tuple(outputs.shape)} for {rows} row(s), expected "
         "the rows in dimension 0, or one value for the whole batch: a model that cannot take "
@@ -77,7 +76,9 @@ def outcome(outputs: Any, chosen: Chosen, batch: int, copies: int, name: str) ->
     )
 
 
-def _tensor(value: Any, giver: str, name: str) -> tuple[Tensor, torch.dtype, bool]:
+def _tensor(
+    value: Any, giver: str, name: str, advice: str = "lambda out: out[0][:, 1]"
+) -> tuple[Tensor, torch.dtype, bool]:
     """Numbers and arrays as floating tensors, the dtype of attributions, and whether of integers.
 
     Integers become the widest floating type: attributions are differences and shares of them, which
@@ -93,12 +94,10 @@ def _tensor(value: Any, giver: str, name: str) -> tuple[Tensor, torch.dtype, boo
     if not isinstance(value, Tensor):
         raise TypeError(
             f"{giver} returned a {type(value).__name__}, expected a tensor, an array or a "
-            f"number: give {name} as a callable that picks one, such as lambda out: out[0][:, 1]"
+            f"number: give {name} as a callable that picks one, such as {advice}"
         )
     if value.is_complex():
-        raise TypeError(
-            f"{giver} returned {value.dtype}, expected real numbers: take .abs() or .real"
-        )
+        raise TypeError(complex_outputs(value, giver, name))
     if value.is_floating_point():
         return value, value.dtype, False
     kind = widest(value.device)

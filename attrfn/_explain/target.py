@@ -10,8 +10,12 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from attrfn._explain import said
+from attrfn._explain.said import index_text, not_one_per_row, picks, shown
 from attrfn._torch.autodiff import transforming
+from attrfn._torch.compiling import is_compiling
 from attrfn._torch.guard import called, refuse_unusual
+from attrfn._torch.say import say
 from attrfn._torch.typing import Index, Target
 
 _SPEAK_OF_TARGETS = (__file__, str(Path(__file__).with_name("output.py")))
@@ -61,10 +65,12 @@ def choose(target: Target, batch: int, name: str = "target") -> Chosen:
         return (_index(target),)
     if isinstance(target, tuple) and all(map(_is_index, target)):
         return tuple([_index(t) for t in target])
+    if isinstance(target, tuple) and any(isinstance(t, Tensor) for t in target):
+        return _with_tensors(target, batch, name)
     if callable(target):
         return target
     raise TypeError(
-        f"{name} is {_show(target)}, expected None, an int, a tuple of ints and slices, an integer "
+        f"{name} is {shown(target)}, expected None, an int, a tuple of ints and slices, an integer "
         "tensor, a list with one int or tuple per example, or a callable of the outputs"
     )
 
@@ -80,26 +86,32 @@ def select(outputs: Any, chosen: Chosen, rows: int, name: str = "target") -> Ten
     """
     if callable(chosen):
         return _called(called(name, chosen, outputs), rows, name)
+    outputs = said.main_tensor(outputs)
     if not isinstance(outputs, Tensor):
         raise TypeError(
-            f"model_fn returned {_show(outputs)}, expected a tensor: give {name} "
-            f"as a callable that picks one, such as lambda out: out[0][:, 1]"
+            f"model_fn returned {shown(outputs)}, expected a tensor: give {name} "
+            f"as a callable that picks one, such as {picks(outputs, chosen)}"
         )
+    if outputs.is_complex():
+        raise TypeError(said.complex_outputs(outputs, "model_fn", name))
     if outputs.ndim == 0 and rows == 1:
         outputs = outputs[None]
     if outputs.ndim == 0 and chosen is not None:
         raise ValueError(
             f"model_fn returned one value for {rows} row(s), but {name} is "
-            f"{_show(chosen)}, expected None, because there is nothing to choose from"
+            f"{shown(chosen)}, expected None, because there is nothing to choose from"
         )
     if outputs.ndim == 0 or outputs.shape[0] != rows:
         raise ValueError(
             f"model_fn returned shape {tuple(outputs.shape)} for {rows} row(s), "
-            "expected the rows in dimension 0: a model without a batch axis needs batching='vmap' "
-            f"or 'loop', another axis order a callable {name}"
+            "expected the rows in dimension 0: wrap a model of one example in torch.func.vmap, and "
+            f"give another axis order a callable {name}"
         )
     if chosen is None:
         return _only_scalar(outputs, rows, name)
+    given = _entries(chosen)
+    if 0 < given < outputs.ndim - 1 and outputs.shape[1 + given :].numel() == 1:
+        outputs = outputs.flatten(given)  # dimensions of size 1 at the end leave nothing to choose
     depth = outputs.ndim - 1
     if isinstance(chosen, IndexPerExample):
         return _gather(outputs, chosen, depth, name)
@@ -108,6 +120,13 @@ def select(outputs: Any, chosen: Chosen, rows: int, name: str = "target") -> Ten
             [_pick(out, index, depth, name) for out, index in zip(outputs, chosen, strict=True)]
         )
     return _pick(outputs, (slice(None), *chosen), depth + 1, name, rows=True)
+
+
+def _entries(chosen: Any) -> int:
+    """How many entries the index of an example has."""
+    if isinstance(chosen, IndexPerExample):
+        return chosen.rows.shape[1]
+    return len(chosen) if isinstance(chosen, tuple) else max(map(len, chosen), default=0)
 
 
 def _only_scalar(outputs: Tensor, rows: int, name: str) -> Tensor:
@@ -125,26 +144,28 @@ def _pick(
     shown = index[1:] if rows else index
     sizes = tuple(out.shape[1:] if rows else out.shape)
     if len(index) != depth:
+        one_more = rows and len(shown) == len(sizes) + 1
         entries = "1 entry" if len(shown) == 1 else f"{len(shown)} entries"
         raise ValueError(
-            f"{name} {_show_index(shown)} has {entries}, but each example's output has "
+            f"{name} {index_text(shown)} has {entries}, but each example's output has "
             f"{len(sizes)} dimension(s) of sizes {sizes}: "
             + (
                 "use None, there is nothing to choose"
                 if not sizes
                 else "give one int or slice for each of them (slices are summed)"
+                + (f", or inputs x[None] if all {len(out)} rows are one example" * one_more)
             )
         )
     for i, size in zip(shown, sizes, strict=True):
         if not isinstance(i, slice) and not -size <= i < size:
             raise ValueError(
-                f"{name} {_show_index(shown)} is out of range for outputs of sizes {sizes} per "
+                f"{name} {index_text(shown)} is out of range for outputs of sizes {sizes} per "
                 f"example: expected {-size} to {size - 1} where it says {i}"
             )
     value = out[index]
     if value.numel() == 0 and 0 in value.shape[1 if rows else 0 :]:
         raise ValueError(
-            f"{name} {_show_index(shown)} selects nothing from outputs of sizes {sizes} per "
+            f"{name} {index_text(shown)} selects nothing from outputs of sizes {sizes} per "
             "example: expected slices with at least one index inside of them"
         )
     return value.flatten(1).sum(1) if rows and value.ndim > 1 else value if rows else value.sum()
@@ -167,6 +188,8 @@ def _gather(outputs: Tensor, chosen: IndexPerExample, depth: int, name: str) -> 
         )
     if index.device != outputs.device:
         index = index.to(outputs.device)
+    if low is None and depth > 1 and not is_compiling():
+        return _in_turn(outputs, index, name)
     # One gather from the flattened outputs serves any number of dimensions; indices are counted
     # from the end here, because gather, unlike indexing, takes no negative ones.
     flat = index.new_zeros(index.shape[0])
@@ -180,20 +203,29 @@ def _gather(outputs: Tensor, chosen: IndexPerExample, depth: int, name: str) -> 
         if low is None or low[d] < 0:
             i = torch.where(i < 0, i + size, i)
         flat = i if d == 0 else flat * size + i
-    return outputs.reshape(len(flat), -1).gather(1, flat[:, None])[:, 0]
+    picked: Tensor = called(name, torch.gather, outputs.reshape(len(flat), -1), 1, flat[:, None])
+    return picked[:, 0]
+
+
+def _in_turn(outputs: Tensor, index: Tensor, name: str) -> Tensor:
+    """The same, dimension by dimension: an index out of range must not reach into the next row."""
+    for d in range(index.shape[1]):
+        i, size = index[:, d], outputs.shape[1]
+        i = torch.where(i < 0, i + size, i).reshape(-1, *[1] * (outputs.ndim - 1))
+        i = i.expand(-1, 1, *outputs.shape[2:])
+        outputs = called(name, torch.gather, outputs, 1, i)[:, 0]
+    return outputs
 
 
 def _called(value: Any, rows: int, name: str) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(
-            f"the callable {name} returned {_show(value)}, expected a tensor with one value per row"
+            f"the callable {name} returned {shown(value)}, expected a tensor with one value per row"
         )
+    if value.is_complex():
+        raise TypeError(said.complex_outputs(value, f"the callable {name}", name))
     if value.numel() != rows:
-        raise ValueError(
-            f"the callable {name} returned shape {tuple(value.shape)} for {rows} row(s), expected "
-            "one value per row: it sees several copies of the batch at once, so bind per-example "
-            "tensors with functools.partial, or use chunk_size=1"
-        )
+        raise ValueError(not_one_per_row(value, rows, name))
     return value.reshape(rows)
 
 
@@ -228,7 +260,7 @@ def _listed(target: list[Any], batch: int, name: str) -> Chosen:
     for entry in entries:
         if not all(map(_is_index, entry)):
             raise TypeError(
-                f"{name} is a list with {_show(entry)}, expected an int or a tuple of ints and "
+                f"{name} is a list with {shown(entry)}, expected an int or a tuple of ints and "
                 "slices in each place"
             )
     flat = [tuple([_index(i) for i in entry]) for entry in entries]
@@ -240,6 +272,21 @@ def _listed(target: list[Any], batch: int, name: str) -> Chosen:
     return flat
 
 
+def _with_tensors(target: tuple[Any, ...], batch: int, name: str) -> Chosen:
+    """A tuple of ints and integer tensors (), such as those that vmap maps over."""
+    for t in target:
+        kind = t.dtype if isinstance(t, Tensor) else type(t).__name__
+        integers = isinstance(t, Tensor) and t.ndim == 0 and not t.is_floating_point()
+        if (not _is_index(t) and not (integers and kind != torch.bool)) or isinstance(t, slice):
+            raise TypeError(
+                f"{name} is a tuple with {say(t)} among tensors, expected ints and integer tensors "
+                "of no dimensions: for tensors of the examples give a list of tuples"
+            )
+    device = next(t.device for t in target if isinstance(t, Tensor))
+    entries = [torch.as_tensor(t, device=device).long() for t in target]
+    return _per_row(torch.stack(entries).expand(batch, len(entries)))
+
+
 def _is_index(value: Any) -> bool:
     return isinstance(value, slice) or (
         isinstance(value, (int, Integral)) and not isinstance(value, bool)
@@ -248,13 +295,3 @@ def _is_index(value: Any) -> bool:
 
 def _index(value: Any) -> Index:
     return value if isinstance(value, slice) else int(value)
-
-
-def _show(value: Any) -> str:
-    text = repr(value) if not isinstance(value, Tensor) else ""
-    kind = type(value).__name__
-    return f"a {kind}" if not text or len(text) > 40 or "\n" in text else f"{text} ({kind})"
-
-
-def _show_index(index: tuple[Index, ...]) -> str:
-    return str(index[0]) if len(index) == 1 else str(tuple(index))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from attrfn._copies.batch import row_sums
+from attrfn._explain.said import main_tensor
 from attrfn._model.arguments import compiled_arguments, own_arguments
 from attrfn._torch import pytree
 from attrfn._torch.autodiff import (
@@ -18,6 +19,7 @@ from attrfn._torch.autodiff import (
     twice_differentiable,
 )
 from attrfn._torch.compiling import is_compiling
+from attrfn._torch.explanation import run_model, unnoticed
 from attrfn._torch.inference import AsNoGrad, is_as_no_grad
 from attrfn._torch.typing import Leaves, ModelFn, Tree
 
@@ -45,6 +47,8 @@ def flatten(tree: Tree, name: str = "inputs") -> tuple[Leaves, Callable[[Sequenc
                 "one with torch.tensor, or bind it with functools.partial(model, ...) if it is not "
                 "to be explained"
             )
+        if leaf.layout != torch.strided:
+            raise TypeError(f"{name} holds a tensor of {leaf.layout}, expected dense tensors")
 
     def rebuild(new: Sequence[Any]) -> Tree:
         return optree.tree_unflatten(spec, new)
@@ -59,6 +63,11 @@ def batch_size(leaves: Leaves, name: str = "inputs") -> int:
             f"{name} holds no tensor, expected at least one with the examples in dimension 0"
         )
     for leaf in leaves:
+        if leaf.is_complex():
+            raise TypeError(
+                f"{name} has a tensor of {leaf.dtype}, expected real numbers: give "
+                "torch.view_as_real(x), and a model that begins with torch.view_as_complex"
+            )
         if leaf.ndim == 0:
             raise ValueError(
                 f"{name} has a 0-d tensor, expected the examples in dimension 0 of every tensor: "
@@ -100,16 +109,27 @@ def call_model(model_fn: ModelFn, inputs: Tree, *, fresh: bool = False) -> Any:
     if not is_arguments(inputs):
         inputs = (inputs,)
     with twice_differentiable(False), gradients_allowed():
-        if is_as_no_grad():
-            with AsNoGrad():
-                return own_bound(model_fn)(*(inputs if fresh else clone_tensors(inputs)))
-        return own_bound(model_fn)(*(inputs if fresh else clone_tensors(inputs)))
+        bound, given = own_bound(model_fn), inputs if fresh else clone_tensors(inputs)
+        try:
+            if is_as_no_grad():
+                with AsNoGrad():
+                    return run_model(bound, given)
+            return run_model(bound, given)
+        except RuntimeError as error:
+            if "Can't call numpy() on Tensor that requires grad" not in str(error):
+                raise
+            raise TypeError(
+                "model_fn turns tensors into NumPy arrays, which no gradient passes, expected "
+                "operations of torch: use a perturbation method, such as attrfn.kernel_shap or "
+                "attrfn.feature_ablation, which explains any Python model"
+            ) from error
 
 
 def output_width(model_fn: ModelFn, inputs: Tree) -> int | None:
     """The number of outputs of each example, if they are a tensor (B, K)."""
     leaves, rebuild = flatten(inputs)
-    outputs = call_model(model_fn, rebuild([t.detach() for t in leaves]))
+    with unnoticed():
+        outputs = main_tensor(call_model(model_fn, rebuild([t.detach() for t in leaves])))
     return outputs.shape[1] if isinstance(outputs, Tensor) and outputs.ndim == 2 else None
 
 

@@ -17,8 +17,9 @@ from attrfn._explain.introspect import is_over_distribution, takes_baselines, wr
 from attrfn._explain.options import AtLayer, AtNeuron
 from attrfn._explain.shared import marked
 from attrfn._explain.target import speaks_of_target
-from attrfn._explain.tree import batch_size, each, flatten, is_arguments
+from attrfn._explain.tree import as_dicts, batch_size, each, flatten, is_arguments
 from attrfn._layers import rows
+from attrfn._layers.leaves import have_parts, of_parts, present
 from attrfn._layers.rows import like, read, with_examples
 from attrfn._layers.split import Split, check_independent, layers_of, of_activation, split_once
 from attrfn._model.source import shown
@@ -28,6 +29,7 @@ from attrfn._torch.autodiff import (
     transforming,
 )
 from attrfn._torch.compiling import is_compiling
+from attrfn._torch.explanation import current, explained
 from attrfn._torch.guard import fail, guarded
 from attrfn._torch.typing import At, Baselines, Layer, Method, ModelFn, Target, Tree
 
@@ -65,6 +67,7 @@ def at_layer(method: Method, layer: Layer, *, at: At = "output", call: int | Non
 
     @wraps(method)
     @guarded
+    @explained
     def moved(model_fn: ModelFn, inputs: Tree, **options: Any) -> Tree:
         here = locate(
             model_fn,
@@ -119,6 +122,7 @@ def at_neuron(
 
     @wraps(method)
     @guarded
+    @explained
     def moved(model_fn: ModelFn, inputs: Tree, **options: Any) -> Tree:
         if "target" in options:
             raise TypeError(
@@ -184,19 +188,25 @@ class Located(NamedTuple):
         """Baselines of the inputs, carried to the layer by the head."""
         x, rebuild = flatten(self.inputs)
         if not distribution:
-            start = rebuild(fill_baselines(baselines, self.inputs, x))
-            return like(self.activation, read(self.halves, start, self.create_graph))
+            return self._carried(rebuild(fill_baselines(baselines, self.inputs, x)))
         pool = baseline_distribution(baselines, self.inputs, x)
         batch, k = x[0].shape[0], pool[0].shape[0]
         if pool[0].ndim == x[0].ndim and not binds_rows(self.halves.head, batch):
-            return like(self.activation, read(self.halves, rebuild(pool), self.create_graph))
+            return self._carried(rebuild(pool))
         # A tensor bound to the model has a row for each example. The K baselines of all examples
         # are then K copies of the batch, so that each meets the rows that belong to it.
         pairs = each(per_example, pool, x)
+        one = current()
+        if one is not None and one.one_by_one:
+            found = [self._carried(rebuild([t[i] for t in pairs])) for i in range(k)]
+            return optree.tree_map(lambda *t: torch.stack(t), found[0], *found[1:])
         halves = self.halves._replace(head=repeat_bound(self.halves.head, batch, k))
         value = read(halves, rebuild(flat_rows(pairs)), self.create_graph)
         unfold = functools.partial(torch.Tensor.unflatten, dim=0, sizes=(k, batch))
         return optree.tree_map(unfold, like(self.activation, value))
+
+    def _carried(self, inputs: Tree) -> Tree:
+        return like(self.activation, read(self.halves, inputs, self.create_graph))
 
 
 def locate(
@@ -219,9 +229,13 @@ def locate(
     place = rows.place_of(model_fn, layer, at, call)
     value = read(halves, inputs, create_graph)
     activation = with_examples(value, halves, inputs, batch, layer, place)
+    planted, flags = activation, have_parts(activation, as_dicts(value))
+    if any(flags):
+        planted = present(activation, as_dicts(value))
+        halves = halves._replace(tail=functools.partial(of_parts, flags, halves.tail))
     # One layer with one call cannot depend on itself, and the check costs a forward pass.
     if (isinstance(layer, (list, tuple)) or call is None) and not is_compiling():
-        check_independent(model_fn, layer, at, call, activation, inputs)
+        check_independent(model_fn, layer, at, call, planted, inputs)
     model = functools.partial(
         of_activation, halves.tail, inputs=inputs, unpacked=is_arguments(activation)
     )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from attrfn._copies.batch import binds_rows
 from attrfn._explain.tree import batch_size, call_model, flatten
 from attrfn._model.bind import Bare, bind_source
-from attrfn._model.source import Source, find, shown, source
+from attrfn._model.source import Source, find, shown, source, unwrapped_name
 from attrfn._torch.typing import ModelFn, Tree
 
 
@@ -46,7 +46,8 @@ class Parameters(NamedTuple):
         Raises:
             ValueError: It is no module of the model, or owns no parameter.
         """
-        module = find(self.src.module, layer)
+        module = self.layers.get(layer) if isinstance(layer, str) else None
+        module = find(self.src.module, layer) if module is None else module
         for name, owner in self.layers.items():
             if owner is module:
                 return name
@@ -71,12 +72,10 @@ def parameters_of(model_fn: ModelFn, inputs: Tree) -> Parameters:
     given = src.params or {}
     tensors = {name: given.get(name, p) for name, p in src.module.named_parameters()}
     names = {id(p): name for name, p in src.module.named_parameters()}
-    owned = {
-        name: [names[id(p)] for p in module.parameters(recurse=False)]
-        for name, module in src.module.named_modules()
-    }
-    order = _by_first_call(src, inputs, [name for name in owned if owned[name]])
-    layers = {name: src.module.get_submodule(name) for name in order}
+    modules = _named_modules(src.module)
+    owned = {k: [names[id(p)] for p in m.parameters(recurse=False)] for k, m in modules.items()}
+    order = _by_first_call(src, inputs, modules, [name for name in owned if owned[name]])
+    layers = {name: modules[name] for name in order}
     return Parameters(src, layers, tensors, {name: owned[name] for name in order})
 
 
@@ -90,7 +89,17 @@ def _run_briefly(model: ModelFn, inputs: Tree) -> None:
     call_model(model, inputs)
 
 
-def _by_first_call(src: Source, inputs: Tree, names: list[str]) -> list[str]:
+def _named_modules(root: nn.Module) -> dict[str, nn.Module]:
+    """Modules by name, without the wrapper that torch.compile puts around one."""
+    found = {}
+    for name, module in root.named_modules():
+        found[unwrapped_name(f"{name}.").removesuffix(".")] = module
+    return found
+
+
+def _by_first_call(
+    src: Source, inputs: Tree, modules: dict[str, nn.Module], names: list[str]
+) -> list[str]:
     """Names of modules in the order of their first call.
 
     A module whose parameters are used without a call comes right after the module around it.
@@ -104,8 +113,8 @@ def _by_first_call(src: Source, inputs: Tree, names: list[str]) -> list[str]:
 
         return note
 
-    every = [name for name, _ in src.module.named_modules()]
-    model = bind_source(src, every, [noting(name) for name in every], frozen=True)
+    every = list(modules.values())
+    model = bind_source(src, every, [noting(name) for name in modules], frozen=True)
     with torch.no_grad():
         _run_briefly(model, inputs)
 

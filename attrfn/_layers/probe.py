@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from attrfn._explain.tree import as_dicts, clone_tensors
+from attrfn._layers.leaves import complex_view, real_view
 from attrfn._model.bind import Reused
-from attrfn._model.private_copy import Forward
+from attrfn._model.classes import Forward
 from attrfn._model.source import describe
 from attrfn._torch.compiling import is_compiling
 from attrfn._torch.decomposed import DecomposedForward
+from attrfn._torch.explanation import current
 from attrfn._torch.marks import Marks
 from attrfn._torch.typing import At, Tree
 
@@ -105,6 +107,9 @@ class Probe:
         if self.at == "input":
             return call_with(run, merge(plant[i], _arguments(args, kwargs)), args, kwargs)
         if _is_complete(plant[i]):
+            one = current()
+            if one is not None and one.draws:
+                run(*args, **kwargs)  # what it draws, so that the rest of the model draws the same
             return clone_tensors(plant[i])
         return merge(plant[i], run(*args, **kwargs))
 
@@ -154,13 +159,13 @@ def _of_tensors(f: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
 
 
 def _leaf(t: Tensor) -> Tensor:
-    fresh = t.detach().clone()
-    return fresh.requires_grad_() if t.is_floating_point() else fresh
+    fresh = real_view(t.detach().clone())
+    return fresh.requires_grad_() if fresh.is_floating_point() else fresh
 
 
 def _tangent(t: Tensor) -> Tensor:
     tangent: Tensor | None = forward_ad.unpack_dual(t).tangent  # type: ignore[no-untyped-call]
-    return torch.zeros_like(t) if tangent is None else tangent.detach()
+    return real_view(torch.zeros_like(t) if tangent is None else tangent.detach())
 
 
 def _arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tree:
@@ -210,7 +215,8 @@ def merge(new: Tree, natural: Tree) -> Tree:
     if new is None:
         return natural
     if isinstance(new, Tensor):
-        return new.clone()
+        parts = isinstance(natural, Tensor) and natural.is_complex() and not new.is_complex()
+        return complex_view(new.clone()) if parts else new.clone()
     if isinstance(new, Mapping) and isinstance(natural, Mapping):
         foreign: Any = natural
         merged = {k: merge(new.get(k), v) for k, v in foreign.items()}

@@ -13,10 +13,12 @@ from torch.overrides import TorchFunctionMode
 
 from attrfn._copies.batch import binds_rows, flip_bound, repeat_bound
 from attrfn._explain.tree import as_dicts
+from attrfn._layers.leaves import real_view
 from attrfn._layers.split import Split, layers_of
 from attrfn._model.source import describe, source
 from attrfn._torch.autodiff import transforming, twice_differentiable
 from attrfn._torch.compiling import is_compiling
+from attrfn._torch.dense import is_packed
 from attrfn._torch.typing import At, Layer, ModelFn, Tree
 
 
@@ -76,6 +78,11 @@ def with_examples(
         ValueError: A layer has none.
     """
     named = layers_of(layer)
+    if not isinstance(value, Tensor) and any(map(is_packed, optree.tree_leaves(value, is_packed))):
+        raise ValueError(
+            f"layer {describe(named[0])} has a PackedSequence as its {place.at}, whose rows are "
+            "steps of several examples: choose a layer before it is packed or after it is padded"
+        )
     many = isinstance(layer, (list, tuple))
     looked = activation = explainable(value, batch)
     if batch and optree.tree_leaves(activation):
@@ -202,12 +209,15 @@ def read(halves: Split, inputs: Tree, create_graph: bool) -> Tree:
 
 
 def explainable(value: Tree, batch: int) -> Tree:
-    """The floating tensors of a value that have the examples in dimension 0; None elsewhere."""
+    """The floating tensors of a value that have the examples in dimension 0; None elsewhere.
+
+    Of complex ones it has the parts.
+    """
 
     def or_none(leaf: Any) -> Tensor | None:
-        if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or leaf.ndim == 0:
+        if not isinstance(leaf, Tensor) or leaf.ndim == 0 or leaf.shape[0] != batch:
             return None
-        return leaf if leaf.shape[0] == batch else None
+        return real_view(leaf) if leaf.is_floating_point() or leaf.is_complex() else None
 
     return optree.tree_map(or_none, as_dicts(value))
 
@@ -215,7 +225,7 @@ def explainable(value: Tree, batch: int) -> Tree:
 def like(activation: Tree, value: Tree) -> Tree:
     """The tensors of a value in the places where the activation has one; None elsewhere."""
 
-    def present(mine: Any, other: Any) -> Any:
-        return None if mine is None else other
+    def view(mine: Any, other: Any) -> Any:
+        return None if mine is None else real_view(other)
 
-    return optree.tree_map(present, activation, as_dicts(value), none_is_leaf=True)
+    return optree.tree_map(view, activation, as_dicts(value), none_is_leaf=True)

@@ -99,27 +99,33 @@ def _halves(where: Where, bare: Source, args: tuple[Any, ...], kwargs: dict[str,
     def head(args: tuple[Any, ...], kwargs: dict[str, Any], *inputs: Any) -> Tree:
         return _run_head(bare, where, args, kwargs, inputs[0] if len(inputs) == 1 else inputs)
 
-    tail = Tail(bare, where)
+    tail = Tail(bare, where).function()
     return Split(functools.partial(head, args, kwargs), functools.partial(tail, args, kwargs))
 
 
-class Tail:
-    """The second half of a split.
+class Tail(NamedTuple):
+    """What the second half of a split runs.
 
-    Args:
+    Attributes:
         source: The model without its bound arguments.
         where: The layers.
     """
 
-    def __init__(self, source: Source, where: Where) -> None:
-        self.source = source
-        self.where = where
+    source: Source
+    where: Where
 
-    def __call__(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], activation: Tree, inputs: Tree
-    ) -> Any:
-        """The model's outputs."""
-        return _run_tail(self.source, self.where, args, kwargs, activation, inputs)[0]
+    def function(self) -> ModelFn:
+        """``tail(args, kwargs, activation, inputs)``."""
+        source, where = self
+
+        # A function, because runs get copies of all other objects that a model function binds.
+        def tail(
+            args: tuple[Any, ...], kwargs: dict[str, Any], activation: Tree, inputs: Tree
+        ) -> Any:
+            return _run_tail(source, where, args, kwargs, activation, inputs)[0]
+
+        tail.attrfn_tail = self  # type: ignore[attr-defined]
+        return tail
 
     def around(self, layers: tuple[tuple[Any, Any], ...]) -> Tail:
         """The same, with interventions around the forward of some layers."""
@@ -280,13 +286,13 @@ def tail_of(model_fn: ModelFn) -> Tail | None:
     """The half of a split that a model function of an activation runs, or None."""
     if isinstance(model_fn, functools.partial) and model_fn.func is of_activation:
         inner: Any = model_fn.args[0]
-        if isinstance(inner, functools.partial) and isinstance(inner.func, Tail):
-            return inner.func
+        if isinstance(inner, functools.partial):
+            return getattr(inner.func, "attrfn_tail", None)
     return None
 
 
 def with_tail(model_fn: ModelFn, tail: Tail) -> ModelFn:
     """The model function of an activation, with another half of the split."""
     whole: Any = model_fn
-    inner = functools.partial(tail, *whole.args[0].args, **whole.args[0].keywords)
+    inner = functools.partial(tail.function(), *whole.args[0].args, **whole.args[0].keywords)
     return functools.partial(whole.func, inner, *whole.args[1:], **whole.keywords)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from attrfn._copies.batch import wide
 from attrfn._explain.baseline import fill_baselines
+from attrfn._explain.black_box import as_tensors, fit_for
 from attrfn._explain.explain import explain
 from attrfn._explain.feature_scores import scored
 from attrfn._explain.forms import documented
@@ -60,6 +61,7 @@ def completeness_delta(
     Reference:
         Sundararajan, Taly and Yan, Axiomatic Attribution for Deep Networks, 2017.
     """
+    inputs = fit_for(baselines, as_tensors(inputs))
     p = explain(model_fn, inputs, target, create_graph=create_graph, differentiated=False)
     leaves, _ = flatten(attributions, "attributions")
     if batch_size(leaves, "attributions") != p.batch:

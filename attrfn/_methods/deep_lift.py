@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import torch
 
 from attrfn._copies.batch import flat_rows, is_one_of, split_rows, wide
 from attrfn._copies.chunks import Chunks, add, over_chunks
@@ -16,15 +16,16 @@ from attrfn._explain.options import (
     AtNeuron,
     BaselineDistribution,
     ChunkOptions,
-    GraphOptions,
     LayerBaselines,
 )
 from attrfn._explain.tree import each
 from attrfn._layers.at import at_layer, at_neuron
+from attrfn._methods.deep_lift_options import DeepLiftOptions, DeepLiftRule, DeepShapOptions
 from attrfn._model.bind import uncompiled
 from attrfn._rules.gradient import gradients_by_rules
 from attrfn._rules.rescale import RESCALE
 from attrfn._rules.reveal import REVEAL_CANCEL
+from attrfn._rules.slopes import apart
 from attrfn._rules.table import Rules
 from attrfn._torch.say import say
 from attrfn._torch.typing import (
@@ -38,35 +39,6 @@ from attrfn._torch.typing import (
     Tree,
     Unpack,
 )
-
-DeepLiftRule = Literal["rescale", "reveal_cancel"] | Rules
-
-
-class DeepLiftOptions(GraphOptions, total=False):
-    """What DeepLIFT and its forms take.
-
-    Raises:
-        UnsupportedOpError: The model calls an operation that the rules do not cover.
-        ValueError: The rule has an unknown name, or the model calls other operations for the
-            baselines than for the inputs.
-    """
-
-    rule: DeepLiftRule
-    """``"rescale"``; ``"reveal_cancel"``, which gives positive and negative contributions to an
-    activation separate multipliers; or :func:`attrfn.rules.rescale` or
-    :func:`attrfn.rules.reveal_cancel`, extended."""
-
-    multiply_by_inputs: bool
-    """``False`` returns the multipliers m."""
-
-
-class DeepShapOptions(DeepLiftOptions, total=False):
-    """What DeepSHAP and its forms take."""
-
-    # As in ChunkOptions, but without ``batching``: copies of the batch are always folded.
-    chunk_size: ChunkSize
-    progress: bool
-
 
 _RULES = {"rescale": RESCALE, "reveal_cancel": REVEAL_CANCEL}
 
@@ -107,7 +79,7 @@ def deep_lift(
     x0 = fill_baselines(baselines, inputs, p.x)
     grads, _ = gradients_by_rules(p, _rules(rule), p.x, x0)
     if multiply_by_inputs:
-        grads = each(lambda x, x0, m: (x - x0) * m, p.x, x0, grads)
+        grads = each(lambda x, x0, m: apart(x, x0) * m, p.x, x0, grads)
     return p.result(grads)
 
 
@@ -121,6 +93,7 @@ def deep_lift_shap(
     baselines: Baselines,
     rule: DeepLiftRule = "rescale",
     multiply_by_inputs: bool = True,
+    per_baseline: bool = False,
     chunk_size: ChunkSize = "auto",
     create_graph: bool = False,
     progress: bool = False,
@@ -131,9 +104,11 @@ def deep_lift_shap(
 
     Args:
         multiply_by_inputs: ``False`` returns the mean of the multipliers.
+        per_baseline: Return those of each baseline, (K, B, ...), and not their mean. Multipliers
+            times other differences than (x - b_k) are hypothetical contributions.
 
     Returns:
-        Attributions like the inputs.
+        Attributions like the inputs, with K in front of the examples if ``per_baseline``.
 
     Example:
         >>> import torch, attrfn
@@ -157,13 +132,17 @@ def deep_lift_shap(
         grads, _ = gradients_by_rules(p, rules, flat_rows(ends), flat_rows(starts), copies=copies)
         found = split_rows(grads, copies)
         if multiply_by_inputs:
-            found = each(lambda x, x0, m: (x - x0) * m, ends, starts, found)
-        return each(lambda m: m.sum(0, dtype=wide(m.dtype)), found)
+            found = each(lambda x, x0, m: apart(x, x0) * m, ends, starts, found)
+        return found if per_baseline else each(lambda m: m.sum(0, dtype=wide(m.dtype)), found)
+
+    def append(a: Leaves, b: Leaves) -> Leaves:
+        return each(lambda s, t: torch.cat([s, t]), a, b)
 
     n = pool[0].shape[0]
     chunks = Chunks(chunk_size, "fold", progress, "deep_lift_shap")
-    total: Leaves = over_chunks(part, add, n, chunks, p.x[0].device, x=p.x)
-    return p.result([t / n for t in total])
+    merge = append if per_baseline else add
+    total: Leaves = over_chunks(part, merge, n, chunks, p.x[0].device, x=p.x)
+    return p.result(total if per_baseline else [t / n for t in total])
 
 
 def _rules(rule: DeepLiftRule) -> Rules:

@@ -14,7 +14,7 @@ from attrfn._explain.tree import flatten
 from attrfn._layers.at import each_layer
 from attrfn._methods.cam import grad_cam
 from attrfn._methods.guided import guided_backprop
-from attrfn._methods.maps import MODES, CamOptions, Reshape
+from attrfn._methods.maps import MODES, CamOptions, Reshape, channels
 from attrfn._torch.say import say
 from attrfn._torch.typing import At, Layer, ModelFn, Target, Tree
 
@@ -74,6 +74,7 @@ def guided_grad_cam(
             call=call,
             create_graph=create_graph,
         )
+        cam = channels(cam, layer, None)  # a single one
         return rebuild([g * _resized(cam, g, interpolate_mode) for g in leaves])
 
     return each_layer(one, layer)

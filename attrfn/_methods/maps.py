@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+import optree
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -58,6 +59,9 @@ class GradientCamOptions(CamOptions, total=False):
 
     target: Target
 
+    per_channel: bool
+    """Leave out the sum over the channels: a map (B, C, *spatial)."""
+
 
 def channel_map(
     weigh: Callable[[Tensor, Tensor], Tensor],
@@ -71,16 +75,23 @@ def channel_map(
     reshape: Reshape | None = None,
     at: At = "output",
     call: int | None = 0,
+    per_channel: bool = False,
     create_graph: bool = False,
 ) -> Tree:
     """Sum over the channels of ``weigh(activation, gradient)``, rectified and resized."""
 
-    def one(layer: Layer) -> Tensor:
-        found = activation_and_gradient(
+    def one(layer: Layer) -> Tree:
+        a, g = activation_and_gradient(
             model_fn, inputs, layer, target=target, at=at, call=call, create_graph=create_graph
         )
-        a, g = (channels(v, layer, reshape) for v in found)
-        return finish(weigh(a, g).sum(1, keepdim=True), inputs, relu, upsample)
+
+        def of_tensor(a: Any, g: Any) -> Tensor:
+            weighted = weigh(channels(a, layer, reshape), channels(g, layer, reshape))
+            weighted = weighted if per_channel else weighted.sum(1, keepdim=True)
+            return finish(weighted, inputs, relu, upsample)
+
+        # A layer with several tensors has a map of each, unless reshape makes one of them.
+        return of_tensor(a, g) if reshape is not None else optree.tree_map(of_tensor, a, g)
 
     return each_layer(one, layer)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from attrfn._explain.tree import batch_size, each, flatten, require_floating
 from attrfn._explain.uncertain import squares, warn_of_spread
 from attrfn._layers.repeated import repeat_options
 from attrfn._torch.autodiff import transforming
+from attrfn._torch.explanation import explained
 from attrfn._torch.guard import guarded
 from attrfn._torch.say import say
 from attrfn._torch.typing import ChunkSize, Key, Leaves, Method, ModelFn, Tree
@@ -89,6 +91,7 @@ def noise_tunnel(
 
     @wraps(method)
     @guarded
+    @functools.partial(explained, key=key)
     def noisy(model_fn: ModelFn, inputs: Tree, **options: Any) -> Tree:
         x, rebuild = flatten(inputs)
         batch = batch_size(x)
@@ -112,7 +115,7 @@ def noise_tunnel(
                 repeated["baselines"] = rebuild(_drawn(noise, i, pool, x))
             found = method(repeat_bound(model_fn, batch, copies), rebuild(rows), **repeated)
             leaves, spec = optree.tree_flatten(found)
-            if not all(isinstance(a, Tensor) for a in leaves):
+            if not leaves or not all(isinstance(a, Tensor) for a in leaves):
                 raise TypeError(f"method returned {say(found)}, expected tensors")
             samples = [a.reshape(copies, batch, *a.shape[1:]).to(wide(a.dtype)) for a in leaves]
             states = [start(a) for a in samples]

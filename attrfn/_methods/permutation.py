@@ -78,7 +78,9 @@ def feature_permutation(
         A_k = f(x) - mean_s f(x with feature k of row b := that of row pi_sk(b))
 
     In this method alone the attributions of an example depend on the other examples. With a model
-    that returns the loss of the batch, -A is the permutation importance.
+    that returns the loss of the batch, -A is the permutation importance. A random permutation may
+    leave rows where they are, or all of them, so that a single draw of few rows may be 0; two rows
+    are always exchanged.
 
     Args:
         inputs: A tensor or pytree of tensors of any dtype with at least two examples in dimension
@@ -120,6 +122,9 @@ def feature_permutation(
     # one for all features, their scores would share its luck.
     def points(i: slice) -> Leaves:
         order = called("permute", draw, sample_keys(words, i, 0)[:, 0], p.batch)
+        if permute is None and p.batch == 2:
+            # Of the two permutations one is the identity, which says nothing.
+            order = torch.arange(1, -1, -1, device=p.device).expand_as(order)
         if permute is not None:
             _check_order(order, (i.stop - i.start, p.batch))
         moved = torch.arange(i.start, i.stop, device=p.device) % n

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from attrfn._rules.run import Entry
 from attrfn._rules.scope import scoped
 from attrfn._rules.table import Rules
 from attrfn._torch.autodiff import twice_differentiable
+from attrfn._torch.compiling import is_compiling
+from attrfn._torch.generators import unmoved
 from attrfn._torch.guard import guarded
 from attrfn._torch.typing import Leaves, ModelFn, Tree
 
@@ -70,7 +73,8 @@ def with_rules(model_fn: ModelFn, rules: Rules) -> ModelFn:
         at_x0: list[Entry] | None = None
 
         def again(rows: Leaves, record: Record) -> None:
-            with record:
+            # What the model draws, the other run draws again.
+            with contextlib.nullcontext() if is_compiling() else unmoved(), record:
                 call_model(model, rebuild(rows))
 
         if rules.complete:

@@ -139,8 +139,8 @@ class Copies:
     def _copy(self, value: Any, kind: type) -> Any:
         if isinstance(value, Tensor):
             return value if isinstance(value, nn.Parameter) else self.on_tensor(value)
-        if isinstance(value, _SHARED) or _opaque(value):
-            return value
+        if isinstance(value, _SHARED) or _opaque(value) or kind.__module__.startswith("attrfn."):
+            return value  # the library's own objects are private already
         if kind is tuple:
             return tuple(map(self, value))
         if kind is functools.partial:

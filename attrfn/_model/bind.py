@@ -18,10 +18,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from attrfn._model.classes import Intervention
 from attrfn._model.clone import run_clone
 from attrfn._model.hidden import check_hidden
 from attrfn._model.parameters import refuse_writes
-from attrfn._model.private_copy import Intervention, PrivateCopy
+from attrfn._model.private_copy import PrivateCopy
 from attrfn._model.source import Source, find, foreign, shown, source
 from attrfn._model.training import refuse_tied
 from attrfn._torch import private_compiler

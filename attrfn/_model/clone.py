@@ -10,8 +10,10 @@ torch.compile traces.
 
 from __future__ import annotations
 
+import functools
+import types
 import weakref
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Callable
 from itertools import count
 from typing import Any, NamedTuple
@@ -19,7 +21,8 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from attrfn._model.private_copy import Intervention, PrivateCopy
+from attrfn._model.classes import Intervention
+from attrfn._model.private_copy import MOST_GUARDED, PrivateCopy
 from attrfn._model.source import Source, find, foreign, unwrapped_name
 from attrfn._torch.compiling import constant_result
 from attrfn._torch.private import OF_STATE_DICTS
@@ -32,6 +35,7 @@ class _Clones:
 class _Clone(NamedTuple):
     module: nn.Module
     sites: tuple[Any, ...]
+    parts: tuple[Any, ...]  # the copies of all modules, in the order of the original's modules()
 
 
 class _Caller(nn.Module):
@@ -47,9 +51,6 @@ class _Caller(nn.Module):
 
 
 _CLONES = _Clones()
-# torch.compile guards on each value at each call, so long containers, such as a vocabulary, are
-# left out. The price: a change in one is not noticed. The limit itself was not measured.
-_MOST_GUARDED = 64
 _DICT_ATTRIBUTES = tuple(
     [k for k, v in vars(nn.Module()).items() if isinstance(v, dict) and k not in OF_STATE_DICTS]
 )
@@ -72,8 +73,9 @@ def _clone(module: nn.Module, state: tuple[Any, ...], method: Any, *layers: Any)
         if id(old) not in private.memo:
             raise foreign(module, layer)
     sites = tuple([private.memo[id(old)] for old in found])
+    parts = tuple([private.memo.get(id(m)) for m in module.modules()])
     name = f"clone_{next(_numbers)}"
-    setattr(_CLONES, name, _Clone(new if method is None else _Caller(new, method), sites))
+    setattr(_CLONES, name, _Clone(new if method is None else _Caller(new, method), sites, parts))
     weakref.finalize(module, _CLONES.__dict__.pop, name, None)
     return name
 
@@ -96,11 +98,35 @@ def _guarded_value(value: Any) -> Any:
         return value.hex()
     if isinstance(value, (bool, int, str)):
         return value
-    if type(value) in (list, tuple) and len(value) <= _MOST_GUARDED:
+    if isinstance(value, functools.partial):
+        return tuple([_guarded_value(v) for v in (value.args, value.keywords)])
+    if isinstance(value, types.SimpleNamespace):
+        value = value.__dict__
+    if isinstance(value, (list, tuple, deque)) and len(value) <= MOST_GUARDED:
         return tuple([_guarded_value(v) for v in value])
-    if type(value) in (dict, OrderedDict) and len(value) <= _MOST_GUARDED:
+    if isinstance(value, dict) and len(value) <= MOST_GUARDED:
         return tuple([(_guarded_value(k), _guarded_value(v)) for k, v in value.items()])
     return None
+
+
+def _holds_tensors(value: Any) -> bool:
+    """Whether an attribute is a plain tensor, or a list, tuple or dict with one."""
+    if isinstance(value, Tensor):
+        return True
+    if type(value) in (list, tuple):
+        return any(map(_holds_tensors, value))
+    return type(value) is dict and any(map(_holds_tensors, value.values()))
+
+
+def _fresh(value: Any) -> Any:
+    """The same with clones of the tensors."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if type(value) is list:
+        return [_fresh(v) for v in value]
+    if type(value) is tuple:
+        return tuple([_fresh(v) for v in value])
+    return {k: _fresh(v) for k, v in value.items()} if type(value) is dict else value
 
 
 def run_clone(
@@ -130,8 +156,18 @@ def run_clone(
     tensors = {prefix + unwrapped_name(name): t for name, t in tensors.items()}
     for site, intervention in zip(clone.sites, interventions, strict=True):
         site._attrfn_intervention = intervention
+    plain = [
+        (part, name, value)
+        for part, m in zip(clone.parts, src.module.modules(), strict=True)
+        for name, value in m.__dict__.items()
+        if part is not None and name not in _DICT_ATTRIBUTES and _holds_tensors(value)
+    ]
+    for part, name, value in plain:
+        setattr(part, name, _fresh(value))
     try:
         return functional_call(clone.module, tensors, args, kwargs)
     finally:
         for site in clone.sites:
             site._attrfn_intervention = None
+        for part, name, _ in plain:
+            setattr(part, name, None)

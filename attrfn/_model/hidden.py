@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from attrfn._model.training import changes, mixes_or_draws, warn_noisy
+from attrfn._model.training import changes, mixes, warn_mixing
+from attrfn._torch.explanation import current
 from attrfn._torch.private import MODULES, slots
 
 _DEEPEST = 4  # functions that call functions; what lies deeper is rarely a part of the model
@@ -25,15 +26,25 @@ _LIBRARIES = {"torch", "attrfn", "optree", "numpy"}
 
 
 def check_hidden(model_fn: Any) -> None:
-    """Warn of hidden modules that draw or mix rows, and refuse those that would change.
+    """Warn of hidden modules that mix rows, and refuse those that would change.
 
     Raises:
         ValueError: A hidden module in training mode has statistics that move, or one has weights
             that it rescales.
     """
-    noisy: list[str] = []
+    inner = model_fn
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    if (getattr(inner, "__module__", None) or "").startswith("attrfn."):
+        return  # a half of a model, which runs on private copies
+    mixing: list[nn.Module] = []
     seen: set[int] = set()
+    one = current()
     for root in _modules_of(model_fn, _DEEPEST, seen):
+        if isinstance(root, torch.Generator):
+            if one is not None:
+                one.watch(root)
+            continue
         stack: list[nn.Module] = [root]
         while stack:
             module = stack.pop()
@@ -43,23 +54,30 @@ def check_hidden(model_fn: Any) -> None:
                     f"an object, where attrfn cannot copy it, and {why}: give the module itself, a "
                     "functools.partial or a bound method of it, or call model.eval() first"
                 )
-            if module.training and mixes_or_draws(module):
-                noisy.append(type(module).__name__)
+            if mixes(module):
+                mixing.append(module)
             scripted = isinstance(module, torch.jit.ScriptModule)
             children = module.children() if scripted else slots(module, MODULES).values()
             for child in children:
                 if child is not None and id(child) not in seen:
                     seen.add(id(child))
                     stack.append(child)
-    warn_noisy(noisy)
+    warn_mixing(mixing)
 
 
-def _modules_of(value: Any, depth: int, seen: set[int]) -> Iterator[nn.Module]:
+def hidden_modules(model_fn: Any) -> Iterator[nn.Module]:
     """The modules that a function or an object reaches."""
+    for found in _modules_of(model_fn, _DEEPEST, set()):
+        if isinstance(found, nn.Module):
+            yield found
+
+
+def _modules_of(value: Any, depth: int, seen: set[int]) -> Iterator[nn.Module | torch.Generator]:
+    """The modules and generators of random numbers that a function or an object reaches."""
     if id(value) in seen or depth < 0 or value is None:
         return
     seen.add(id(value))
-    if isinstance(value, nn.Module):
+    if isinstance(value, (nn.Module, torch.Generator)):
         yield value
     elif isinstance(value, functools.partial):
         for part in (value.func, *value.args, *value.keywords.values()):
@@ -75,6 +93,8 @@ def _modules_of(value: Any, depth: int, seen: set[int]) -> Iterator[nn.Module]:
     elif isinstance(value, dict):
         for part in value.values() if len(value) <= _MOST else ():
             yield from _modules_of(part, depth - 1, seen)
+    elif type(value).__module__.startswith("attrfn."):
+        return  # such as the part of a split model behind a layer, which runs on private copies
     elif not isinstance(value, (type, types.ModuleType, torch.Tensor)):
         for part in getattr(value, "__dict__", {}).values():
             yield from _modules_of(part, depth - 1, seen)
@@ -82,7 +102,9 @@ def _modules_of(value: Any, depth: int, seen: set[int]) -> Iterator[nn.Module]:
             yield from _modules_of(value.__call__.__func__, depth - 1, seen)
 
 
-def _of_function(function: types.FunctionType, depth: int, seen: set[int]) -> Iterator[nn.Module]:
+def _of_function(
+    function: types.FunctionType, depth: int, seen: set[int]
+) -> Iterator[nn.Module | torch.Generator]:
     if (function.__module__ or "").split(".")[0] in _LIBRARIES:
         return
     cells: list[Any] = []

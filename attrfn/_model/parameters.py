@@ -42,6 +42,10 @@ _MOST_VIEWS = 100
 _KINDS = (Tensor, nn.Parameter)
 
 
+class ParameterWrittenError(RuntimeError):
+    """A run has changed a parameter, or would."""
+
+
 class Shared(Tensor):
     """A parameter, or a view of one, that a private copy shares with the user's module.
 
@@ -75,7 +79,7 @@ class Shared(Tensor):
     @data.setter
     def data(self, new: Tensor) -> None:
         if is_wrapped(new):  # torch would end the process
-            raise RuntimeError(
+            raise ParameterWrittenError(
                 "the model sets .data of a parameter inside a torch.func transform, which torch "
                 "cannot do: let the model compute a new tensor"
             )
@@ -121,8 +125,8 @@ def refuse_writes(parameters: list[Shared], written: list[int]) -> None:
         return
     for p, before in zip(parameters, written, strict=True):
         if not p.owned and version(p) != before:
-            raise RuntimeError(
-                f"the model has written into its parameter of shape {tuple(p.shape)} by a function "
+            raise ParameterWrittenError(
+                f"model_fn has written into its parameter of shape {tuple(p.shape)} by a function "
                 "such as torch.clamp_ or with out=, so the parameter has changed: write "
                 "w.clamp_(...) in its place, or let the model compute a new tensor"
             )
@@ -151,7 +155,7 @@ def _own(p: Shared) -> None:
     if root.owned:
         return
     if root.linked:
-        raise RuntimeError(
+        raise ParameterWrittenError(
             f"the model writes into a parameter of shape {tuple(root.shape)} while it runs, which "
             "would change the user's where derivatives reach the parameters: leave create_graph "
             "and with_rules out, or let the model compute a new tensor"

@@ -14,23 +14,23 @@ import copy
 import functools
 import types
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from attrfn._model.classes import Intervention, intervened, no_fast_path, without_fast_path
 from attrfn._model.parameters import Shared, shared, shares
-from attrfn._model.snapshot import DICTS, Snapshot, is_unwritten
-from attrfn._model.training import mixes_or_draws, refuse_scripted, warn_noisy
+from attrfn._model.snapshot import DICTS, Snapshot, is_unwritten, slots_of
+from attrfn._model.training import mixes, refuse_scripted, warn_mixing
 from attrfn._torch.compiling import makes_fakes, unreadable
+from attrfn._torch.explanation import current
 from attrfn._torch.private import (
     BUFFERS,
     COMPILED_CALL,
     COMPILED_MODULE,
-    FUSED_LAYER,
     MODULES,
-    NESTED_TENSOR,
     PARAMETERS,
     slots,
     version,
@@ -38,11 +38,11 @@ from attrfn._torch.private import (
 
 _IMMUTABLE = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device})
 _CONTAINERS = (list, dict, set, deque, bytearray, types.SimpleNamespace)
+# torch.compile guards on each value of a container that it reads, at each call. So a longer one,
+# such as a vocabulary, is not copied for compiled code, which then reads the entries that it needs.
+MOST_GUARDED = 64
 # Attributes of each module; the walk treats the dicts among them itself.
 _OF_EVERY_MODULE = frozenset(nn.Module().__dict__) - {"training"}
-
-Forward = Callable[..., Any]
-Intervention = Callable[[Forward, tuple[Any, ...], dict[str, Any]], Any]
 
 
 class PrivateCopy:
@@ -68,9 +68,10 @@ class PrivateCopy:
         self.frozen = frozen
         self.interventions = dict(interventions or {})
         self.fused = fused
+        self.guarded = guarded
         # From the id of an original to its copy. The caller holds the originals as long.
         self.memo: dict[int, Any] = {}
-        self.noisy: list[str] = []
+        self.mixing: list[nn.Module] = []
         self.snapshots: list[Snapshot] = []
         self.buffers: list[tuple[Tensor, Tensor, int]] = []
         self.shared: list[Shared] = []
@@ -98,20 +99,22 @@ class PrivateCopy:
             new = self.memo[key] = self.module(inner)
             return new
         cls: Any = type(module)
-        new = object.__new__(
-            (_intervened if key in self.interventions else _without_fast_path)(cls)
-        )
+        new = object.__new__((intervened if key in self.interventions else without_fast_path)(cls))
         self.memo[key] = new  # before the walk goes on, because modules may refer to each other
         state = self._attributes(module)
         state[COMPILED_CALL] = None  # module.compile() runs compiled code in place of forward
-        _no_fast_path(cls, state, self.fused)
+        no_fast_path(cls, state, self.fused)
         if key in self.interventions:
             state["_attrfn_intervention"] = self.interventions[key]
             state["_attrfn_forward"] = state.pop("forward", None)
         object.__setattr__(new, "__dict__", state)  # whatever __setattr__ the class has
+        for name in slots_of(cls):
+            if hasattr(module, name):
+                self.reusable = False  # no snapshot looks there
+                object.__setattr__(new, name, self.value(getattr(module, name)))
         self.snapshots.append(Snapshot.of(state))
-        if module.training and mixes_or_draws(module):
-            self.noisy.append(cls.__name__)
+        if mixes(module):
+            self.mixing.append(module)
         return new
 
     def _attributes(self, module: nn.Module) -> dict[str, Any]:
@@ -195,6 +198,10 @@ class PrivateCopy:
         # As an attribute, a method still belongs to the user's module.
         if kind is types.MethodType and isinstance(value.__self__, nn.Module):
             return types.MethodType(value.__func__, self.module(value.__self__))
+        if kind is torch.Generator:
+            if (one := current()) is not None:
+                one.watch(value)
+            return value
         if kind is functools.partial:
             return functools.partial(
                 self.value(value.func), *self.value(value.args), **self.value(value.keywords)
@@ -203,6 +210,8 @@ class PrivateCopy:
 
     def container(self, old: Any) -> Any:
         """A copy of a list, dict, set or the like, one per object, with copies of its values."""
+        if not self.guarded and isinstance(old, (list, dict)) and len(old) > MOST_GUARDED:
+            return old
         if id(old) not in self.memo:
             new = self.memo[id(old)] = copy.copy(old)
             if isinstance(old, list):
@@ -223,54 +232,5 @@ class PrivateCopy:
         )
 
     def warn(self) -> None:
-        """Warn if a module that draws numbers or mixes rows is in training mode."""
-        warn_noisy(self.noisy)
-
-
-# A subclass and not a patched forward, which torch.compile does not trace; isinstance stays true.
-# The caches are bounded, because classes of the user that are made in a loop would never be freed.
-@functools.lru_cache(maxsize=256)
-def _intervened(cls: Any) -> Any:
-    """A subclass whose forward runs inside the intervention of its instance."""
-    base = _without_fast_path(cls)
-
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        own = self._attrfn_forward
-        run = functools.partial(base.forward, self) if own is None else own
-        intervention = self._attrfn_intervention
-        return run(*args, **kwargs) if intervention is None else intervention(run, args, kwargs)
-
-    return _subclass(base, forward)
-
-
-@functools.lru_cache(maxsize=256)
-def _without_fast_path(cls: Any) -> Any:
-    """A subclass of MultiheadAttention that does not take its fused path."""
-    # The fused path runs only where query is key, so these become different objects. It hides the
-    # parts from interventions. Where a mode is active, torch does not take it, and the mode should
-    # see that this is self-attention.
-    if not issubclass(cls, nn.MultiheadAttention):
-        return cls
-
-    def forward(self: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kw: Any) -> Any:
-        if not torch.overrides.has_torch_function((query,)):
-            key = key.view_as(key) if key is query else key
-            value = value.view_as(value) if value is query else value
-        return cls.forward(self, query, key, value, *args, **kw)
-
-    return _subclass(cls, forward)
-
-
-def _subclass(cls: type[nn.Module], forward: Forward) -> type[nn.Module]:
-    body = {"forward": forward, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
-    return types.new_class(cls.__name__, (cls,), exec_body=lambda ns: ns.update(body))
-
-
-def _no_fast_path(cls: type[nn.Module], state: dict[str, Any], fused: bool) -> None:
-    """Turn off the fused paths of encoders: they skip submodules, and change padded rows."""
-    # Where nothing is differentiated they stay, which wins 1.1: feature_ablation of the
-    # transformer, batch 16, in benchmarks/special_cases_earn_their_place.py.
-    if issubclass(cls, nn.TransformerEncoderLayer) and not fused:
-        state[FUSED_LAYER] = 0
-    if issubclass(cls, nn.TransformerEncoder):
-        state |= dict.fromkeys(NESTED_TENSOR, False)
+        """Warn if a module mixes rows."""
+        warn_mixing(self.mixing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections import OrderedDict
 from typing import Any, NamedTuple
@@ -55,3 +56,11 @@ def is_unwritten(clone: Tensor, original: Tensor, written: int) -> bool:
 
 def _same_objects(now: dict[str, Any], before: list[Any]) -> bool:
     return len(now) == len(before) and all(map(operator.is_, now.values(), before))
+
+
+@functools.lru_cache(maxsize=256)
+def slots_of(cls: Any) -> tuple[str, ...]:
+    """The attributes that a class of modules keeps outside of ``__dict__``, in ``__slots__``."""
+    found = [vars(base).get("__slots__", ()) for base in cls.__mro__]
+    names = [(s,) if isinstance(s, str) else tuple(s) for s in found]
+    return tuple([n for s in names for n in s if n not in ("__dict__", "__weakref__")])

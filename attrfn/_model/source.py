@@ -8,6 +8,7 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -101,6 +102,11 @@ def find(root: nn.Module, layer: nn.Module | str) -> nn.Module:
 
 def foreign(root: nn.Module, layer: nn.Module | str) -> ValueError:
     """The error for a module that the walk over the model did not meet."""
+    if isinstance(find(root, layer), torch.jit.ScriptModule):
+        return ValueError(
+            f"layer {describe(layer)} is a scripted or traced module, or a part of one, whose "
+            "calls cannot be watched: take the model as it was before torch.jit.script or trace"
+        )
     return ValueError(
         f"layer {describe(layer)} is not part of {type(root).__name__}: give one of its modules or "
         "the qualified name of one"

@@ -1,23 +1,24 @@
-"""What modules change, mix or draw while they run, which training mode decides for most."""
+"""What modules change or mix while they run, which training mode decides for most."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-from attrfn._torch.private import BatchNorm, Dropout
+from attrfn._torch.explanation import current
+from attrfn._torch.private import BatchNorm
 from attrfn._torch.warn import warn
 
 _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 
-def mixes_or_draws(module: nn.Module) -> bool:
-    """Whether a module in training mode mixes rows or draws random numbers."""
-    if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
-        return module.dropout > 0
-    if isinstance(module, Dropout):
-        return module.p > 0
-    return isinstance(module, (BatchNorm, nn.RReLU))
+def mixes(module: nn.Module) -> bool:
+    """Whether a module takes statistics over the batch, so that rows depend on each other."""
+    return isinstance(module, BatchNorm) and (
+        module.training or (module.running_mean is None and module.running_var is None)
+    )
 
 
 def changes(module: nn.Module) -> str:
@@ -74,10 +75,20 @@ def refuse_tied(model: nn.Module) -> None:
             )
 
 
-def warn_noisy(noisy: list[str]) -> None:
-    """Warn of the first of the modules that draw numbers or mix rows, if there are any."""
-    if noisy:
+def warn_mixing(mixing: Sequence[nn.Module]) -> None:
+    """Warn of the first of the modules that mix rows, and give the model whole batches alone."""
+    if not mixing:
+        return
+    one = current()
+    if one is None or not one.mixes:
+        kind, training = type(mixing[0]).__name__, mixing[0].training
+        what = f"is in training mode and holds {kind}"
+        what = what if training else f"holds a {kind} without running statistics"
+        how = "call model.eval()" if training else "give it running statistics"
         warn(
-            f"the model is in training mode and holds {noisy[0]}, so its rows are random "
-            "or depend on each other and attributions are not reproducible: call model.eval()"
+            f"the model {what}, so its rows depend on each other and the batch is explained as a "
+            f"whole: {how}"
         )
+    if one is not None:
+        one.mixes = True
+        one.needs_whole_batches()

@@ -9,7 +9,8 @@ the operations belong together:
     a product, quotient or the like of two functions of one tensor: of the nearest such tensor
     a number added to a curved function of a tensor, as in ``1 + exp(x)``, and what is made of that
 
-A number or a parameter that is added to a plain value is a bias, and stays one.
+A number or a parameter that is added to a plain value is a bias, and stays one; what is added to a
+power, such as a standard deviation, keeps a divisor from zero.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ _SCALES = (
     "type type_as float double half bfloat16"
 )
 _DIVISIONS = "rsqrt reciprocal __rdiv__ __rtruediv__"
+_POWER_NAMES = "sqrt square pow float_power abs absolute clamp clip clamp_min maximum fmax"
+_POWERS = frozenset(_POWER_NAMES.split())
 _THROUGH = frozenset(ops.THROUGH_ZERO.split())
 _KINDS = {
     **dict.fromkeys(ops.ELEMENTWISE.split(), "curve"),
@@ -49,6 +52,7 @@ class Node(NamedTuple):
         parent: The nearest node of which it is a function, or None.
         depth: How many such nodes there are, one behind the other.
         curve_of: The node of which it is a curved function, for the sum with a number.
+        bent: Whether that function is more than a power, of which statistics are made.
         whole: Whether it has its derivative by ``curve_of`` and not by its arguments.
         writes: How many writes in place the run had seen: a later one may have changed the value.
     """
@@ -59,6 +63,7 @@ class Node(NamedTuple):
     parent: Node | None
     depth: int
     curve_of: Node | None
+    bent: bool
     whole: bool
     writes: int
 
@@ -113,7 +118,7 @@ def _node(run: Run, kind: str, call: Call) -> Node | None:
         # x + f(x) shares relevance as it is; a product would halve it.
         curve_of, whole = (None, False) if kind == "sum" else (parent, True)
     elif kind == "sum":
-        whole = curve_of is not None and _adds_number(call)
+        whole = first.bent and curve_of is not None and _adds_number(call)
         curve_of = curve_of if whole else None
     elif kind == "division":
         # The divisor of a normalisation counts as a constant, and that of a sigmoid does not.
@@ -126,9 +131,9 @@ def _node(run: Run, kind: str, call: Call) -> Node | None:
         curve_of = _unscaled(first) if curve_of is None else curve_of
     else:
         whole = False
-    return Node(
-        first.value, call, tuple(made_of), parent, parent.depth + 1, curve_of, whole, run.writes
-    )
+    bent = any(node.bent for node in made_of) or (kind == "curve" and call.name not in _POWERS)
+    depth = parent.depth + 1
+    return Node(first.value, call, tuple(made_of), parent, depth, curve_of, bent, whole, run.writes)
 
 
 def _unscaled(node: Node) -> Node:
@@ -142,7 +147,7 @@ def known(run: Run, t: Tensor) -> Node:
     """The node of a tensor; a new one for what no chain made."""
     node: Node | None = run.chains.get(t)
     if node is None or node.writes != run.writes:
-        node = Node(t, None, (), None, 0, None, False, run.writes)
+        node = Node(t, None, (), None, 0, None, False, False, run.writes)
         run.chains.put(t, node)
     return node
 

@@ -114,11 +114,6 @@ def _per_channel(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tenso
     return x if bias is None else x + bias.reshape(shape)
 
 
-def modulus(input: Tensor) -> Tensor:
-    """``|z|`` of a complex number."""
-    return (input.real.square() + input.imag.square()).sqrt()
-
-
 def softmin(input: Tensor, dim: int | None = None, *_: Any, **options: Any) -> Tensor:
     """``softmax(-x)``."""
     return F.softmax(-input, dim, dtype=options.get("dtype"))

@@ -71,6 +71,16 @@ def elementwise(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Te
     )
 
 
+def modulus(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
+    """``|z|``: its change is Re((z + z0)^* (z - z0)) / (|z| + |z0|)."""
+    y: Tensor = call(*x)
+    y0: Tensor = call(*x0)
+    total = y + y0
+    none = total == 0
+    m = (x[0] + x0[0]).conj_physical() / torch.where(none, 1.0, total)
+    return run.scale(y, m, z[0], x[0])
+
+
 def product(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
     """Operations that are affine in each argument: the mean over both orders of change."""
     y: Tensor = call(*x)

@@ -55,9 +55,9 @@ def refuse_mixed(call: Call, rules: str) -> NoReturn:
 def refuse_route(op: str, line: str, rules: str) -> NoReturn:
     """Raise where a model takes another path for the baselines than for the inputs."""
     raise UnsupportedOpError(
-        f"{rules} cannot be complete at {op}{line}: a mask, index or other value without a "
-        "derivative differs for the baselines, where the model takes another path; choose "
-        f"baselines with the same path, or take it as a constant with rules.allow({op})"
+        f"{rules} cannot be complete at {op}{line}: a value without a derivative (a mask, an "
+        "index, .detach(), no_grad, a custom Function) differs for the baselines; choose baselines "
+        f"with the same path, or take it as constant: rules.allow({op})"
     )
 
 
@@ -75,8 +75,9 @@ def refuse_unrecorded(t: Tensor, func: Any, rules: str) -> NoReturn:
     what = "the output" if func is None else f"an argument of {public_name(func)}"
     raise UnsupportedOpError(
         f"{rules} did not see how {what} was made{where()}: {maker} "
-        "(a custom autograd.Function, a scripted module or a function of torch.func inside the "
-        "model) is not a call of a torch function; write it in torch operations"
+        "(a custom autograd.Function, scripted code or torch.func inside the model) is no call of "
+        "a torch function: write it in torch operations, or for LRP name its module in "
+        "rules.elementwise(...) if it is an activation"
     )
 
 
@@ -126,9 +127,15 @@ def warn_unread(rules: str) -> None:
 
 def refuse_training(call: Call, rules: str) -> NoReturn:
     """Raise for an operation that draws random numbers or mixes rows."""
+    op = public_name(call.func)
+    if "norm" in call.name:
+        raise UnsupportedOpError(
+            f"{rules} cannot explain {op} with the statistics of the batch{where()}, which make "
+            "rows depend on each other: call model.eval(), or give it running statistics"
+        )
     raise UnsupportedOpError(
-        f"{rules} cannot explain {public_name(call.func)} in training mode{where()}: call "
-        "model.eval()"
+        f"{rules} cannot explain {op} with training=True{where()}, which draws random numbers: "
+        "call model.eval(), or pass training=False"
     )
 
 

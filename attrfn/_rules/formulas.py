@@ -222,9 +222,8 @@ def w_square(epsilon: float = 1e-6) -> LinearRule:
 
 def stable_quotient(z: Tensor, s: Tensor, epsilon: float) -> Tensor:
     """``z / (s + epsilon sign(s))``, sign(0) = 1; 0 where the divisor is 0."""
-    # torch.sign(0) is 0, which would leave a divisor of 0; copysign takes the sign bit. Without an
-    # epsilon the divisor is replaced before the division: torch.where alone would hide the infinity
-    # from the value, but its derivative would be NaN.
+    # torch.sign(0) is 0; copysign takes the sign bit. Without an epsilon the divisor is replaced:
+    # torch.where alone would hide the infinity, but its derivative would be NaN.
     if epsilon == 0.0:
         none = s == 0
         return torch.where(none, torch.zeros_like(s), z / torch.where(none, torch.ones_like(s), s))
@@ -266,6 +265,8 @@ def _check_box(low: Tensor | float, high: Tensor | float) -> None:
             raise TypeError(f"{name} is {say(given)}, expected a number or a tensor")
         if isinstance(given, int) and not -(2**63) <= given < 2**63:
             raise ValueError(f"{name} is {say(given)}, expected a number that 64 bits hold")
+        if isinstance(given, Tensor) and given.is_complex():
+            raise TypeError(f"{name} is a tensor of {given.dtype}, expected real numbers")
         if not _holds(torch.isfinite, value):
             raise ValueError(f"{name} is {say(value)}, expected finite numbers")
     try:

@@ -83,7 +83,7 @@ def equal_shares(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> T
     y: Tensor = call(*x)
     # The addend of addmm and the like is not a factor: it gets its share of the sum in full.
     addends = ADDENDS.get(call.name, ())
-    live = [v.requires_grad and p not in addends for v, p in zip(z, call.places, strict=True)]
+    live = [run.is_live(v) and p not in addends for v, p in zip(z, call.places, strict=True)]
     n = max(sum(live), 1)
 
     def surrogates(t: Values) -> list[Tensor]:
@@ -180,7 +180,8 @@ def _routed(
         of_z, of_x, of_y = parts(z), parts(x), None if y is None else parts(y)
         out = _routed(RealView(op), rule, run, of_z, of_x, w, b, of_y)
         return torch.view_as_complex(out.contiguous())
-    surrogates = rule.surrogates if rule.bound is None else rule.bound(x)
+    # A bound rule keeps x for the backward pass, and the model may write into its input later.
+    surrogates = rule.surrogates if rule.bound is None else rule.bound(x.clone())
     # A rule for where the inputs are read differentiates by u = 1 and not by x, so that its
     # gradient is relevance also where x = 0; 1 + (z - x) is 1 with a derivative by z.
     at_z, at_x = (1 + (z - x), torch.ones_like(x)) if rule.first else (z, x)

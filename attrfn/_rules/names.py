@@ -64,7 +64,9 @@ def spellings(name: str) -> dict[Any, Spelling]:
             func = getattr(space, spelled)
             if callable(func) and not isinstance(func, type):
                 writes = spelled in writing or spelled == "__setitem__"
-                pure = getattr(space, short, None) if spelled in writing else None
+                # torch has no pure `zero`.
+                pure = torch.zeros_like if short == "zero" else getattr(space, short, None)
+                pure = pure if spelled in writing else None
                 found[func] = Spelling(name, pure, _flag(func), writes)
     return found
 

@@ -64,11 +64,12 @@ class Record(Run):
             self.versions.append((out, version(out)))
         return out
 
-    def check(self, call: Call) -> None:
+    def check(self, call: Call) -> Call:
         """Keep the arguments of a call if they are wanted."""
         self.turn += 1
         if self.turn in self.wanted:
             self.kept[self.turn] = [v.clone() for v in call.values]
+        return call
 
     def unknown(self, call: Call) -> Any:
         """An operation without a rule; keep what it reads if that is wanted."""

@@ -163,7 +163,7 @@ _BY_OPERATION: dict[str, Op] = {
     **all_of("prod cumprod", Op("product", ruled(many_factors.equal_shares))),
     "stft": Op("product", OfOne(ruled(equal_shares))),
     "grouped_mm": Op(_WITH_WEIGHTS, linear),
-    "grid_sample": Op("linear in the input", _sampled),
+    "grid_sample": Op("linear in the image", _sampled),
     "batch_norm": Op("folded into the operation before it", batch_norm),
     "lstm": Op("decomposed", decomposed(recurrent.layers(recurrent.lstm_step(_gate), 2))),
     "gru": Op("decomposed", decomposed(recurrent.layers(recurrent.gru_step(_gate), 1))),

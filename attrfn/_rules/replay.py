@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from attrfn._rules.call import Call
-from attrfn._rules.errors import (
-    refuse_mixed,
-    refuse_path,
-    refuse_unknown,
-    refuse_unrecorded,
-    where,
-)
+from attrfn._rules.call import Call, members
+from attrfn._rules.errors import refuse_mixed, refuse_path, refuse_unknown, refuse_unrecorded, where
 from attrfn._rules.graft import Back, grafted, pulled, scaled
 from attrfn._rules.hidden_relus import graph, refuse_hidden_relus
 from attrfn._rules.names import public_name
 from attrfn._rules.ops import READS
 from attrfn._rules.run import Entry, Rule, Run, Values
-from attrfn._rules.slopes import change
+from attrfn._rules.shifts import Shifts, is_maximum
+from attrfn._rules.slopes import change, moved_by
 from attrfn._rules.table import Constant, Rules
-from attrfn._rules.tags import Tags
+from attrfn._rules.tags import Route, Tags
 from attrfn._torch import pytree
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.private import in_transform, is_differentiated, level_of, transform_level
@@ -32,22 +27,8 @@ Surrogates = Callable[[Any], Sequence[Tensor]]
 """From an operation's arguments to s_1, s_2 ..., whose derivatives it shall have."""
 
 
-class Route(NamedTuple):
-    """What one operation got, or read, without a derivative.
-
-    Attributes:
-        turn: How many operations came before it.
-        op: Its public name.
-        where: The module and line that call it.
-        found: The tensors, or the value that it read.
-        read: Whether it read a value.
-    """
-
-    turn: int
-    op: str
-    where: str
-    found: Any
-    read: bool
+# How a value has no derivative by the inputs: it has no graph at all, or one of parameters only.
+_NOWHERE, _PARAMETERS = "nowhere", "parameters"
 
 
 class Replay(Run):
@@ -89,6 +70,7 @@ class Replay(Run):
         self.y0: Any = None
         self.gradient_only = False  # the values are not used, so they may be rounded differently
         self.relus: set[Any] = set()  # the graph's nodes of ReLUs, for tables of ReLU rules
+        self.shifts = Shifts()
         self.routes: list[Route] = []  # to be compared with the baselines
         self.accepted = False  # `allow` let values without a derivative meet others
         self.cut = Tags("cut")  # depends on the inputs without a derivative
@@ -97,10 +79,26 @@ class Replay(Run):
         """Mark a tensor, and note whether it has a derivative."""
         self.marked.put(t)
         if not t.requires_grad:
-            self.cut.put(t)
+            self.cut.put(t, _NOWHERE)
             self.any_cut = True
         elif self.any_cut:
             self.cut.drop(t)
+
+    def mark(self, out: Any, call: Call) -> Any:
+        """Mark what an operation returned, which has no derivative if its arguments have none."""
+        out = super().mark(out, call)
+        for moved in self.shifts.note(out, call) if self.table.complete else ():
+            self.follow(moved)
+        if self.any_cut and not any(map(self.is_live, call.values)):
+            # A table of trained parameters gives a row that requires a gradient for its own sake.
+            for t in members(call.args[0] if out is None else out):
+                if not self.cut.get(t):
+                    self.cut.put(t, _PARAMETERS)
+        return out
+
+    def is_live(self, t: Tensor) -> bool:
+        """Whether a marked tensor has a derivative by the inputs."""
+        return t.requires_grad and not (self.any_cut and self.cut.get(t))
 
     def untracked(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """As in :class:`Run`, with a short cut."""
@@ -119,6 +117,9 @@ class Replay(Run):
 
     def primitive(self, call: Call, rule: Rule) -> Any:
         """Run an operation by its rule."""
+        if self.table.complete and is_maximum(call) and not torch.is_grad_enabled():
+            with torch.enable_grad():  # a shift, see `Shifts`
+                return self.primitive(call, rule)
         i = len(self.calls)
         self.calls.append(call.name)
         z = call.values
@@ -142,6 +143,9 @@ class Replay(Run):
 
     def composite(self, call: Call, function: Callable[..., Any]) -> Any:
         """Run a decomposed operation: its own value, and the derivatives of the decomposition."""
+        if self.table.complete and is_maximum(call) and not torch.is_grad_enabled():
+            with torch.enable_grad():
+                return self.composite(call, function)
         i = len(self.calls)
         self.calls.append(call.name)
         decomposed = self.within(function, *call.args, **call.kwargs)
@@ -192,28 +196,33 @@ class Replay(Run):
         if m.is_complex() and not value.is_complex():  # of complex numbers, such as their angle
             return self.graft(value, lambda t: [(m * change(t[0], x)).real], (z,), (x,))
         m = m.to(value.dtype)
-        return scaled(value, z, m) if self.first_order else value + m * _moved(m, z, x)
+        return scaled(value, z, m) if self.first_order else value + m * moved_by(value, z, x)
 
     def unknown(self, call: Call) -> Any:
         """Refuse an operation without a rule if a derivative passes through it."""
+        shift = self.shifts.detach(call) if self.table.complete else None
+        if shift is not None:
+            return super().mark(shift, call)
+        if call.name in READS:  # also of a maximum that the model detached
+            return self.read_value(call, call(*[v.detach() for v in call.values]))
         out = call.func(*call.args, **call.kwargs)
-        if call.name in READS:
-            return self.read_value(call, out)
         if self.table.strict and any(v.requires_grad for v in call.values) and _has_graph(out):
             refuse_unknown(call, self.table.name)
         return self.mark(out, call)
 
-    def check(self, call: Call) -> None:
-        """Note or refuse a call where values with and without derivative meet."""
+    def check(self, call: Call) -> Call:
+        """Note or refuse a call where values with and without derivative meet; the call made."""
         self.turn += 1
         if not self.any_cut:
-            return
+            return call
+        if self.shifts.any_attached and is_maximum(call):
+            call = self.shifts.attach(call)
         values = call.values
-        live = [v.requires_grad for v in values]
+        live = [self.is_live(v) for v in values]
         for v in values if self.table.strict else ():
             # A call in the forward of a custom autograd.Function returned it, without a derivative;
             # what the function returns is the same object, now with the function's derivative.
-            if v.requires_grad and self.cut.get(v):
+            if v.requires_grad and self.cut.get(v) == _NOWHERE:
                 refuse_unrecorded(v, call.func, self.table.name)
         if self.table.complete and any(live) and not all(live):
             if transforming() or self.at_x0 is None:
@@ -222,10 +231,11 @@ class Replay(Run):
             if not self.accepted:
                 op = public_name(call.func)
                 self.routes.append(Route(self.turn, op, where(), found, False))
+        return call
 
     def unchecked(self, call: Call) -> None:
-        """After an allowed operation that takes a path, other paths are the user's own business."""
-        live = [v.requires_grad for v in call.values]
+        """After an allowed operation that takes a path, others are the user's own business."""
+        live = [self.is_live(v) for v in call.values]
         self.accepted = self.accepted or (any(live) and not all(live))
 
     def read_value(self, call: Call, value: Any) -> Any:
@@ -242,7 +252,7 @@ class Replay(Run):
         """Check what the model returned."""
         super().returned(outputs)
         for t in pytree.tree_leaves(outputs) if self.table.strict and self.any_cut else ():
-            if isinstance(t, Tensor) and t.requires_grad and self.cut.get(t):
+            if isinstance(t, Tensor) and t.requires_grad and self.cut.get(t) == _NOWHERE:
                 refuse_unrecorded(t, None, self.table.name)
 
     def finished(self, outputs: Any) -> None:
@@ -270,11 +280,6 @@ def _entry(entries: list[Entry], i: int, call: Call, z: Sequence[Tensor]) -> Ent
     if i >= len(entries) or entries[i][0] != call.name or len(entries[i][1]) != len(z):
         refuse_path(call, None if i >= len(entries) else entries[i][0])
     return entries[i]
-
-
-def _moved(m: Tensor, z: Tensor, x: Tensor) -> Tensor:
-    """``z - x`` as a factor of m: where x is infinite, m z keeps the infinite value of m's side."""
-    return torch.where(x.isinf(), torch.where(m == 0, 0.0, z), z - x)
 
 
 def _has_graph(out: Any) -> bool:

@@ -66,12 +66,12 @@ def _multiplication(run: Record | Replay, call: Call) -> Any:
     return run.primitive(call, difference.product)
 
 
-def _by_parts(decomposition: Callable[..., Any]) -> Callable[[Any, Call], Any]:
-    """An elementwise function that has a decomposition for complex numbers."""
+def _of_complex(other: Callable[[Any, Call], Any]) -> Callable[[Any, Call], Any]:
+    """An elementwise function, for complex numbers with another rule."""
 
     def apply(run: Record | Replay, call: Call) -> Any:
         if call.values[0].is_complex():
-            return run.composite(call, decomposition)
+            return other(run, call)
         return run.primitive(call, difference.elementwise)
 
     return apply
@@ -203,9 +203,9 @@ DIFFERENCE: dict[str, Op] = {
     **all_of("mul multiply __rmul__", Op("product", OfOne(_multiplication))),
     **all_of("div divide true_divide __rdiv__ __rtruediv__", Op("quotient", _division)),
     **all_of("rsqrt reciprocal", Op("elementwise", _inverse)),
-    **all_of("abs absolute", Op("elementwise", _by_parts(decompositions.modulus))),
-    "angle": Op("elementwise", _by_parts(functions.angle)),
-    "softsign": Op("elementwise", _by_parts(functions.softsign)),
+    **all_of("abs absolute", Op("elementwise", _of_complex(ruled(difference.modulus)))),
+    "angle": Op("elementwise", _of_complex(decomposed(functions.angle))),
+    "softsign": Op("elementwise", _of_complex(decomposed(functions.softsign))),
     **all_of("softmax special_softmax", Op("softmax", ruled(softmax.softmax))),
     **all_of("log_softmax special_log_softmax", Op("softmax", ruled(softmax.log_softmax))),
     **all_of("logsumexp special_logsumexp", Op("softmax", ruled(softmax.logsumexp))),

@@ -158,6 +158,8 @@ def _batch_norm(run: Record | Replay, call: Call) -> Any:
 
 
 def _activation(run: Record | Replay, call: Call) -> Any:
+    if _complex(call):
+        return DIFFERENCE[call.name].apply(run, call)
     known = run.made.get(call.values[0]) if len(call.places) == 1 else None
     return run.primitive(call, functools.partial(_cancelling, known))
 

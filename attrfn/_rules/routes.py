@@ -17,7 +17,8 @@ from torch import Tensor
 
 from attrfn._rules.errors import refuse_branch, refuse_route
 from attrfn._rules.record import Record
-from attrfn._rules.replay import Replay, Route
+from attrfn._rules.replay import Replay
+from attrfn._rules.tags import Route
 from attrfn._torch.autodiff import normal_tensors, transforming
 from attrfn._torch.typing import Leaves
 

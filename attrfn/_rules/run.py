@@ -102,7 +102,10 @@ class Run(Notes):
         numbers = [t.is_floating_point() or t.is_complex() for t in call.values]
         if not any(numbers):
             return self.unknown(call)  # indices and masks have no derivative
-        (self.check if op.checked else self.unchecked)(call)
+        if op.checked:
+            call = self.check(call)
+        else:
+            self.unchecked(call)
         if not all(numbers):
             call = call._replace(places=tuple(itertools.compress(places, numbers)))
         # A write into a raw tensor has to go through `pure`, which carries the mark over.
@@ -233,8 +236,9 @@ class Run(Notes):
         """An operation that the table does not know."""
         return self.mark(call.func(*call.args, **call.kwargs), call)
 
-    def check(self, call: Call) -> None:
-        """Refuse a call that the rules cannot be right for."""
+    def check(self, call: Call) -> Call:
+        """Refuse a call that the rules cannot be right for; the call that is made."""
+        return call
 
     def unchecked(self, call: Call) -> None:
         """A call of an operation that the user allows."""

@@ -36,27 +36,22 @@ def slope_between(
         m = (y - y0) / dx
         if not dx.numel() or (bool(dx.abs().amin() > _resolution(dx)) and all_finite(m)):
             return m
-    at_end = derivative(f, _finite_end(end, x0)).to(y.dtype)
-    return _guarded_slope(apart(x, x0), apart(y, y0), at_end, y.abs() + y0.abs())
+    start = end if x.is_complex() else finite(end)
+    x, x0, y, y0 = (t if t.is_complex() else finite(t) for t in (x, x0.to(x.dtype), y, y0))
+    return _guarded_slope(x - x0, y - y0, derivative(f, start).to(y.dtype), y.abs())
 
 
 def _guarded_slope(dx: Tensor, dy: Tensor, derivative: Tensor, size: Tensor) -> Tensor:
     """``dy / dx``, or the derivative where that quotient says nothing.
 
-    It says nothing where x = x0, where x is so close to x0 that the derivative explains all of dy
-    up to the rounding of values of this ``size``, and where both changes are infinite.
+    It says nothing where x = x0, and where x is so close to x0 that the derivative explains all of
+    dy up to the rounding of values of this ``size``.
     """
     at_rest = torch.where(derivative.isfinite(), derivative, 0.0)
     eps = _resolution(dx)
     explained = (dy - at_rest * dx).abs() <= 4 * eps * size
     vanishes = (dx.abs() <= eps) & explained
-    ratio = torch.where(dx.isinf() & dy.isinf(), derivative, dy / torch.where(vanishes, 1.0, dx))
-    return torch.where(vanishes, at_rest, ratio)
-
-
-def _finite_end(x: Tensor, x0: Tensor) -> Tensor:
-    """Where the derivative is wanted: at x, or at the end that is infinite, taken as very large."""
-    return x if x.is_complex() else far(torch.where(x0.isinf() & x.isfinite(), x0, x))
+    return torch.where(vanishes, at_rest, dy / torch.where(vanishes, 1.0, dx))
 
 
 def far(x: Tensor) -> Tensor:
@@ -69,6 +64,11 @@ def far(x: Tensor) -> Tensor:
 def change(z: Tensor, x: Tensor) -> Tensor:
     """``z - x``, which is zero, also where both are infinite (as in masks of attention)."""
     return torch.where(x.isinf(), 0.0, z - x)
+
+
+def moved_by(value: Tensor, z: Tensor, x: Tensor) -> Tensor:
+    """``z - x``; z where x and the value are infinite, so that m z leaves the value as it is."""
+    return torch.where(x.isinf(), torch.where(value.isinf(), z, 0.0), z - x)
 
 
 def apart(a: Tensor, b: Tensor) -> Tensor:
@@ -130,5 +130,5 @@ def _by_pull(pull: Function, x: Tensor, y: Tensor) -> Tensor:
     """The derivative from a pullback: torch pulls a cotangent g back to conj(f'(x)) g."""
     ones = torch.ones_like(y)
     if x.is_complex():
-        return pull(ones).conj()
+        return pull(ones).conj_physical()  # vmap has no views of conjugates
     return torch.complex(pull(ones), pull(1j * ones)) if y.is_complex() else pull(ones)

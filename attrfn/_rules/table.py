@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import torch
+
 from attrfn._rules.call import Call
 from attrfn._rules.errors import refuse_training, refuse_unknown
 from attrfn._rules.names import FUNCTIONS, METHODS, Spelling, exported, public_name, spellings
@@ -179,6 +181,9 @@ class OfOne:
         return own_derivative(run, call) if len(call.places) == 1 else self.several(run, call)
 
 
+_SCALINGS = frozenset({"dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout"})
+
+
 class Evaluating:
     """Linear, and refused if an argument says that the model is being trained.
 
@@ -194,9 +199,13 @@ class Evaluating:
     def __call__(self, run: Any, call: Call) -> Any:
         """The output."""
         training = any(call.argument(self.position, name, False) for name in self.names)
-        if training and not (call.name.endswith("dropout") and call.argument(1, "p", 0.5) == 0.0):
+        if not training:
+            return own_derivative(run, call)
+        if call.name not in _SCALINGS or call.places != ((0, None),):
             refuse_training(call, run.table.name)
-        return own_derivative(run, call)
+        # Each run of the model draws the same numbers, so that this is a product with a constant.
+        drawn = call(torch.ones_like(call.values[0]))
+        return run.within(torch.mul, call.values[0], drawn)
 
 
 def decomposed(function: Callable[..., Any]) -> Apply:

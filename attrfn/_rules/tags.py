@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -63,3 +63,21 @@ class Memory:
     def holds(self, t: Tensor) -> bool:
         """Whether a tensor lies in this memory."""
         return memory_of(t) in self.known
+
+
+class Route(NamedTuple):
+    """What one operation got, or read, without a derivative.
+
+    Attributes:
+        turn: How many operations came before it.
+        op: Its public name.
+        where: The module and line that call it.
+        found: The tensors, or the value that it read.
+        read: Whether it read a value.
+    """
+
+    turn: int
+    op: str
+    where: str
+    found: Any
+    read: bool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
@@ -26,9 +27,37 @@ from attrfn._torch.typing import Leaves
 from attrfn._torch.warn import warn
 
 # torch counts its forward-mode levels per process and not per thread: two threads that open one
-# at the same time fail. Reentrant, because a method may run inside the model of another one.
+# at the same time fail, or get wrong results. So forward mode is only for a process with a single
+# thread: no lock of this library would hold the user's threads back. The lock is for threads that
+# start meanwhile; reentrant, because a method may run inside the model of another one.
 _FORWARD_MODE = threading.RLock()
 _THREAD = threading.local()  # .tangents: whether this thread is inside of tangents_on
+_open_at_fork = False  # another process has left a level open, which nothing can close
+
+
+def _after_fork() -> None:
+    """Release the lock, which a thread may hold that does not exist in this process."""
+    global _FORWARD_MODE, _open_at_fork
+    _FORWARD_MODE, _open_at_fork = threading.RLock(), in_forward_mode()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _has_forward_mode() -> bool:
+    """Whether this thread may use forward mode: no other thread can meet its level."""
+    return not _open_at_fork and (threading.active_count() == 1 or _others_are_harmless())
+
+
+# Threads of progress bars and of notebooks run no torch.
+_HARMLESS = {"tqdm", "ipykernel", "IPython", "zmq"}
+
+
+def _others_are_harmless() -> bool:
+    me = threading.current_thread()
+    others = [t for t in threading.enumerate() if t is not me]
+    return all(type(t).__module__.partition(".")[0] in _HARMLESS for t in others)
 
 
 def transforming() -> bool:
@@ -91,20 +120,22 @@ def values_and_gradients(
 def push_forward(f: Callable[..., Leaves], x: Leaves, tangents: Leaves) -> tuple[Leaves, Leaves]:
     """Values ``f(*x)`` and their directional derivatives ``J t``.
 
-    Forward mode where torch has it; else the derivative of the pull-back, which is linear in the
-    cotangent: J t = d/du [u -> J^T u]^T t.
+    Forward mode where torch has it and no other thread could disturb it; else the derivative of the
+    pull-back, which is linear in the cotangent: J t = d/du [u -> J^T u]^T t.
     """
     with Decomposed():
         # torch.compile cannot trace forward mode through affine normalisation layers.
         if not is_compiling():
             x, tangents = normal_tensors((x, tangents))
             # torch raises NotImplementedError for an operation that has no forward mode.
-            with contextlib.suppress(NotImplementedError), _FORWARD_MODE, gradients_allowed():
-                y, change = torch.func.jvp(f, x, tangents)[:2]
-                return y, change
-        y, pull = torch.func.vjp(f, *x)[:2]
-        pull_back = torch.func.vjp(pull, tuple(map(torch.zeros_like, y)))[1]
-        return y, pull_back(tangents)[0]
+            if _has_forward_mode():
+                with contextlib.suppress(NotImplementedError), _FORWARD_MODE, gradients_allowed():
+                    y, change = torch.func.jvp(f, x, tangents)[:2]
+                    return y, change
+        with contextlib.nullcontext() if is_compiling() else gradients_allowed():
+            y, pull = torch.func.vjp(f, *x)[:2]
+            pull_back = torch.func.vjp(pull, tuple(map(torch.zeros_like, y)))[1]
+            return y, pull_back(tangents)[0]
 
 
 def _autograd(f: Callable[..., Tensor], x: Leaves, create_graph: bool) -> tuple[Tensor, Leaves]:
@@ -146,7 +177,7 @@ def tangents_on(x: Leaves, tangents: Leaves) -> Iterator[tuple[Leaves, Callable[
 
 def takes_tangents() -> bool:
     """Whether :func:`tangents_on` may be used: torch has a single level of forward mode."""
-    return not (transforming() or in_forward_mode())
+    return _has_forward_mode() and not (transforming() or in_forward_mode())
 
 
 def refuse_tangents() -> None:

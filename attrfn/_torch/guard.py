@@ -8,6 +8,7 @@ kinds, integers beyond 64 bits, and the model itself.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import re
@@ -20,9 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from attrfn._torch.compiling import is_compiling
+from attrfn._torch.dense import densified
 from attrfn._torch.inference import as_no_grad, is_as_no_grad
 from attrfn._torch.kinds import expected
-from attrfn._torch.private import says_inference
+from attrfn._torch.private import in_transform, says_inference
 from attrfn._torch.say import say
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -32,6 +34,7 @@ Given = Mapping[str, Any]
 _PLAIN: tuple[type[Exception], ...] = (RuntimeError, TypeError, ValueError, IndexError)
 _PLAIN += (AttributeError, NotImplementedError, AssertionError, OverflowError, ZeroDivisionError)
 _CALL_OF_MODEL = ("attrfn._explain.tree", "call_model")
+_RUNS_MODEL = "attrfn._torch.explanation"
 _LONGEST = 300
 _MODELS = ("model_fn", "model")
 _READS = 2  # of nested containers, in which a tensor is looked for
@@ -56,13 +59,34 @@ def guarded(function: F, check: Callable[[Mapping[str, Any]], None] | None = Non
         except Exception as error:
             if not is_plain(error) or _called_from_inside():
                 raise
-            if not says_inference(error) or is_as_no_grad():
+            again = _another_way(function, args, options, error)
+            if again is None:
                 name_argument(function, args, options, error)
                 raise
-        with as_no_grad():
-            return run(*args, **options)
+        with again[0]:
+            return run(**again[1])
 
     return run  # type: ignore[return-value]
+
+
+def _another_way(
+    function: Callable[..., Any], args: tuple[Any, ...], options: Given, error: Exception
+) -> tuple[contextlib.AbstractContextManager[None], Given] | None:
+    """In which context a call may be repeated, and with which arguments; None if in no way."""
+    given = _given(function, args, options)
+    if says_inference(error) and not is_as_no_grad():
+        return as_no_grad(), given
+    if "model_fn" not in given or "inputs" not in given:
+        return None
+    dense = densified(given["model_fn"], given["inputs"])
+    if dense is None:
+        return None
+    return contextlib.nullcontext(), {**given, "model_fn": dense[0], "inputs": dense[1]}
+
+
+def _given(function: Callable[..., Any], args: tuple[Any, ...], options: Given) -> dict[str, Any]:
+    parameters = inspect.signature(function).parameters
+    return {**dict(zip(parameters, args, strict=False)), **options}
 
 
 def is_plain(error: Exception) -> bool:
@@ -87,7 +111,7 @@ def name_argument(
 ) -> None:
     """Raise an error that names the argument at fault, if one is found."""
     parameters = inspect.signature(function).parameters
-    given = {**dict(zip(parameters, args, strict=False)), **options}
+    given = _given(function, args, options)
     ours = isinstance(error, (TypeError, ValueError))
     if ours and any(re.search(rf"\b{name}\b", str(error)) for name in parameters):
         return
@@ -97,7 +121,7 @@ def name_argument(
             raise TypeError(f"{name} is {say(value)}, expected {words}") from error
     functions = list(_functions(error.__traceback__))
     # What the library itself raises while it runs the model is a sentence already.
-    ours = ours and functions[-1][0].startswith("attrfn.") and functions[-1] != _CALL_OF_MODEL
+    ours = ours and functions[-1][0].startswith("attrfn.") and functions[-1][0] != _RUNS_MODEL
     if _CALL_OF_MODEL in functions and not ours:
         fail(error, _of_model(given, error))
     for name, value in given.items():
@@ -127,6 +151,11 @@ def _of_model(given: Given, error: Exception) -> str:
     tensors = list(_tensors(given.get("inputs")))
     shown = ", ".join([say(t) for t in tensors if not t.is_nested]) or say(given.get("inputs"))
     text = f"{name} failed on inputs, {shown}: {_first_line(error)}"
+    if (in_transform() or given.get("batching") == "vmap") and (layer := _recurrent(given[name])):
+        return (
+            f"{name} holds a {layer}, which torch cannot run under vmap ({_first_line(error)}): "
+            "give all examples in one batch in place of torch.func.vmap or batching='vmap'"
+        )
     p = _first_parameter(given.get(name))
     if p is None or not tensors:
         return text
@@ -139,11 +168,24 @@ def _of_model(given: Given, error: Exception) -> str:
     return text
 
 
-def _first_parameter(model: Any) -> Tensor | None:
+def _module(model: Any) -> nn.Module | None:
     while isinstance(model, functools.partial):
         model = model.func
     model = getattr(model, "__self__", model)
-    return next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    return model if isinstance(model, nn.Module) else None
+
+
+def _first_parameter(model: Any) -> Tensor | None:
+    module = _module(model)
+    return None if module is None else next(module.parameters(), None)
+
+
+def _recurrent(model: Any) -> str:
+    """The class of a recurrent layer in a model; empty if there is none in sight."""
+    module = _module(model)
+    kinds = (nn.RNNBase, nn.RNNCellBase)
+    found = [] if module is None else [m for m in module.modules() if isinstance(m, kinds)]
+    return type(found[0]).__name__ if found else ""
 
 
 def _flaw(value: Any) -> str:
@@ -153,6 +195,8 @@ def _flaw(value: Any) -> str:
     for t in _tensors(value):
         if words := unusual(t):
             return f"holds a {words}: expected ordinary, dense tensors"
+        if t.dtype == torch.bool:
+            return "holds a tensor of torch.bool: expected numbers"
     return ""
 
 
@@ -190,7 +234,8 @@ def _called_from_inside() -> bool:
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
-        if name.startswith("attrfn.") and not name.startswith("attrfn._compile"):
+        # A repeated call stands in this file, and attrfn.compile calls the method itself.
+        if name.startswith("attrfn.") and not name.startswith((__name__, "attrfn._compile")):
             return True
         frame = frame.f_back
     return False

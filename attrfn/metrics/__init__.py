@@ -8,7 +8,7 @@ A metric has one of three signatures:
 
 What is undefined for an example is nan. Nothing is normalised, rectified or pooled unless an option
 says so. ``metric.better`` is ``"higher"``, ``"lower"`` or None. Options of a method are bound with
-:func:`functools.partial`.
+``functools.partial``.
 """
 
 from attrfn import completeness_delta as completeness_delta

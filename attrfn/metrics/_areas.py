@@ -136,9 +136,10 @@ def symmetric_relevance_gain(
     # only rounding could tell the curves apart.
     inner = gone[1:-1]
     steps = torch.tensor([*inner, *inner, s.n], device=s.p.device)[:, None, None]
-    ranks = torch.stack([most, least])
-    side = torch.tensor([0] * len(inner) + [1] * len(inner) + [0], device=s.p.device)
-    found = s.values(len(steps), lambda i: ranks[side[i]] >= steps[i])
+    first = torch.arange(len(steps), device=s.p.device)[:, None, None] < len(inner)
+    found = s.values(
+        len(steps), lambda i: torch.where(first[i], most >= steps[i], least >= steps[i])
+    )
     a, b, end = found[: len(inner)], found[len(inner) : -1], found[-1:]
     start = s.p.full[None]
     areas = [_area(torch.cat([start, f, end]).T, abscissae(gone, s)) for f in (b, a)]

@@ -18,6 +18,7 @@ from attrfn._explain.explain import explain
 from attrfn._explain.forms import documented
 from attrfn._explain.noise import count_of
 from attrfn._explain.options import Arguments
+from attrfn._explain.rows import like_rows
 from attrfn._explain.tree import batch_size, call_model, each, flatten
 from attrfn._layers.at import Located, locate
 from attrfn._layers.repeated import repeat_options
@@ -27,7 +28,7 @@ from attrfn._torch.autodiff import transforming
 from attrfn._torch.typing import ChunkSize, Key, Layer, Leaves, Method, ModelFn, Target, Tree
 from attrfn.metrics._checks import number
 from attrfn.metrics._options import AgainOptions, Explained
-from attrfn.metrics._scores import flat, floating, like_rows
+from attrfn.metrics._scores import flat, floating
 
 Perturb = Callable[[Tree, Tensor], Tree]
 
@@ -104,6 +105,12 @@ def maps_of(method: Method, model_fn: ModelFn, inputs: Tree, options: dict[str, 
             f"method returned {', '.join([type(t).__name__ for t in leaves]) or 'nothing'}, "
             "expected attributions, tensors with the examples in dimension 0"
         )
+    rows = optree.tree_leaves(inputs)[0].shape[0]
+    if any(t.shape[0] != rows for t in leaves):
+        raise ValueError(
+            f"method returned attributions of {leaves[0].shape[0]} example(s) for {rows} row(s), "
+            "expected the rows in dimension 0"
+        )
     return tuple(map(floating, leaves))
 
 
@@ -127,13 +134,13 @@ def again(
     x, rebuild = flatten(inputs)
     batch = batch_size(x)
     row_keys(key, batch, x[0].device)
+    bound = method.keywords if isinstance(method, functools.partial) else {}
+    keeps_graph = bool(bound.get("create_graph", False))
+    if not (keeps_graph or transforming()):
+        x = tuple([t.detach() for t in x])
     # A method for a neuron takes no target.
     options = {} if target is None else {"target": target}
-    bound = method.keywords if isinstance(method, functools.partial) else {}
-    return Again(
-        *(model_fn, inputs, method, options, x, rebuild, batch),
-        keeps_graph=bool(bound.get("create_graph", False)),
-    )
+    return Again(model_fn, rebuild(x), method, options, x, rebuild, batch, keeps_graph)
 
 
 def around(
@@ -165,7 +172,8 @@ def around(
         rows = flat_rows(points)
         values = None if run is None else run(rows, copies)
         activation = () if here is None else _activation(here, a, rows, copies)
-        return Point(a.maps(rows, copies), points, values, activation)
+        # A method of the user may write into what it gets, and the points are measured later.
+        return Point(a.maps(each(Tensor.clone, rows), copies), points, values, activation)
 
     original = at(tuple([t.clone()[None] for t in a.x]))
 
@@ -203,8 +211,10 @@ def _samples(a: Again, samples: Samples, keys: Tensor) -> Callable[[slice], Leav
                     f"inputs has a tensor of {t.dtype}, expected floating point for uniform noise: "
                     "give perturb for other inputs"
                 )
-        return at_once(noisy, n, n * sum(t.numel() for t in a.x))
-    return by_user
+    # The function of the user is called once where that is little, so that it need not care for
+    # chunks.
+    make = noisy if perturb is None else by_user
+    return at_once(make, n, n * sum(t.numel() for t in a.x))
 
 
 def _outputs(a: Again) -> Callable[[Leaves, int], Tensor]:
@@ -262,6 +272,12 @@ def ratio(a: Tensor, b: Tensor) -> Tensor:
     """A / b, nan where b is 0 or either is not finite."""
     found = a / b.masked_fill(b == 0, torch.nan)
     return found.masked_fill(~(found.isfinite() & b.isfinite()), torch.nan)
+
+
+def largest(table: Tensor) -> Tensor:
+    """The largest quotient of each example, nan if every sample was left out (-inf)."""
+    found = table.amax(0)
+    return found.masked_fill(found == -torch.inf, torch.nan)
 
 
 def finish(a: Leaves, t: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ Metric = Callable[..., Tensor]
 
 
 class Comparison(NamedTuple):
-    """What :func:`compare` found: ``values[method][metric]`` is one number per example, (B,).
+    """What ``compare`` found: ``values[method][metric]`` is one number per example, (B,).
 
     Attributes:
         values: From the names of methods to those of metrics to numbers (B,).
@@ -35,17 +35,17 @@ class Comparison(NamedTuple):
 
     @property
     def methods(self) -> list[str]:
-        """The names of the methods, in the order of the rows of :meth:`mean`."""
+        """The names of the methods, in the order of the rows of ``mean``."""
         return list(self.values)
 
     @property
     def metrics(self) -> list[str]:
-        """The names of the metrics, in the order of the columns of :meth:`mean`."""
+        """The names of the metrics, in the order of the columns of ``mean``."""
         return list(self.better)
 
     def mean(self) -> Tensor:
         """Means over the examples for which a metric is defined, (methods, metrics)."""
-        return self._table(lambda t: t.double().nanmean())
+        return self._table(lambda t: t.cpu().double().nanmean())
 
     def undefined(self) -> Tensor:
         """How many examples are nan, (methods, metrics)."""
@@ -112,7 +112,7 @@ def compare(
 
     The attributions of each method are computed once. A metric is called by the names of its
     parameters: ``metric(attributions)``, ``metric(model_fn, inputs, attributions)`` or
-    ``metric(model_fn, inputs, method)``. Options are bound with :func:`functools.partial`, as in
+    ``metric(model_fn, inputs, method)``. Options are bound with ``functools.partial``, as in
     ``partial(attrfn.metrics.deletion, n_steps=20)``, and hold before those of this call.
 
     Args:
@@ -206,7 +206,10 @@ def _for_method(method: Method, common: dict[str, Any]) -> dict[str, Any]:
 def _taken(function: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
     """The options that a function takes and does not have bound."""
     bound = function.keywords if isinstance(function, functools.partial) else {}
-    names = inspect.signature(function).parameters
+    takes = inspect.signature(function).parameters
+    names = set(takes)
+    if any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+        names.add("target")
     return {k: v for k, v in options.items() if v is not None and k in names and k not in bound}
 
 

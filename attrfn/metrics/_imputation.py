@@ -10,7 +10,7 @@ from attrfn._copies.batch import wide
 from attrfn._torch.autodiff import transforming
 
 # Eager code looks after so many steps whether all rows are done, because that waits for a GPU.
-_LOOK = 10
+_LOOK = 5
 
 
 def impute(x: Tensor, removed: Tensor, x0: Tensor) -> Tensor:
@@ -46,11 +46,10 @@ def _solve(x: Tensor, unknown: Tensor) -> Tensor:
     d = _neighbours(torch.ones_like(x[:1, :1])).clamp(min=1 / 12)
     known = x.masked_fill(unknown, 0)
     left = (1 - m).sum((-2, -1), keepdim=True).clamp(min=1)
-    start = known.sum((-2, -1), keepdim=True) / left
-    v = m * start
+    v = m * (known.sum((-2, -1), keepdim=True) / left)
     r = m * (_neighbours(known + v) - d * v)
-    z = r / d
-    p, rz = z, _dot(r, z)
+    p = z = r / d
+    rz = _dot(r, z)
     # The error of the solution is then far below the noise, and above rounding.
     least = rz * torch.finfo(x.dtype).eps
     for step in range(20 + 3 * max(x.shape[-2:])):
@@ -58,13 +57,12 @@ def _solve(x: Tensor, unknown: Tensor) -> Tensor:
         if step % _LOOK == 0 and not transforming() and not bool(going.any()):
             break
         ap = m * (d * p - _neighbours(p))
-        size = _dot(p, ap)
-        alpha = torch.where(going, rz / torch.where(going, size, 1), 0)
-        v, r = v + alpha * p, r - alpha * ap
+        # A frozen row keeps its r, and so its r.z.
+        alpha = torch.where(going, rz / torch.where(going, _dot(p, ap), 1), 0)
+        v, r = torch.addcmul(v, alpha, p), torch.addcmul(r, alpha, ap, value=-1)
         z = r / d
         new = _dot(r, z)
-        beta = torch.where(going, new / torch.where(going, rz, 1), 0)
-        p, rz = torch.where(going, z + beta * p, p), torch.where(going, new, rz)
+        p, rz = torch.addcmul(z, new / torch.where(going, rz, 1), p), new
     return v
 
 

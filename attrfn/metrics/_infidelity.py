@@ -13,6 +13,7 @@ from attrfn._copies.chunks import at_once
 from attrfn._explain.forms import form_of
 from attrfn._explain.masked import Part, add_lists
 from attrfn._explain.noise import Noise, count_of
+from attrfn._explain.rows import like_rows
 from attrfn._explain.tree import each, require_floating
 from attrfn._random.keys import sample_keys
 from attrfn._torch.precision import einsum
@@ -25,7 +26,6 @@ from attrfn.metrics._scores import (
     allow_graph,
     flat,
     floating,
-    like_rows,
     order_keys,
     scored,
 )
@@ -74,7 +74,6 @@ def infidelity(
         multiply_by_inputs: Whether the attributions hold the factor x - x0.
         n_samples: The number of perturbations.
         normalize: Multiply A by the number, one for each example, that makes the error least.
-        key: An int or a key of :mod:`attrfn.random`, (2,), or (B, 2) with one for each example.
 
     Returns:
         One error per example, (B,), in squared units of the output.
@@ -94,7 +93,7 @@ def infidelity(
     s = scored("infidelity", model_fn, inputs, attributions, **options)
     keys = order_keys(key, s.p)
     if perturb is not None:
-        draw = _by_user(s, perturb, keys, multiply_by_inputs)
+        draw = _by_user(s, perturb, keys, multiply_by_inputs, n_samples)
     elif multiply_by_inputs:
         draw = _removed(s, p, keys, n_samples)
     else:
@@ -154,17 +153,24 @@ def _noise(s: Scored, stdevs: Tree, inputs: Tree, key: Key) -> Callable[[slice],
 
 
 def _by_user(
-    s: Scored, perturb: Perturb, keys: Tensor, multiply_by_inputs: bool
+    s: Scored, perturb: Perturb, keys: Tensor, multiply_by_inputs: bool, n: int
 ) -> Callable[[slice], Drawn]:
     p = s.p
     away = each(lambda x, x0: floating(x) - floating(x0), p.x, p.x0)
 
-    def draw(i: slice) -> Drawn:
+    def perturbed(i: slice) -> Leaves:
         copies = i.stop - i.start
         rows = sample_keys(keys, i, _STREAM).expand(copies, p.batch, 2).reshape(-1, 2)
         x = flat_rows(tuple([t.expand(copies, *t.shape) for t in p.x]))
         with allow_graph(p):
-            moves = like_rows(perturb(p.rebuild(x), rows), p.x, copies, "perturb")
+            return like_rows(perturb(p.rebuild(x), rows), p.x, copies, "perturb")
+
+    # The function of the user is called once where that is little, so that it need not care for
+    # chunks.
+    moved = at_once(perturbed, n, n * sum(t.numel() for t in p.x))
+
+    def draw(i: slice) -> Drawn:
+        moves = moved(i)
         points = each(torch.sub, p.x, moves)
         moves = tuple(map(floating, moves))
         if multiply_by_inputs:

@@ -39,14 +39,12 @@ class Scores(TypedDict):
     """A tree like the inputs, of tensors with as many dimensions, whose sizes are those of the
     inputs, or 1 behind the examples."""
 
+    key: Key
+    """An int or a key of :mod:`attrfn.random`, (2,), or (B, 2) with one for each example."""
+
 
 class AgainOptions(TypedDict, total=False):
-    """What a metric that explains again takes.
-
-    Raises:
-        TypeError: An argument has a wrong type.
-        ValueError: An option has a wrong value.
-    """
+    """What a metric that explains again takes."""
 
     target: Target
     """The method's target."""

@@ -60,6 +60,7 @@ def model_parameter_randomization(
         similarity: ``similarity(a, b) -> (B,)``.
         absolute: Compare absolute attributions, which changes the verdict on signed maps.
         key: An int or a key of :mod:`attrfn.random`, (2,).
+        chunk_size: Without an effect: nothing is explained in copies.
 
     Returns:
         A similarity per example, (B,), for each layer by its name, in the order of randomisation.
@@ -84,8 +85,6 @@ def model_parameter_randomization(
     """
     if order not in ("top_down", "bottom_up", "independent"):
         raise ValueError(f"order is {order!r}, expected 'top_down', 'bottom_up' or 'independent'")
-    if type(absolute) is not bool:
-        raise TypeError(f"absolute is {absolute!r}, expected True or False")
     a = again(model_fn, inputs, method, **options)
     m, key = parameters_of(model_fn, inputs), _one_key(options.get("key", 0))
     chosen = _chosen(m, layers)
@@ -128,8 +127,9 @@ def efficient_mprt(
 
     Args:
         n_bins: The number of bins of the histogram.
-        draw: As for :func:`model_parameter_randomization`.
+        draw: As for :func:`attrfn.metrics.model_parameter_randomization`.
         key: An int or a key of :mod:`attrfn.random`, (2,).
+        chunk_size: Without an effect: nothing is explained in copies.
 
     Returns:
         One relative rise per example, (B,); nan where H(A) is 0.

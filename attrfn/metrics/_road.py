@@ -84,7 +84,8 @@ def road(
     s = scored("road", model_fn, inputs, attributions, **options)
     shares = counts(fractions, s.n)
     tops = torch.tensor([*shares, *shares], device=s.p.device)[:, None, None]
-    ranks = torch.stack([s.ranks("most"), s.ranks("least")]).repeat_interleave(len(shares), 0)
+    first = torch.arange(len(tops), device=s.p.device)[:, None, None] < len(shares)
+    most, least = s.ranks("most"), s.ranks("least")
     # Both sides of a share draw the same noise, which then says less about their difference.
     keys = imputer_keys(order_keys(key, s.p), len(shares)).repeat(2, 1, 1)
 
@@ -93,6 +94,8 @@ def road(
         x0 = s.p.x0[0].repeat(x.shape[0] // max(s.p.batch, 1), 1, 1, 1)
         return rebuild([noisy_imputation(x, gone, keys, noise, x0)])
 
-    found = s.values(len(tops), lambda i: ranks[i] >= tops[i], imputer, keys)
-    most, least = found[: len(shares)], found[len(shares) :]
-    return s.number((least - most).mean(0) / 2)
+    def kept(i: slice) -> Tensor:
+        return torch.where(first[i], most >= tops[i], least >= tops[i])
+
+    found = s.values(len(tops), kept, imputer, keys)
+    return s.number((found[len(shares) :] - found[: len(shares)]).mean(0) / 2)

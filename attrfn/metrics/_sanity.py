@@ -53,6 +53,8 @@ def input_invariance(
 
     Args:
         shift: c, a number, a tensor that broadcasts to the input, or a pytree prefix of those.
+        key: Nothing is drawn here.
+        chunk_size: Without an effect: nothing is explained in copies.
 
     Returns:
         One number per example, (B,): 0 where the method is invariant, nan where A(f, x) is 0.
@@ -112,6 +114,7 @@ def random_logit(
         similarity: ``similarity(a, b) -> (B,)``, such as those of
             :mod:`attrfn.metrics.similarity`; ``ssim`` needs maps (B, ..., H, W).
         target: A class, an int or an integer tensor () or (B,).
+        chunk_size: Without an effect: nothing is explained in copies.
 
     Returns:
         One similarity per example, (B,).

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 from attrfn import random
-from attrfn._copies.batch import flat_rows, split_rows, wide
-from attrfn._copies.chunks import Chunks
-from attrfn._explain.baseline import broadcasts, prefix_entries
+from attrfn._copies.batch import flat_rows, wide
+from attrfn._copies.chunks import Chunks, at_once
+from attrfn._explain.baseline import broadcasts
 from attrfn._explain.features import Features, features
 from attrfn._explain.forms import documented
 from attrfn._explain.masked import Masked, masked
 from attrfn._explain.options import BlackBox, PerturbationOptions
-from attrfn._explain.tree import each, flatten
+from attrfn._explain.rows import like_rows
+from attrfn._explain.tree import each
 from attrfn._random.keys import row_keys, sample_keys
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.precision import widest
@@ -104,7 +105,10 @@ class Scored(NamedTuple):
         def points(i: slice) -> Leaves:
             return self._imputed(self.parts.masks(kept(i)), imputer, keys[i])
 
-        return self.p.at(copies, points)
+        elements = copies * sum(t.numel() for t in self.p.x)
+        found = at_once(points, copies, elements)
+        # The model may write into its inputs.
+        return self.p.at(copies, lambda i: tuple([t.clone() for t in found(i)]))
 
     def _imputed(self, masks: Leaves, imputer: Imputer, keys: Tensor) -> Leaves:
         copies, p = keys.shape[0], self.p
@@ -177,12 +181,9 @@ def like_inputs(attributions: Tree, inputs: Tree, x: Leaves) -> Leaves:
         TypeError: They are not tensors of numbers.
         ValueError: They have another form than the inputs.
     """
-    try:
-        tree = optree.tree_structure(attributions) == optree.tree_structure(inputs)
-        entries = prefix_entries(attributions, inputs) if tree else flatten(attributions)[0]
-    except (ValueError, TypeError):
-        entries = ()
-    if len(entries) != len(x):
+    entries, form = optree.tree_flatten(attributions)
+    # With other keys in a dict, tensors of one shape would be taken for each other.
+    if len(entries) != len(x) or (len(x) > 1 and form != optree.tree_structure(inputs)):
         raise ValueError(
             f"attributions is a tree with {len(entries)} tensor(s), expected one for each of the "
             f"{len(x)} tensor(s) of the inputs, in the same form"
@@ -211,23 +212,6 @@ def _expanded(a: Any, x: Tensor) -> Tensor:
 def floating(a: Tensor) -> Tensor:
     """In a floating type to sum in."""
     return a.to(wide(a.dtype)) if a.is_floating_point() else a.to(widest(a.device))
-
-
-def like_rows(found: Tree, x: Leaves, copies: int, name: str) -> Leaves:
-    """What a function of the user returned for the rows of copies, as fresh (S, B, ...).
-
-    Raises:
-        ValueError: It has another form than the rows that the function got.
-    """
-    leaves, _ = flatten(found, f"what {name} returned")
-    shapes = [(copies * t.shape[0], *t.shape[1:]) for t in x]
-    if [tuple(t.shape) for t in leaves] != shapes:
-        raise ValueError(
-            f"{name} returned {', '.join([str(tuple(t.shape)) for t in leaves])} for rows of shape "
-            f"{', '.join(map(str, shapes))}, expected tensors of the same shape"
-        )
-    # The model may write into its inputs, and the function may return those of the user.
-    return split_rows(each(lambda t, x: t.to(x.dtype, copy=True), leaves, x), copies)
 
 
 def flat(t: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from attrfn._explain.forms import form_of
@@ -16,6 +17,7 @@ from attrfn.metrics._around import (
     around,
     differences,
     finish,
+    largest,
     norm_over,
     ratio,
 )
@@ -132,8 +134,8 @@ def local_lipschitz(
         max_s ||A(x_s) - A(x)|| / ||x_s - x||,   x_s = x + u,   u ~ U(-r, r) for each element
 
     Returns:
-        One number per example, (B,), in units of the attributions over those of the inputs; nan
-        where a sample is x itself.
+        One number per example, (B,), in units of the attributions over those of the inputs. Samples
+        that are x itself are left out; nan where none is left.
 
     Example:
         >>> import torch, attrfn, attrfn.metrics
@@ -148,7 +150,8 @@ def local_lipschitz(
 
     def quotient(x: Point, s: Point) -> Tensor:
         change = norm_over(differences(s.attributions, x.attributions))
-        return ratio(change, norm_over(differences(s.x, x.x)))
+        distance = norm_over(differences(s.x, x.x))
+        return ratio(change, distance).masked_fill(distance == 0, -torch.inf)
 
     table = around(
         "local_lipschitz",
@@ -159,7 +162,7 @@ def local_lipschitz(
         Samples(radius, n_samples, perturb),
         **options,
     )
-    return finish(flatten(inputs)[0], table.amax(0))
+    return finish(flatten(inputs)[0], largest(table))
 
 
 def _change(norm: float, normalize: bool) -> Quotient:

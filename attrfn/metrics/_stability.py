@@ -19,12 +19,12 @@ from attrfn.metrics._around import (
     again,
     around,
     finish,
+    largest,
     norm_over,
     ratio,
 )
 from attrfn.metrics._checks import number
 from attrfn.metrics._direction import better
-from attrfn.metrics._maps import undefined_where
 from attrfn.metrics._options import AgainOptions, Nearby
 from attrfn.metrics._scores import floating
 
@@ -48,7 +48,7 @@ def relative_input_stability(
         max_s ||(A(x) - A(x_s)) / A(x)|| / max(||(x - x_s) / x||, eps)
 
     Entries of A(x) and x that are 0 count as eps, as in the code of the paper, and then dominate:
-    prefer :func:`sensitivity_max` for ReLU nets and images with black pixels.
+    prefer :func:`attrfn.metrics.sensitivity_max` for ReLU nets and images with black pixels.
 
     Returns:
         One number per example, (B,); nan where no sample is left.
@@ -78,7 +78,7 @@ def relative_input_stability(
         outputs=same_prediction,
         **options,
     )
-    return finish(flatten(inputs)[0], _largest(table))
+    return finish(flatten(inputs)[0], largest(table))
 
 
 @better("lower")
@@ -132,7 +132,7 @@ def relative_output_stability(
         outputs=True,
         **options,
     )
-    return finish(flatten(inputs)[0], _largest(table))
+    return finish(flatten(inputs)[0], largest(table))
 
 
 @better("lower")
@@ -189,7 +189,7 @@ def relative_representation_stability(
         layer=layer,
         **options,
     )
-    return finish(flatten(inputs)[0], _largest(table))
+    return finish(flatten(inputs)[0], largest(table))
 
 
 def _relative_to(
@@ -219,9 +219,3 @@ def _relative(x: Leaves, s: Leaves, eps: float) -> Leaves:
         return (x - floating(s)) / x.masked_fill(x == 0, eps)
 
     return each(leaf, x, s)
-
-
-def _largest(table: Tensor) -> Tensor:
-    """The largest quotient of each example, nan if every sample was left out."""
-    found = table.amax(0)
-    return undefined_where(found == -torch.inf, found)

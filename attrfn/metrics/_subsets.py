@@ -49,7 +49,6 @@ def sensitivity_n(
     Args:
         sizes: The sizes m, from 0 to n.
         n_samples: The number of subsets of each size.
-        key: An int or a key of :mod:`attrfn.random`, (2,), or (B, 2) with one for each example.
 
     Returns:
         A correlation for each example and size, (B, len(sizes)); nan where it is undefined, as for
@@ -82,7 +81,7 @@ def faithfulness_correlation(
     key: Key = 0,
     **options: Unpack[ScoreOptions],
 ) -> Tensor:
-    """Faithfulness correlation: :func:`sensitivity_n` at one size.
+    """Faithfulness correlation: :func:`attrfn.metrics.sensitivity_n` at one size.
 
         r = pearson over subsets S of ( sum_{k in S} a_k ,  f(x) - f(x with S := x0) )
 
@@ -91,7 +90,6 @@ def faithfulness_correlation(
     Args:
         size: The number of features of a subset; ``None``: a quarter of them.
         n_samples: The number of subsets.
-        key: An int or a key of :mod:`attrfn.random`, (2,), or (B, 2) with one for each example.
 
     Returns:
         One correlation per example, (B,); nan where it is undefined.

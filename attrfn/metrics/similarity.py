@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from attrfn._explain.tree import flatten
 from attrfn._torch.precision import widest
 from attrfn._torch.typing import Tree
 from attrfn.metrics._correlation import average_ranks, correlation, is_constant
@@ -166,9 +167,9 @@ def _pair(a: Tree, b: Tree) -> tuple[Tensor, Tensor, float]:
     """Two maps as (B, N), and the larger of their roundings."""
     x, dtypes = flat_maps(a, "a")
     y, others = flat_maps(b, "b")
-    if x.shape != y.shape:
+    here, there = ([tuple(t.shape) for t in flatten(m)[0]] for m in (a, b))
+    if here != there:
         raise ValueError(
-            f"a has {x.shape[1]} elements in each of {x.shape[0]} examples and b {y.shape[1]} in "
-            f"each of {y.shape[0]}, expected maps of the same shapes"
+            f"a has the shapes {here[:3]} and b {there[:3]}, expected maps of the same shapes"
         )
     return x, y, max(torch.finfo(d).eps for d in (*dtypes, *others))

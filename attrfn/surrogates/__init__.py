@@ -26,6 +26,7 @@ from attrfn._torch.say import say
 from attrfn._torch.typing import Tree
 from attrfn.surrogates._distance import DISTANCES, in_widest
 from attrfn.surrogates._lasso import central_path, on_support, shrink, tiny, variances
+from attrfn.surrogates._solve import solve
 
 __all__ = ["constant", "exponential_kernel", "lasso", "linear", "ridge", "scikit_learn"]
 
@@ -83,7 +84,7 @@ def ridge(alpha: float = 1.0) -> Surrogate:
     def fit(z: Tensor, y: Tensor, w: Tensor) -> Tensor:
         G, v, total = _moments(z, y, w)
         eye = torch.eye(G.shape[-1], dtype=G.dtype, device=G.device)
-        return _like(y, torch.linalg.solve(total * G + alpha * eye, total * v).mT)
+        return _like(y, solve(total * G + alpha * eye, total * v).mT)
 
     return fit
 

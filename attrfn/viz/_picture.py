@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from attrfn._explain.flags import say
 from attrfn.viz._canvas import DARK, need
 from attrfn.viz._scale import Array, numbers
 
@@ -44,7 +45,8 @@ def shapes(layout: Layout | None, *, batch: bool) -> Shapes:
     """
     if layout not in (None, "CHW", "HWC"):
         raise ValueError(
-            f"layout is {layout!r}, expected 'CHW', 'HWC' or None: the channels come first or last"
+            f"layout is {say(layout)}, expected 'CHW', 'HWC' or None: the channels come "
+            "first or last"
         )
     return Shapes("B, " * batch, layout or "CHW", layout is not None)
 
@@ -66,8 +68,8 @@ def maps(
     """
     if channels not in ("mean", "sum"):
         raise ValueError(
-            f"channels is {channels!r}, expected 'mean' or 'sum': 'sum' is for attributions that "
-            "are divided among the channels"
+            f"channels is {say(channels)}, expected 'mean' or 'sum': 'sum' is for attributions "
+            "that are divided among the channels"
         )
     data = numbers(value, name, form.words)
     if data.ndim < max(form.words):

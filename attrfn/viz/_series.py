@@ -66,7 +66,7 @@ def time_series(
     """
     if layout not in (None, *SHAPES):
         raise ValueError(
-            f"layout is {layout!r}, expected 'CT', 'TC' or None: channels or steps come first"
+            f"layout is {say(layout)}, expected 'CT', 'TC' or None: channels or steps come first"
         )
     forms = SHAPES[layout or "CT"]
     values, lines = numbers(attribution, "attribution", forms), numbers(series, "series", forms)

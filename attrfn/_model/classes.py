@@ -1,0 +1,85 @@
+"""Subclasses of modules: with an intervention around forward, and without fused paths."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attrfn._torch.private import FUSED_LAYER, NESTED_TENSOR
+
+Forward = Callable[..., Any]
+Intervention = Callable[[Forward, tuple[Any, ...], dict[str, Any]], Any]
+
+
+# A subclass and not a patched forward, which torch.compile does not trace; isinstance stays true.
+# The caches are bounded, because classes of the user that are made in a loop would never be freed.
+@functools.lru_cache(maxsize=256)
+def intervened(cls: Any) -> Any:
+    """A subclass whose forward runs inside the intervention of its instance."""
+    base = without_fast_path(cls)
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        own = self._attrfn_forward
+        run = functools.partial(base.forward, self) if own is None else own
+        intervention = self._attrfn_intervention
+        return run(*args, **kwargs) if intervention is None else intervention(run, args, kwargs)
+
+    return _subclass(base, forward)
+
+
+@functools.lru_cache(maxsize=256)
+def without_fast_path(cls: Any) -> Any:
+    """A subclass of MultiheadAttention that does not take its fused path."""
+    # The fused path runs only where query is key, so these become different objects. It hides the
+    # parts from interventions. Where a mode is active, torch does not take it, and the mode should
+    # see that this is self-attention.
+    if issubclass(cls, nn.TransformerEncoderLayer):
+        return _ordinary_if_padded(cls)
+    if not issubclass(cls, nn.MultiheadAttention):
+        return cls
+
+    def forward(self: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kw: Any) -> Any:
+        if not torch.overrides.has_torch_function((query,)):
+            key = key.view_as(key) if key is query else key
+            value = value.view_as(value) if value is query else value
+        return cls.forward(self, query, key, value, *args, **kw)
+
+    return _subclass(cls, forward)
+
+
+def _ordinary_if_padded(cls: Any) -> Any:
+    """A subclass of an encoder layer that takes its fused path for batches without padding only."""
+    # At padded places the fused path gives other numbers, which would be another function.
+
+    def forward(self: Any, src: Tensor, *args: Any, **kw: Any) -> Any:
+        padding = args[1] if len(args) > 1 else kw.get("src_key_padding_mask")
+        fused = getattr(self, FUSED_LAYER, 0)
+        if padding is None or not fused:
+            return cls.forward(self, src, *args, **kw)
+        setattr(self, FUSED_LAYER, 0)
+        try:
+            return cls.forward(self, src, *args, **kw)
+        finally:
+            setattr(self, FUSED_LAYER, fused)
+
+    return _subclass(cls, forward)
+
+
+def _subclass(cls: type[nn.Module], forward: Forward) -> type[nn.Module]:
+    body = {"forward": forward, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    return types.new_class(cls.__name__, (cls,), exec_body=lambda ns: ns.update(body))
+
+
+def no_fast_path(cls: type[nn.Module], state: dict[str, Any], fused: bool) -> None:
+    """Turn off the fused paths of encoders: they skip submodules, and change padded rows."""
+    # Where nothing is differentiated they stay, which wins 1.1: feature_ablation of the
+    # transformer, batch 16, in benchmarks/special_cases_earn_their_place.py.
+    if issubclass(cls, nn.TransformerEncoderLayer) and not fused:
+        state[FUSED_LAYER] = 0
+    if issubclass(cls, nn.TransformerEncoder):
+        state |= dict.fromkeys(NESTED_TENSOR, False)

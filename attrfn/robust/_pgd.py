@@ -1,0 +1,194 @@
+"""Projected gradient descent: many steps, each back into the ball around the example."""
+
+from __future__ import annotations
+
+import functools
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from attrfn import random
+from attrfn._copies.batch import is_one_of, wide
+from attrfn._copies.chunks import Chunks, over_chunks
+from attrfn._copies.progress import steps
+from attrfn._explain.forms import documented
+from attrfn._explain.noise import count_of
+from attrfn._explain.tree import each
+from attrfn._random.keys import row_keys, sample_keys
+from attrfn._torch.say import say
+from attrfn._torch.typing import ChunkSize, Key, Leaves, ModelFn, Target, Tree
+from attrfn.robust._ball import Amount, Attacked, amount, attacked, norms, rows_of, scaled_to, times
+from attrfn.robust._objective import Objective
+from attrfn.robust._options import AttackOptions, RandomOptions
+
+# The streams of a key, as in attrfn._explain.noise: changing one changes the numbers of every user.
+_LENGTH, _DIRECTION = 0, 1
+
+
+@documented(AttackOptions, RandomOptions, scores=None)
+def pgd(
+    model_fn: ModelFn,
+    inputs: Tree,
+    *,
+    target: Target = None,
+    radius: Amount,
+    step_size: Amount | None = None,
+    n_steps: int = 20,
+    norm: Literal["linf", "l2"] = "linf",
+    random_start: bool = True,
+    n_restarts: int = 1,
+    objective: Objective = "cross_entropy",
+    targeted: bool = False,
+    bounds: tuple[Tree, Tree] | None = None,
+    mask: Tree = None,
+    key: Key = 0,
+    chunk_size: ChunkSize = "auto",
+    progress: bool = False,
+) -> Tree:
+    """Projected gradient descent: the best point of several walks that raise the objective L.
+
+        linf:  z <- clip(project(z + step_size sign(g)), low, high),       g = mask dL/dz
+        l2:    z <- clip(project(z + step_size g / ||g||), low, high)
+
+    ``project`` goes to the nearest point of the ball of the radius around x. The l2 norm runs over
+    all tensors of an example. Each example gets the best of all points on the way, x included: its
+    objective never ends below where it began. The outputs are logits, not probabilities.
+
+    Args:
+        radius: That of the ball, a number of at least 0 or one for each example, (B,).
+        step_size: The length of a step, in the form of the radius; ``None``: ``2.5 radius /
+            n_steps``.
+        n_steps: The number of steps of each walk.
+        norm: ``"linf"`` or ``"l2"``, the norm of the ball.
+        random_start: Start at a random point of the ball, and not at x.
+        n_restarts: The number of walks. Without a random start all would be the same, and one is
+            made.
+        chunk_size: How many walks are made at once: ``"auto"`` (as many as fit into memory; inside
+            a transform all), ``None`` (all) or a number.
+        progress: Show a progress bar over the steps.
+
+    Returns:
+        Inputs of the same structure, shapes and dtypes.
+
+    Example:
+        >>> import torch
+        >>> from attrfn import robust
+        >>> w = torch.tensor([[1.0, 2.0], [3.0, -1.0]])
+        >>> x = torch.ones(1, 2)
+        >>> robust.pgd(lambda x: x @ w.T, x, target=0, radius=0.5, bounds=(0, 1.1))
+        tensor([[1.1000, 0.5000]])
+
+    Reference:
+        Madry, Makelov, Schmidt, Tsipras and Vladu, Towards Deep Learning Models Resistant to
+        Adversarial Attacks, 2017. https://arxiv.org/abs/1706.06083
+    """
+    if not is_one_of(norm, "linf", "l2"):
+        raise ValueError(f"norm is {say(norm)}, expected 'linf' or 'l2'")
+    count_of("n_steps", n_steps)
+    count_of("n_restarts", n_restarts)
+    a = attacked(
+        model_fn,
+        inputs,
+        target=target,
+        objective=objective,
+        targeted=targeted,
+        bounds=bounds,
+        mask=mask,
+    )
+    radius = amount("radius", radius, a)
+    size = 2.5 * radius / n_steps if step_size is None else amount("step_size", step_size, a)
+    keys = row_keys(key, a.p.batch, a.p.x[0].device)
+    restarts = n_restarts if random_start else 1
+    x = tuple([t[None] for t in a.p.x])
+    # In l-inf the ball is a box, and what it has in common with the bounds another one.
+    a = a.within(radius) if norm == "linf" else a
+
+    with steps(n_steps * restarts, "pgd", progress) as advance:
+
+        def walk(i: slice) -> _Best:
+            z = _start(a, norm, radius, keys, i) if random_start else x
+            found: _Best | None = None
+            for _ in range(n_steps):
+                values, grads = a.gradients(z)
+                found = _better(found, _Best(values, z))
+                moved = each(torch.add, z, _step(norm, size, grads))
+                z = a.allowed(moved if norm == "linf" else _project(radius, moved, a.p.x))
+                advance(i.stop - i.start)
+            found = _better(found, _Best(a.losses(z), z))
+            return functools.reduce(_better, found.each())
+
+        chunks = Chunks(chunk_size, "fold", False, "pgd")
+        found = over_chunks(walk, _better, restarts, chunks, x[0].device, x=a.p.x)
+    if random_start:
+        found = _better(_Best(a.losses(x)[0], a.p.x), found)
+    return a.result(tuple([t.clone() for t in found.z]))
+
+
+class _Best(NamedTuple):
+    """The best values so far, (S, B) or (B,), and where they are, (S, B, ...) or (B, ...)."""
+
+    values: Tensor
+    z: Leaves
+
+    def each(self) -> list[_Best]:
+        """Those of each walk."""
+        walks = range(self.values.shape[0])
+        return [_Best(self.values[s], tuple([t[s] for t in self.z])) for s in walks]
+
+
+def _better(a: _Best | None, b: _Best) -> _Best:
+    """The better of two for each example; the first where they are equal."""
+    if a is None:
+        return b
+    wins = b.values > a.values
+
+    def chosen(s: Tensor, t: Tensor) -> Tensor:
+        rows = wins.to(s.device).reshape(*wins.shape, *[1] * (s.ndim - wins.ndim))
+        return torch.where(rows, t, s)
+
+    return _Best(torch.where(wins, b.values, a.values), each(chosen, a.z, b.z))
+
+
+def _step(norm: str, size: Amount, grads: Leaves) -> Leaves:
+    if norm == "l2":
+        return scaled_to(size, grads)
+    return each(lambda g: times(size, torch.sign(g)), grads)
+
+
+def _project(radius: Amount, z: Leaves, x: Leaves) -> Leaves:
+    """The nearest points of the l2 ball around x."""
+    moves = each(torch.sub, z, x)
+    n = norms(moves)
+    most = times(radius, torch.ones_like(n))
+    shrink = torch.where(n > most, most / torch.where(n > most, n, 1), 1)
+    return each(lambda t, d: t + rows_of(shrink, d) * d, x, moves)
+
+
+def _start(a: Attacked, norm: str, radius: Amount, keys: Tensor, i: slice) -> Leaves:
+    """Random points of the ball, uniform in its volume, (S, B, ...)."""
+    copies, x = i.stop - i.start, a.p.x
+    draw = random.uniform if norm == "linf" else random.normal
+    drawn = []
+    for leaf, t in enumerate(x):
+        u = draw(sample_keys(keys, i, _DIRECTION + leaf), t.shape[1:], dtype=wide(t.dtype))
+        drawn.append((2 * u - 1 if norm == "linf" else u).expand(copies, *t.shape))
+    moves = a.only(tuple(drawn))
+    if norm == "linf":
+        return a.allowed(each(lambda t, d: t + times(radius, d), x, moves))
+    length = random.uniform(sample_keys(keys, i, _LENGTH), dtype=wide(x[0].dtype))
+    length = length ** (1 / _free(a).clamp(min=1))
+    moves = each(lambda d: rows_of(length, d) * d, scaled_to(radius, moves))
+    return a.allowed(_project(radius, each(torch.add, x, moves), x))
+
+
+def _free(a: Attacked) -> Tensor:
+    """How many elements of each example may change, (B,) or (1,)."""
+    counts = []
+    for m, t in zip(a.masks, a.p.x, strict=True):
+        n = t.shape[1:].numel()
+        if m is None:
+            counts.append(torch.full((1,), n, device=a.p.x[0].device))
+        else:
+            counts.append(m.expand(t.shape).reshape(t.shape[0], n).sum(1).to(a.p.x[0].device))
+    return functools.reduce(torch.add, counts)

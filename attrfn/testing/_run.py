@@ -88,7 +88,8 @@ def check_method(
 
     Args:
         method: The method.
-        needs: What it needs: ``"layer"`` (gets ``layer="mid"``; attributions are the layer's),
+        needs: What it needs: ``"layer"`` (attributions are those of the layer ``"mid"``, which
+            it gets as ``layer="mid"`` unless that is bound),
             ``"neuron"`` (with a layer, and no target unless that is needed, too), ``"images"``
             (inputs (B, C, H, W)), ``"relu"`` (a model with a ReLU), ``"pool"`` (baselines are
             draws (K, ...)); or ``"baselines"``, ``"target"``, ``"key"`` if the signature does not

@@ -94,9 +94,9 @@ class Subject(NamedTuple):
             given["baselines"] = 0.3 * normal(3, *x.shape[1:], seed=7 + d.seed, dtype=x.dtype)
         elif "baselines" in self.takes:
             given["baselines"] = 0.5 * d.like(x, 1)
-        if "layer" in self.needs:
+        if "layer" in self.takes:
             given["layer"] = "mid"
-        if "neuron" in self.needs:
+        if "neuron" in self.takes:
             given["neuron"] = d.kind.neuron
         if "key" in self.takes:
             given["key"] = d.seed
@@ -161,6 +161,8 @@ def subject_of(
         without = {"target"} - needs
     names = (axioms,) if isinstance(axioms, str) else tuple(axioms)
     options = needs & {"baselines", "target", "key"}
+    # A method that was moved to a layer, or has it bound, needs the layer and does not take it.
+    without |= {"layer", "neuron"} - needs
     takes = (_options_of(method) | options) - _bound(method) - without
     return Subject(method, takes, needs, differentiable, names, tolerance)
 
@@ -172,7 +174,7 @@ def _options_of(method: Method) -> frozenset[str]:
         return frozenset(["target"])
     named = {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
     anything = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    return frozenset(named | ({"target"} if anything else set()))
+    return frozenset(named | ({"target", "layer", "neuron"} if anything else set()))
 
 
 def _bound(method: Method) -> frozenset[str]:

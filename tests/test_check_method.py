@@ -254,6 +254,7 @@ def test_the_smallest_example_is_reported() -> None:
 
     with pytest.raises(testing.MethodFailedError) as caught:
         testing.check_method(faulty, checks=["result"], max_examples=100)
+    testing.check_method(faulty, checks=["result"], kinds=["mlp", "cnn"], max_examples=20)
     (failure,) = caught.value.failures
     assert failure.message == "the result is (0, 3, 2), expected 2 rows in dimension 0"
     assert failure.example == "attention(width=2, seed=0) on inputs (2, 3, 2) of seed 0"
@@ -300,6 +301,10 @@ def test_wrong_options_are_refused() -> None:
         testing.check_method(good, axioms=["complete"])
     with pytest.raises(ValueError, match="skip has 'speed', expected some of result"):
         testing.check_method(good, skip=["speed"])
+    with pytest.raises(ValueError, match="kinds is 'rnn', expected some of mlp"):
+        testing.check_method(good, kinds="rnn")
+    with pytest.raises(ValueError, match="kinds has none with what the method needs"):
+        testing.check_method(good, kinds="mlp", needs="images")
     with pytest.raises(TypeError, match="method is a Tensor, expected an attribution method"):
         testing.check_method(torch.ones(1))
     with pytest.raises(ValueError, match="kinds is 'rnn', expected some of mlp"):

@@ -67,6 +67,7 @@ def check_method(
     method: Method,
     *,
     needs: str | Collection[str] = (),
+    kinds: str | Collection[str] | None = None,
     differentiable: bool = True,
     axioms: str | Collection[str] = (),
     checks: Collection[str] | None = None,
@@ -94,6 +95,8 @@ def check_method(
             (inputs (B, C, H, W)), ``"relu"`` (a model with a ReLU), ``"pool"`` (baselines are
             draws (K, ...)); or ``"baselines"``, ``"target"``, ``"key"`` if the signature does not
             show that it takes them.
+        kinds: The names of the kinds of models that it is for, as those of
+            :func:`attrfn.testing.models`; ``None`` for all.
         differentiable: Whether attributions have a derivative, which is then checked.
         axioms: The names of axioms that it shall have, of :mod:`attrfn.axioms`.
         checks: The names of the checks that run; ``None`` for all that apply.
@@ -117,7 +120,7 @@ def check_method(
         attrfn.testing._run.MethodFailedError: gradient_times_two fails 1 of 1 checks
         completeness: a gap of ...
     """
-    s = subject_of(method, needs, differentiable, axioms, tolerance)
+    s = subject_of(method, needs, differentiable, axioms, tolerance, kinds)
     chosen = _chosen(s, checks, skip, compile)
     found = [_failure(s, name, check, max_examples) for name, check in chosen.items()]
     failures = [f for f in found if f is not None]
@@ -155,6 +158,7 @@ def parametrize_with_checks(methods: Method | Sequence[Method], **options: Any) 
             given.get("differentiable", True),
             given.get("axioms", ()),
             given.get("tolerance", 1e-6),
+            given.get("kinds"),
         )
         for name in _chosen(s, about.get("checks"), about.get("skip", ()), about.get("compile")):
             only = {**given, "axioms": [name] if name in AXIOMS else []}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from attrfn._torch.typing import Method, Tree
 from attrfn.testing._draw import normal
-from attrfn.testing._models import OUTPUTS, ExampleModel, example, kinds_where
+from attrfn.testing._models import KINDS, OUTPUTS, ExampleModel, example, kinds_where
 
 NEEDS = ("baselines", "pool", "layer", "neuron", "images", "relu", "target", "key")
 
@@ -56,6 +56,7 @@ class Subject(NamedTuple):
         differentiable: Whether the result has a derivative.
         axioms: The axioms that it shall have.
         tolerance: What counts as equal, relative to the largest value.
+        only: The names of the kinds of models that it is for; None for all.
     """
 
     method: Method
@@ -64,6 +65,7 @@ class Subject(NamedTuple):
     differentiable: bool
     axioms: tuple[str, ...]
     tolerance: float
+    only: tuple[str, ...] | None
 
     @property
     def kinds(self) -> list[type[ExampleModel]]:
@@ -72,6 +74,7 @@ class Subject(NamedTuple):
             lambda kind: (
                 (kind.images or "images" not in self.needs)
                 and (kind.relu or "relu" not in self.needs)
+                and (self.only is None or kind.kind in self.only)
             )
         )
 
@@ -143,6 +146,7 @@ def subject_of(
     differentiable: bool,
     axioms: str | Collection[str],
     tolerance: float,
+    kinds: str | Collection[str] | None = None,
 ) -> Subject:
     """A method under test, checked.
 
@@ -164,7 +168,14 @@ def subject_of(
     # A method that was moved to a layer, or has it bound, needs the layer and does not take it.
     without |= {"layer", "neuron"} - needs
     takes = (_options_of(method) | options) - _bound(method) - without
-    return Subject(method, takes, needs, differentiable, names, tolerance)
+    only = (kinds,) if isinstance(kinds, str) else None if kinds is None else tuple(kinds)
+    s = Subject(method, takes, needs, differentiable, names, tolerance, only)
+    known = [kind.kind for kind in KINDS]
+    if unknown := sorted(set(only or ()) - set(known)):
+        raise ValueError(f"kinds is {unknown[0]!r}, expected some of {', '.join(known)}")
+    if not s.kinds:
+        raise ValueError(f"kinds has none with what the method needs, {sorted(needs)}")
+    return s
 
 
 def _options_of(method: Method) -> frozenset[str]:

@@ -23,11 +23,12 @@ FROZEN = {r.name for r in REGISTRY if r.frozen}
 EXCEPT: dict[str, dict[str, str]] = {
     "occlusion": {"pytrees": "a window is for inputs of its rank"},
     "rise": {"pytrees": "a mask is for images of one size"},
-    "score_cam": {
-        "pytrees": "a map masks each tensor in the tensor's size",
-        "baselines": "the softmax over a single channel is 1",
-    },
-    "lime_lasso": {"keys": "the lasso gives 0 on small outputs", "baselines": "likewise"},
+    "score_cam": {"pytrees": "a map masks each tensor in the tensor's size"},
+    "guided_grad_cam": {"pytrees": "a map is enlarged to each tensor's size"},
+    "grad_cam_plus_plus": {"pytrees": "a map is enlarged to the first tensor's size"},
+    "layer_cam": {"pytrees": "likewise"},
+    "shapley_values": {"pytrees": "the row groups the elements of each tree in its own way"},
+    "lime_lasso": dict.fromkeys(("keys", "baselines", "targets"), "0 on small outputs"),
 }
 
 

@@ -205,6 +205,45 @@ def test_what_has_no_fault_passes() -> None:
     testing.check_method(good, axioms=("linearity", "dummy", "symmetry"), max_examples=4)
 
 
+def plain_torch(f: Any, x: Any, *, target: Any = None) -> Any:
+    """A method without attrfn."""
+
+    def score(z: Any) -> Tensor:
+        out = f(z)
+        index = torch.as_tensor(target).expand(out.shape[0])
+        return out.gather(1, index[:, None]).sum()
+
+    return torch.func.grad(score)(x)
+
+
+class NoTarget:
+    """An object as a method, for models of one number; by a loop over examples."""
+
+    def __call__(self, f: Any, x: Tensor) -> Tensor:
+        rows = [attrfn.gradient(f, row) for row in x.split(1)]
+        return torch.cat(rows)
+
+
+def test_methods_in_other_forms_pass() -> None:
+    axioms = ("linearity", "dummy", "symmetry", "implementation_invariance")
+    testing.check_method(plain_torch, axioms=axioms, max_examples=5)
+    testing.check_method(NoTarget(), skip=["pytrees"], axioms=axioms, max_examples=3)
+    tunnel = attrfn.noise_tunnel(attrfn.gradient, n_samples=2, stdevs=0.1, key=1)
+    testing.check_method(tunnel, checks=["result", "row_alone", "purity"], axioms="linearity")
+    layer = attrfn.at_layer(attrfn.saliency, "mid")
+    for method in (layer, attrfn.at_neuron(attrfn.saliency, "mid", lambda a: a.flatten(1).sum(1))):
+        needs = "layer" if method is layer else ("layer", "neuron")
+        testing.check_method(method, needs=needs, skip=["threads"], max_examples=2)
+    bound = functools.partial(attrfn.layer_gradient_x_activation, layer="mid")
+    testing.check_method(bound, needs="layer", checks=["result", "pytrees", "purity"])
+    testing.check_method(
+        functools.partial(attrfn.lrp, rules=attrfn.rules.epsilon(1e-9)),
+        checks=[],
+        axioms=["conservation", "batch_independence"],
+        max_examples=3,
+    )
+
+
 def test_the_smallest_example_is_reported() -> None:
     """A fault that shows on attention alone, for wide models of three examples."""
 
@@ -215,6 +254,7 @@ def test_the_smallest_example_is_reported() -> None:
 
     with pytest.raises(testing.MethodFailedError) as caught:
         testing.check_method(faulty, checks=["result"], max_examples=100)
+    testing.check_method(faulty, checks=["result"], kinds=["mlp", "cnn"], max_examples=20)
     (failure,) = caught.value.failures
     assert failure.message == "the result is (0, 3, 2), expected 2 rows in dimension 0"
     assert failure.example == "attention(width=2, seed=0) on inputs (2, 3, 2) of seed 0"
@@ -261,6 +301,10 @@ def test_wrong_options_are_refused() -> None:
         testing.check_method(good, axioms=["complete"])
     with pytest.raises(ValueError, match="skip has 'speed', expected some of result"):
         testing.check_method(good, skip=["speed"])
+    with pytest.raises(ValueError, match="kinds is 'rnn', expected some of mlp"):
+        testing.check_method(good, kinds="rnn")
+    with pytest.raises(ValueError, match="kinds has none with what the method needs"):
+        testing.check_method(good, kinds="mlp", needs="images")
     with pytest.raises(TypeError, match="method is a Tensor, expected an attribution method"):
         testing.check_method(torch.ones(1))
     with pytest.raises(ValueError, match="kinds is 'rnn', expected some of mlp"):

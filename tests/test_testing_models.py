@@ -263,3 +263,44 @@ def test_a_layer_that_never_runs_is_named() -> None:
     found = testing.check_model(of(lambda _, h: h, unused=nn.Linear(2, 2)), X).find("unused")
     assert found.good is False
     assert "was not called" in found.text
+
+
+class Holder:
+    """A model that is an object with a module."""
+
+    def __init__(self) -> None:
+        self.module = HIDDEN
+
+    def predict(self, x: Tensor) -> Tensor:
+        return self.module(x)
+
+
+def test_modules_of_objects_are_found() -> None:
+    for model in (Holder().predict, functools.partial(Holder().predict)):
+        report = testing.check_model(model, X)
+        assert report.find("modules").text.startswith("Sequential in a function")
+        assert report.layers == ()
+
+
+def test_several_inputs_and_outputs_and_what_is_bound() -> None:
+    """The sum of all outputs reads both inputs; bound rows stay with their examples."""
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 2), nn.Linear(2, 2)
+
+        def forward(self, a: Tensor, b: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+            return self.one(a).tanh() * scale[:, None], self.two(b).tanh()
+
+    model = functools.partial(make(Two), scale=randn(3, seed=5))
+    report = testing.check_model(model, (X, X[:, :2]))
+    assert report.ok
+    assert report.find("gradient").text == "exists, and agrees with finite differences"
+    assert report.find("vmap").good is None
+    assert report.find("rows").good
+    assert report.find("outputs").text == "4 finite number(s) for each of 3 examples"
+    first = testing.check_model(model, (X, X[:, :2]), target=lambda out: out[0][:, 0])
+    assert first.find("gradient").text == "exists; that of input 1 is 0"
+    with pytest.raises(ValueError, match="inputs has no examples, expected two or more"):
+        testing.check_model(HIDDEN, X[:0])

@@ -48,6 +48,9 @@ def check_model(model_fn: ModelFn, inputs: Tree, *, target: Target = None) -> Mo
         A :class:`attrfn.testing.ModelReport`: ``print`` it, or ask ``report.ok`` and
         ``report.find("rows")``.
 
+    Raises:
+        ValueError: There is no example.
+
     Example:
         >>> import torch, attrfn.testing
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh())
@@ -58,7 +61,8 @@ def check_model(model_fn: ModelFn, inputs: Tree, *, target: Target = None) -> Mo
         each row is explained by itself: alone and among others the outputs are the same
     """
     x, rebuild = flatten(inputs)
-    batch_size(x)
+    if batch_size(x) == 0:
+        raise ValueError("inputs has no examples, expected two or more")
     x = tuple([t.detach() for t in x])
     c = Case(model_fn, inputs, _total if target is None else target, x, rebuild)
     with warnings.catch_warnings():
@@ -73,10 +77,11 @@ def check_model(model_fn: ModelFn, inputs: Tree, *, target: Target = None) -> Mo
 
 
 def _total(outputs: Any) -> Tensor:
+    """The sum of all floating outputs of each row."""
     leaves = [t for t in optree.tree_leaves(as_dicts(outputs)) if isinstance(t, Tensor)]
     kept = [t for t in leaves if t.ndim and t.is_floating_point()]
-    first = kept[0]
-    return first.reshape(first.shape[0], -1).sum(1)
+    same = [t.reshape(len(t), -1).sum(1) for t in kept if len(t) == len(kept[0])]
+    return torch.stack(same).sum(0)
 
 
 def _outputs(c: Case) -> Finding:

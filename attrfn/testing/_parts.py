@@ -88,6 +88,7 @@ def hidden(c: Case) -> Finding:
 def _reached(function: Any) -> list[nn.Module]:
     """The modules in the closure, the globals and the defaults of a function."""
     inner = function.func if isinstance(function, functools.partial) else function
+    inner = inner.__self__ if isinstance(inner, types.MethodType) else inner
     if not isinstance(inner, types.FunctionType):
         return [v for v in getattr(inner, "__dict__", {}).values() if isinstance(v, nn.Module)]
     cells = [cell.cell_contents for cell in inner.__closure__ or () if _filled(cell)]

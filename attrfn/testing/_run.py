@@ -27,6 +27,7 @@ CHECKS: dict[str, Check] = {
     )
 }
 DERIVATIVES = ("jvp", "grad", "parameters")
+DIFFER = ("keys", "baselines", "targets")  # two results must not be the same
 SLOW = ("compile", "threads")  # once each
 
 
@@ -66,6 +67,7 @@ def check_method(
     method: Method,
     *,
     needs: str | Collection[str] = (),
+    kinds: str | Collection[str] | None = None,
     differentiable: bool = True,
     axioms: str | Collection[str] = (),
     checks: Collection[str] | None = None,
@@ -87,11 +89,14 @@ def check_method(
 
     Args:
         method: The method.
-        needs: What it needs: ``"layer"`` (gets ``layer="mid"``; attributions are the layer's),
+        needs: What it needs: ``"layer"`` (attributions are those of the layer ``"mid"``, which
+            it gets as ``layer="mid"`` unless that is bound),
             ``"neuron"`` (with a layer, and no target unless that is needed, too), ``"images"``
             (inputs (B, C, H, W)), ``"relu"`` (a model with a ReLU), ``"pool"`` (baselines are
             draws (K, ...)); or ``"baselines"``, ``"target"``, ``"key"`` if the signature does not
             show that it takes them.
+        kinds: The names of the kinds of models that it is for, as those of
+            :func:`attrfn.testing.models`; ``None`` for all.
         differentiable: Whether attributions have a derivative, which is then checked.
         axioms: The names of axioms that it shall have, of :mod:`attrfn.axioms`.
         checks: The names of the checks that run; ``None`` for all that apply.
@@ -115,7 +120,7 @@ def check_method(
         attrfn.testing._run.MethodFailedError: gradient_times_two fails 1 of 1 checks
         completeness: a gap of ...
     """
-    s = subject_of(method, needs, differentiable, axioms, tolerance)
+    s = subject_of(method, needs, differentiable, axioms, tolerance, kinds)
     chosen = _chosen(s, checks, skip, compile)
     found = [_failure(s, name, check, max_examples) for name, check in chosen.items()]
     failures = [f for f in found if f is not None]
@@ -153,6 +158,7 @@ def parametrize_with_checks(methods: Method | Sequence[Method], **options: Any) 
             given.get("differentiable", True),
             given.get("axioms", ()),
             given.get("tolerance", 1e-6),
+            given.get("kinds"),
         )
         for name in _chosen(s, about.get("checks"), about.get("skip", ()), about.get("compile")):
             only = {**given, "axioms": [name] if name in AXIOMS else []}
@@ -228,13 +234,18 @@ def _drawn(s: Subject, name: str) -> Any:
     """What a check is tried on: derivatives and quadrature need smooth models."""
     st = hypothesis().strategies
     kinds = s.kinds
-    if name in (*DERIVATIVES, *SMOOTH, "keys", "baselines"):
+    if name in (*DERIVATIVES, *SMOOTH, *DIFFER):
         # Of models with a ReLU, one has smooth operations around it: its derivatives say more.
         smooth = [kind for kind in kinds if kind.smooth]
         kinds = smooth or [kind for kind in kinds if kind.kind == "rectified cnn"] or kinds
-    if name in ("keys", "baselines") and s.of_layer:  # behind this layer the model is linear
+    if name in DIFFER and s.of_layer:  # behind this layer the model is linear
         kinds = [kind for kind in kinds if kind.kind != "mlp"] or kinds
-    least = 2 if name in ("row_alone", "vmap", "keys") else 1
+    width = 2 if name in DIFFER else 1  # a map of one channel has no other weights
+    least = 2 if name in ("row_alone", "vmap") else 1
     return st.builds(
-        Drawn, st.sampled_from(kinds), st.integers(1, 3), st.integers(least, 3), st.integers(0, 15)
+        Drawn,
+        st.sampled_from(kinds),
+        st.integers(width, 3),
+        st.integers(least, 3),
+        st.integers(0, 15),
     )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from attrfn._torch.typing import Method, Tree
 from attrfn.testing._draw import normal
-from attrfn.testing._models import OUTPUTS, ExampleModel, example, kinds_where
+from attrfn.testing._models import KINDS, OUTPUTS, ExampleModel, example, kinds_where
 
 NEEDS = ("baselines", "pool", "layer", "neuron", "images", "relu", "target", "key")
 
@@ -56,6 +56,7 @@ class Subject(NamedTuple):
         differentiable: Whether the result has a derivative.
         axioms: The axioms that it shall have.
         tolerance: What counts as equal, relative to the largest value.
+        only: The names of the kinds of models that it is for; None for all.
     """
 
     method: Method
@@ -64,6 +65,7 @@ class Subject(NamedTuple):
     differentiable: bool
     axioms: tuple[str, ...]
     tolerance: float
+    only: tuple[str, ...] | None
 
     @property
     def kinds(self) -> list[type[ExampleModel]]:
@@ -72,6 +74,7 @@ class Subject(NamedTuple):
             lambda kind: (
                 (kind.images or "images" not in self.needs)
                 and (kind.relu or "relu" not in self.needs)
+                and (self.only is None or kind.kind in self.only)
             )
         )
 
@@ -94,9 +97,9 @@ class Subject(NamedTuple):
             given["baselines"] = 0.3 * normal(3, *x.shape[1:], seed=7 + d.seed, dtype=x.dtype)
         elif "baselines" in self.takes:
             given["baselines"] = 0.5 * d.like(x, 1)
-        if "layer" in self.needs:
+        if "layer" in self.takes:
             given["layer"] = "mid"
-        if "neuron" in self.needs:
+        if "neuron" in self.takes:
             given["neuron"] = d.kind.neuron
         if "key" in self.takes:
             given["key"] = d.seed
@@ -143,6 +146,7 @@ def subject_of(
     differentiable: bool,
     axioms: str | Collection[str],
     tolerance: float,
+    kinds: str | Collection[str] | None = None,
 ) -> Subject:
     """A method under test, checked.
 
@@ -161,8 +165,17 @@ def subject_of(
         without = {"target"} - needs
     names = (axioms,) if isinstance(axioms, str) else tuple(axioms)
     options = needs & {"baselines", "target", "key"}
+    # A method that was moved to a layer, or has it bound, needs the layer and does not take it.
+    without |= {"layer", "neuron"} - needs
     takes = (_options_of(method) | options) - _bound(method) - without
-    return Subject(method, takes, needs, differentiable, names, tolerance)
+    only = (kinds,) if isinstance(kinds, str) else None if kinds is None else tuple(kinds)
+    s = Subject(method, takes, needs, differentiable, names, tolerance, only)
+    known = [kind.kind for kind in KINDS]
+    if unknown := sorted(set(only or ()) - set(known)):
+        raise ValueError(f"kinds is {unknown[0]!r}, expected some of {', '.join(known)}")
+    if not s.kinds:
+        raise ValueError(f"kinds has none with what the method needs, {sorted(needs)}")
+    return s
 
 
 def _options_of(method: Method) -> frozenset[str]:
@@ -172,7 +185,7 @@ def _options_of(method: Method) -> frozenset[str]:
         return frozenset(["target"])
     named = {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
     anything = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    return frozenset(named | ({"target"} if anything else set()))
+    return frozenset(named | ({"target", "layer", "neuron"} if anything else set()))
 
 
 def _bound(method: Method) -> frozenset[str]:
@@ -206,8 +219,9 @@ def rows(tree: Tree, index: Any) -> Tree:
     return found
 
 
-def difference(f: Callable[[float], Tensor], size: float = 1e-5) -> Tensor:
+def difference(f: Callable[[float], Tensor], size: float = 1e-6) -> Tensor:
     """The derivative of a function of a number at 0, by two central differences."""
+    # The steps are so small that they rarely cross a kink.
     one = (f(size) - f(-size)) / (2 * size)
     two = (f(2 * size) - f(-2 * size)) / (4 * size)
     return (4 * one - two) / 3

@@ -54,7 +54,7 @@ quick: $(VENV)/installed-test ## Run the tests but those that compile or are slo
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) -m "not compiles and not slow and not fuzz" \
 		$(PYTEST_ARGS) tests
 
-fuzz: $(VENV)/installed-test ## Run the whole grid of wrong options, of which `make test` takes a sample.
+fuzz: $(VENV)/installed-test ## Run the whole sweeps, of which `make test` takes samples.
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) -m fuzz $(PYTEST_ARGS) tests
 
 doctest: $(VENV)/installed-test ## Run only the examples of docstrings, README and docs.

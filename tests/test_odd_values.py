@@ -32,6 +32,12 @@ MOST_UNNAMED = 220
 TOO_LARGE = {(f"random.{name}", "n", "beyond int32") for name in ("split", "permutation")}
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch) -> None:
+    """Some of the values are paths, and some of the callables write."""
+    monkeypatch.chdir(tmp_path)
+
+
 def outcome(name: str, argument: str, what: str) -> str:
     """What is wrong with the answer to a value: ``"unnamed"``, a longer text, or nothing."""
     value = ODD[what]()

@@ -177,7 +177,7 @@ def tangents_on(x: Leaves, tangents: Leaves) -> Iterator[tuple[Leaves, Callable[
 
 def takes_tangents() -> bool:
     """Whether :func:`tangents_on` may be used: torch has a single level of forward mode."""
-    return _has_forward_mode() and not (transforming() or in_forward_mode())
+    return not (transforming() or in_forward_mode()) and _has_forward_mode()
 
 
 def refuse_tangents() -> None:

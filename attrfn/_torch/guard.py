@@ -217,6 +217,8 @@ def refuse_unusual(t: Tensor, name: str) -> None:
     Raises:
         TypeError: It is sparse, nested, quantised or on the device "meta".
     """
+    if is_compiling():  # whose tensors stand for others
+        return
     if words := unusual(t):
         raise TypeError(f"{name} holds a {words}: expected ordinary, dense tensors")
 

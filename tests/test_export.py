@@ -54,5 +54,8 @@ def test_fake_tensors_leave_nothing_behind() -> None:
 
     with FakeTensorMode(allow_non_fake_inputs=True):
         fake = f(torch.ones(3, 11))
+        for method in (attrfn.integrated_gradients, attrfn.gradient_shap, attrfn.feature_ablation):
+            more = {"baselines": torch.zeros(2, 11)} if method is attrfn.gradient_shap else {}
+            assert method(model, torch.ones(3, 11), target=0, **more).shape == (3, 11)
     assert fake.shape == (3, 11)
     assert f(torch.ones(3, 11)).isfinite().all()

@@ -12,7 +12,7 @@ from attrfn._copies.memory import Peak, budget, out_of_memory, unmeasured_copies
 from attrfn._copies.progress import bar
 from attrfn._copies.rows import check_rows
 from attrfn._torch.autodiff import transforming
-from attrfn._torch.compiling import is_compiling
+from attrfn._torch.compiling import is_compiling, makes_fakes
 from attrfn._torch.explanation import current
 from attrfn._torch.say import say
 from attrfn._torch.typing import Batching, ChunkSize, Leaves
@@ -121,7 +121,7 @@ def over_chunks(
     check_chunks(chunks)
     one = current()
     if one is not None and n > 1 and chunks.batching == "fold" and chunks.size != 1:
-        if not (one.one_by_one or transforming()):
+        if not (one.one_by_one or transforming() or makes_fakes()):
             check_rows(one, evaluate, n)
         if one.one_by_one:
             chunks = chunks._replace(size=1)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from attrfn._copies.batch import wide
 from attrfn._torch.autodiff import transforming
+from attrfn._torch.compiling import makes_fakes
 from attrfn._torch.typing import Leaves
 from attrfn._torch.warn import warn
 
@@ -36,7 +37,7 @@ def warn_uncertain(
         option: The option with its value, which makes the error smaller.
         like: Outputs of the model, whose rounding counts as no error.
     """
-    if transforming() or not values.numel():
+    if transforming() or makes_fakes() or not values.numel():
         return
     with torch.no_grad():
         size, error = _mean_square(values), _mean_square(errors)

@@ -18,6 +18,7 @@ from attrfn._explain.quadrature import Rule, rule_and_inner
 from attrfn._explain.tree import each, row_total
 from attrfn._layers.at import at_layer, at_neuron
 from attrfn._torch.autodiff import transforming
+from attrfn._torch.compiling import makes_fakes
 from attrfn._torch.say import say
 from attrfn._torch.typing import (
     At,
@@ -100,7 +101,7 @@ def integrated_gradients(
     lengths = each(torch.sub, p.x, x0)
     if tolerance is None:
         # Inside transforms the gap cannot be read.
-        readable = p.batch and not transforming()
+        readable = p.batch and not (transforming() or makes_fakes())
         both = rule_and_inner(quadrature, n_steps) if readable else None
         total = integral(n_steps, chunk_size, both)
         if both is not None:

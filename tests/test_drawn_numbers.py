@@ -15,6 +15,7 @@ from registry import ROWS, Row, explain, rows
 from torch import Tensor, nn
 
 import attrfn
+from attrfn._torch import generators
 
 W = randn(4, 3, seed=1)
 X = randn(3, 4)
@@ -158,3 +159,25 @@ def test_a_thread_that_draws_is_not_the_model() -> None:
         stop.set()
         other.join()
     assert len(set(seen)) > 0.9 * len(seen)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 16, 17, 311, 312, 623, 624, 625, 1248, 5000, 624 * 64])
+@pytest.mark.parametrize(
+    "draw",
+    [
+        torch.rand,
+        torch.randn,
+        torch.randperm,
+        lambda n: torch.randn(n, dtype=torch.float64),
+        lambda n: torch.bernoulli(torch.ones(n) / 2),
+    ],
+)
+def test_every_draw_shows_in_the_state(draw, n) -> None:
+    """Also where the counter comes back to where it was, or a normal number was left over."""
+    for before in (0, 1):
+        torch.randn(before, dtype=torch.float64)
+        start = generators.states(generators.default())
+        assert generators.same(start, generators.states(generators.default()))
+        draw(n)
+        moved = not torch.equal(start[0], torch.get_rng_state())
+        assert generators.same(start, generators.states(generators.default())) != moved

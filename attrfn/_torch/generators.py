@@ -112,6 +112,11 @@ class Naming(TorchFunctionMode):
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
-    # torch.equal takes twice as long, and a surrounding transform would see it.
+    # torch.equal takes longer, and a surrounding transform would see it. A state has its counters
+    # in the first bytes, with the first numbers of its table, which all change when it is made
+    # anew; the second number of a pair of normal ones waits in the last bytes.
     n = a.numel()
-    return ctypes.string_at(a.data_ptr(), n) == ctypes.string_at(b.data_ptr(), n)
+    p, q, ends = a.data_ptr(), b.data_ptr(), min(n, 64)
+    return ctypes.string_at(p, ends) == ctypes.string_at(q, ends) and ctypes.string_at(
+        p + n - ends, ends
+    ) == ctypes.string_at(q + n - ends, ends)

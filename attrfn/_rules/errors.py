@@ -131,7 +131,8 @@ def refuse_training(call: Call, rules: str) -> NoReturn:
     if "norm" in call.name:
         raise UnsupportedOpError(
             f"{rules} cannot explain {op} with the statistics of the batch{where()}, which make "
-            "rows depend on each other: call model.eval(), or give it running statistics"
+            "rows depend on each other: call model.eval(), and give the norm running statistics if "
+            "it has none"
         )
     raise UnsupportedOpError(
         f"{rules} cannot explain {op} with training=True{where()}, which draws random numbers: "

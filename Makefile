@@ -37,6 +37,7 @@ demo: $(VENV)/installed-examples ## Explain real predictions in pictures; writes
 	$(BIN)/python docs/examples/tabular.py --out demo_output
 	$(BIN)/python docs/examples/perturbation.py --out demo_output/perturbation
 	$(BIN)/python docs/examples/rules.py --out demo_output/rules
+	$(BIN)/python docs/examples/compare.py --out demo_output
 	$(BIN)/python docs/examples/attacks.py --out demo_output
 	$(BIN)/python docs/examples/composition.py
 	$(BIN)/python docs/examples/regularised_training.py

@@ -61,7 +61,7 @@ PUBLIC = {
         symmetric targets_for with_dummy
     """,
     "attrfn.viz": """
-        Html bar image_grid image_overlay report strip text time_series
+        Html bar compare curves image_grid image_overlay report sanity strip text time_series
     """,
 }
 

@@ -57,7 +57,8 @@ def model_parameter_randomization(
             convolutions from U(+-1/sqrt(fan in)), recurrent layers from U(+-1/sqrt(hidden)),
             embeddings from N(0, 1), resets norms with their statistics, and draws all else with the
             mean and deviation of its own entries.
-        similarity: ``similarity(a, b) -> (B,)``.
+        similarity: ``similarity(a, b) -> (B,)``. What it returns is returned for each layer: with
+            ``lambda trained, drawn: drawn`` the maps themselves, for :func:`attrfn.viz.sanity`.
         absolute: Compare absolute attributions, which changes the verdict on signed maps.
         key: An int or a key of :mod:`attrfn.random`, (2,).
         chunk_size: Without an effect: nothing is explained in copies.

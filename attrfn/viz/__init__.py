@@ -9,9 +9,12 @@ signed attributions are symmetric around 0.
 """
 
 from attrfn.viz._bars import bar as bar
+from attrfn.viz._compare import compare as compare
+from attrfn.viz._curves import curves as curves
 from attrfn.viz._grid import image_grid as image_grid
 from attrfn.viz._image import image_overlay as image_overlay
 from attrfn.viz._report import report as report
+from attrfn.viz._sanity import sanity as sanity
 from attrfn.viz._series import time_series as time_series
 from attrfn.viz._strip import strip as strip
 from attrfn.viz._text import Html as Html

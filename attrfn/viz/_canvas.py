@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # Red and blue are those of the colour map RdBu, which colour-blind readers can tell apart.
 DARK, GREY, LINE = "#222222", "#666666", "#bbbbbb"
 RED, BLUE = "#b2182b", "#2166ac"
+ACCENT = "#00786c"  # what stands out where nothing is attributed: red and blue are signs
 PIECE = re.compile(r"[^\s_/-]*[\s_/-]+|[^\s_/-]+")  # a line may end after it
 LINE_HEIGHT = 1.25  # of a text line, in font sizes
 

@@ -48,6 +48,24 @@ def order(data: Tensor, top: int) -> list[int]:
     return torch.argsort(data.abs().mean(0), descending=True, stable=True)[:top].tolist()
 
 
+def swarm(places: Tensor, bins: int) -> Tensor:
+    """Offsets within -0.4..0.4 for dots: the k-th dot of a bin goes k/2 dots to one side or other.
+
+    Args:
+        places: Where the dots are along the axis, (N,), 0 to 1.
+        bins: How many dots have room along the axis.
+    """
+    binned = (places * (bins - 1)).round().long()
+    rank = torch.zeros(len(places), dtype=torch.long)
+    for b in set(binned.tolist()):
+        inside = binned == b
+        rank[inside] = torch.arange(int(inside.sum()))
+    offsets = (rank + 1).div(2, rounding_mode="floor") * (1 - 2 * (rank % 2))
+    # Rows with few dots keep them together: half a row is at least five dots high.
+    step = 0.4 / max(float(offsets.abs().max()), 5.0)
+    return offsets * step
+
+
 def frame(
     labels: Sequence[str], *, title: str, xlabel: str, right: float, description: str
 ) -> tuple[Figure, Axes]:

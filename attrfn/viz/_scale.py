@@ -17,18 +17,19 @@ if TYPE_CHECKING:
 Array: TypeAlias = "Tensor | ArrayLike"
 
 
-def numbers(value: Array, name: str, shapes: dict[int, str]) -> Tensor:
+def numbers(value: Array, name: str, shapes: dict[int, str], *, finite: bool = True) -> Tensor:
     """A float64 copy on the CPU, without graph.
 
     Args:
         value: A real tensor of any device and dtype, or an argument for ``numpy.asarray``.
         name: The argument's name for messages.
         shapes: The allowed numbers of dimensions, each with its shape in words.
+        finite: Whether NaN and infinities are refused.
 
     Raises:
         TypeError: The values are not real numbers.
         ValueError: The number of dimensions is not allowed, there is no value, or one is NaN or
-            infinite.
+            infinite where ``finite`` is set.
     """
     if isinstance(value, Tensor):
         if value.is_complex():
@@ -50,7 +51,7 @@ def numbers(value: Array, name: str, shapes: dict[int, str]) -> Tensor:
             "leave it out or explain a batch that is not empty"
         )
     wrong = int((~torch.isfinite(data)).sum())
-    if wrong:
+    if wrong and finite:
         raise ValueError(
             f"{name} holds {wrong} of {data.numel()} values that are NaN or infinite, expected "
             "finite numbers: find where they arise, or draw torch.nan_to_num of it"
@@ -109,4 +110,10 @@ def signed(value: float, digits: int = 2) -> str:
         return "0"
     rounded = float(f"{value:.{digits}g}")
     text = re.sub(r"e([+-])0*", lambda e: "e" + e[1].strip("+"), f"{rounded:+.6g}")
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def plain(value: float, digits: int = 6) -> str:
+    """``value`` with at most ``digits`` significant digits and a real minus."""
+    text = re.sub(r"e([+-])0*", lambda e: "e" + e[1].strip("+"), f"{value:.{digits}g}")
     return text.replace("-", "\N{MINUS SIGN}")

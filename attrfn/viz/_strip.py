@@ -11,7 +11,7 @@ from torch import Tensor
 from attrfn._explain.flags import checks_flags
 from attrfn.viz._canvas import DARK, GREY, LINE, place
 from attrfn.viz._colour import colour_map
-from attrfn.viz._rows import MARGIN, features, frame, order
+from attrfn.viz._rows import MARGIN, features, frame, order, swarm
 from attrfn.viz._scale import Array, numbers
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def strip(
         axes.axhline(row, color=LINE, linewidth=0.4, zorder=0.5)
         dots = axes.scatter(
             data[:, i].numpy(),
-            (row + _swarm(data[:, i], span)).numpy(),
+            (row + swarm((data[:, i] / span + 1) / 2, BINS)).numpy(),
             c=_relative(shown[:, i]).numpy(),
             cmap=colours,
             vmin=0,
@@ -108,19 +108,6 @@ def _value_bar(figure: Figure, axes: Axes, dots: PathCollection) -> None:
     bar.set_yticks([0, 1], labels=["low", "high"])
     bar.tick_params(labelsize=8, length=0, pad=3, labelcolor=DARK)
     bar.set_ylabel("feature value", fontsize=8, color=GREY, labelpad=-8)
-
-
-def _swarm(x: Tensor, span: float) -> Tensor:
-    """Offsets within -0.4..0.4: the k-th dot of a bin goes k/2 dots up or down."""
-    bins = ((x / span + 1) / 2 * (BINS - 1)).round().long()
-    rank = torch.zeros(len(x), dtype=torch.long)
-    for b in set(bins.tolist()):
-        inside = bins == b
-        rank[inside] = torch.arange(int(inside.sum()))
-    offsets = (rank + 1).div(2, rounding_mode="floor") * (1 - 2 * (rank % 2))
-    # Rows with few dots keep them together: half a row is at least five dots high.
-    step = 0.4 / max(float(offsets.abs().max()), 5.0)
-    return offsets * step
 
 
 def _relative(values: Tensor) -> Tensor:

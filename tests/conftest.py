@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import inspect
 import os
 from collections.abc import Callable, Iterator
@@ -22,6 +23,8 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+# Torch and its compiler make many objects that stay, which the default would visit again and again.
+gc.set_threshold(20_000, 10, 20)
 
 hypothesis.settings.register_profile(
     "attrfn",

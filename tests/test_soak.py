@@ -36,7 +36,9 @@ METHODS: dict[str, Method] = {
 @pytest.fixture(autouse=True)
 def _no_garbage_of_others() -> Iterator[None]:
     gc.collect()
+    gc.freeze()  # after thousands of tests each look at all objects would take seconds
     yield
+    gc.unfreeze()
     torch._dynamo.reset()
 
 

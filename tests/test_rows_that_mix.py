@@ -65,7 +65,7 @@ def test_every_chunking_gives_the_same(f: Any, why: str, method: str) -> None:
 @pytest.mark.filterwarnings("ignore:the model holds a BatchNorm1d")
 @pytest.mark.parametrize("name", ["untracked", "functional"])
 def test_the_advice_of_deep_lift_is_true(name: str) -> None:
-    with pytest.raises(attrfn.UnsupportedOpError, match="give it running statistics"):
+    with pytest.raises(attrfn.UnsupportedOpError, match="give the norm running statistics"):
         attrfn.deep_lift(MIXING[name][0], X, target=0)
 
 

@@ -218,6 +218,8 @@ def permutation(key: Tensor | int, n: int, *, device: Device = None) -> Tensor:
         >>> permutation(0, 5)
         tensor([1, 3, 2, 4, 0])
     """
+    if isinstance(n, bool) or not isinstance(n, (int, torch.SymInt)):
+        raise TypeError(f"n must be an int, got {say(n)}: pass a number of indices.")
     # 63 bits, because int64 has a sign. Two equal words would favour the order of the indices; in a
     # thousand words that has a chance of 2^-44.
     words = generate(as_key(key, device), (n,), (DRAW, LOW), lambda hi, lo: (hi << 31) | (lo >> 1))

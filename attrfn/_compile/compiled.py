@@ -139,7 +139,7 @@ class _Compiled:
 
     # What torch.compile would decide in the graph, each call decides here before it, in plain
     # Python: the size of chunks (a graph cannot measure), whether the result may be differentiated,
-    # and the check of an int target, which enters the graph as a tensor so that it is no guard.
+    # and the check of an int target, which enters the graph as a tensor so that it is not a guard.
 
     def __init__(
         self,

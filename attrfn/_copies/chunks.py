@@ -132,7 +132,7 @@ def over_chunks(
 
 
 def check_chunks(chunks: Chunks) -> None:
-    """Refuse a size that is no count, and a way of batching that does not exist."""
+    """Refuse a size that is not a count, and an unknown way of batching."""
     if isinstance(chunks.size, Ask):
         return
     if not is_one_of(chunks.batching, "fold", "vmap", "loop"):

@@ -39,7 +39,7 @@ def _line(total: int, label: str) -> Callable[[int], None]:
 
 @contextlib.contextmanager
 def steps(total: int, label: str, shown: bool) -> Iterator[Callable[[int], object]]:
-    """:func:`bar` if it is wanted, and a report to nobody if not."""
+    """:func:`bar` if it is wanted, else a report that does nothing."""
     if not shown:
         yield lambda n: None
         return

@@ -17,7 +17,7 @@ from attrfn._torch.typing import Tree
 
 
 class Elements(NamedTuple):
-    """The elements of attributions, one behind the other, and their features.
+    """The elements of attributions, one after another, and their features.
 
     Attributes:
         values: (B, E).
@@ -119,7 +119,7 @@ def _elements(attributions: Tree, feature_mask: Tree, n_features: int | None) ->
     """Take attributions and a mask apart.
 
     Raises:
-        TypeError: A leaf is no tensor, or the mask holds no integers.
+        TypeError: A leaf is not a tensor, or the mask does not hold integers.
         ValueError: The mask does not broadcast to the attributions, or an id is out of range.
     """
     leaves, _ = flatten(attributions, "attributions")

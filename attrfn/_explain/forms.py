@@ -52,7 +52,7 @@ def documented(
             their docstrings are added.
         like: A docstring whose references hold where the function names none.
         scores: What the method's attributions are (see :mod:`attrfn._explain.shared`); None for a
-            function that is no method.
+            function that is not a method.
     """
 
     def complete(function: F) -> F:

@@ -23,7 +23,7 @@ def not_one_per_row(value: Tensor, rows: int, name: str, other: str = "") -> str
 
 
 def complex_outputs(outputs: Tensor, giver: str, name: str) -> str:
-    """The error for outputs that are complex numbers, of which there is no one real number."""
+    """What is said of complex outputs, which are not one real number each."""
     return (
         f"{giver} returned {outputs.dtype}, expected real numbers: take .abs(), .real, .imag "
         f"or .angle() in {name}, such as {name}=lambda out: out.abs()[:, 0]"
@@ -39,7 +39,7 @@ def main_tensor(outputs: Any) -> Any:
 
 
 def picks(outputs: Any, chosen: Any) -> str:
-    """A callable that picks from outputs that are no tensor, as text."""
+    """A callable that picks from outputs that are not a tensor, as text."""
     index = chosen[0] if isinstance(chosen, tuple) and len(chosen) == 1 else 1
     index = index if isinstance(index, int) else 1
     if not isinstance(outputs, Mapping):

@@ -44,7 +44,7 @@ class Parameters(NamedTuple):
         """The name of a layer.
 
         Raises:
-            ValueError: It is no module of the model, or owns no parameter.
+            ValueError: It is not a module of the model, or owns no parameter.
         """
         module = self.layers.get(layer) if isinstance(layer, str) else None
         module = find(self.src.module, layer) if module is None else module

@@ -94,7 +94,7 @@ def _modules_of(value: Any, depth: int, seen: set[int]) -> Iterator[nn.Module | 
         for part in value.values() if len(value) <= _MOST else ():
             yield from _modules_of(part, depth - 1, seen)
     elif type(value).__module__.startswith("attrfn."):
-        return  # such as the part of a split model behind a layer, which runs on private copies
+        return  # such as the part of a split model after a layer, which runs on private copies
     elif not isinstance(value, (type, types.ModuleType, torch.Tensor)):
         for part in getattr(value, "__dict__", {}).values():
             yield from _modules_of(part, depth - 1, seen)

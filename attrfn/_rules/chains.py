@@ -50,7 +50,7 @@ class Node(NamedTuple):
         call: The operation, or None.
         made_of: The nodes of its arguments.
         parent: The nearest node of which it is a function, or None.
-        depth: How many such nodes there are, one behind the other.
+        depth: How many such nodes follow one another.
         curve_of: The node of which it is a curved function, for the sum with a number.
         bent: Whether that function is more than a power, of which statistics are made.
         whole: Whether it has its derivative by ``curve_of`` and not by its arguments.
@@ -107,7 +107,7 @@ def _chained(kind: str, op: Op, rule: Callable[..., Any]) -> Callable[[Any, Call
 
 
 def _node(run: Run, kind: str, call: Call) -> Node | None:
-    """The node of a call's output; None where it is no function of one tensor."""
+    """The node of a call's output; None where it is not a function of one tensor."""
     made_of = [known(run, t) for t in call.values]
     parent = made_of[0] if len(made_of) == 1 else _common(made_of)
     if parent is None or not _keeps_shape(call, parent):

@@ -51,7 +51,7 @@ def elementwise(rule: Callable[..., Any]) -> Callable[[Any, Call], Any]:
 
 
 def _check(call: Call, x: Tensor) -> None:
-    """Refuse a module that is no function of each element, as far as shapes show it."""
+    """Refuse a module that is not elementwise, as far as shapes show it."""
     given = x.clone()
     y = call(given)
     if not isinstance(y, Tensor) or y.shape != x.shape:

@@ -52,7 +52,7 @@ def _slopes(call: Call, image: Tensor, grid: Tensor, grid0: Tensor) -> list[Tens
     They are changed one after the other, in one order and its reverse.
     """
     n, channels = image.shape[:2]
-    # A channel is an image of its own here, so that the derivative by the grid is one for each.
+    # Each channel is a separate image here, so that the derivative by the grid is one for each.
     images = image.reshape(n * channels, 1, *image.shape[2:])
 
     coordinates = [

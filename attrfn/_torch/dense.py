@@ -1,4 +1,4 @@
-"""Inputs that are no dense tensors: sparse ones and packed sequences, explained as dense ones.
+"""Inputs that are not dense tensors: sparse ones and packed sequences, explained as dense ones.
 
 A method makes points and rows of its inputs, which sparse tensors and packed sequences do not
 allow. So it works on the dense (or padded) tensor, and the model gets each of its batches in the

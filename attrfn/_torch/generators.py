@@ -113,8 +113,8 @@ class Naming(TorchFunctionMode):
 
 def _equal(a: Tensor, b: Tensor) -> bool:
     # torch.equal takes longer, and a surrounding transform would see it. A state has its counters
-    # in the first bytes, with the first numbers of its table, which all change when it is made
-    # anew; the second number of a pair of normal ones waits in the last bytes.
+    # in the first bytes, with the first numbers of its table, which all change when it is
+    # refilled; the second number of a pair of normal ones waits in the last bytes.
     n = a.numel()
     p, q, ends = a.data_ptr(), b.data_ptr(), min(n, 64)
     return ctypes.string_at(p, ends) == ctypes.string_at(q, ends) and ctypes.string_at(

@@ -45,7 +45,7 @@ class Point(NamedTuple):
 
     attributions: Leaves
     x: Leaves
-    outputs: Tensor | None
+    outputs: Any
     layer: Leaves
 
 

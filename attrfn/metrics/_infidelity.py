@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -188,13 +189,11 @@ def _quotient(a: Tensor, b: Tensor) -> Tensor:
 
 def _dot(moves: Leaves, attributions: Leaves) -> Tensor:
     """I . A over all leaves: (S, 1 or B, ...) and (B, ...) each to (S, B)."""
-    total = None
+    found: list[Tensor] = []
     for m, a in zip(moves, attributions, strict=True):
         z, row = flat(m).to(a.dtype), flat(a[None])[0]
         if z.shape[1] == 1:
-            found = einsum("sn,bn->sb", z[:, 0], row)
+            found.append(einsum("sn,bn->sb", z[:, 0], row))
         else:
-            found = einsum("sbn,bn->sb", z, row)
-        total = found if total is None else total + found
-    assert total is not None
-    return total
+            found.append(einsum("sbn,bn->sb", z, row))
+    return functools.reduce(torch.add, found)

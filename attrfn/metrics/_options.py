@@ -37,7 +37,7 @@ class Scores(TypedDict):
 
     attributions: Tree
     """A tree like the inputs, of tensors with as many dimensions, whose sizes are those of the
-    inputs, or 1 behind the examples."""
+    inputs, or 1 after the examples."""
 
     key: Key
     """An int or a key of :mod:`attrfn.random`, (2,), or (B, 2) with one for each example."""
@@ -113,7 +113,7 @@ class Localized(TypedDict, total=False):
     mask: Tree
     """Where the object is: booleans (or integers, of which 0 is outside) that broadcast to the
     attributions, or a pytree prefix of those. Attributions are first summed over the dimensions,
-    behind the examples, in which only the mask has size 1: a mask (B, 1, H, W) pools channels."""
+    after the examples, in which only the mask has size 1: a mask (B, 1, H, W) pools channels."""
 
     sign: Literal["signed", "positive", "absolute"]
     """Which part of the attributions counts, once they are pooled."""

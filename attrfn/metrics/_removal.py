@@ -115,6 +115,7 @@ def numbers_gone(s: Scored, n_steps: int) -> list[int]:
 
 
 def abscissae(gone: list[int], s: Scored) -> Tensor:
+    """The shares of the features that are gone, (S + 1,)."""
     # A quotient of integer tensors would be float32.
     return torch.tensor(gone, device=s.p.device).to(s.p.full.dtype) / s.n
 

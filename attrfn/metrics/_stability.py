@@ -118,8 +118,6 @@ def relative_output_stability(
     """
 
     def size(x: Point, s: Point) -> Tensor:
-        assert x.outputs is not None
-        assert s.outputs is not None
         return norm_over((x.outputs - s.outputs,))
 
     table = around(
@@ -203,8 +201,6 @@ def _relative_to(
         found = ratio(change, size(x, s).clamp(min=eps))
         if not same_prediction:
             return found
-        assert x.outputs is not None
-        assert s.outputs is not None
         same = x.outputs.argmax(-1) == s.outputs.argmax(-1)
         return found.masked_fill(~same, -torch.inf)
 

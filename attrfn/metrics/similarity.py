@@ -103,7 +103,7 @@ def ssim(a: Tree, b: Tree) -> Tensor:
         C1 = (0.01 R)^2,   C2 = (0.03 R)^2,   R = the range of the numbers of both maps
 
     Means, variances and covariances (n - 1) are those of uniform windows inside the map, as in
-    scikit-image. Channels count as maps of their own, with one range.
+    scikit-image. Channels count as separate maps, with one range.
 
     Args:
         a: A tensor (B, ..., H, W), H and W at least 7.
@@ -114,7 +114,7 @@ def ssim(a: Tree, b: Tree) -> Tensor:
 
     Raises:
         TypeError: A map is not a tensor of real numbers.
-        ValueError: The shapes differ, or the maps are no images of this size.
+        ValueError: The shapes differ, or the maps are not images of this size.
 
     Example:
         >>> import torch

@@ -22,7 +22,7 @@ def as_target(objective: Objective, target: Target, batch: int) -> tuple[Target,
     """An objective as a target of the model, its name in messages, and its sign.
 
     Raises:
-        TypeError: The target is no class.
+        TypeError: The target is not a class.
         ValueError: The objective is of no known kind, or the target has another length than the
             batch.
     """

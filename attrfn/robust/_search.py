@@ -163,7 +163,7 @@ def _linear(a: Attempted, tried: _Try, nothing: _First, values: Tensor, chunks: 
 
 
 def _binary(a: Attempted, tried: _Try, nothing: _First, values: Tensor, chunks: Chunks) -> _First:
-    # The first success is at low or behind it and before high; high = K says that there is none.
+    # The first success is at low or after it, and before high; high = K says that there is none.
     low = torch.zeros(a.p.batch, dtype=torch.int64, device=values.device)
     high = torch.full_like(low, values.shape[0])
     best = nothing

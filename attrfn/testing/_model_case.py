@@ -56,6 +56,7 @@ def rows_of(outputs: Any, batch: int) -> Tensor:
 
 
 def said(error: BaseException) -> str:
+    """The class of an error and the first line of its message."""
     return f"{type(error).__name__}: {error}".split("\n")[0]
 
 

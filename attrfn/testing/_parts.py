@@ -21,6 +21,7 @@ _MOST = 12  # operations without a rule that are listed
 
 
 def rules_of(c: Case) -> Iterator[Finding]:
+    """The operations of a model that have no rule of DeepLIFT or LRP."""
     tables = {"DeepLIFT": attrfn.rules.rescale, "LRP": attrfn.rules.epsilon_plus}
     for name, table in tables.items():
         if not all(t.is_floating_point() for t in c.x):
@@ -65,6 +66,7 @@ def _named(path: str) -> Any:
 
 
 def hidden(c: Case) -> Finding:
+    """The modules that a model function calls without showing them."""
     root = root_of(c.model_fn)
     if root is None:
         hidden = [type(m).__name__ for m in _reached(c.model_fn)]
@@ -104,6 +106,7 @@ def _filled(cell: Any) -> bool:
 
 
 def layers_of(c: Case) -> Iterator[Finding]:
+    """Which layers of a model can be explained, and why the others cannot."""
     root = root_of(c.model_fn)
     for name, module in () if root is None else root.named_modules():
         if not name:

@@ -238,7 +238,7 @@ def _drawn(s: Subject, name: str) -> Any:
         # Of models with a ReLU, one has smooth operations around it: its derivatives say more.
         smooth = [kind for kind in kinds if kind.smooth]
         kinds = smooth or [kind for kind in kinds if kind.kind == "rectified cnn"] or kinds
-    if name in DIFFER and s.of_layer:  # behind this layer the model is linear
+    if name in DIFFER and s.of_layer:  # after this layer the model is linear
         kinds = [kind for kind in kinds if kind.kind != "mlp"] or kinds
     width = 2 if name in DIFFER else 1  # a map of one channel has no other weights
     least = 2 if name in ("row_alone", "vmap") else 1

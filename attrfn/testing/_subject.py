@@ -151,7 +151,7 @@ def subject_of(
     """A method under test, checked.
 
     Raises:
-        TypeError: The method is no function.
+        TypeError: The method is not a function.
         ValueError: A need or an axiom is of no known name.
     """
     if not callable(method):

@@ -92,9 +92,9 @@ def compare(
         A figure with one axes per metric.
 
     Raises:
-        TypeError: ``comparison`` is no comparison.
-        ValueError: A name in ``log`` is no metric, a value on a logarithmic axis is not above 0, or
-            the comparison is empty.
+        TypeError: ``comparison`` is not a comparison.
+        ValueError: A name in ``log`` is not a metric, a value on a logarithmic axis is not above
+            0, or the comparison is empty.
 
     Example:
         >>> import torch, attrfn

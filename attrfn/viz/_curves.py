@@ -80,7 +80,7 @@ def curves(
         finite are left out, and the legend says how many.
 
     Raises:
-        TypeError: An argument is no curve.
+        TypeError: An argument is not a curve.
         ValueError: There is no curve or no example, or shapes or ``band`` do not fit.
 
     Example:

@@ -93,7 +93,7 @@ def sanity(
         A figure with axes in row-major order: per row the image, then the maps.
 
     Raises:
-        TypeError: ``maps`` is no mapping of mappings, or an argument holds no real numbers.
+        TypeError: ``maps`` is not a mapping of mappings, or an argument holds no real numbers.
         ValueError: Shapes, batch sizes, columns or options do not fit, or values are not finite.
 
     Example:

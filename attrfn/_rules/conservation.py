@@ -194,8 +194,8 @@ class Gauge:
             return
         if self.value is not None:
             product = (self.value * g.conj()).real if g.is_complex() else self.value * g
-            # a masked score is -inf, with gradient 0
-            g = torch.where(self.value.isinf() & (g == 0), 0.0, product)
+            # A masked score is -inf and memory that is written later may hold nan, both with gradient 0.
+            g = torch.where(~self.value.isfinite() & (g == 0), 0.0, product)
         self.total += float(g.double().sum())
         self.size += float(g.double().abs().sum())
 

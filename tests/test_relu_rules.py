@@ -357,3 +357,47 @@ def test_guided_grad_cam_of_another_input_is_refused() -> None:
     model = make(lambda: nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)))
     with pytest.raises(ValueError, match="inputs has a tensor of shape"):
         attrfn.guided_grad_cam(model, randn(2, 4), layer="1", target=0)
+
+
+def _wrote(write: Callable[[Tensor], Any]) -> Callable[[Tensor], Tensor]:
+    def act(x: Tensor) -> Tensor:
+        x = x * 1.0  # an operation that does not save its result
+        write(x)
+        return x
+
+    return act
+
+
+# How a model writes a rectifier in place, and the same without writing.
+WRITES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "Tensor.relu_": (_wrote(Tensor.relu_), torch.relu),
+    "torch.relu_": (_wrote(torch.relu_), torch.relu),
+    "F.relu": (_wrote(lambda x: F.relu(x, inplace=True)), torch.relu),
+    "F.relu6": (_wrote(lambda x: F.relu6(x, inplace=True)), F.relu6),
+    "F.hardtanh": (_wrote(lambda x: F.hardtanh(x, inplace=True)), F.hardtanh),
+    "F.hardtanh_": (_wrote(lambda x: F.hardtanh_(x, 0, 0.5)), lambda x: F.hardtanh(x, 0, 0.5)),
+    "F.leaky_relu_": (_wrote(lambda x: F.leaky_relu_(x, 0.2)), lambda x: F.leaky_relu(x, 0.2)),
+    "clamp_": (_wrote(lambda x: x.clamp_(min=0)), lambda x: x.clamp(min=0)),
+    "a view": (
+        _wrote(lambda x: x[:, :2].relu_()),
+        lambda x: torch.cat([x[:, :2].relu(), x[:, 2:]], 1),
+    ),
+    "the base of a view": (
+        lambda x: (v := (y := x * 1.0)[:, :]) + y.relu_() * 2 + 0 * v,
+        lambda x: 3 * x.relu(),
+    ),
+    "unrecorded": (_wrote(torch.no_grad()(Tensor.relu_)), lambda x: x + (x.relu() - x).detach()),
+    "twice": (_wrote(lambda x: x.relu_().add_(1).relu_()), lambda x: (x.relu() + 1).relu()),
+    "overwritten": (_wrote(lambda x: x.relu_().mul_(2)), lambda x: x.relu() * 2),
+}
+
+
+@by_name
+@pytest.mark.parametrize("kind", WRITES)
+def test_every_way_to_write_in_place(name: str, kind: str) -> None:
+    """The same model that writes nothing has the same result, bit for bit."""
+    w = randn(4, 3)
+    written, pure = (lambda x, act=act: act(x @ w) @ w.mT for act in WRITES[kind])
+    x = randn(5, 4)
+    method = getattr(attrfn, name)
+    assert torch.equal(method(written, x, target=1), method(pure, x, target=1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attrfn._explain.explain import explain
+from attrfn._explain.explain import Explained, explain
 from attrfn._explain.forms import documented, form_of
 from attrfn._explain.options import Arguments, AtNeuron, GraphOptions
 from attrfn._layers.at import at_neuron
@@ -10,10 +10,10 @@ from attrfn._model.bind import uncompiled
 from attrfn._rules.errors import UnsupportedOpError
 from attrfn._rules.gradient import gradients_by_rules
 from attrfn._rules.hidden_relus import refuse_scripted
-from attrfn._rules.relu import DECONV, GUIDED
+from attrfn._rules.relu import DECONV, GUIDED, on_clones
 from attrfn._rules.table import Rules
 from attrfn._torch.autodiff import transforming
-from attrfn._torch.typing import At, Layer, ModelFn, Target, Tree, Unpack
+from attrfn._torch.typing import At, Layer, Leaves, ModelFn, Target, Tree, Unpack
 from attrfn._torch.warn import warn
 
 
@@ -92,7 +92,7 @@ def _with_rules(
         refuse_scripted(model_fn, rules.name)
     p = explain(uncompiled(model_fn), inputs, target, create_graph=create_graph)
     try:
-        grads, calls = gradients_by_rules(p, rules, p.x)
+        grads, calls = _gradients(p, rules)
     except UnsupportedOpError:
         # The graph knows only that some code is hidden; this names the module, if it is scripted.
         refuse_scripted(model_fn, rules.name)
@@ -103,6 +103,16 @@ def _with_rules(
             "ReLU6, hardtanh, threshold, leaky and parametric ReLU, called as torch functions"
         )
     return p.result(grads)
+
+
+def _gradients(p: Explained, rules: Rules) -> tuple[Leaves, list[str]]:
+    try:
+        return gradients_by_rules(p, rules, p.x)
+    except RuntimeError as error:
+        # The model writes again into what a ReLU wrote in place. torch.autograd cannot take that.
+        if "modified by an inplace operation" not in str(error):
+            raise
+        return gradients_by_rules(p, on_clones(rules), p.x)
 
 
 @form_of(guided_backprop, AtNeuron)

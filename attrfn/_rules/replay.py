@@ -104,15 +104,21 @@ class Replay(Run):
         """As in :class:`Run`, with a short cut."""
         # Most calls with a ReLU rule are relu(x) in eager mode, where building a Call takes longer
         # than the ReLU of a small tensor. The truth of a tensor is not asked.
-        unset = all(v is False or v is None for v in kwargs.values())
-        if self.first_order and len(args) == 1 and unset:
+        if self.first_order and len(args) == 1:
             found = self.find(func)
             if found is None:
                 return func(*args, **kwargs)
             spelling, op = found
-            if op.first_order is not None and spelling.name == "relu" and spelling.pure is None:
+            unset = all(v is False or v is None for v in kwargs.values())
+            relu = unset and spelling.name == "relu" and spelling.pure is None
+            if op.first_order is not None and relu:
                 self.calls.append(spelling.name)
                 return op.first_order(self, args[0])
+            if op.in_place is not None and not self.compiling:
+                out = op.in_place(self, spelling, func, args[0], kwargs)
+                if out is not None:
+                    self.calls.append(spelling.name)
+                    return out
         return super().untracked(func, args, kwargs)
 
     def primitive(self, call: Call, rule: Rule) -> Any:

@@ -28,6 +28,8 @@ class Op(NamedTuple):
         checked: Whether arguments that depend on the inputs without a derivative are refused.
         first_order: ``first_order(run, x) -> output``, a short cut for calls with one argument
             where one derivative is enough.
+        in_place: ``in_place(run, spelling, func, x, kwargs) -> output``, the same for a call that
+            may write into x; None if it does not, or if it is not known to serve.
     """
 
     kind: str
@@ -36,6 +38,7 @@ class Op(NamedTuple):
     native: bool = False
     checked: bool = True
     first_order: Callable[[Any, Any], Any] | None = None
+    in_place: Callable[..., Any] | None = None
 
 
 class Constant(NamedTuple):

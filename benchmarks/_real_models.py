@@ -105,4 +105,108 @@ class Encoder(nn.Module):
         return self.classes(self.encoder(x)[:, 0])
 
 
-REAL = {"EfficientNet": EfficientNet, "ViT": VisionTransformer, "BERT": Encoder}
+class _Bottleneck(nn.Module):
+    """1 x 1, 3 x 3 and 1 x 1 convolutions beside a shortcut, with ReLUs in place."""
+
+    def __init__(self, a: int, narrow: int, stride: int) -> None:
+        super().__init__()
+        b = 4 * narrow
+        sizes = ((a, narrow, 1, 1), (narrow, narrow, 3, stride), (narrow, b, 1, 1))
+        layers: list[nn.Module] = []
+        for i, o, kernel, step in sizes:
+            layers += [nn.Conv2d(i, o, kernel, step, kernel // 2, bias=False), nn.BatchNorm2d(o)]
+            layers += [nn.ReLU(inplace=True)]
+        self.layers = nn.Sequential(*layers[:-1])
+        self.shortcut = nn.Sequential()
+        if stride > 1 or a != b:
+            self.shortcut.append(nn.Conv2d(a, b, 1, stride, bias=False))
+            self.shortcut.append(nn.BatchNorm2d(b))
+        self.end = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.end(self.layers(x) + self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    """The layers of ResNet-50."""
+
+    shape = (3, 224, 224)
+    layer = "blocks.12"
+
+    def __init__(self) -> None:
+        super().__init__()
+        conv = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+        self.start = nn.Sequential(
+            conv, nn.BatchNorm2d(64), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)
+        )
+        blocks, a = [], 64
+        for narrow, n in ((64, 3), (128, 4), (256, 6), (512, 3)):
+            for i in range(n):
+                blocks.append(_Bottleneck(a, narrow, 2 if i == 0 and narrow > 64 else 1))
+                a = 4 * narrow
+        self.blocks = nn.Sequential(*blocks)
+        self.classes = nn.Linear(2048, 1000)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classes(self.blocks(self.start(x)).mean((2, 3)))
+
+
+def _double(a: int, b: int) -> nn.Sequential:
+    """Two 3 x 3 x 3 convolutions."""
+    first, second = nn.Conv3d(a, b, 3, padding=1), nn.Conv3d(b, b, 3, padding=1)
+    return nn.Sequential(
+        first, nn.InstanceNorm3d(b), nn.LeakyReLU(), second, nn.InstanceNorm3d(b), nn.LeakyReLU()
+    )
+
+
+class UNet3d(nn.Module):
+    """A U-Net of three levels on a volume, with one number for each of two classes."""
+
+    shape = (1, 32, 32, 32)
+    layer = "bottom"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.ModuleList([_double(1, 16), _double(16, 32)])
+        self.bottom = _double(32, 64)
+        self.up = nn.ModuleList(
+            [nn.ConvTranspose3d(64, 32, 2, 2), nn.ConvTranspose3d(32, 16, 2, 2)]
+        )
+        self.join = nn.ModuleList([_double(64, 32), _double(32, 16)])
+        self.classes = nn.Conv3d(16, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = []
+        for level in self.down:
+            x = level(x)
+            kept.append(x)
+            x = nn.functional.max_pool3d(x, 2)
+        x = self.bottom(x)
+        for up, join, beside in zip(self.up, self.join, reversed(kept), strict=True):
+            x = join(torch.cat([up(x), beside], 1))
+        return self.classes(x).mean((2, 3, 4))
+
+
+class Lstm(nn.Module):
+    """Two layers of 256 units on 64 steps of 64 features."""
+
+    shape = (64, 64)
+    layer = "lstm"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(64, 256, 2, batch_first=True)
+        self.classes = nn.Linear(256, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classes(self.lstm(x)[0][:, -1])
+
+
+REAL = {
+    "EfficientNet": EfficientNet,
+    "ResNet": ResNet,
+    "ViT": VisionTransformer,
+    "BERT": Encoder,
+    "U-Net 3d": UNet3d,
+    "LSTM": Lstm,
+}

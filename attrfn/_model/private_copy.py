@@ -22,7 +22,14 @@ from torch import Tensor, nn
 
 from attrfn._model.classes import Intervention, intervened, no_fast_path, without_fast_path
 from attrfn._model.parameters import Shared, shared, shares
-from attrfn._model.snapshot import DICTS, Snapshot, is_unwritten, slots_of
+from attrfn._model.snapshot import (
+    DICTS,
+    Contents,
+    Snapshot,
+    attributes_of,
+    is_unwritten,
+    slots_of,
+)
 from attrfn._model.training import mixes, refuse_scripted, warn_mixing
 from attrfn._torch.compiling import makes_fakes, unreadable
 from attrfn._torch.explanation import current
@@ -72,7 +79,7 @@ class PrivateCopy:
         # From the id of an original to its copy. The caller holds the originals as long.
         self.memo: dict[int, Any] = {}
         self.mixing: list[nn.Module] = []
-        self.snapshots: list[Snapshot] = []
+        self.snapshots: list[Snapshot | Contents] = []
         self.buffers: list[tuple[Tensor, Tensor, int]] = []
         self.shared: list[Shared] = []
         self.written: list[int] = []
@@ -193,7 +200,6 @@ class PrivateCopy:
             immutable = all(type(v) in _IMMUTABLE for v in value)
             return value if immutable else tuple(map(self.value, value))
         if isinstance(value, _CONTAINERS):
-            self.reusable = False  # no snapshot looks inside, so a change would not be noticed
             return self.container(value)
         # As an attribute, a method still belongs to the user's module.
         if kind is types.MethodType and isinstance(value.__self__, nn.Module):
@@ -203,9 +209,10 @@ class PrivateCopy:
                 one.watch(value)
             return value
         if kind is functools.partial:
-            return functools.partial(
-                self.value(value.func), *self.value(value.args), **self.value(value.keywords)
-            )
+            keywords = {k: self.value(v) for k, v in value.keywords.items()}
+            new = functools.partial(self.value(value.func), *self.value(value.args), **keywords)
+            self.snapshots.append(Contents.of(new.keywords))
+            return new
         return value
 
     def container(self, old: Any) -> Any:
@@ -213,13 +220,24 @@ class PrivateCopy:
         if not self.guarded and isinstance(old, (list, dict)) and len(old) > MOST_GUARDED:
             return old
         if id(old) not in self.memo:
+            kind: Any = type(old)
             new = self.memo[id(old)] = copy.copy(old)
             if isinstance(old, list):
                 new[:] = map(self.value, old)
             elif isinstance(old, dict):
-                new.update({k: self.value(v) for k, v in old.items()})
-            elif isinstance(old, types.SimpleNamespace):
-                new.__dict__.update({k: self.value(v) for k, v in vars(old).items()})
+                for k, v in old.items():  # the update of a Counter would add
+                    dict.__setitem__(new, k, self.value(v))
+            elif isinstance(old, (set, deque)):
+                new.clear()
+                (new.update if isinstance(old, set) else new.extend)(map(self.value, old))
+            attributes = attributes_of(old)
+            if attributes is old:  # a dict whose items are its attributes
+                object.__setattr__(new, "__dict__", new)
+            elif attributes:
+                new.__dict__.update({k: self.value(v) for k, v in attributes.items()})
+            if slots_of(kind):
+                self.reusable = False  # no snapshot looks there
+            self.snapshots.append(Contents.of(new))
         return self.memo[id(old)]
 
     def unchanged(self) -> bool:

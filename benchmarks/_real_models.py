@@ -46,11 +46,11 @@ class EfficientNet(nn.Module):
     shape = (3, 224, 224)
     layer = "head.0"
 
-    def __init__(self) -> None:
+    def __init__(self, stages: int = len(_STAGES)) -> None:
         super().__init__()
         blocks: list[nn.Module] = [*_unit(3, 32, 3, 2)]
         a = 32
-        for expansion, kernel, stride, b, n in _STAGES:
+        for expansion, kernel, stride, b, n in _STAGES[:stages]:
             for i in range(n):
                 blocks.append(_Block(a, b, expansion, kernel, stride if i == 0 else 1))
                 a = b
@@ -75,12 +75,12 @@ class VisionTransformer(nn.Module):
     shape = (3, 224, 224)
     layer = "encoder.layers.6"
 
-    def __init__(self) -> None:
+    def __init__(self, depth: int = 12) -> None:
         super().__init__()
         self.patches = nn.Conv2d(3, 384, 16, 16)
         self.token = nn.Parameter(torch.zeros(1, 1, 384))
         self.places = nn.Parameter(0.02 * torch.randn(1, 197, 384))
-        self.encoder = _encoder(384, 6, 12, norm_first=True)
+        self.encoder = _encoder(384, 6, depth, norm_first=True)
         self.norm = nn.LayerNorm(384)
         self.classes = nn.Linear(384, 1000)
 
@@ -96,9 +96,9 @@ class Encoder(nn.Module):
     shape = (128, 768)
     layer = "encoder.layers.3"
 
-    def __init__(self) -> None:
+    def __init__(self, depth: int = 6) -> None:
         super().__init__()
-        self.encoder = _encoder(768, 12, 6, norm_first=False)
+        self.encoder = _encoder(768, 12, depth, norm_first=False)
         self.classes = nn.Linear(768, 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,49 +106,55 @@ class Encoder(nn.Module):
 
 
 class _Bottleneck(nn.Module):
-    """1 x 1, 3 x 3 and 1 x 1 convolutions beside a shortcut, with ReLUs in place."""
+    """Three convolutions around a shortcut."""
 
-    def __init__(self, a: int, narrow: int, stride: int) -> None:
+    def __init__(self, inside: int, width: int, stride: int) -> None:
         super().__init__()
-        b = 4 * narrow
-        sizes = ((a, narrow, 1, 1), (narrow, narrow, 3, stride), (narrow, b, 1, 1))
-        layers: list[nn.Module] = []
-        for i, o, kernel, step in sizes:
-            layers += [nn.Conv2d(i, o, kernel, step, kernel // 2, bias=False), nn.BatchNorm2d(o)]
-            layers += [nn.ReLU(inplace=True)]
-        self.layers = nn.Sequential(*layers[:-1])
-        self.shortcut = nn.Sequential()
-        if stride > 1 or a != b:
-            self.shortcut.append(nn.Conv2d(a, b, 1, stride, bias=False))
-            self.shortcut.append(nn.BatchNorm2d(b))
-        self.end = nn.ReLU(inplace=True)
+        out = 4 * width
+        self.body = nn.Sequential(
+            *self.unit(inside, width, 1),
+            nn.ReLU(inplace=True),
+            *self.unit(width, width, 3, stride),
+            nn.ReLU(inplace=True),
+            *self.unit(width, out, 1),
+        )
+        same = stride == 1 and inside == out
+        self.shortcut = nn.Sequential(*([] if same else self.unit(inside, out, 1, stride)))
+        self.last = nn.ReLU(inplace=True)
+
+    @staticmethod
+    def unit(a: int, b: int, kernel: int, stride: int = 1) -> list[nn.Module]:
+        return [nn.Conv2d(a, b, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(b)]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.end(self.layers(x) + self.shortcut(x))
+        return self.last(self.body(x) + self.shortcut(x))
 
 
 class ResNet(nn.Module):
-    """The layers of ResNet-50."""
+    """The layers of ResNet-50: 16 bottlenecks, 25 million parameters."""
 
     shape = (3, 224, 224)
-    layer = "blocks.12"
+    layer = "stages.3"
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 64, depths: tuple[int, ...] = (3, 4, 6, 3)) -> None:
         super().__init__()
-        conv = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
-        self.start = nn.Sequential(
-            conv, nn.BatchNorm2d(64), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)
+        self.stem = nn.Sequential(
+            *(nn.Conv2d(3, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width)),
+            *(nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)),
         )
-        blocks, a = [], 64
-        for narrow, n in ((64, 3), (128, 4), (256, 6), (512, 3)):
-            for i in range(n):
-                blocks.append(_Bottleneck(a, narrow, 2 if i == 0 and narrow > 64 else 1))
-                a = 4 * narrow
-        self.blocks = nn.Sequential(*blocks)
-        self.classes = nn.Linear(2048, 1000)
+        inside, stages = width, []
+        for i, depth in enumerate(depths):
+            blocks = []
+            for j in range(depth):
+                blocks.append(_Bottleneck(inside, width << i, 2 if i and not j else 1))
+                inside = 4 * (width << i)
+            stages.append(nn.Sequential(*blocks))
+        self.stages = nn.Sequential(*stages)
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.classes = nn.Linear(inside, 1000)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classes(self.blocks(self.start(x)).mean((2, 3)))
+        return self.classes(self.head(self.stages(self.stem(x))))
 
 
 def _double(a: int, b: int) -> nn.Sequential:

@@ -108,7 +108,7 @@ class PrivateCopy:
         cls: Any = type(module)
         new = object.__new__((intervened if key in self.interventions else without_fast_path)(cls))
         self.memo[key] = new  # before the walk goes on, because modules may refer to each other
-        state = self._attributes(module)
+        state, dicts = self._attributes(module)
         state[COMPILED_CALL] = None  # module.compile() runs compiled code in place of forward
         no_fast_path(cls, state, self.fused)
         if key in self.interventions:
@@ -119,31 +119,41 @@ class PrivateCopy:
             if hasattr(module, name):
                 self.reusable = False  # no snapshot looks there
                 object.__setattr__(new, name, self.value(getattr(module, name)))
-        self.snapshots.append(Snapshot.of(state))
+        self.snapshots.append(Snapshot.of(state, dicts))
         if mixes(module):
             self.mixing.append(module)
         return new
 
-    def _attributes(self, module: nn.Module) -> dict[str, Any]:
-        """Copies of the attributes of a module."""
-        state = dict(module.__dict__)
+    def _attributes(self, module: nn.Module) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Copies of the attributes of a module, and the dicts that it has by itself."""
+        state = module.__dict__.copy()
+        dicts: list[dict[str, Any]] = []
         for name, value in module.__dict__.items():
-            kind = type(value)
+            kind: Any = type(value)
             if kind in _IMMUTABLE:
                 continue
             if name not in _OF_EVERY_MODULE:
                 state[name] = self.value(value)
-            elif kind in DICTS:
-                state[name] = value.copy() if value else kind()
+            elif kind in DICTS:  # most are empty, and a new one is made faster than a copy
+                new = state[name] = kind() if not value else self._members(name, value)
+                dicts.append(new)
             elif kind is set:
                 state[name] = value.copy()
+        for name in (PARAMETERS, BUFFERS, MODULES):
+            if type(state.get(name)) not in DICTS:  # of a class of its own, or not there yet
+                state[name] = self._members(name, slots(module, name))
         self.rescales |= state.get("max_norm") is not None
-        state[PARAMETERS] = {k: self.parameter(p) for k, p in slots(module, PARAMETERS).items()}
-        state[BUFFERS] = {k: self.buffer(b) for k, b in slots(module, BUFFERS).items()}
-        state[MODULES] = {
-            k: None if m is None else self.module(m) for k, m in slots(module, MODULES).items()
-        }
-        return state
+        return state, dicts
+
+    def _members(self, name: str, members: dict[str, Any]) -> dict[str, Any]:
+        """Copies of the parameters, buffers or submodules of a module; its hooks are shared."""
+        if name == PARAMETERS:
+            return {k: self.parameter(p) for k, p in members.items()}
+        if name == BUFFERS:
+            return {k: self.buffer(b) for k, b in members.items()}
+        if name == MODULES:
+            return {k: None if m is None else self.module(m) for k, m in members.items()}
+        return members.copy()
 
     def parameter(self, p: Tensor | None) -> Tensor | None:
         """A parameter that shares the user's memory (one per parameter, which keeps ties)."""

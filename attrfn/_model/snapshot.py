@@ -26,9 +26,8 @@ class Snapshot(NamedTuple):
     filled_dicts: list[tuple[dict[str, Any], list[Any]]]
 
     @staticmethod
-    def of(state: dict[str, Any]) -> Snapshot:
-        """Take a snapshot of a private copy's attributes."""
-        dicts = [v for v in state.values() if type(v) in DICTS]
+    def of(state: dict[str, Any], dicts: list[dict[str, Any]]) -> Snapshot:
+        """Take a snapshot of a private copy's attributes, and of the dicts among them."""
         return Snapshot(
             state,
             list(state.values()),

@@ -39,8 +39,7 @@ def of_inputs(grid: partial[Figure], explain: dict, others: Tensor) -> dict[str,
         return {name: f"gap {delta(attributions=a).abs().max():.0e}" for name, a in maps.items()}
 
     ig, shap = (
-        partial(method, **explain)
-        for method in (attrfn.integrated_gradients, attrfn.gradient_shap)
+        partial(method, **explain) for method in (attrfn.integrated_gradients, attrfn.gradient_shap)
     )
     maps = {
         "gradient": attrfn.gradient(**explain),

@@ -82,8 +82,9 @@ docs: $(VENV)/installed-docs ## Build the documentation into site/; warnings are
 bench: $(VENV)/installed-bench ## Run the benchmarks; tables go to benchmarks/results/.
 	@set -e; for script in $(BENCH); do echo "== $$script"; $(BIN)/python "$$script"; done
 
-bench-check: $(VENV)/installed-bench ## Compare some ratios with the committed table; fails past 15 %.
+bench-check: $(VENV)/installed-bench ## Compare some ratios with the committed tables; fails past 15 %.
 	$(BIN)/python benchmarks/all_methods.py --check
+	$(BIN)/python benchmarks/real_models.py --check
 
 # Old versions of torch want an old numpy, and have no CPU builds on PyPI: some gigabytes each.
 # The oldest is there for Python 3.11 and older: make test-oldest PYTHON=python3.11

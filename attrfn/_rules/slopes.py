@@ -107,16 +107,23 @@ def slope_of_clamp(f: Function, x: Tensor, x0: Tensor, y: Tensor, y0: Tensor) ->
     dx, dy = x.to(wider) - x0, y.to(wider) - y0
     if not dx.numel():
         return dx
-    gap, c = dx.abs(), t * 2**60
+    gap, far_above_t = dx.abs(), t * 2**60
     least = float(gap.amin())
-    if least < c:
-        # Next to c lies what is neither zero nor far above t.
-        if least > 0 or float(gap.sub_(c).abs_().amin()) < c:
+    if least < far_above_t:
+        if least > 0 or 0 < _least_positive(gap) < far_above_t:
             return None
         dy.add_(derivative(f, x), alpha=t)
         dx.add_(t)
     m = dy.div_(dx)
     return m if all_finite(m) else None
+
+
+def _least_positive(t: Tensor) -> float:
+    """The least element above zero of a tensor without negative ones; -0 if there is none."""
+    # Bits of such numbers are integers in the same order; less one, those of zero are the largest.
+    kind = torch.int32 if t.dtype == torch.float32 else torch.int64
+    bits = t.view(kind).sub(1).bitwise_and_(torch.iinfo(kind).max)
+    return float(bits.amin().add_(1).view(t.dtype))
 
 
 def far(x: Tensor) -> Tensor:

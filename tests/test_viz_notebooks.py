@@ -40,6 +40,12 @@ def test_a_normalised_image_is_shown_as_it_was(batch: bool, kind: Any) -> None:
         assert torch.allclose(pixels(figure), PHOTO.movedim(0, -1).double(), atol=1e-6)
 
 
+def test_means_of_another_number_of_channels_are_refused() -> None:
+    for image, given in ((PHOTO, [0.5, 0.5]), (PHOTO[:1], MEAN), (PHOTO[0], MEAN)):
+        with pytest.raises(ValueError, match=r"std has \d numbers, expected 1 or \d as image has"):
+            viz.image(image, CAM, std=given)
+
+
 def test_one_mean_and_std_serve_all_channels() -> None:
     for image in (PHOTO, PHOTO[:1], PHOTO[0]):
         figure = viz.image(2 * image - 1, rand(12, 16), background="colour", mean=0.5, std=0.5)
@@ -234,6 +240,21 @@ def test_a_plot_stays_in_the_box_of_its_axes(name: str, subfigures: bool) -> Non
             assert box.y0 - 1 <= inner.y0 <= inner.y1 <= box.y1 + 1
         said = {text.get_text() for text in ax.texts if text.get_text()}
         assert said == {text for text in texts(own) if text}
+
+
+@pytest.mark.parametrize("engine", ["none", "constrained", "tight"])
+def test_regions_keep_their_proportions_under_layout_engines(engine: str) -> None:
+    figure = Figure((12, 6), layout=engine)
+    axes = figure.subplots(1, 3)
+    axes[2].set_title("a title")
+    SEVERAL["image_grid"](ax=axes[1])
+    drawn(figure)
+    boxes = [a.get_window_extent() for a in axes[1].child_axes[:4]]
+    for box in boxes:
+        assert box.width == pytest.approx(box.height, rel=0.02)
+    # Rows are as far apart as in a figure of its own: a tenth of an inch where a cell has 1.25.
+    gap = boxes[0].y0 - boxes[2].y1
+    assert gap / boxes[0].height == pytest.approx(0.1 / 1.25, abs=0.06)
 
 
 @pytest.mark.parametrize("name", [*SINGLE, *SEVERAL])

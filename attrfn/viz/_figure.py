@@ -32,13 +32,16 @@ class Region:
     """
 
     def __init__(self, host: Axes, width: float, height: float) -> None:
+        host.set_axis_off()
+        whole = root(host)
+        if whole.get_layout_engine() is not None:
+            whole.draw_without_rendering()  # the box of the axes is known after that
         box, dpi = host.get_window_extent(), host.figure.dpi
         across, along = box.width / dpi, box.height / dpi
         self.host, self.axes = host, list[Axes]()
         self.size = (width, height)
         self.scale = min(across / width, along / height)
         self.part = (self.scale * width / across, self.scale * height / along)
-        host.set_axis_off()
 
     def get_size_inches(self) -> tuple[float, float]:
         """The size that the layout has asked for."""

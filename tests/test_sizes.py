@@ -39,6 +39,7 @@ TABLE = [
     (64 * MB, 1 * MB, 1, 256 * MB, 4),
     (64 * MB, 1 * MB, 1, 64 * MB, 1),
     (64 * MB, 1 * MB, 1, 1 * MB, 1),
+    (1 * MB, 64 * KB, 1, 4 * MB, 4),
     # The rows of a copy are not known.
     (64 * MB, 1 * MB, 0, GB, 1),
     (1 * MB, 1 * MB, 0, GB, 32),
@@ -62,20 +63,20 @@ def test_on_an_accelerator_the_room_is_all_that_counts(took: int, expected: int)
 @pytest.mark.parametrize(
     ("n", "size", "expected"),
     [
-        (20, 6, 5),
-        (20, 20, 20),
-        (20, 100, 20),
-        (7, 4, 4),
-        (9, 8, 5),
-        (1, 8, 1),
-        (3, 1, 1),
-        (0, 4, 4),
+        (20, 6, [5, 5, 5, 5]),
+        (20, 20, [20]),
+        (20, 100, [20]),
+        (7, 4, [4, 3]),
+        (64, 7, [7, 7, 7, 7, 6, 6, 6, 6, 6, 6]),
+        (3, 1, [1, 1, 1]),
     ],
 )
-def test_chunks_are_about_equal(n: int, size: int, expected: int) -> None:
-    """As few as with ``size``, and the last one is not left with a rest."""
-    assert equal(n, size) == expected
-    assert -(-n // equal(n, size)) == -(-n // size)
+def test_chunks_are_about_equal(n: int, size: int, expected: list[int]) -> None:
+    """As few as with ``size``, and no rest at the end."""
+    found: list[int] = []
+    while sum(found) < n:
+        found.append(equal(n - sum(found), size))
+    assert found == expected
 
 
 FAULTS = """

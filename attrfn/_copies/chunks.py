@@ -197,12 +197,12 @@ def _run(
     size = 1 if chunks.batching == "loop" else size
     if adapts:
         fit = _fitting(one_copy, budget(device), device, x) if one_copy else unmeasured_copies(x)
-        size = equal(n, max(1, fit))
+        size = max(1, fit)
     known = one_copy is not None
     done: list[T] = []  # the result so far, once there is one
     start = 0
     while start < n:
-        i = slice(start, min(start + size, n))
+        i = slice(start, min(start + (equal(n - start, size) if adapts else size), n))
         if not adapts:
             new = evaluate(i)  # not inside of try, which compiled code would have to trace
         else:
@@ -210,8 +210,8 @@ def _run(
                 if known or i.stop == n:
                     new = evaluate(i)
                 else:
-                    new, fit = _measured(evaluate, i, device, x)
-                    size, known = equal(n - i.stop, fit), True
+                    new, size = _measured(evaluate, i, device, x)
+                    known = True
             except Exception as error:
                 if size == 1 or not out_of_memory(error):
                     raise

@@ -44,9 +44,9 @@ def fitting_on_cpu(took: Took, room: int, rows: int, free: int) -> int:
     """
     few = _ROWS // rows if rows else 0
     few = min(few, _LARGEST // max(1, took.largest), free // max(1, took.bytes))
-    return max(fitting(took, room), few)
+    return max(fitting(took, min(room, free)), few)
 
 
 def equal(n: int, size: int) -> int:
-    """The size of as many chunks of n copies as ``size`` would make, all about equal."""
-    return -(-n // -(-n // size)) if n else size
+    """The first size of as many chunks as ``size`` makes of n copies, all about equal."""
+    return -(-n // -(-n // size))

@@ -83,4 +83,4 @@ from attrfn._methods.shapley import shapley_values as shapley_values
 from attrfn._methods.with_rules import with_rules as with_rules
 from attrfn._rules.errors import UnsupportedOpError as UnsupportedOpError
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -2,7 +2,8 @@
 
 No function opens a window, touches ``matplotlib.pyplot`` or changes what it is given. A notebook
 shows a figure that is the last value of a cell, and ``figure.savefig(path)`` writes it; with ``ax``
-every plot is drawn in axes of yours. Importing this package needs torch only, drawing needs ``pip install "attrfn[viz]"``.
+every plot is drawn in axes of yours. To import this package needs torch only; to draw needs
+``pip install "attrfn[viz]"``.
 
 Everywhere red raises the explained output, blue lowers it and white is zero: colour scales of
 signed attributions are symmetric around 0. Colour-blind readers can tell all colours apart.

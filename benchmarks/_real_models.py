@@ -105,9 +105,6 @@ class Encoder(nn.Module):
         return self.classes(self.encoder(x)[:, 0])
 
 
-REAL = {"EfficientNet": EfficientNet, "ViT": VisionTransformer, "BERT": Encoder}
-
-
 class _Bottleneck(nn.Module):
     """Three convolutions around a shortcut."""
 
@@ -158,3 +155,64 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classes(self.head(self.stages(self.stem(x))))
+
+
+def _double(a: int, b: int) -> nn.Sequential:
+    """Two 3 x 3 x 3 convolutions."""
+    first, second = nn.Conv3d(a, b, 3, padding=1), nn.Conv3d(b, b, 3, padding=1)
+    return nn.Sequential(
+        first, nn.InstanceNorm3d(b), nn.LeakyReLU(), second, nn.InstanceNorm3d(b), nn.LeakyReLU()
+    )
+
+
+class UNet3d(nn.Module):
+    """A U-Net of three levels on a volume, with one number for each of two classes."""
+
+    shape = (1, 32, 32, 32)
+    layer = "bottom"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.ModuleList([_double(1, 16), _double(16, 32)])
+        self.bottom = _double(32, 64)
+        self.up = nn.ModuleList(
+            [nn.ConvTranspose3d(64, 32, 2, 2), nn.ConvTranspose3d(32, 16, 2, 2)]
+        )
+        self.join = nn.ModuleList([_double(64, 32), _double(32, 16)])
+        self.classes = nn.Conv3d(16, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = []
+        for level in self.down:
+            x = level(x)
+            kept.append(x)
+            x = nn.functional.max_pool3d(x, 2)
+        x = self.bottom(x)
+        for up, join, beside in zip(self.up, self.join, reversed(kept), strict=True):
+            x = join(torch.cat([up(x), beside], 1))
+        return self.classes(x).mean((2, 3, 4))
+
+
+class Lstm(nn.Module):
+    """Two layers of 256 units on 64 steps of 64 features."""
+
+    shape = (64, 64)
+    layer = "lstm"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(64, 256, 2, batch_first=True)
+        self.classes = nn.Linear(256, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classes(self.lstm(x)[0][:, -1])
+
+
+REAL = {
+    "EfficientNet": EfficientNet,
+    "ResNet": ResNet,
+    "ViT": VisionTransformer,
+    "BERT": Encoder,
+    "U-Net 3d": UNet3d,
+    "LSTM": Lstm,
+}

@@ -30,6 +30,8 @@ class Op(NamedTuple):
             where one derivative is enough.
         in_place: ``in_place(run, spelling, func, x, kwargs) -> output``, the same for a call that
             may write into x; None if it does not, or if it is not known to serve.
+        rectifies: ``rectifies(run, call)``, whether its values are not negative, and zeros pass
+            nothing back.
     """
 
     kind: str
@@ -39,6 +41,7 @@ class Op(NamedTuple):
     checked: bool = True
     first_order: Callable[[Any, Any], Any] | None = None
     in_place: Callable[..., Any] | None = None
+    rectifies: Callable[[Any, Call], bool] | None = None
 
 
 class Constant(NamedTuple):

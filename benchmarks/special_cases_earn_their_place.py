@@ -26,10 +26,10 @@ from attrfn import random as attrfn_random
 from attrfn._compile import compiled
 from attrfn._copies import chunks
 from attrfn._explain import masked
-from attrfn._methods import gradient_shap, lime, noise_tunnel, rise
+from attrfn._methods import gradient_shap, guided, lime, noise_tunnel, rise
 from attrfn._model import bind, private_copy
 from attrfn._random import draws, philox
-from attrfn._rules import decompositions
+from attrfn._rules import decompositions, relu
 
 LAYERS = {"MLP": "layers.1", "CNN": "features.4", "transformer": "encoder.layers.0"}
 NAME = "special_cases_earn_their_place"
@@ -160,6 +160,11 @@ CASES = [
             *on("deep_lift", ("transformer", 1), ("transformer", 16), ("BERT", 1)),
             *on("lrp", ("transformer", 1), ("ViT", 1), rules=attrfn.rules.attn_lrp()),
         ],
+    ),
+    Case(
+        "guided backpropagation: a ReLU writes in place",
+        lambda: put(guided, GUIDED=relu.on_clones(relu.GUIDED)),
+        [*on("guided_backprop", ("ResNet", 1), ("ResNet", 4))],
     ),
     Case(
         "draws of all chunks made at once",

@@ -175,7 +175,7 @@ def _guided_in_place(
 ) -> Tensor | None:
     """A call that writes into z, by torch: no clone of z before it, and no copy into z behind it.
 
-    That wins 10 % of guided backpropagation on the ResNet of benchmarks/real_models.py.
+    That wins 1.1: ResNet, batch 1, in benchmarks/special_cases_earn_their_place.py.
     """
     writes = spelling.pure is not None or kwargs.get("inplace") is True
     recorded = torch.is_grad_enabled() and z.requires_grad and not z.is_leaf

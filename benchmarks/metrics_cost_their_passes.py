@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from _harness import median, medians, parser, ratio, table, write
+from _harness import median, medians, parser, ratio, seconds, table, write
 from captum.attr import Saliency
 from captum.metrics import infidelity, infidelity_perturb_func_decorator, sensitivity_max
 from torch import Tensor, nn
@@ -221,6 +221,12 @@ def compiled(case: Case, x: Tensor, a: Tensor) -> Run:
     return lambda: run(x, a)
 
 
+def rounds(runs: dict[str, Run], args: Any) -> int:
+    """How many rounds: three where a round takes seconds, which vary less than milliseconds."""
+    once = seconds(runs["floor, 1"], args.device)
+    return min(args.repeats, 3) if once * len(runs) > 2 else args.repeats
+
+
 def timed(name: str, args: Any, quantus: Any) -> Iterator[dict[str, object]]:
     build, shape = MODELS[name]
     torch.manual_seed(0)
@@ -242,7 +248,7 @@ def timed(name: str, args: Any, quantus: Any) -> Iterator[dict[str, object]]:
             metric = case.quantus(quantus)
             given = {"x_batch": x.numpy(), "y_batch": target.numpy(), "a_batch": a.numpy()}
             runs["Quantus"] = functools.partial(metric, model=model, **given, device="cpu")
-        times = medians(runs, args.repeats, args.device)
+        times = medians(runs, rounds(runs, args), args.device)
         best = min((t for k, t in times.items() if k.startswith("floor")), key=median)
         captums = [t for k, t in times.items() if k.startswith("Captum")]
         fastest = min(captums, key=median) if captums else None
@@ -392,6 +398,7 @@ def found_quantus(folder: str | None) -> Any:
 def main() -> None:
     p = parser(__doc__)
     p.add_argument("--quantus", help="the folder with Quantus")
+    p.set_defaults(repeats=5)
     args = p.parse_args()
     torch.set_num_threads(args.threads)
     quantus = found_quantus(args.quantus)

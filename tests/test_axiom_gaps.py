@@ -408,7 +408,7 @@ def test_wrong_arguments_are_refused() -> None:
         axioms.dummy(squares, x, lambda f, x: x[:, :1], features=True)
     with pytest.raises(ValueError, match="expected attributions with the examples in dimension 0"):
         axioms.linearity(squares, x, lambda f, x: 1.0, other=squares)
-    with pytest.raises(ValueError, match="method takes draws as baselines"):
+    with pytest.raises(ValueError, match="method draws its baselines"):
         axioms.scale_invariance(squares, x, METHODS["deep_lift_shap"])
     with pytest.raises(ValueError, match="scale is 0, expected a finite number other than 0"):
         axioms.scale_invariance(squares, x, attrfn.gradient, scale=0)

@@ -180,12 +180,12 @@ REFUSED = {
     "one row for all": (S(A[:1], target=0), r"attributions has shape \(1, 4\)"),
     "maps without channels": (
         of("deletion", lambda x: x.flatten(1).sum(1), IMAGES[:, :2], IMAGES[:, 0]),
-        "same number of dimensions",
+        "expected as many dimensions",
     ),
-    "another tree": (S((A, A), target=0), "attributions is a tree with"),
+    "another tree": (S((A, A), target=0), "attributions is a tree of"),
     "other keys": (
         of("deletion", lambda d: d["a"].sum(1), {"a": IN, "b": IN}, {"a": A, "c": A}),
-        "in the same form",
+        "expected the structure of the inputs",
     ),
     "no tensor": (S(3.0, target=0), "attributions"),
     "complex": (S(A + 0j, target=0), "complex128, expected tensors of real"),
@@ -226,7 +226,7 @@ REFUSED = {
     "radius": (of("sensitivity_max", NET, IN, method, radius=-1.0), "radius is -1.0"),
     "norm": (of("sensitivity_max", NET, IN, method, target=0, norm=0.5), "norm is 0.5"),
     "noise on integers": (
-        of("sensitivity_max", NET, IN.long(), method), "expected floating point for uniform noise"
+        of("sensitivity_max", NET, IN.long(), method), "expected floating point, to which"
     ),
     "samples": (
         of("local_lipschitz", NET, IN, method, target=0, perturb=lambda x, keys: x.T),
@@ -268,10 +268,10 @@ REFUSED = {
     ),
     "bins": (of("efficient_mprt", NET, IN, method, n_bins=0), "n_bins is 0"),
     "sign": (of("relevance_mass", A, A > 0, sign="both"), "sign is 'both', expected 'signed'"),
-    "a floating mask": (of("pointing_game", A, A), "expected booleans: compare it"),
+    "a floating mask": (of("pointing_game", A, A), "expected booleans, such as mask"),
     "mask": (of("pointing_game", A, A[:, :3] > 0), r"mask has shape \(3, 3\)"),
     "a mask that could be of examples": (
-        of("relevance_mass", randn(3, 3, 5, 5), randn(3, 5, 5) > 0), "could mean one mask for each"
+        of("relevance_mass", randn(3, 3, 5, 5), randn(3, 5, 5) > 0), "could also mean one mask"
     ),
     "k": (of("top_k_intersection", A, A > 0, k=5), "k is 5, expected an int from 1 to the 4"),
     "no element": (of("sparseness", torch.ones(3, 0)), "no element"),

@@ -366,7 +366,7 @@ COMPARE = functools.partial(robust.attack_comparator, logits, ONE)
         (lambda: FGSM(target=0, epsilon="big"), TypeError, "epsilon is 'big', expected a number"),
         (lambda: FGSM(target=0, epsilon=torch.ones(2)), ValueError, r"shape \(2,\), expected"),
         (lambda: FGSM(target=0, epsilon=1, objective="loss"), ValueError, "objective is 'loss'"),
-        (lambda: FGSM(target=0, epsilon=1, bounds=(2, 3)), ValueError, "outside of bounds"),
+        (lambda: FGSM(target=0, epsilon=1, bounds=(2, 3)), ValueError, "some outside bounds"),
         (lambda: FGSM(target=0, epsilon=1, bounds=1), TypeError, "bounds is 1, expected a pair"),
         (lambda: FGSM(target=0, epsilon=1, mask=torch.ones(3)), ValueError, "mask has shape"),
         (lambda: FGSM(target=0, epsilon=1, mask=0.5), ValueError, "expected booleans"),
@@ -399,7 +399,7 @@ COMPARE = functools.partial(robust.attack_comparator, logits, ONE)
         (
             lambda: SEARCH(lambda x, v, k: x, values=[1.0], correct=lambda out: out > 0),
             ValueError,
-            "expected one value for each",
+            "expected one value per row",
         ),
         (lambda: COMPARE([], metric=len), TypeError, r"attacks is \[\], expected a dict"),
         (lambda: COMPARE({"a": 1}, metric=len), TypeError, "attacks.'a'. is 1, expected"),

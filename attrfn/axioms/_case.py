@@ -122,8 +122,8 @@ def case_of(
     """Check the arguments that all axioms have in common."""
     if not callable(method):
         raise TypeError(
-            f"method is a {type(method).__name__}, expected an attribution method: give the "
-            "function and not its attributions"
+            f"method is a {type(method).__name__}, expected an attribution method: pass the "
+            "function, not its attributions"
         )
     x, rebuild = flatten(inputs)
     given = {"target": target, "baselines": baselines}
@@ -154,6 +154,6 @@ def differences(a: Leaves, b: Leaves) -> Leaves:
     if [t.shape for t in a] != [t.shape for t in b]:
         raise ValueError(
             f"method returned shapes {[tuple(t.shape) for t in a]} and then "
-            f"{[tuple(t.shape) for t in b]}, expected the same shapes of both explanations"
+            f"{[tuple(t.shape) for t in b]}, expected both explanations to have the same shapes"
         )
     return each(torch.sub, a, b)

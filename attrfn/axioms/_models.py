@@ -154,7 +154,7 @@ def scale_invariance(
     require_floating(c.x)
     if is_over_distribution(method):
         raise ValueError(
-            "method takes draws as baselines, expected one that takes a baseline for each example"
+            "method draws its baselines from a pool, expected one that takes a baseline per example"
         )
     factor = fill_baselines(scale, inputs, c.x, "scale")
     offset = fill_baselines(shift, inputs, c.x, "shift")

@@ -68,7 +68,7 @@ def sensitivity(
     c = case_of(model_fn, inputs, method, target, baselines)
     if is_over_distribution(method):
         raise ValueError(
-            "method takes draws as baselines, expected one that takes a baseline for each example"
+            "method draws its baselines from a pool, expected one that takes a baseline per example"
         )
     x0 = fill_baselines(c.bound.get("baselines"), inputs, c.x)
     p = c.explained(c.bound.get("target"), c.keeps_graph)

@@ -109,7 +109,7 @@ def maps_of(method: Method, model_fn: ModelFn, inputs: Tree, options: dict[str, 
     if any(t.shape[0] != rows for t in leaves):
         raise ValueError(
             f"method returned attributions of {leaves[0].shape[0]} example(s) for {rows} row(s), "
-            "expected the rows in dimension 0"
+            "expected one for each row, in dimension 0"
         )
     return tuple(map(floating, leaves))
 
@@ -128,8 +128,8 @@ def again(
     """Check what all metrics that explain again have in common."""
     if not callable(method):
         raise TypeError(
-            f"method is a {type(method).__name__}, expected an attribution method, which explains "
-            "again: give the function and not its attributions"
+            f"method is a {type(method).__name__}, expected an attribution method, which is called "
+            "again: pass the function, not its attributions"
         )
     x, rebuild = flatten(inputs)
     batch = batch_size(x)
@@ -208,8 +208,8 @@ def _samples(a: Again, samples: Samples, keys: Tensor) -> Callable[[slice], Leav
         for t in a.x:
             if not t.is_floating_point():
                 raise TypeError(
-                    f"inputs has a tensor of {t.dtype}, expected floating point for uniform noise: "
-                    "give perturb for other inputs"
+                    f"inputs has a tensor of {t.dtype}, expected floating point, to which uniform "
+                    "noise can be added: pass perturb to change other inputs"
                 )
     # The function of the user is called once where that is little, so that it need not care for
     # chunks.

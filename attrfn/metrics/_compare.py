@@ -62,7 +62,7 @@ class Comparison(NamedTuple):
         end = self.better[metric]
         if end is None:
             raise ValueError(
-                f"metric {metric!r} does not say which end is better: give it an attribute better, "
+                f"metric {metric!r} does not say which end is better: set its attribute better to "
                 "'higher' or 'lower'"
             )
         column = self.mean()[:, self.metrics.index(metric)]
@@ -191,7 +191,7 @@ def _measured(
     else:
         raise TypeError(
             f"metric {name!r} takes {', '.join(names) or 'nothing'}, expected parameters named "
-            "attributions, or model_fn, inputs and attributions or method"
+            "(attributions), (model_fn, inputs, attributions) or (model_fn, inputs, method)"
         )
     return metric(*[arguments[k] for k in order], **options)
 

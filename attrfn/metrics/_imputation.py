@@ -70,9 +70,9 @@ def _neighbours(t: Tensor) -> Tensor:
     """The weighted sum of the neighbours inside the image."""
     # The weights are [1, 2, 1] x [1, 2, 1] / 12 without their centre: one dimension at a time.
     framed = torch.nn.functional.pad(t, (1, 1, 1, 1))
-    rows = framed[..., :-2, :] + 2 * framed[..., 1:-1, :] + framed[..., 2:, :]
-    both = rows[..., :-2] + 2 * rows[..., 1:-1] + rows[..., 2:]
-    return both / 12 - t / 3
+    rows = torch.add(framed[..., :-2, :], framed[..., 1:-1, :], alpha=2) + framed[..., 2:, :]
+    both = torch.add(rows[..., :-2], rows[..., 1:-1], alpha=2) + rows[..., 2:]
+    return torch.sub(both / 12, t, alpha=1 / 3)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

@@ -219,17 +219,17 @@ def _checked(mask: object, a: Tensor) -> Tensor:
     """A mask as booleans with as many dimensions as the attributions."""
     if not isinstance(mask, Tensor) or mask.is_floating_point() or mask.is_complex():
         given = f"tensor of {mask.dtype}" if isinstance(mask, Tensor) else type(mask).__name__
-        raise TypeError(f"mask has a {given}, expected booleans: compare it, as in mask > 0.5")
+        raise TypeError(f"mask has a {given}, expected booleans, such as mask > 0.5")
     if not broadcasts(mask, a.shape):
         raise ValueError(
-            f"mask has shape {tuple(mask.shape)} for attributions of shape {tuple(a.shape)}, "
-            "expected a shape that broadcasts to theirs"
+            f"mask has shape {tuple(mask.shape)}, which does not broadcast to the shape of the "
+            f"attributions, {tuple(a.shape)}"
         )
     # A mask (B, H, W) for maps (B, C, H, W) with C = B would be taken for one of the channels.
     if 2 <= mask.ndim == a.ndim - 1 and mask.shape[0] == a.shape[0] > 1:
         raise ValueError(
             f"mask has shape {tuple(mask.shape)} for attributions of shape {tuple(a.shape)}, which "
-            "could mean one mask for each example: give it all dimensions, with mask[:, None] or "
-            "mask[None]"
+            "could also mean one mask for each example: add the missing dimensions with "
+            "mask[:, None] or mask[None]"
         )
     return mask.reshape(*[1] * (a.ndim - mask.ndim), *mask.shape) != 0

@@ -78,11 +78,11 @@ class Scored(NamedTuple):
             order = random.permutation(random.fold_in(keys, _ORDER), self.n)
         else:
             order = _order(self.scores, descending=first == "most")
-        return torch.argsort(order, dim=-1)
+        return _places(order)
 
     def magnitude_ranks(self, *, descending: bool) -> Tensor:
         """The place of each feature by its absolute score, (B, n)."""
-        return torch.argsort(_order(self.scores.abs(), descending=descending), dim=-1)
+        return _places(_order(self.scores.abs(), descending=descending))
 
     def values(
         self,
@@ -127,6 +127,12 @@ class Scored(NamedTuple):
 
 def _order(scores: Tensor, *, descending: bool) -> Tensor:
     return torch.argsort(scores, dim=-1, descending=descending, stable=True)
+
+
+def _places(order: Tensor) -> Tensor:
+    """The place of each entry of a permutation: its inverse, without a second sort."""
+    places = torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    return torch.zeros_like(order).scatter(-1, order, places)
 
 
 @documented(Scores, ScoreOptions, BlackBox, PerturbationOptions)
@@ -185,8 +191,8 @@ def like_inputs(attributions: Tree, inputs: Tree, x: Leaves) -> Leaves:
     # With other keys in a dict, tensors of one shape would be taken for each other.
     if len(entries) != len(x) or (len(x) > 1 and form != optree.tree_structure(inputs)):
         raise ValueError(
-            f"attributions is a tree with {len(entries)} tensor(s), expected one for each of the "
-            f"{len(x)} tensor(s) of the inputs, in the same form"
+            f"attributions is a tree of {len(entries)} tensor(s), expected the structure of the "
+            f"inputs, which has {len(x)} tensor(s)"
         )
     found = [_expanded(a, t) for a, t in zip(entries, x, strict=True)]
     common = functools.reduce(torch.promote_types, [t.dtype for t in found])
@@ -203,8 +209,8 @@ def _expanded(a: Any, x: Tensor) -> Tensor:
     if a.ndim != x.ndim or not broadcasts(a, x.shape) or a.shape[0] != x.shape[0]:
         raise ValueError(
             f"attributions has shape {tuple(a.shape)} for an input of shape {tuple(x.shape)}, "
-            "expected the same number of dimensions, and in each the same size, or 1 behind the "
-            "examples: sum over dimensions that the input lacks, add others with unsqueeze"
+            "expected as many dimensions, each of the input's size or, after the first, of size 1: "
+            "sum over dimensions that the input lacks, and insert missing ones with unsqueeze"
         )
     return floating(a).to(x.device).expand(x.shape)
 

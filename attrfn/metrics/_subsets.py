@@ -114,9 +114,11 @@ def _correlations(s: Scored, sizes: list[int], n_samples: int, key: Key, name: s
     count_of("n_samples", n_samples)
     for m in sizes:
         if not is_integer(m) or not 0 <= m <= s.n:
-            raise ValueError(f"{name} has {m!r}, expected integers from 0 to {s.n} features")
+            raise ValueError(
+                f"{name} has {m!r}, expected integers from 0 to {s.n}, the number of features"
+            )
     if not sizes:
-        raise ValueError(f"{name} is empty, expected at least one number of features")
+        raise ValueError(f"{name} is empty, expected at least one subset size")
     keys = order_keys(key, s.p)
     tables = [_subsets(s.n, m, n_samples, keys, stream) for stream, m in enumerate(sizes)]
     lengths = [n for n, _ in tables]

@@ -132,13 +132,13 @@ def _mask(m: Any, x: Tensor) -> Tensor | None:
     may_change: Tensor = m != 0
     if not broadcasts(m, x.shape):
         raise ValueError(
-            f"mask has shape {tuple(m.shape)} for an input of shape {tuple(x.shape)}, expected one "
-            "that broadcasts to the input's"
+            f"mask has shape {tuple(m.shape)}, which does not broadcast to that of the input, "
+            f"{tuple(x.shape)}"
         )
     if m.dtype != torch.bool and not transforming() and not bool(((m == 0) | (m == 1)).all()):
         raise ValueError(
-            "mask has other values than 0 and 1, expected booleans: scale the strength of an "
-            "attack by epsilon or radius"
+            "mask has values other than 0 and 1, expected booleans: set the strength of an attack "
+            "with epsilon or radius"
         )
     return may_change
 
@@ -170,9 +170,9 @@ def _check_inside(a: Attacked) -> None:
     for z, t in zip(a.allowed(a.p.x), a.p.x, strict=True):
         if bool(((z != t) & ~t.isnan()).any()):
             raise ValueError(
-                f"inputs has values from {float(t.min()):g} to {float(t.max()):g}, some outside of "
-                "bounds: give bounds in the units of the inputs, as after normalisation, or clamp "
-                "the inputs first"
+                f"inputs has values from {float(t.min()):g} to {float(t.max()):g}, some outside "
+                "bounds: give bounds in the units of the inputs (normalised if those are), or "
+                "clamp the inputs first"
             )
 
 

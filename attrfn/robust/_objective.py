@@ -55,7 +55,7 @@ def label_of(target: Target, batch: int, asked_by: str) -> IndexPerExample:
         return chosen
     raise TypeError(
         f"target is {say(target)}, expected a class for {asked_by}: an int or an integer tensor () "
-        "or (B,); for other targets use objective='target' or a callable"
+        "or (B,); use objective='target' or a callable for other targets"
     )
 
 
@@ -83,7 +83,7 @@ def _logits(outputs: Any, label: IndexPerExample) -> tuple[Tensor, Tensor]:
     if not isinstance(outputs, Tensor) or outputs.ndim != 2 or outputs.shape[1] < 2:
         shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise ValueError(
-            f"the model returned {shape}, expected logits (B, K) of at least two classes: use "
+            f"the model returned {shape}, expected logits (B, K) with at least two classes: use "
             "objective='target', or a callable objective, for other outputs"
         )
     outputs = outputs.to(wide(outputs.dtype))

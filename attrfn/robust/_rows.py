@@ -59,8 +59,8 @@ class Attempted(NamedTuple):
         if found.shape != (copies * p.batch,):
             raise ValueError(
                 f"{name} returned shape {tuple(found.shape)} for {copies * p.batch} row(s), "
-                "expected one value for each: it sees several copies of the batch, so bind tensors "
-                "with a row for each example with functools.partial, or use chunk_size=1"
+                "expected one value per row: it sees several copies of the batch, so bind tensors "
+                "that have a row per example with functools.partial, or use chunk_size=1"
             )
         numbers: Tensor = found.reshape(copies, p.batch)
         return numbers

@@ -218,7 +218,7 @@ def _is_class(outputs: Any, *, label: IndexPerExample) -> Tensor:
     if not isinstance(outputs, Tensor) or outputs.ndim != 2 or outputs.shape[1] < 2:
         shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise ValueError(
-            f"the model returned {shape}, expected (B, K) of at least two classes: give correct "
+            f"the model returned {shape}, expected (B, K) with at least two classes: pass correct "
             "for other outputs"
         )
     y = index_of(label, outputs)[:, 0]

@@ -328,7 +328,8 @@ def main() -> None:
     caption = (
         f"Medians of {args.repeats} interleaved rounds; ratios are taken within a round. Gradients "
         "beside DeepLIFT are of the doubled batch. A bar holds for attrfn / gradient in eager "
-        "mode, and for attrfn / floor on networks of real size (3 rounds); compiled / gradient is over the gradient in eager mode, too. What has a bar is "
+        "mode, and for attrfn / floor on networks of real size (3 rounds); compiled / "
+        "gradient is over the gradient in eager mode, too. What has a bar on a small net is "
         f"compiled at batch sizes {args.compile_at}."
     )
     if zennit is not None:

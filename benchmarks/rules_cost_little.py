@@ -1,9 +1,10 @@
-"""Methods with rules cost little more than a plain gradient.
+"""Methods with rules cost little more than a plain gradient, on small nets and on real sizes.
 
 Beside each method is a plain gradient of the same rows in the same run, of the doubled batch for
 DeepLIFT, which looks at inputs and baselines: attrfn.gradient, and the floor, a bare forward and
 backward pass with frozen parameters. Prints a table and writes it to benchmarks/results/, as
-Markdown and as CSV.
+Markdown and as CSV. Networks of real size come at batch 1, with default settings and without other
+libraries.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import NamedTuple
 
 import torch
 from _harness import Mlp, median, medians, parser, ratio, table, write, write_csv
+from _real_models import REAL
 from captum import attr
 from torch import Tensor, nn
 
@@ -68,6 +70,8 @@ class Transformer(nn.Module):
 
 
 MODELS = {"MLP": Mlp, "CNN": Cnn, "transformer": Transformer}
+LARGE = {name: REAL[name] for name in ("EfficientNet", "ResNet", "ViT", "BERT")}
+ALL = (*MODELS, *LARGE)
 
 
 class Case(NamedTuple):
@@ -76,7 +80,8 @@ class Case(NamedTuple):
     Attributes:
         method: The method of attrfn.
         options: Its options.
-        bar: How many plain gradients it may take, or None.
+        bar: How many plain gradients it may take on small nets, or None.
+        large_bar: How many floors it may take on nets of real size, or None.
         doubled: Whether those are of the doubled batch.
         captum: Captum's run, from a model, inputs and targets.
         zennit: The composite of zennit.
@@ -87,10 +92,11 @@ class Case(NamedTuple):
     method: Callable[..., Tensor]
     options: Mapping[str, object] = {}
     bar: float | None = None
+    large_bar: float | None = None
     doubled: bool = False
     captum: Maker | None = None
     zennit: Callable[[], object] | None = None
-    models: Sequence[str] = tuple(MODELS)
+    models: Sequence[str] = ALL
     agrees: Sequence[str] = ("MLP", "CNN")
 
 
@@ -115,27 +121,51 @@ CASES = {
     "guided backprop": Case(
         attrfn.guided_backprop,
         bar=1.3,
+        large_bar=1.15,
         captum=captum_run(attr.GuidedBackprop),
         zennit=lambda: zennit_composites.GuidedBackprop(),
         agrees=tuple(MODELS),
     ),
     "DeepLIFT, rescale": Case(
-        attrfn.deep_lift, bar=2.5, doubled=True, captum=captum_run(attr.DeepLift), agrees=("MLP",)
+        attrfn.deep_lift,
+        bar=2.5,
+        large_bar=1.2,
+        doubled=True,
+        captum=captum_run(attr.DeepLift),
+        agrees=("MLP",),
     ),
-    "DeepLIFT, reveal-cancel": Case(attrfn.deep_lift, {"rule": "reveal_cancel"}, doubled=True),
+    "DeepLIFT, reveal-cancel": Case(
+        attrfn.deep_lift, {"rule": "reveal_cancel"}, doubled=True, models=tuple(MODELS)
+    ),
     "LRP epsilon": Case(
         attrfn.lrp,
         {"rules": attrfn.rules.epsilon()},
         bar=3.0,
+        large_bar=1.5,
         captum=captum_run(attr.LRP),
         zennit=zennit_epsilon,
     ),
     "LRP epsilon-plus": Case(
         attrfn.lrp,
         {"rules": attrfn.rules.epsilon_plus()},
+        large_bar=2.0,
         zennit=lambda: zennit_composites.EpsilonPlus(),
     ),
-    "AttnLRP": Case(attrfn.lrp, {"rules": attrfn.rules.attn_lrp()}, models=("transformer",)),
+    "LRP epsilon-alpha2-beta1": Case(
+        attrfn.lrp, {"rules": attrfn.rules.epsilon_alpha2_beta1()}, large_bar=2.0
+    ),
+    "LRP epsilon-gamma-box": Case(
+        attrfn.lrp,
+        {"rules": attrfn.rules.epsilon_gamma_box(-5.0, 5.0)},
+        large_bar=2.0,
+        models=("CNN", "EfficientNet", "ResNet"),
+    ),
+    "AttnLRP": Case(
+        attrfn.lrp,
+        {"rules": attrfn.rules.attn_lrp()},
+        large_bar=1.5,
+        models=("transformer", "ViT", "BERT"),
+    ),
 }
 
 
@@ -186,7 +216,7 @@ def first_words(error: Exception) -> str:
 
 
 def runs_of(
-    name: str, model: nn.Module, x: Tensor, target: Tensor, compiling: bool
+    name: str, model: nn.Module, x: Tensor, target: Tensor, compiling: bool, others: bool
 ) -> tuple[dict[tuple[str, str], Run], list[str]]:
     """What is timed on one model, by method and by who runs it; and notes on what is not."""
     twice = torch.cat([x, torch.zeros_like(x)]), torch.cat([target, target])
@@ -201,14 +231,14 @@ def runs_of(
             runs[method, "floor"] = floor(model, *rows)
         ours = runs[method, "attrfn"] = eager(case, model, *rows)
         want = ours()
-        others: dict[str, Callable[[], Run]] = {}
+        more: dict[str, Callable[[], Run]] = {}
         if compiling and (case.bar is not None or method == "gradient"):
-            others["compiled"] = functools.partial(compiled, case, model, *rows)
-        if case.captum is not None:
-            others["Captum"] = functools.partial(case.captum, model, *rows)
-        if case.zennit is not None and zennit is not None:
-            others["zennit"] = functools.partial(zennit_run, case, model, *rows)
-        for who, make in others.items():
+            more["compiled"] = functools.partial(compiled, case, model, *rows)
+        if others and case.captum is not None:
+            more["Captum"] = functools.partial(case.captum, model, *rows)
+        if others and case.zennit is not None and zennit is not None:
+            more["zennit"] = functools.partial(zennit_run, case, model, *rows)
+        for who, make in more.items():
             try:
                 run = make()
                 found = run()
@@ -227,11 +257,13 @@ def runs_of(
 
 def rows_of(name: str, batch: int, args) -> tuple[list[dict[str, object]], list[str]]:
     torch.manual_seed(0)
-    model = MODELS[name]().eval().requires_grad_(False).to(args.device)
+    large = name in LARGE
+    model = (LARGE | MODELS)[name]().eval().requires_grad_(False).to(args.device)
     x = torch.randn(batch, *model.shape, device=args.device)
     target = torch.arange(batch, device=args.device) % 10
-    runs, notes = runs_of(name, model, x, target, batch in args.compile_at)
-    times = medians(runs, args.repeats, args.device)
+    compiling = batch in args.compile_at and not large
+    runs, notes = runs_of(name, model, x, target, compiling, others=not large)
+    times = medians(runs, min(args.repeats, 3) if large else args.repeats, args.device)
 
     def ms(key: tuple[str, str]) -> str:
         return f"{1e3 * median(times[key]):.2f}" if key in times else "-"
@@ -248,7 +280,9 @@ def rows_of(name: str, batch: int, args) -> tuple[list[dict[str, object]], list[
         doubled = case.doubled if case else "doubled" in method
         plain = "gradient, doubled batch" if doubled else "gradient"
         ours = over((method, "attrfn"), (plain, "attrfn"))
-        bar = case.bar if case else None
+        bar = None if case is None else case.large_bar if large else case.bar
+        if large:  # a bar holds over the floor there
+            ours = over((method, "attrfn"), (plain, "floor"))
         row = {
             "model": name,
             "batch": batch,
@@ -260,7 +294,7 @@ def rows_of(name: str, batch: int, args) -> tuple[list[dict[str, object]], list[
             "Captum ms": ms((method, "Captum")),
             "zennit ms": ms((method, "zennit")),
             "attrfn / floor": shown(over((method, "attrfn"), (plain, "floor"))),
-            "attrfn / gradient": shown(ours),
+            "attrfn / gradient": shown(over((method, "attrfn"), (plain, "attrfn"))),
             "compiled / gradient": shown(over((method, "compiled"), (plain, "attrfn"))),
             "Captum / gradient": shown(over((method, "Captum"), (plain, "attrfn"))),
             "bar": "-" if bar is None else f"<= {bar:g}",
@@ -282,8 +316,8 @@ def main() -> None:
         args.repeats, args.compile_at = 3, []
     rows: list[dict[str, object]] = []
     notes: list[str] = []
-    for name in MODELS:
-        for batch in BATCHES[: 1 if args.quick else None]:
+    for name in (*MODELS, *([] if args.quick else LARGE)):
+        for batch in BATCHES[: 1 if args.quick or name in LARGE else None]:
             torch._dynamo.reset()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Captum's on hooks, in every run
@@ -293,8 +327,9 @@ def main() -> None:
             print(table(found), end="\n\n", flush=True)
     caption = (
         f"Medians of {args.repeats} interleaved rounds; ratios are taken within a round. Gradients "
-        "beside DeepLIFT are of the doubled batch. A bar holds for attrfn / gradient, in eager "
-        "mode; compiled / gradient is over the gradient in eager mode, too. What has a bar is "
+        "beside DeepLIFT are of the doubled batch. A bar holds for attrfn / gradient in eager "
+        "mode, and for attrfn / floor on networks of real size (3 rounds); compiled / "
+        "gradient is over the gradient in eager mode, too. What has a bar on a small net is "
         f"compiled at batch sizes {args.compile_at}."
     )
     if zennit is not None:

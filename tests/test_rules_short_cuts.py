@@ -227,3 +227,12 @@ def test_slopes_where_points_coincide(name, dtype, monkeypatch):
     monkeypatch.setattr(difference, "slope_of_clamp", lambda *args: None)
     torch.testing.assert_close(short[0], multipliers(x, x0), rtol=1e-12, atol=1e-30)
     torch.testing.assert_close(short[1], multipliers(x[2:], x0[2:]), rtol=1e-12, atol=1e-30)
+
+
+def test_operations_that_a_user_calls_elementwise():
+    """They may need the shape of their argument, as cumprod does."""
+    x = randn(0, 3, 4)
+    table = rules.epsilon_plus() | {torch.Tensor.cumprod: "elementwise"}
+    got = attrfn.lrp(lambda v: v.cumprod(1).sum(1), x, rules=table)
+    with_graph = attrfn.lrp(lambda v: v.cumprod(1).sum(1), x, rules=table, create_graph=True)
+    close(got, with_graph.detach())

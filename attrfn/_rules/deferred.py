@@ -120,6 +120,7 @@ def pull(
     rule: LinearRule, op: Any, x: Tensor, w: Tensor, b: Tensor | None, y: Tensor, g: Tensor
 ) -> Tensor:
     """``sum_k J_{s_k}^T (m_k g)`` at x."""
+    rule = _needed(rule, y, g)
 
     def shared(s: tuple[Tensor, ...]) -> list[Tensor]:
         return [m.mul_(g) for m in rule.multipliers(y, s)]
@@ -135,6 +136,23 @@ def pull(
         found = [back(v, c) for v, c in zip(weights, shared(s), strict=True)]
     total: Tensor = functools.reduce(torch.add, found)
     return total
+
+
+def _needed(rule: LinearRule, y: Tensor, g: Tensor) -> LinearRule:
+    """The half of a rule that counts: after a ReLU no cotangent comes where y < 0."""
+    if rule.halves is None or y.device.type != "cpu":
+        return rule
+    for k, beyond in ((0, y < 0), (1, y > 0)):
+        if not bool(torch.where(beyond, g, 0.0).count_nonzero()):
+            return _half(rule, rule.halves[k], k)
+    return rule
+
+
+def _half(rule: LinearRule, surrogates: Any, k: int) -> LinearRule:
+    def multipliers(z: Tensor, s: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (rule.multipliers(z, (s[0], s[0]))[k],)
+
+    return rule._replace(surrogates=surrogates, multipliers=multipliers, halves=None)
 
 
 class _Noting:

@@ -21,7 +21,7 @@ from torch import Tensor
 from attrfn._rules.call import Call, tensors
 from attrfn._rules.errors import refuse_unknown
 from attrfn._rules.graft import Back
-from attrfn._rules.names import FUNCTIONS
+from attrfn._rules.names import OF_EACH_ELEMENT
 from attrfn._rules.ops import HOLOMORPHIC, STEPS
 from attrfn._rules.replay import Replay
 from attrfn._rules.run import Values
@@ -80,7 +80,7 @@ def _by_quotient(run: Replay, call: Call, x: Tensor, x0: Tensor, y: Tensor, y0: 
         found: Tensor = call(t)
         return found
 
-    alone = call.func in FUNCTIONS and len(tensors(call.args, call.kwargs)) == 1
+    alone = call.func in OF_EACH_ELEMENT and len(tensors(call.args, call.kwargs)) == 1
     if run.first_order and alone and call.name in _CLAMPS and x.device.type == "cpu":
         m = slope_of_clamp(f, x, x0, y, y0)
         if m is not None:

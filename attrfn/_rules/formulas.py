@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attrfn._rules.signs import by_sign, negative_part, positive_part
+from attrfn._rules.signs import favoured, negative_part, positive_part
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.guard import guarded
 from attrfn._torch.say import say
@@ -43,6 +43,8 @@ class LinearRule(NamedTuple):
             relevance.
         sums_to_value: Whether s_1 is the operation itself.
         bound: From x to the surrogates, for a rule that needs x beside u.
+        halves: The surrogates of s_1 alone and of s_2 alone, if m_1 is zero where z < 0 and m_2
+            where z > 0.
     """
 
     name: str
@@ -51,6 +53,7 @@ class LinearRule(NamedTuple):
     first: bool = False
     sums_to_value: bool = False
     bound: Callable[[Tensor], Surrogates] | None = None
+    halves: tuple[Surrogates, Surrogates] | None = None
 
 
 @guarded
@@ -132,11 +135,13 @@ def gamma(gamma: float = 0.25, epsilon: float = 1e-6) -> LinearRule:
     _check_number("epsilon", epsilon)
     _check_number("gamma", gamma)
 
+    def half(up: bool) -> Surrogates:
+        return lambda op, x, w, b: (favoured(op, x, w, b, gamma, up),)
+
+    halves = half(True), half(False)
+
     def surrogates(op: Linear, x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
-        up, down = w + gamma * w.clamp(min=0), w + gamma * w.clamp(max=0)
-        b_up = None if b is None else b + gamma * b.clamp(min=0)
-        b_down = None if b is None else b + gamma * b.clamp(max=0)
-        return by_sign(op, x, up, b_up, down), by_sign(op, x, down, b_down, up)
+        return halves[0](op, x, w, b) + halves[1](op, x, w, b)
 
     def multipliers(z: Tensor, s: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (
@@ -144,7 +149,7 @@ def gamma(gamma: float = 0.25, epsilon: float = 1e-6) -> LinearRule:
             torch.where(z < 0, stable_quotient(z, s[1], epsilon), torch.zeros_like(z)),
         )
 
-    return LinearRule(f"gamma({gamma:g})", surrogates, multipliers)
+    return LinearRule(f"gamma({gamma:g})", surrogates, multipliers, halves=halves)
 
 
 @guarded

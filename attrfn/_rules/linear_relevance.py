@@ -55,6 +55,10 @@ class LinearRules(NamedTuple):
     names: Mapping[str, LinearRule]
     elementwise: tuple[str, ...] = ()
 
+    def signed(self) -> bool:
+        """Whether a rule tells signs apart."""
+        return any(not r.sums_to_value for r in (self.conv, self.dense, *self.names.values()))
+
 
 def linear(run: Record | Replay, call: Call) -> Any:
     """A linear operation by its rule; one without weights has its own derivative."""

@@ -164,6 +164,10 @@ def _flag(func: Any) -> int | None:
 FUNCTIONS = _all()
 """The torch functions that rules may know, each with its operation."""
 
+_ELEMENTWISE = frozenset(ops.ELEMENTWISE.split())
+OF_EACH_ELEMENT = frozenset(f for f, known in FUNCTIONS.items() if known.name in _ELEMENTWISE)
+"""The functions that treat each element alone, so that they take a part of a tensor as well."""
+
 METHODS = {
     spelled: FUNCTIONS[func]
     for name, func in vars(Tensor).items()

@@ -36,6 +36,7 @@ class Notes(HasRules):
         self.free = Tags("free")  # does not depend on the inputs
         self.written = Memory()  # what was written in place
         self.chains = Tags("chain")  # how a value was made, element by element, for LRP
+        self.signed = table.linear is not None and table.linear.signed()
         self.rectified = Tags("rectified")  # not negative, and its zeros pass nothing back
         self.writes = 0  # in place, of values that depend on the inputs
         self.has_first_rule = False  # the table has a rule for where the inputs are read
@@ -89,9 +90,10 @@ class Notes(HasRules):
         if not self.compiling:
             self.written.put(t)
 
-    def rectify(self, t: Tensor) -> None:
+    def rectify(self, t: Any) -> None:
         """Note that no element is negative, and zeros pass nothing back, as after a ReLU."""
-        self.rectified.put(t, self._writes_into(t))
+        if isinstance(t, Tensor):
+            self.rectified.put(t, self._writes_into(t))
 
     def is_rectified(self, t: Tensor) -> bool:
         """Whether :meth:`rectify` was told of a tensor, and nothing was written since."""

@@ -25,6 +25,8 @@ def _from_zero(run: Any, call: Call) -> bool:
 
 def _as_given(run: Any, call: Call) -> bool:
     """Whether all tensors that an operation gets are such."""
+    if not run.compiling and not run.rectified.known:
+        return False
     return all(run.is_rectified(t) for _, t in tensors(call.args, call.kwargs))
 
 

@@ -31,7 +31,7 @@ from attrfn._rules.errors import refuse_unknown
 from attrfn._rules.formulas import LinearRule, epsilon, stable_quotient, z_plus
 from attrfn._rules.linear import CONVOLUTIONS, DENSE
 from attrfn._rules.linear_relevance import LinearRules, batch_norm, equal_shares, linear
-from attrfn._rules.names import FUNCTIONS
+from attrfn._rules.names import OF_EACH_ELEMENT
 from attrfn._rules.norm import norm_arguments, statistics_of
 from attrfn._rules.raw import reading
 from attrfn._rules.record import Record
@@ -72,7 +72,7 @@ def _factor(call: Call, x: Tensor, y: Tensor) -> Tensor | None:
     """The factor y / x where values may be read, if f is the same for all elements; else None."""
     # f(0) and f'(0) are computed once and not for each element, which takes most of the time of
     # LRP on a network with ReLU6 or SiLU (EfficientNet in benchmarks/rules_cost_little.py).
-    alone = call.func in FUNCTIONS and len(tensors(call.args, call.kwargs)) == 1
+    alone = call.func in OF_EACH_ELEMENT and len(tensors(call.args, call.kwargs)) == 1
     if not alone or x.device.type != "cpu" or x.is_complex() or y.is_complex():
         return None
     origin = x.new_zeros(1)

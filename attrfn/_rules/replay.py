@@ -87,8 +87,9 @@ class Replay(Run):
     def mark(self, out: Any, call: Call) -> Any:
         """Mark what an operation returned, which has no derivative if its arguments have none."""
         out = super().mark(out, call)
-        for moved in self.shifts.note(out, call) if self.table.complete else ():
-            self.follow(moved)
+        if self.table.complete and (self.shifts.active or is_maximum(call)):
+            for moved in self.shifts.note(out, call):
+                self.follow(moved)
         if self.any_cut and not any(map(self.is_live, call.values)):
             # A table of trained parameters gives a row that requires a gradient for its own sake.
             for t in members(call.args[0] if out is None else out):

@@ -123,7 +123,7 @@ class Run(Notes):
             return out.value
         if call.in_place:
             self.wrote(call.args[0])
-        if op.rectifies is not None and isinstance(out, Tensor) and op.rectifies(self, call):
+        if self.signed and op.rectifies is not None and op.rectifies(self, call):
             self.rectify(out)
         return self.mark(out, call)
 
@@ -152,16 +152,16 @@ class Run(Notes):
 
     def places(self, args: tuple[Any, ...], kwargs: dict[str, Any], func: Any) -> tuple[Place, ...]:
         """Where the marked tensors are among the arguments."""
+        # This runs for every call of the model, so it looks into the marks itself.
+        known = self.marked.known
         found: list[Place] = []
         for place, t in tensors(args, kwargs):
-            if self.marked.get(t) or (self.written.known and self.shares_memory(t)):
+            if id(t) in known or (self.written.known and self.shares_memory(t)):
                 found.append(place)
-            elif not t.requires_grad or self.constants.get(t):
-                continue
             elif self.compiling:
-                if self.hidden(t, func):
+                if self.marked.get(t) or self.is_hidden(t, func):
                     found.append(place)
-            elif self.table.strict:
+            elif self.table.strict and t.requires_grad and not self.constants.get(t):
                 self.check_origin(t, func)
         return tuple(found)
 
@@ -174,6 +174,10 @@ class Run(Notes):
         if some and any(self.constants.get(t) for _, t in tensors(args, kwargs)):
             self.constants.put(out)
         return out
+
+    def is_hidden(self, t: Tensor, func: Any) -> bool:
+        """Whether a tensor without a mark depends on the inputs in compiled code."""
+        return t.requires_grad and not self.constants.get(t) and self.hidden(t, func)
 
     def hidden(self, t: Tensor, func: Any) -> bool:
         """Whether torch.compile made a tensor from the inputs by a call that no mode sees.

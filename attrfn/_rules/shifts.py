@@ -34,6 +34,11 @@ class Shifts:
         self.attached = Tags("attached")  # the tensor that another one was detached from
         self.any_attached = False
 
+    @property
+    def active(self) -> bool:
+        """Whether any maximum or detached tensor is known, or may be."""
+        return bool(self.maxima.known) or self.any_attached or self.maxima.compiling
+
     def detach(self, call: Call) -> Tensor | None:
         """The value of ``t.detach()`` where t is a maximum; of another t it notes the origin."""
         t = call.values[0]

@@ -15,17 +15,29 @@ Linear = Callable[..., Tensor]
 def positive_part(op: Linear, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     """``op(p(x), p(w), p(b)) + op(n(x), n(w))``, what raises the value."""
     b = None if b is None else b.clamp(min=0)
-    return by_sign(op, x, w.clamp(min=0), b, w.clamp(max=0))
+    return by_sign(op, x, w.clamp(min=0), b, lambda: w.clamp(max=0))
 
 
 def negative_part(op: Linear, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     """``op(p(x), n(w), n(b)) + op(n(x), p(w))``, what lowers the value."""
     b = None if b is None else b.clamp(max=0)
-    return by_sign(op, x, w.clamp(max=0), b, w.clamp(min=0))
+    return by_sign(op, x, w.clamp(max=0), b, lambda: w.clamp(min=0))
 
 
-def by_sign(op: Linear, x: Tensor, w: Tensor, b: Tensor | None, other: Tensor) -> Tensor:
-    """``op(p(x), w, b) + op(n(x), other)``."""
+def by_sign(
+    op: Linear, x: Tensor, w: Tensor, b: Tensor | None, other: Callable[[], Tensor]
+) -> Tensor:
+    """``op(p(x), w, b) + op(n(x), other())``."""
     if getattr(op, "rectified", False):  # of a ReLU's values, half of the work is for nothing
         return op(x, w, b)
-    return op(x.clamp(min=0), w, b) + op(x.clamp(max=0), other, None)
+    return op(x.clamp(min=0), w, b) + op(x.clamp(max=0), other(), None)
+
+
+def favoured(op: Linear, x: Tensor, w: Tensor, b: Tensor | None, gamma: float, up: bool) -> Tensor:
+    """The value with what raises it, or else lowers it, counted 1 + gamma times."""
+
+    def more(t: Tensor, up: bool) -> Tensor:
+        return t + gamma * (t.clamp(min=0) if up else t.clamp(max=0))
+
+    b = None if b is None else more(b, up)
+    return by_sign(op, x, more(w, up), b, lambda: more(w, not up))

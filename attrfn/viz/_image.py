@@ -204,7 +204,7 @@ def _alone(value: Any, name: str) -> Array:
     Raises:
         ValueError: The batch holds several.
     """
-    shape = getattr(value, "shape", ())
+    shape: tuple[int, ...] = tuple(getattr(value, "shape", ()))
     if len(shape) == 4 and shape[0] > 1:
         raise ValueError(
             f"{name} has shape {tuple(shape)}, expected one image: index it, or draw several with "

@@ -1,6 +1,6 @@
 """What compiling and bfloat16 cost beside what they gain, for integrated gradients.
 
-One image, or one text, and 20 steps, on the small nets of the other benchmarks and on networks of
+One image, or one text, and 10 steps, on the small nets of the other benchmarks and on networks of
 the size that people explain. The compilation is timed without a cache. Prints a table and writes it
 to benchmarks/results/.
 """
@@ -20,7 +20,7 @@ from torch.nn import functional
 import attrfn
 
 NAME = "compiling_takes_minutes"
-STEPS = 20
+STEPS = 10
 
 
 def row(name: str, repeats: int, device: str) -> dict[str, object]:

@@ -40,6 +40,22 @@ def test_a_normalised_image_is_shown_as_it_was(batch: bool, kind: Any) -> None:
         assert torch.allclose(pixels(figure), PHOTO.movedim(0, -1).double(), atol=1e-6)
 
 
+def test_a_photograph_as_files_have_it_needs_no_layout() -> None:
+    """Colours last, as numbers of 8 bits; the attribution of the model has its channels first."""
+    values = rand(1, 3, 6, 8)
+    for photograph in ((255 * PHOTO).byte().movedim(0, -1).numpy(), PHOTO.movedim(0, -1)):
+        for attribution in (values, values[0].movedim(0, -1)):
+            figure = viz.image(photograph, attribution, background="colour", channels="sum")
+            shown = torch.as_tensor(pixels(figure))
+            assert torch.allclose(shown, PHOTO.movedim(0, -1).double(), atol=1 / 255)
+            want = viz.image(PHOTO, values[0].sum(0)).axes[0].images[1].get_array()
+            assert torch.allclose(pixels(figure, image=1), torch.tensor(want.data), atol=1e-6)
+    grid = viz.image_grid(PHOTO.movedim(0, -1)[None], {"m": values})
+    assert torch.allclose(pixels(grid), PHOTO.movedim(0, -1).double(), atol=1e-6)
+    with pytest.raises(ValueError, match=r"several with viz\.image_grid"):
+        viz.image(rand(2, 3, 8, 8), values)
+
+
 def test_means_of_another_number_of_channels_are_refused() -> None:
     for image, given in ((PHOTO, [0.5, 0.5]), (PHOTO[:1], MEAN), (PHOTO[0], MEAN)):
         with pytest.raises(ValueError, match=r"std has \d numbers, expected 1 or \d as image has"):

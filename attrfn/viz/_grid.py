@@ -89,8 +89,8 @@ def image_grid(
         mean: What was subtracted from the images to normalise them: a number or one per channel.
         std: What the images were divided by after that.
         layout: "CHW" or "HWC": whether the channels of all of them come first or last. A shape that
-            fits the other layout only is refused. None expects "CHW", and refuses images with more
-            channels than columns, which mostly are "HWC".
+            fits the other layout only is refused. None expects "CHW", takes three or four colours
+            last where no image has so many channels, and refuses other doubtful shapes.
         channels: What becomes of the channels of attributions, or a mapping from method names to
             that. "mean" is right for scores that channels share and has the colours of a sum for
             others; "sum" is for attributions that are divided among the channels, when the numbers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
@@ -54,7 +54,6 @@ WORDS = {
     "lower": "lowers the output",
     "size": "size of the attribution",
 }
-T = TypeVar("T")
 
 
 @checks_flags
@@ -78,10 +77,11 @@ def image(
     """One image with its attribution over it, and the colour bar at the side.
 
     Image and attribution are taken as the model and the method have them: channels first, also in a
-    batch of one. The colours fade towards zero, so the image shows through where nothing is
-    attributed; beneath them the image is pale and grey, since colours mean attributions. A map
-    without negative values, such as a rectified Grad-CAM, lies half opaque over the image in its
-    colours: what glows raises the output, what is dark does not.
+    batch of one; a photograph as files have it, colours last, is known by its shape. The colours
+    fade towards zero, so the image shows through where nothing is attributed; beneath them the
+    image is pale and grey, since colours mean attributions. A map without negative values, such as
+    a rectified Grad-CAM, lies half opaque over the image in its colours: what glows raises the
+    output, what is dark does not.
 
     Args:
         image: (C, H, W), or (H, W, C) as ``layout`` says, or (H, W); the first two also as a batch
@@ -105,8 +105,8 @@ def image(
             for a map without negative values over colours.
         title: Drawn above the image.
         layout: "CHW" or "HWC": whether the channels of both come first or last. A shape that
-            fits the other layout only is refused. None expects "CHW", and refuses images with more
-            channels than columns, which mostly are "HWC".
+            fits the other layout only is refused. None expects "CHW", takes three or four colours
+            last where no image has so many channels, and refuses other doubtful shapes.
         channels: What becomes of the channels of an attribution. "mean" is right for scores that
             channels share and has the colours of a sum for others; "sum" is for attributions that
             are divided among the channels, when the numbers of the scale shall be their sums.
@@ -129,9 +129,9 @@ def image(
     _check(sign, alpha, background)
     at = percentile(outlier_percentile)
     form = shapes(layout, batch=False)
-    picture = pictures(_alone(image), "image", form, mean, std)
+    picture = pictures(_alone(image, "image"), "image", form, mean, std)
     size = picture.shape[0], picture.shape[1]
-    values = maps(_alone(attribution), "attribution", form, size, channels)
+    values = maps(_alone(attribution, "attribution"), "attribution", form, size, channels)
     rectified = sign == "all" and not bool((values < 0).any()) and bool((values > 0).any())
     values, side = _with_sign(values, sign), "upper" if rectified else SIDES[sign]
     background = background or ("colour" if rectified else "grey")
@@ -198,10 +198,20 @@ def _check(sign: Sign, alpha: float | None, background: Background | None) -> No
         )
 
 
-def _alone(value: T) -> T:
-    """The example of a batch of one; all else as it is."""
-    shape = getattr(value, "shape", ())
-    return value[0] if len(shape) == 4 and shape[0] == 1 else value  # type: ignore[index,misc]
+def _alone(value: Any, name: str) -> Array:
+    """The example of a batch of one; all else as it is.
+
+    Raises:
+        ValueError: The batch holds several.
+    """
+    shape: tuple[int, ...] = tuple(getattr(value, "shape", ()))
+    if len(shape) == 4 and shape[0] > 1:
+        raise ValueError(
+            f"{name} has shape {tuple(shape)}, expected one image: index it, or draw several with "
+            "viz.image_grid"
+        )
+    found: Array = value[0] if len(shape) == 4 and shape[0] == 1 else value
+    return found
 
 
 def _with_sign(values: Tensor, sign: Sign) -> Tensor:

@@ -21,6 +21,7 @@ Layout = Literal["CHW", "HWC"]
 Channels = Literal["mean", "sum"]
 
 CHANNELS = (1, 3, 4)  # of images: grey, colours, colours and opacity
+COLOURS = (3, 4)
 
 
 class Shapes(NamedTuple):
@@ -75,14 +76,15 @@ def maps(
     if data.ndim < max(form.words):
         return data
     first, last = _sizes(data, form), _sizes(data, form, other=True)
-    if not _alike(first, size) and _alike(last, size):
+    turned = not _alike(first, size) and _alike(last, size)
+    if turned and (form.told or data.shape[-1] not in COLOURS):
         _refuse(
             data,
             name,
             form,
             f"a map of {first[0]} x {first[1]} on an image of {size[0]} x {size[1]}",
         )
-    data = data if form.layout == "CHW" else data.movedim(-1, -3)
+    data = data if form.layout == "CHW" and not turned else data.movedim(-1, -3)
     return data.sum(-3) if channels == "sum" else data.mean(-3)
 
 
@@ -129,6 +131,9 @@ def pictures(
         return data.clamp(0, 1) if told else stretch(data)
     first, last = data.shape[-3], data.shape[-1]
     own, other = (first, last) if form.layout == "CHW" else (last, first)
+    if not form.told and own not in CHANNELS and other in COLOURS:
+        # A photograph as image files have it, which nothing else has the shape of.
+        data, own = data.movedim(-1, -3), other
     if own not in CHANNELS and other in CHANNELS:
         height, width = _sizes(data, form)
         _refuse(data, name, form, f"an image of {height} x {width} with {own} channels")

@@ -42,6 +42,7 @@ from attrfn._methods.deep_lift import layer_deep_lift as layer_deep_lift
 from attrfn._methods.deep_lift import layer_deep_lift_shap as layer_deep_lift_shap
 from attrfn._methods.deep_lift import neuron_deep_lift as neuron_deep_lift
 from attrfn._methods.deep_lift import neuron_deep_lift_shap as neuron_deep_lift_shap
+from attrfn._methods.each_output import each_output as each_output
 from attrfn._methods.feature_scores import feature_scores as feature_scores
 from attrfn._methods.gradient_shap import gradient_shap as gradient_shap
 from attrfn._methods.gradient_shap import layer_gradient_shap as layer_gradient_shap

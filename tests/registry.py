@@ -16,6 +16,7 @@ from models import NETS, RECTIFIED, Net, targets
 from torch import Tensor
 
 import attrfn
+from attrfn._explain.target import choose, select
 
 Given = Any  # of explain: an option that the caller may leave to the row
 UNSET: Given = object()
@@ -184,6 +185,20 @@ def tunnel(
     return noisy
 
 
+def of_each(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method for each output, of which the target is the only one."""
+
+    def first(model_fn: Any, inputs: Any, *, target: Any = None, **options: Any) -> Any:
+        def chosen(outputs: Any) -> Tensor:
+            rows = len(outputs)
+            return select(outputs, choose(target, rows), rows)[:, None]
+
+        found = attrfn.each_output(method, n=1)(model_fn, inputs, target=chosen, **options)
+        return optree.tree_map(lambda a: a[:, 0], found)
+
+    return first
+
+
 def at_layer(method: Callable[..., Any], **where: Any) -> Callable[..., Any]:
     """A method at the layer that is given with the call."""
 
@@ -311,6 +326,13 @@ REGISTRY = [
         ["noise_tunnel"],
         baselines="pool",
         **_noisy,
+    ),
+    row("each_gradient", of_each(attrfn.gradient), ["each_output"]),
+    row(
+        "each_rescale",
+        of_each(attrfn.deep_lift),
+        ["each_output"],
+        **_complete,
     ),
     row(
         "completeness_delta",

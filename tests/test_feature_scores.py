@@ -19,8 +19,12 @@ import attrfn
 
 PAGE = Path(__file__).parents[1] / "docs" / "methods" / "index.md"
 NO_METHODS = {"at_layer", "at_neuron", "completeness_delta", "feature_scores", "noise_tunnel"}
-NO_METHODS |= {"split", "Split", "with_rules"}
-UNMARKED = ("layer_activation",)
+NO_METHODS |= {"split", "Split", "with_rules", "each_output"}
+UNMARKED = (
+    "layer_activation",
+    "each_gradient",
+    "each_rescale",
+)  # the rows of each_output take a part
 N = 3
 MASK = torch.tensor([0, 1, 0, 2, 1, 0])
 X, X0 = randn(4, 6), 0.1

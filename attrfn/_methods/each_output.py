@@ -12,23 +12,21 @@ import optree
 import torch
 from torch import Tensor
 
-from attrfn._copies.batch import is_count, is_one_of
+from attrfn._copies.batch import is_count
 from attrfn._copies.chunks import Chunks, over_chunks
 from attrfn._explain.forms import documented
 from attrfn._explain.introspect import explains_all_outputs, takes_target, wraps
 from attrfn._explain.options import ChunkOptions
 from attrfn._explain.said import main_tensor
-from attrfn._explain.shared import mark_of, marked, scores_of
-from attrfn._explain.tree import call_model, flatten
+from attrfn._explain.shared import marked, scores_of
+from attrfn._explain.tree import call_model, each, flatten
 from attrfn._model.bind import bind
-from attrfn._torch.autodiff import transforming
+from attrfn._torch.autodiff import gradients_allowed, transforming
 from attrfn._torch.compiling import is_compiling
 from attrfn._torch.explanation import unnoticed
 from attrfn._torch.guard import called, guarded
 from attrfn._torch.say import say
-from attrfn._torch.typing import Batching, ChunkSize, Method, ModelFn, Target, Tree
-
-Found = tuple[list[Tensor], Any, str | None]
+from attrfn._torch.typing import ChunkSize, Leaves, Method, ModelFn, Target, Tree
 
 
 @documented(ChunkOptions, scores=None)
@@ -37,7 +35,6 @@ def each_output(
     *,
     n: int | None = None,
     chunk_size: ChunkSize = "auto",
-    batching: Batching = "vmap",
     progress: bool = False,
 ) -> Method:
     """A method that explains every output of a model in one call.
@@ -52,9 +49,8 @@ def each_output(
             :func:`noise_tunnel` too.
         n: How many of the outputs, the first ones; None finds out how many there are, by a forward
             pass.
-        chunk_size: How many outputs at once: an int, None (all) or ``"auto"`` (what memory holds).
-        batching: ``"vmap"`` maps over the outputs; ``"loop"`` explains one after the other, for
-            models that torch.func.vmap cannot run.
+        chunk_size: How many outputs at once: an int, None (all) or ``"auto"`` (what memory holds);
+            1 for models that torch.func.vmap cannot run.
 
     Returns:
         A method with the same options as ``method``. Its attributions have the dimensions of the
@@ -72,7 +68,7 @@ def each_output(
         >>> torch.allclose(a, model.weight.expand(5, 4, 3))
         True
     """
-    _check(method, n, batching)
+    _check(method, n)
 
     @wraps(method)
     @guarded
@@ -84,34 +80,36 @@ def each_output(
             )
         if target is None and n is None and explains_all_outputs(method):
             return method(model_fn, inputs, target=None, **options)
-        device = flatten(inputs)[0][0].device
-        shape = (n,) if n is not None else _outputs(model_fn, inputs, target).shape[1:]
-
+        x, _ = flatten(inputs)
+        shape = _shape(model_fn, inputs, target) if n is None else (n,)
         ungraphed = _takes_graph(method) and not (options.get("create_graph") or transforming())
+        specs: list[Any] = []
 
-        def one(k: Tensor) -> Tree:
+        def one(k: Tensor | int) -> Leaves:
             # Inside vmap a method keeps the graph of the parameters wherever gradients are on.
             with torch.no_grad() if ungraphed else contextlib.nullcontext():
-                return method(model_fn, inputs, target=_column(target, shape, k), **options)
-
-        def part(i: slice) -> Found:
-            ids = torch.arange(i.start, i.stop, device=device)
-            if batching == "loop":
-                leaves, spec = optree.tree_flatten(one(ids[0]))
-                return [a[None] for a in leaves], spec, mark_of(leaves)
-            found = torch.func.vmap(one, randomness="same")(ids)
+                found = method(model_fn, inputs, target=_column(target, shape, k), **options)
             leaves, spec = optree.tree_flatten(found)
-            return leaves, spec, None
+            specs.append(spec)
+            return tuple(leaves)
 
-        chunks = Chunks(chunk_size, batching, progress, "each_output")
-        leaves, spec, mark = over_chunks(part, _joined, math.prod(shape), chunks, device)
-        results = [a.movedim(0, 1).unflatten(1, shape) for a in leaves]
-        return optree.tree_unflatten(spec, marked(results, mark or scores_of(method)))
+        def part(i: slice) -> Leaves:
+            if i.stop - i.start == 1:
+                return each(lambda a: a[None], one(i.start))
+            with gradients_allowed():
+                ids = torch.arange(i.start, i.stop, device=x[0].device)
+            mapped: Leaves = torch.func.vmap(one, randomness="same")(ids)
+            return mapped
+
+        chunks = Chunks(chunk_size, "vmap", progress, "each_output")
+        found = over_chunks(part, _joined, math.prod(shape), chunks, x[0].device, x=x)
+        leaves = [a.movedim(0, 1).reshape(a.shape[1], *shape, *a.shape[2:]) for a in found]
+        return optree.tree_unflatten(specs[-1], marked(leaves, scores_of(method)))
 
     return every
 
 
-def _check(method: Method, n: int | None, batching: object) -> None:
+def _check(method: Method, n: int | None) -> None:
     if not callable(method):
         raise TypeError(f"method is {say(method)}, expected a method such as attrfn.gradient")
     if not takes_target(method):
@@ -121,16 +119,14 @@ def _check(method: Method, n: int | None, batching: object) -> None:
         )
     if n is not None and not is_count(n):
         raise ValueError(f"n is {say(n)}, expected None or the number of outputs, at least 1")
-    if not is_one_of(batching, "vmap", "loop"):
-        raise ValueError(f"batching is {say(batching)}, expected 'vmap' or 'loop'")
 
 
 def _takes_graph(method: Method) -> bool:
     return "create_graph" in inspect.signature(method).parameters
 
 
-def _outputs(model_fn: ModelFn, inputs: Tree, target: Callable[..., Any] | None) -> Tensor:
-    """The outputs that are explained, (B, K...), by one forward pass."""
+def _shape(model_fn: ModelFn, inputs: Tree, target: Callable[..., Any] | None) -> tuple[int, ...]:
+    """The dimensions of each example's outputs, by one forward pass."""
     x, rebuild = flatten(inputs)
     with torch.no_grad(), contextlib.nullcontext() if is_compiling() else unnoticed():
         outputs = call_model(bind(model_fn, frozen=True, forward_only=True), rebuild(x))
@@ -141,18 +137,21 @@ def _outputs(model_fn: ModelFn, inputs: Tree, target: Callable[..., Any] | None)
             f"{giver} returned {say(found)}, expected a tensor (B, N) of several outputs of each "
             "example: call the method without each_output, or give a callable target"
         )
-    return found
+    return tuple(found.shape[1:])
 
 
-def _column(target: Any, shape: tuple[int, ...], k: Tensor) -> Target:
+def _column(target: Any, shape: tuple[int, ...], k: Tensor | int) -> Target:
     """The target of output number k, in the order of the flattened outputs."""
     if target is not None:
-        return lambda outputs: target(outputs).flatten(1).index_select(1, k.reshape(1))[:, 0]
+        if isinstance(k, int):
+            return lambda outputs: target(outputs).flatten(1)[:, k]
+        column = k.reshape(1)
+        return lambda outputs: target(outputs).flatten(1).index_select(1, column)[:, 0]
     strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
-    place = [k // stride % size for stride, size in zip(strides, shape, strict=True)]
+    place: list[Any] = [k // stride % size for stride, size in zip(strides, shape, strict=True)]
     return place[0] if len(place) == 1 else tuple(place)
 
 
-def _joined(a: Found, b: Found) -> Found:
+def _joined(a: Leaves, b: Leaves) -> Leaves:
     """The results of two chunks of outputs."""
-    return [torch.cat(pair) for pair in zip(a[0], b[0], strict=True)], *b[1:]
+    return each(lambda s, t: torch.cat([s, t]), a, b)

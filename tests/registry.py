@@ -199,6 +199,15 @@ def of_each(method: Callable[..., Any]) -> Callable[..., Any]:
     return first
 
 
+def of_two(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of an ensemble of a model and itself."""
+
+    def both(model_fn: Any, inputs: Any, **options: Any) -> Any:
+        return attrfn.ensemble(method)([model_fn, model_fn], inputs, **options)
+
+    return both
+
+
 def at_layer(method: Callable[..., Any], **where: Any) -> Callable[..., Any]:
     """A method at the layer that is given with the call."""
 
@@ -333,6 +342,24 @@ REGISTRY = [
         of_each(attrfn.deep_lift),
         ["each_output"],
         **_complete,
+    ),
+    row(
+        "chained",
+        attrfn.chain(
+            attrfn.average(attrfn.gradient, attrfn.saliency),
+            functools.partial(attrfn.relative_to, reference=attrfn.gradient),
+            attrfn.absolute,
+            attrfn.normalized,
+        ),
+        ["absolute", "average", "chain", "normalized", "relative_to"],
+    ),
+    row("ensemble_of_gradients", of_two(attrfn.gradient), ["ensemble"]),
+    row(
+        "gradient_times_background",
+        attrfn.over_baselines(attrfn.input_x_gradient),
+        ["over_baselines"],
+        baselines="pool",
+        chunked=False,
     ),
     row(
         "completeness_delta",

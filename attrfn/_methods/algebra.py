@@ -65,6 +65,15 @@ def chain(method: Method, *wrappers: Callable[[Method], Method]) -> Method:
 def absolute(method: Method) -> Method:
     """The sizes of a method's attributions, |A|.
 
+    Args:
+        method: Any attribution method.
+
+    Returns:
+        A method with the same options.
+
+    Raises:
+        TypeError: The method is not callable.
+
     Example:
         >>> import torch, attrfn
         >>> f = lambda x: x @ torch.tensor([2.0, -4.0])
@@ -137,7 +146,11 @@ def normalized(method: Method, how: Size = "max") -> Method:
         method: Any attribution method.
         how: ``"max"``, ``"sum"`` or ``"norm"``.
 
+    Returns:
+        A method with the same options.
+
     Raises:
+        TypeError: The method is not callable.
         ValueError: ``how`` is unknown.
 
     Example:

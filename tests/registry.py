@@ -9,14 +9,25 @@ import functools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-import optree
 import pytest
 import torch
+from made_methods import (
+    against_another,
+    at_layer,
+    at_neuron,
+    delta_of_squares,
+    gradient_by,
+    grouped,
+    of_each,
+    of_features,
+    of_two,
+    there_and_back,
+    tunnel,
+)
 from models import NETS, RECTIFIED, Net, targets
-from torch import Tensor
 
 import attrfn
-from attrfn._explain.target import choose, select
+from attrfn.testing._trial import Trial
 
 Given = Any  # of explain: an option that the caller may leave to the row
 UNSET: Given = object()
@@ -154,139 +165,6 @@ def row(
     )
 
 
-# --- methods that are made by other functions, as functions of their options ---------------------
-
-
-def tunnel(
-    method: Callable[..., Any], kind: str = "smoothgrad", draw_baselines: bool = False
-) -> Callable[..., Any]:
-    """A noise tunnel whose own options are given with the call."""
-
-    def noisy(
-        model_fn: Any,
-        inputs: Any,
-        *,
-        n_samples: int = 3,
-        stdevs: Any = 0.3,
-        key: Any = 0,
-        chunk_size: int | None = None,
-        **options: Any,
-    ) -> Any:
-        return attrfn.noise_tunnel(
-            method,
-            kind=kind,  # type: ignore[arg-type]
-            n_samples=n_samples,
-            stdevs=stdevs,
-            key=key,
-            chunk_size=chunk_size,
-            draw_baselines=draw_baselines,
-        )(model_fn, inputs, **options)
-
-    return noisy
-
-
-def of_each(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method for each output, of which the target is the only one."""
-
-    def first(model_fn: Any, inputs: Any, *, target: Any = None, **options: Any) -> Any:
-        def chosen(outputs: Any) -> Tensor:
-            rows = len(outputs)
-            return select(outputs, choose(target, rows), rows)[:, None]
-
-        found = attrfn.each_output(method, n=1)(model_fn, inputs, target=chosen, **options)
-        return optree.tree_map(lambda a: a[:, 0], found)
-
-    return first
-
-
-def of_two(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method of an ensemble of a model and itself."""
-
-    def both(model_fn: Any, inputs: Any, **options: Any) -> Any:
-        return attrfn.ensemble(method)([model_fn, model_fn], inputs, **options)
-
-    return both
-
-
-def at_layer(method: Callable[..., Any], **where: Any) -> Callable[..., Any]:
-    """A method at the layer that is given with the call."""
-
-    def moved(model_fn: Any, inputs: Any, *, layer: Any, **options: Any) -> Any:
-        return attrfn.at_layer(method, layer, **where)(model_fn, inputs, **options)
-
-    return moved
-
-
-def at_neuron(method: Callable[..., Any], **where: Any) -> Callable[..., Any]:
-    """A method at the layer and neuron that are given with the call."""
-
-    def moved(model_fn: Any, inputs: Any, *, layer: Any, neuron: Any, **options: Any) -> Any:
-        return attrfn.at_neuron(method, layer, neuron, **where)(model_fn, inputs, **options)
-
-    return moved
-
-
-def groups(inputs: Any, n: int = 3) -> Any:
-    """A mask of n features, to which the elements of the inputs belong in turn."""
-    leaves, spec = optree.tree_flatten(inputs)
-    sizes = [0, *(x.shape[1:].numel() for x in leaves)]
-    starts = [sum(sizes[: i + 1]) for i in range(len(leaves))]
-    masks = [
-        (torch.arange(i, i + x.shape[1:].numel()) % n).reshape(x.shape[1:])
-        for i, x in zip(starts, leaves, strict=True)
-    ]
-    return optree.tree_unflatten(spec, masks)
-
-
-def grouped(method: Callable[..., Any], n: int = 3) -> Callable[..., Any]:
-    """A perturbation method on n features, to which the elements of the inputs belong in turn."""
-
-    def of_groups(model_fn: Any, inputs: Any, **options: Any) -> Any:
-        mask = groups(inputs, n)
-        return method(model_fn, inputs, feature_mask=mask, n_features=n, **options)
-
-    return of_groups
-
-
-def of_features(method: Callable[..., Any], n: int = 3) -> Callable[..., Any]:
-    """The scores of n features by a method whose attributions are divided."""
-
-    def scores(model_fn: Any, inputs: Any, **options: Any) -> Tensor:
-        found = method(model_fn, inputs, **options)
-        return attrfn.feature_scores(found, groups(inputs, n), n_features=n, scores=method)
-
-    return scores
-
-
-def delta_of_squares(model_fn: Any, inputs: Any, **options: Any) -> Tensor:
-    """The completeness gap of x^2, which depends on the inputs in two ways."""
-    squares = attrfn.gradient(_cubes, inputs, create_graph=True)
-    return attrfn.completeness_delta(model_fn, inputs, squares, **options)
-
-
-def _cubes(*inputs: Any) -> Tensor:
-    """sum(x^3) / 3 of each example: its gradient is x^2."""
-    cubes = [(x**3 / 3).reshape(x.shape[0], -1).sum(1) for x in optree.tree_leaves(inputs)]
-    return torch.stack(cubes).sum(0)
-
-
-def gradient_by(rules: Callable[..., Any]) -> Callable[..., Any]:
-    """The gradient of the model function with rules; baselines go to the rules."""
-
-    def ruled(model_fn: Any, inputs: Any, **options: Any) -> Any:
-        to_rules = {k: options.pop(k) for k in ("baselines",) if k in options}
-        f = attrfn.with_rules(model_fn, rules(**to_rules))
-        return attrfn.gradient(f, inputs, **options)
-
-    return ruled
-
-
-def there_and_back(model_fn: Any, inputs: Any, *, layer: Any) -> Tensor:
-    """The tail of the head, which is the model."""
-    head, tail = attrfn.split(model_fn, layer)
-    return tail(head(inputs), inputs)
-
-
 _layer = functools.partial(row, explains="layer", layer=True)
 _neuron = functools.partial(row, target=False, layer=True, neuron=True)
 _cam = functools.partial(row, explains="map", layer=True)
@@ -353,6 +231,7 @@ REGISTRY = [
         ),
         ["absolute", "average", "chain", "normalized", "relative_to"],
     ),
+    row("contrasted", against_another(attrfn.gradient), ["contrast", "pooled"]),
     row("ensemble_of_gradients", of_two(attrfn.gradient), ["ensemble"]),
     row(
         "gradient_times_background",
@@ -576,6 +455,42 @@ def needs(r: Row, net: Net) -> dict[str, Any]:
     if r.baselines == "pool":
         given["baselines"] = net.pool
     return given
+
+
+def tensors(r: Row, net: Net, batch: int = 3) -> dict[str, Any]:
+    """All that the row needs, with tensors wherever an option can be one."""
+    given = needs(r, net)
+    if r.baselines == "point":
+        given["baselines"] = 0.1 + 0.2 * net.inputs(batch, seed=5)
+    if r.target:
+        given["target"] = targets(batch)
+    if r.keyed:
+        given["key"] = attrfn.random.key(4)
+    if r.noisy:
+        given["stdevs"] = torch.tensor(0.2, dtype=torch.float64)
+    return given
+
+
+def trial(r: Row, net: Net, batch: int = 3, **options: Any) -> Trial:
+    """The row on a net, for the checks of attrfn.testing; with other options than its own."""
+    return Trial(
+        r.method,
+        net.build,
+        net.inputs,
+        lambda x: {**tensors(r, net, len(x)), **options},
+        batch=batch,
+        seed=1,
+        dim=r.batch_dim,
+        of_rows=frozenset(
+            ["target", "key"] if r.baselines == "pool" else ["target", "key", "baselines"]
+        ),
+        like_inputs=r.explains == "input",
+        graph={"create_graph": True} if r.create_graph else {},
+        informative=r.name != "lime_lasso",  # a lasso of a few samples can be 0
+        tolerance=1e-11,
+        slopes=1e-6,
+        again=0.0,
+    )
 
 
 def rows(keep: Callable[[Row], bool] = lambda r: True) -> Any:

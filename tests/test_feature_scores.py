@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_close, randn
-from registry import REGISTRY, ROWS, Row, explain, groups, rows
+from made_methods import groups
+from registry import REGISTRY, ROWS, Row, explain, rows
 from test_registry import public
 from torch import Tensor
 
@@ -23,6 +24,8 @@ NO_METHODS |= {"split", "Split", "with_rules", "each_output", "over_baselines", 
 NO_METHODS |= {"absolute", "average", "chain", "contrast", "normalized", "pooled", "relative_to"}
 UNMARKED = (
     "layer_activation",
+    "chained",
+    "contrasted",
     "each_gradient",
     "each_rescale",
 )  # the rows of each_output take a part
@@ -65,7 +68,16 @@ def test_page_of_methods_has_the_marker() -> None:
             names = re.findall(r"`(\w+)[`(]", re.sub(r"\]\([^)]*\)", "", cells[0]))
             told |= {name: cells[column] for name in names if hasattr(attrfn, name)}
     assert set(told) == public() - {"Split"}
-    makers = {"at_layer", "at_neuron", "noise_tunnel", "with_rules"}
+    makers = {
+        "at_layer",
+        "at_neuron",
+        "noise_tunnel",
+        "with_rules",
+        "each_output",
+        "average",
+        "chain",
+    }
+    makers |= {"over_baselines", "ensemble", "absolute", "normalized", "pooled", "relative_to"}
     for name, said in told.items():
         assert said == (scores(name) or ("as the method" if name in makers else "")), name
 

@@ -16,7 +16,6 @@ from attrfn._explain.tree import batch_size, call_model, flatten, require_floati
 from attrfn._model.bind import bind, prepare
 from attrfn._torch.autodiff import (
     keeps_graph,
-    refuse_tangents,
     transforming,
     values_and_gradients,
 )
@@ -149,7 +148,6 @@ def explain(
         TypeError: An input is not a floating tensor, or the target is of no known kind.
         ValueError: The batch sizes disagree.
     """
-    refuse_tangents()
     x, rebuild = flatten(inputs)
     batch = batch_size(x)
     if differentiated:

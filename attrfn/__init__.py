@@ -32,7 +32,6 @@ from attrfn._methods.ablation import neuron_feature_ablation as neuron_feature_a
 from attrfn._methods.algebra import absolute as absolute
 from attrfn._methods.algebra import average as average
 from attrfn._methods.algebra import chain as chain
-from attrfn._methods.algebra import contrast as contrast
 from attrfn._methods.algebra import normalized as normalized
 from attrfn._methods.algebra import pooled as pooled
 from attrfn._methods.algebra import relative_to as relative_to
@@ -48,6 +47,7 @@ from attrfn._methods.completeness import completeness_delta as completeness_delt
 from attrfn._methods.conductance import internal_influence as internal_influence
 from attrfn._methods.conductance import layer_conductance as layer_conductance
 from attrfn._methods.conductance import neuron_conductance as neuron_conductance
+from attrfn._methods.contrast import contrast as contrast
 from attrfn._methods.deep_lift import deep_lift as deep_lift
 from attrfn._methods.deep_lift import deep_lift_shap as deep_lift_shap
 from attrfn._methods.deep_lift import layer_deep_lift as layer_deep_lift

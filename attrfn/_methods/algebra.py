@@ -12,13 +12,11 @@ from torch import Tensor
 
 from attrfn._copies.batch import is_integer, is_one_of
 from attrfn._explain.introspect import wraps
-from attrfn._explain.said import main_tensor
 from attrfn._explain.shared import mark_of, marked
-from attrfn._explain.target import choose, select
 from attrfn._explain.tree import row_total
 from attrfn._torch.guard import guarded
 from attrfn._torch.say import say
-from attrfn._torch.typing import Method, ModelFn, Target, Tree
+from attrfn._torch.typing import Method, ModelFn, Tree
 
 Pool: TypeAlias = Literal["sum", "mean", "norm", "max"]
 Size: TypeAlias = Literal["max", "sum", "norm"]
@@ -258,35 +256,6 @@ def relative_to(method: Method, reference: Method) -> Method:
         return optree.tree_map(torch.sub, found, reference(model_fn, inputs, **options))
 
     return difference
-
-
-def contrast(a: Target, b: Target) -> Target:
-    """A target: how much more the model says ``a`` than ``b``, f_a(x) - f_b(x).
-
-    Args:
-        a: An int, a tuple of ints and slices, or an integer tensor (B,) with one for each example.
-        b: Another one.
-
-    Returns:
-        A target for any method.
-
-    Example:
-        >>> import torch, attrfn
-        >>> model, x = torch.nn.Linear(3, 4), torch.randn(5, 3)
-        >>> why = attrfn.gradient(model, x, target=attrfn.contrast(2, 0))
-        >>> torch.allclose(why, (model.weight[2] - model.weight[0]).expand(5, 3))
-        True
-    """
-    # Tensors are bound by a partial, in which they follow copies of the batch.
-    return functools.partial(_difference, a=a, b=b)
-
-
-def _difference(outputs: Any, a: Target, b: Target) -> Tensor:
-    def of(target: Target, name: str) -> Tensor:
-        return select(outputs, choose(target, rows, name), rows, name)
-
-    rows = len(main_tensor(outputs))
-    return of(a, "a") - of(b, "b")
 
 
 def _after(method: Method, change: Callable[[Tree], Tree]) -> Method:

@@ -224,10 +224,10 @@ REGISTRY = [
     row(
         "chained",
         attrfn.chain(
-            attrfn.average(attrfn.gradient, attrfn.saliency),
-            functools.partial(attrfn.relative_to, reference=attrfn.gradient),
-            attrfn.absolute,
-            attrfn.normalized,
+            attrfn.average(attrfn.gradient, attrfn.absolute(attrfn.gradient)),
+            functools.partial(
+                attrfn.relative_to, reference=attrfn.normalized(attrfn.input_x_gradient)
+            ),
         ),
         ["absolute", "average", "chain", "normalized", "relative_to"],
     ),

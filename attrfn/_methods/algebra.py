@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any, Literal, TypeAlias
 
 import optree
@@ -113,8 +114,7 @@ def pooled(method: Method, dims: int | Sequence[int], *, how: Pool = "sum") -> M
         raise TypeError(f"dims is {say(dims)}, expected an int or a sequence of ints")
 
     def pool(found: Tree) -> Tree:
-        leaves = [a for a in optree.tree_leaves(found) if isinstance(a, Tensor)]
-        if how == "sum" and mark_of(leaves) == "shared":
+        if how == "sum" and mark_of(optree.tree_leaves(found)) == "shared":
             raise ValueError(
                 "how is 'sum', which would count a score once for each element that shares it "
                 "(as features of several elements do): use how='mean'"
@@ -163,7 +163,7 @@ def normalized(method: Method, how: Size = "max") -> Method:
     def scaled(found: Tree) -> Tree:
         leaves, spec = optree.tree_flatten(found)
         if how == "max":
-            sizes = [a.abs().flatten(1).amax(1) for a in leaves]
+            sizes = [a.abs().flatten(1).amax(1) if a.ndim > 1 else a.abs() for a in leaves]
             size = torch.stack(sizes).amax(0)
         else:
             power = 1 if how == "sum" else 2
@@ -202,7 +202,8 @@ def average(*methods: Method, weights: Sequence[float] | None = None) -> Method:
     """
     if not methods:
         raise ValueError("average has no methods, expected at least one")
-    shares = [1.0] * len(methods) if weights is None else list(weights)
+    numbers = isinstance(weights, (list, tuple)) and all(isinstance(w, Real) for w in weights)
+    shares = [1.0] * len(methods) if weights is None else list(weights) if numbers else []
     if len(shares) != len(methods) or sum(shares) == 0:
         raise ValueError(
             f"weights is {say(weights)} for {len(methods)} method(s), expected a number for each, "
@@ -265,9 +266,11 @@ def _after(method: Method, change: Callable[[Tree], Tree]) -> Method:
     @guarded
     def changed(model_fn: ModelFn, inputs: Tree, **options: Any) -> Tree:
         found = method(model_fn, inputs, **options)
-        mark = mark_of([a for a in optree.tree_leaves(found) if isinstance(a, Tensor)])
+        leaves = optree.tree_leaves(found)
+        if not leaves or not all(isinstance(a, Tensor) for a in leaves):
+            raise TypeError(f"method returned {say(found)}, expected tensors")
         new = change(found)
-        marked(optree.tree_leaves(new), mark)
+        marked(optree.tree_leaves(new), mark_of(leaves))
         return new
 
     return changed

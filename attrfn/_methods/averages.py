@@ -118,6 +118,7 @@ def over_baselines(
     return averaged
 
 
+@documented(scores=None)
 def ensemble(method: Method, *, reduce: Reduce = "mean", stacked: bool = False) -> Method:
     """A method over several models: the mean of their attributions, or how far they disagree.
 

@@ -9,7 +9,9 @@ Shapley values and LIME: shapley_values, shapley_value_sampling, kernel_shap, li
 Interactions: interactions, integrated_hessians.
 Layers and neurons: layer_..., neuron_..., internal_influence; of any method: at_layer, at_neuron.
 Class activation maps: ..._cam, grad_cam_plus_plus.
-Tools: noise_tunnel, with_rules, compile, split, completeness_delta, attrfn.features.
+From method to method: noise_tunnel, each_output, over_baselines, ensemble, average, pooled,
+normalized, absolute, relative_to, chain.
+Tools: contrast, with_rules, compile, split, completeness_delta, attrfn.features.
 
 See help(attrfn.integrated_gradients), and so for each.
 """
@@ -27,6 +29,14 @@ from attrfn._layers.split import split as split
 from attrfn._methods.ablation import feature_ablation as feature_ablation
 from attrfn._methods.ablation import layer_feature_ablation as layer_feature_ablation
 from attrfn._methods.ablation import neuron_feature_ablation as neuron_feature_ablation
+from attrfn._methods.algebra import absolute as absolute
+from attrfn._methods.algebra import average as average
+from attrfn._methods.algebra import chain as chain
+from attrfn._methods.algebra import normalized as normalized
+from attrfn._methods.algebra import pooled as pooled
+from attrfn._methods.algebra import relative_to as relative_to
+from attrfn._methods.averages import ensemble as ensemble
+from attrfn._methods.averages import over_baselines as over_baselines
 from attrfn._methods.cam import eigen_cam as eigen_cam
 from attrfn._methods.cam import grad_cam as grad_cam
 from attrfn._methods.cam import grad_cam_plus_plus as grad_cam_plus_plus
@@ -37,12 +47,14 @@ from attrfn._methods.completeness import completeness_delta as completeness_delt
 from attrfn._methods.conductance import internal_influence as internal_influence
 from attrfn._methods.conductance import layer_conductance as layer_conductance
 from attrfn._methods.conductance import neuron_conductance as neuron_conductance
+from attrfn._methods.contrast import contrast as contrast
 from attrfn._methods.deep_lift import deep_lift as deep_lift
 from attrfn._methods.deep_lift import deep_lift_shap as deep_lift_shap
 from attrfn._methods.deep_lift import layer_deep_lift as layer_deep_lift
 from attrfn._methods.deep_lift import layer_deep_lift_shap as layer_deep_lift_shap
 from attrfn._methods.deep_lift import neuron_deep_lift as neuron_deep_lift
 from attrfn._methods.deep_lift import neuron_deep_lift_shap as neuron_deep_lift_shap
+from attrfn._methods.each_output import each_output as each_output
 from attrfn._methods.feature_scores import feature_scores as feature_scores
 from attrfn._methods.gradient_shap import gradient_shap as gradient_shap
 from attrfn._methods.gradient_shap import layer_gradient_shap as layer_gradient_shap

@@ -299,6 +299,31 @@ def _report(given: Given) -> Any:
         return viz.report(given.pop("path"), **given)
 
 
+ALGEBRA: dict[str, Given] = {
+    **{name: {"method": attrfn.input_x_gradient} for name in wrong_options.ALGEBRA},
+    "each_output": {"method": attrfn.gradient, "n": None, "chunk_size": "auto"},
+    "over_baselines": {"method": attrfn.deep_lift, "reduce": "mean", "chunk_size": "auto"},
+    "ensemble": {"method": attrfn.gradient, "reduce": "mean", "stacked": False},
+    "average": {"weights": None},
+    "relative_to": {"method": attrfn.gradient, "reference": attrfn.saliency},
+    "normalized": {"method": attrfn.gradient, "how": "max"},
+    "pooled": {"method": attrfn.gradient, "dims": 1, "how": "sum"},
+    "contrast": {"a": 1, "b": 0},
+}
+
+
+def _of_algebra(name: str, given: Given) -> Any:
+    model, x = _net()
+    if name == "contrast":
+        return attrfn.gradient(model, x, target=attrfn.contrast(**given))
+    methods = (attrfn.gradient, attrfn.saliency) if name == "average" else ()
+    made = getattr(attrfn, name)(*methods, **given)
+    options: Given = {} if name == "each_output" else {"target": 0}
+    if name == "over_baselines":
+        options["baselines"] = NETS["mlp"].pool
+    return made([model, model] if name == "ensemble" else model, x, **options)
+
+
 def _made() -> dict[str, Callee]:
     where = {"layer": "mid", "at": "output", "call": 0}
     model = _net()[0]
@@ -306,7 +331,9 @@ def _made() -> dict[str, Callee]:
         **{"method": attrfn.input_x_gradient, "kind": "smoothgrad", "n_samples": 2, "stdevs": 0.1},
         **{"key": 0, "chunk_size": "auto", "draw_baselines": False},
     }
+    by = {name: functools.partial(_of_algebra, name) for name in wrong_options.ALGEBRA}
     return {
+        **{name: Callee(lambda k=name: dict(ALGEBRA[k]), run) for name, run in by.items()},
         "at_layer": Callee(lambda: {"method": attrfn.gradient, **where}, _at_layer),
         "at_neuron": Callee(lambda: {"method": attrfn.gradient, "neuron": 2, **where}, _at_neuron),
         "noise_tunnel": Callee(lambda: dict(tunnel), _noise_tunnel),

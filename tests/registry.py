@@ -9,11 +9,22 @@ import functools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-import optree
 import pytest
 import torch
+from made_methods import (
+    against_another,
+    at_layer,
+    at_neuron,
+    delta_of_squares,
+    gradient_by,
+    grouped,
+    of_each,
+    of_features,
+    of_two,
+    there_and_back,
+    tunnel,
+)
 from models import NETS, RECTIFIED, Net, targets
-from torch import Tensor
 
 import attrfn
 from attrfn.testing._trial import Trial
@@ -154,116 +165,6 @@ def row(
     )
 
 
-# --- methods that are made by other functions, as functions of their options ---------------------
-
-
-def tunnel(
-    method: Callable[..., Any], kind: str = "smoothgrad", draw_baselines: bool = False
-) -> Callable[..., Any]:
-    """A noise tunnel whose own options are given with the call."""
-
-    def noisy(
-        model_fn: Any,
-        inputs: Any,
-        *,
-        n_samples: int = 3,
-        stdevs: Any = 0.3,
-        key: Any = 0,
-        chunk_size: int | None = None,
-        **options: Any,
-    ) -> Any:
-        return attrfn.noise_tunnel(
-            method,
-            kind=kind,  # type: ignore[arg-type]
-            n_samples=n_samples,
-            stdevs=stdevs,
-            key=key,
-            chunk_size=chunk_size,
-            draw_baselines=draw_baselines,
-        )(model_fn, inputs, **options)
-
-    return noisy
-
-
-def at_layer(method: Callable[..., Any], **where: Any) -> Callable[..., Any]:
-    """A method at the layer that is given with the call."""
-
-    def moved(model_fn: Any, inputs: Any, *, layer: Any, **options: Any) -> Any:
-        return attrfn.at_layer(method, layer, **where)(model_fn, inputs, **options)
-
-    return moved
-
-
-def at_neuron(method: Callable[..., Any], **where: Any) -> Callable[..., Any]:
-    """A method at the layer and neuron that are given with the call."""
-
-    def moved(model_fn: Any, inputs: Any, *, layer: Any, neuron: Any, **options: Any) -> Any:
-        return attrfn.at_neuron(method, layer, neuron, **where)(model_fn, inputs, **options)
-
-    return moved
-
-
-def groups(inputs: Any, n: int = 3) -> Any:
-    """A mask of n features, to which the elements of the inputs belong in turn."""
-    leaves, spec = optree.tree_flatten(inputs)
-    sizes = [0, *(x.shape[1:].numel() for x in leaves)]
-    starts = [sum(sizes[: i + 1]) for i in range(len(leaves))]
-    masks = [
-        (torch.arange(i, i + x.shape[1:].numel()) % n).reshape(x.shape[1:])
-        for i, x in zip(starts, leaves, strict=True)
-    ]
-    return optree.tree_unflatten(spec, masks)
-
-
-def grouped(method: Callable[..., Any], n: int = 3) -> Callable[..., Any]:
-    """A perturbation method on n features, to which the elements of the inputs belong in turn."""
-
-    def of_groups(model_fn: Any, inputs: Any, **options: Any) -> Any:
-        mask = groups(inputs, n)
-        return method(model_fn, inputs, feature_mask=mask, n_features=n, **options)
-
-    return of_groups
-
-
-def of_features(method: Callable[..., Any], n: int = 3) -> Callable[..., Any]:
-    """The scores of n features by a method whose attributions are divided."""
-
-    def scores(model_fn: Any, inputs: Any, **options: Any) -> Tensor:
-        found = method(model_fn, inputs, **options)
-        return attrfn.feature_scores(found, groups(inputs, n), n_features=n, scores=method)
-
-    return scores
-
-
-def delta_of_squares(model_fn: Any, inputs: Any, **options: Any) -> Tensor:
-    """The completeness gap of x^2, which depends on the inputs in two ways."""
-    squares = attrfn.gradient(_cubes, inputs, create_graph=True)
-    return attrfn.completeness_delta(model_fn, inputs, squares, **options)
-
-
-def _cubes(*inputs: Any) -> Tensor:
-    """sum(x^3) / 3 of each example: its gradient is x^2."""
-    cubes = [(x**3 / 3).reshape(x.shape[0], -1).sum(1) for x in optree.tree_leaves(inputs)]
-    return torch.stack(cubes).sum(0)
-
-
-def gradient_by(rules: Callable[..., Any]) -> Callable[..., Any]:
-    """The gradient of the model function with rules; baselines go to the rules."""
-
-    def ruled(model_fn: Any, inputs: Any, **options: Any) -> Any:
-        to_rules = {k: options.pop(k) for k in ("baselines",) if k in options}
-        f = attrfn.with_rules(model_fn, rules(**to_rules))
-        return attrfn.gradient(f, inputs, **options)
-
-    return ruled
-
-
-def there_and_back(model_fn: Any, inputs: Any, *, layer: Any) -> Tensor:
-    """The tail of the head, which is the model."""
-    head, tail = attrfn.split(model_fn, layer)
-    return tail(head(inputs), inputs)
-
-
 _layer = functools.partial(row, explains="layer", layer=True)
 _neuron = functools.partial(row, target=False, layer=True, neuron=True)
 _cam = functools.partial(row, explains="map", layer=True)
@@ -312,6 +213,32 @@ REGISTRY = [
         ["noise_tunnel"],
         baselines="pool",
         **_noisy,
+    ),
+    row("each_gradient", of_each(attrfn.gradient), ["each_output"]),
+    row(
+        "each_rescale",
+        of_each(attrfn.deep_lift),
+        ["each_output"],
+        **_complete,
+    ),
+    row(
+        "chained",
+        attrfn.chain(
+            attrfn.average(attrfn.gradient, attrfn.absolute(attrfn.gradient)),
+            functools.partial(
+                attrfn.relative_to, reference=attrfn.normalized(attrfn.input_x_gradient)
+            ),
+        ),
+        ["absolute", "average", "chain", "normalized", "relative_to"],
+    ),
+    row("contrasted", against_another(attrfn.gradient), ["contrast", "pooled"]),
+    row("ensemble_of_gradients", of_two(attrfn.gradient), ["ensemble"]),
+    row(
+        "gradient_times_background",
+        attrfn.over_baselines(attrfn.input_x_gradient),
+        ["over_baselines"],
+        baselines="pool",
+        chunked=False,
     ),
     row(
         "completeness_delta",

@@ -202,7 +202,7 @@ def test_missed_tolerance_warns() -> None:
 def linear_rows(r: Row) -> bool:
     """Methods that are linear in the model's output (no absolute value, square or weight)."""
     squares = {"saliency", "smoothgrad_sq", "vargrad", "completeness_delta", "lime_lasso"}
-    squares |= {"guided_backprop", "deconvolution"}
+    squares |= {"guided_backprop", "deconvolution", "chained"}
     return r.explains == "input" and r.target and not (r.layer or r.images or r.name in squares)
 
 

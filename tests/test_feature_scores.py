@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_close, randn
-from registry import REGISTRY, ROWS, Row, explain, groups, rows
+from made_methods import groups
+from registry import REGISTRY, ROWS, Row, explain, rows
 from test_registry import public
 from torch import Tensor
 
@@ -19,8 +20,15 @@ import attrfn
 
 PAGE = Path(__file__).parents[1] / "docs" / "methods" / "index.md"
 NO_METHODS = {"at_layer", "at_neuron", "completeness_delta", "feature_scores", "noise_tunnel"}
-NO_METHODS |= {"split", "Split", "with_rules"}
-UNMARKED = ("layer_activation",)
+NO_METHODS |= {"split", "Split", "with_rules", "each_output", "over_baselines", "ensemble"}
+NO_METHODS |= {"absolute", "average", "chain", "contrast", "normalized", "pooled", "relative_to"}
+UNMARKED = (
+    "layer_activation",
+    "chained",
+    "contrasted",
+    "each_gradient",
+    "each_rescale",
+)  # the rows of each_output take a part
 N = 3
 MASK = torch.tensor([0, 1, 0, 2, 1, 0])
 X, X0 = randn(4, 6), 0.1
@@ -60,7 +68,16 @@ def test_page_of_methods_has_the_marker() -> None:
             names = re.findall(r"`(\w+)[`(]", re.sub(r"\]\([^)]*\)", "", cells[0]))
             told |= {name: cells[column] for name in names if hasattr(attrfn, name)}
     assert set(told) == public() - {"Split"}
-    makers = {"at_layer", "at_neuron", "noise_tunnel", "with_rules"}
+    makers = {
+        "at_layer",
+        "at_neuron",
+        "noise_tunnel",
+        "with_rules",
+        "each_output",
+        "average",
+        "chain",
+    }
+    makers |= {"over_baselines", "ensemble", "absolute", "normalized", "pooled", "relative_to"}
     for name, said in told.items():
         assert said == (scores(name) or ("as the method" if name in makers else "")), name
 

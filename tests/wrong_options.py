@@ -49,7 +49,22 @@ VALUES = {
     "object": object(),
 }
 
+ALGEBRA = (
+    *("each_output", "over_baselines", "ensemble", "average", "relative_to", "absolute"),
+    *("normalized", "pooled", "chain", "contrast"),
+)
 WRONG: dict[str, dict[str, Any]] = {
+    "n": {"zero": 0, "fraction": 1.5, "string": "a", "bool": True},
+    "reduce": {"int": 1, "no such": "sum"},
+    "stacked": FLAGS,
+    "weights": {"two": (1, 2), "zero": (0,), "string": "a", "int": 1, "texts": ("a",)},
+    "methods": {},
+    "wrappers": {},
+    "reference": {"none": None, "int": 3},
+    "how": {"none": None, "no such": "size"},
+    "dims": {"none": None, "examples": 0, "too large": 9, "string": "a", "nothing": ()},
+    "a": {"none": None, "string": "a", "too large": 99},
+    "b": {"none": None, "string": "a", "too large": 99},
     "model_fn": {"none": None, "int": 3, "string": "model"},
     "model": {"none": None, "int": 3, "string": "model"},
     "method": {"none": None, "int": 3, "string": "gradient"},
@@ -258,6 +273,30 @@ def _tunnel(r: Row, wrong: dict[str, Any]) -> None:
     tunnel(r.net.build(), r.net.inputs(), target=0, baselines=baselines)
 
 
+def _made_by(name: str) -> Callable[[Row, dict[str, Any]], None]:
+    """What shows a wrong option of a function from methods to a method."""
+
+    def run(r: Row, wrong: dict[str, Any]) -> None:
+        model, x = r.net.build(), r.net.inputs()
+        if name == "contrast":
+            attrfn.gradient(model, x, target=attrfn.contrast(**{"a": 1, "b": 0, **wrong}))
+            return
+        given: dict[str, Any] = {"method": attrfn.input_x_gradient, **wrong}
+        options = {} if name == "each_output" else {"target": 0}
+        if name == "average":
+            made = attrfn.average(given.pop("method"), **given)
+        elif name == "chain":
+            made = attrfn.chain(given["method"], attrfn.absolute)
+        else:
+            needed = {"pooled": {"dims": 1}, "relative_to": {"reference": attrfn.gradient}}
+            made = getattr(attrfn, name)(**needed.get(name, {}) | given)
+        if name == "over_baselines":
+            options["baselines"] = r.net.pool
+        made([model, model] if name == "ensemble" else model, x, **options)
+
+    return run
+
+
 def _at_layer(r: Row, wrong: dict[str, Any]) -> None:
     given = {"method": attrfn.gradient, "layer": "mid", **wrong}
     attrfn.at_layer(**given)(r.net.build(), r.net.inputs(), target=0)
@@ -282,6 +321,7 @@ def _with_rules(r: Row, wrong: dict[str, Any]) -> None:
 _MADE = {
     "feature_scores": _feature_scores,
     "noise_tunnel": _tunnel,
+    **{name: _made_by(name) for name in ALGEBRA},
     "at_layer": _at_layer,
     "at_neuron": _at_neuron,
     "split": _split,

@@ -84,6 +84,8 @@ def _places(model: Any) -> tuple[list[Any], Any]:
         return [model], (code, model.training)
     modules = list(hidden_modules(model))
     code = getattr(model, "__code__", model)
+    if isinstance(code, (list, tuple)):  # the models of an ensemble
+        code = tuple(map(id, modules))
     if not modules:
         try:
             weakref.ref(code)

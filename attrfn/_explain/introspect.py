@@ -39,6 +39,20 @@ def takes_baselines(method: Method) -> bool:
     return "baselines" in inspect.signature(method).parameters
 
 
+def takes_target(method: Method) -> bool:
+    """Whether a method has the option ``target``, or takes any options."""
+    parameters = inspect.signature(method).parameters
+    return "target" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def explains_all_outputs(method: Method) -> bool:
+    """Whether a method, or the one that it wraps or binds, explains all outputs with no target."""
+    if isinstance(method, functools.partial):
+        return explains_all_outputs(method.func)
+    names = {record.__name__ for record in getattr(method, "records", ())}
+    return "BlackBox" in names and "CamOptions" not in names
+
+
 def wraps(method: Method) -> Callable[[F], F]:
     """``functools.wraps`` that also takes a ``functools.partial``, inside compiled code too."""
 

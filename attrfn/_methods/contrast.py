@@ -1,0 +1,41 @@
+"""A target that sets one output against another."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from torch import Tensor
+
+from attrfn._explain.said import main_tensor
+from attrfn._explain.target import choose, select
+from attrfn._torch.typing import Target
+
+
+def contrast(a: Target, b: Target) -> Target:
+    """A target: how much more the model says ``a`` than ``b``, f_a(x) - f_b(x).
+
+    Args:
+        a: An int, a tuple of ints and slices, or an integer tensor (B,) with one for each example.
+        b: Another one.
+
+    Returns:
+        A target for any method.
+
+    Example:
+        >>> import torch, attrfn
+        >>> model, x = torch.nn.Linear(3, 4), torch.randn(5, 3)
+        >>> why = attrfn.gradient(model, x, target=attrfn.contrast(2, 0))
+        >>> torch.allclose(why, (model.weight[2] - model.weight[0]).expand(5, 3))
+        True
+    """
+    # Tensors are bound by a partial, in which they follow copies of the batch.
+    return functools.partial(_difference, a=a, b=b)
+
+
+def _difference(outputs: Any, a: Target, b: Target) -> Tensor:
+    def of(target: Target, name: str) -> Tensor:
+        return select(outputs, choose(target, rows, name), rows, name)
+
+    rows = len(main_tensor(outputs))
+    return of(a, "a") - of(b, "b")

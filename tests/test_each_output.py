@@ -1,0 +1,131 @@
+"""All outputs in one call: equal to one call for each target."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import attrfn
+
+torch.manual_seed(0)
+NET = nn.Sequential(
+    *(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 5))
+).double()
+X, POOL = torch.randn(2, 3, 6, 6).double(), torch.randn(3, 3, 6, 6).double()
+MASK = {"feature_mask": (torch.arange(108) // 27).reshape(3, 6, 6)}
+AT, STEPS, DRAWS = {"layer": "1"}, {"n_steps": 5}, {"baselines": POOL}
+PATH = STEPS | {"check_completeness": False}
+METHODS: dict[str, dict[str, Any]] = {
+    **{k: {} for k in ("gradient", "saliency", "input_x_gradient", "deep_lift", "lrp")},
+    **{k: {} for k in ("guided_backprop", "deconvolution", "rise")},
+    "integrated_gradients": STEPS,
+    "gradient_shap": DRAWS,
+    "deep_lift_shap": DRAWS,
+    **{f"layer_{k}": AT for k in ("gradient_x_activation", "deep_lift", "lrp", "feature_ablation")},
+    **dict.fromkeys(("layer_integrated_gradients", "layer_conductance"), AT | STEPS),
+    "internal_influence": AT | STEPS,
+    "layer_gradient_shap": AT | DRAWS,
+    **dict.fromkeys(("grad_cam", "hires_cam", "score_cam", "ablation_cam", "guided_grad_cam"), AT),
+    **dict.fromkeys(("feature_ablation", "shapley_values", "kernel_shap", "lime"), MASK),
+    "occlusion": {"window": (3, 3, 3)},
+    "interactions": MASK,
+    "integrated_hessians": MASK | {"n_steps": 4},
+}
+# Of few steps and samples, which show the same for all.
+pytestmark = pytest.mark.filterwarnings("ignore:.*(error|completeness|n_steps|n_samples)")
+
+
+def by_targets(method: Any, model: Any, x: Any, n: int = 5, **options: Any) -> Tensor:
+    """One call for each output."""
+    return torch.stack([method(model, x, target=k, **options) for k in range(n)], 1)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_equal_to_one_call_for_each_target(name):
+    method, options = getattr(attrfn, name), METHODS[name]
+    expected = by_targets(method, NET, X, **options)
+    close = functools.partial(torch.testing.assert_close, rtol=1e-10, atol=1e-12)
+    got = attrfn.each_output(method)(NET, X, **options)
+    close(got, expected)
+    assert not got.requires_grad or name in ("feature_ablation", "occlusion")
+    for how in ({"chunk_size": 2}, {"chunk_size": 1}, {"n": 3}):
+        close(attrfn.each_output(method, **how)(NET, X, **options), expected[:, : how.get("n")])
+    picked = attrfn.each_output(method)(NET, X, target=lambda out: out[:, [3, 1]], **options)
+    close(picked, expected[:, [3, 1]])
+
+
+def test_outputs_of_several_dimensions():
+    f = lambda x: NET(x)[:, :, None] * torch.arange(1.0, 4).double()  # noqa: E731
+    got = attrfn.each_output(attrfn.gradient)(f, X)
+    assert got.shape == (2, 5, 3, *X.shape[1:])
+    torch.testing.assert_close(got[:, 2, 1], attrfn.gradient(f, X, target=(2, 1)))
+
+
+def test_it_composes():
+    tunnel = attrfn.noise_tunnel(attrfn.gradient, n_samples=3, stdevs=0.1)
+    each = attrfn.each_output(tunnel)(NET, X)
+    torch.testing.assert_close(each, by_targets(tunnel, NET, X))
+    outside = attrfn.noise_tunnel(attrfn.each_output(attrfn.gradient), n_samples=3, stdevs=0.1)
+    torch.testing.assert_close(outside(NET, X), each)
+    layer = attrfn.at_layer(attrfn.gradient, "1")
+    expected = by_targets(layer, NET, X)
+    torch.testing.assert_close(attrfn.each_output(layer)(NET, X), expected)
+    torch.testing.assert_close(
+        attrfn.at_layer(attrfn.each_output(attrfn.gradient), "1")(NET, X), expected
+    )
+
+
+def test_transforms():
+    every = attrfn.each_output(attrfn.gradient)
+    expected = every(NET, X)
+    rows = torch.func.vmap(lambda row: every(NET, row[None])[0])(X)
+    torch.testing.assert_close(rows, expected)
+    smooth = nn.Sequential(nn.Flatten(), nn.Linear(108, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    x = X.clone().requires_grad_()
+    total = every(smooth, x, create_graph=True).pow(2).sum()
+    hessians = torch.func.vmap(torch.func.jacrev(torch.func.jacrev(lambda r: smooth(r[None])[0])))(
+        X
+    )
+    hessians = hessians.reshape(2, 3, 108, 108)
+    gradients = torch.func.vmap(torch.func.jacrev(lambda r: smooth(r[None])[0]))(X)
+    expected = 2 * torch.einsum("bkij,bkj->bi", hessians, gradients.flatten(2))
+    torch.testing.assert_close(torch.autograd.grad(total, x)[0].flatten(1), expected)
+
+
+def test_one_forward_pass_for_all_outputs():
+    class Counts(nn.Module):
+        runs: list[int] = []  # noqa: RUF012
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.runs.append(len(x))
+            return NET(x)
+
+    attrfn.each_output(attrfn.gradient, n=5, chunk_size=None)(Counts(), X)
+    assert Counts.runs == [2]
+
+
+@pytest.mark.parametrize(
+    ("make", "call", "error", "message"),
+    [
+        ({"method": 3}, {}, TypeError, "method is 3"),
+        ({"method": attrfn.neuron_gradient}, {}, TypeError, "no option target"),
+        ({"n": 0}, {}, ValueError, "n is 0"),
+        ({"n": True}, {}, ValueError, "n is True"),
+        ({}, {"target": 1}, TypeError, "target is 1, expected None or a callable"),
+        ({}, {"target": lambda out: out[:, 0]}, ValueError, "the callable target returned"),
+        ({"chunk_size": 0}, {}, ValueError, "chunk_size is 0"),
+        ({"n": 6}, {}, (ValueError, IndexError, RuntimeError), "out of"),
+    ],
+)
+def test_wrong_arguments(make, call, error, message):
+    with pytest.raises(error, match=message):
+        attrfn.each_output(**{"method": attrfn.gradient} | make)(NET, X, **call)
+
+
+def test_a_model_of_one_output():
+    with pytest.raises(ValueError, match="model_fn returned"):
+        attrfn.each_output(attrfn.gradient)(lambda x: x.flatten(1).sum(1), X)

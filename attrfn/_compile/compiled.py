@@ -20,9 +20,11 @@ from attrfn._compile.dynamo import (
     too_often,
 )
 from attrfn._compile.stale import check_attributes
-from attrfn._compile.static_chunks import shapes, static_size
+from attrfn._compile.static_chunks import shapes, static_size, unit_size
+from attrfn._compile.units import CompiledUnits
 from attrfn._explain.flags import check_flags, flags_of
 from attrfn._explain.introspect import is_ours
+from attrfn._explain.method_unit import loops_over_chunks
 from attrfn._explain.target import select
 from attrfn._explain.tree import clone_tensors, flatten, output_width
 from attrfn._model.bind import bind, uncompiled
@@ -33,6 +35,7 @@ from attrfn._torch.guard import guarded
 from attrfn._torch.private_compiler import compiler_error, limit_errors, own_code
 from attrfn._torch.say import say
 from attrfn._torch.typing import ChunkSize, ModelFn, Tree
+from attrfn._torch.units import using
 from attrfn._torch.warn import warn
 
 Graph = Callable[[Tree, Mapping[str, Any]], Any]
@@ -113,7 +116,7 @@ def compile(
     if dynamic is not None:
         check_flags(("dynamic",), {"dynamic": dynamic})
     how = functools.partial(settings, backend, mode, dynamic)
-    compiled = _Compiled(method, model_fn, options, how, overwrites=mode in _OVERWRITE)
+    compiled = _Compiled(method, model_fn, options, how, dynamic, overwrites=mode in _OVERWRITE)
     try:
         compiled.graph(
             "given"
@@ -147,6 +150,7 @@ class _Compiled:
         model_fn: ModelFn,
         options: dict[str, Any],
         how: Callable[[], dict[str, Any]],
+        dynamic: bool | None,
         *,
         overwrites: bool,
     ) -> None:
@@ -166,6 +170,7 @@ class _Compiled:
         self.promises = "create_graph" in takes and is_ours(method)
         self.sizes: dict[object, ChunkSize] = {}
         self.widths: dict[object, int | None] = {}
+        self.units = CompiledUnits(how, dynamic, overwrites=overwrites) if loops_over_chunks(method) else None
         self.graphs: dict[tuple[ChunkSize, bool], tuple[Graph, types.CodeType]] = {}
 
     def __call__(self, inputs: Tree, changing: dict[str, Any]) -> Any:
@@ -173,6 +178,8 @@ class _Compiled:
         if not self.known.issuperset(changing):
             check_options(self.method, changing)
         check_flags(self.flags, changing)
+        if self.units is not None and not transforming():
+            return self.by_units(self.units, inputs, changing)
         size, given = self.size(inputs, changing), changing
         if size != "given":
             given = {k: v for k, v in given.items() if k != "chunk_size"}
@@ -205,6 +212,26 @@ class _Compiled:
         self.run(inputs, changing)
         raise CompileError(not_captured(self.method, failure)) from failure
 
+    def by_units(self, units: CompiledUnits, inputs: Tree, changing: dict[str, Any]) -> Any:
+        """The attributions by the method itself, whose passes of the model are compiled."""
+        given = dict(changing)
+        target = {**self.options, **changing}.get("target")
+        if isinstance(target, int) and not isinstance(target, bool):
+            given["target"] = self.index(inputs, target)
+        if "create_graph" in self.known and "create_graph" not in {**self.options, **changing}:
+            given["create_graph"] = not self.undifferentiated(inputs, changing)
+        if (size := self.size(inputs, changing)) != "given":
+            given["chunk_size"] = size
+        try:
+            with using(units), contextlib.nullcontext() if self.draws is False else unmoved() as moved:
+                return self.run(inputs, given)
+        except limit_errors() as error:
+            raise CompileError(too_often(self.method, units.codes[-1])) from error
+        except compiler_error() as error:
+            failure = error
+        self.run(inputs, changing)
+        raise CompileError(not_captured(self.method, failure)) from failure
+
     def run(self, inputs: Tree, changing: Mapping[str, Any]) -> Any:
         """The method itself."""
         return self.method(self.model_fn, inputs, **{**self.options, **changing})
@@ -233,11 +260,12 @@ class _Compiled:
         others = {k: v for k, v in changing.items() if k not in ("target", "key")}
         shape = shapes((inputs, others))
         if shape not in self.sizes:
-            self.sizes[shape] = static_size(
+            known = {size for size, _ in self.graphs if isinstance(size, int)}
+            find = functools.partial(static_size, known=known) if self.units is None else unit_size
+            self.sizes[shape] = find(
                 lambda ask: self.run(inputs, {**changing, "chunk_size": ask}),
                 self.model_fn,
                 inputs,
-                {size for size, _ in self.graphs if isinstance(size, int)},
             )
         return self.sizes[shape]
 

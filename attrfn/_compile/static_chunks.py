@@ -53,6 +53,22 @@ def static_size(
     return max([k for k in known if size // _ALIKE <= k <= size], default=size)
 
 
+def unit_size(run: Callable[[Any], object], model_fn: ModelFn, inputs: Tree) -> int | None:
+    """How many copies of the batch a compiled unit takes: None (all), or as many as memory holds.
+
+    Args:
+        run: Calls the method on the inputs with the ``chunk_size`` that it is given.
+        model_fn: The model function.
+        inputs: Its inputs.
+    """
+    demand = demand_of(run)
+    leaves = flatten(inputs)[0]
+    if demand is None or leaves[0].shape[0] == 0 or unmeasured_copies(leaves) >= demand.copies:
+        return None
+    fit = max(1, budget(leaves[0].device) // one_copy(model_fn, inputs, demand))
+    return -(-demand.copies // -(-demand.copies // fit))  # chunks of about equal sizes
+
+
 def rounded(copies: int, fit: int) -> int | None:
     """The largest power of two that fits, or a larger one for at most ``MOST`` chunks."""
     # The limit on chunks wins over memory, because each chunk adds its compile time to the graph.

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 from torch.utils import _python_dispatch
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -88,6 +89,14 @@ def own_code(function: F) -> F:
         code, function.__globals__, code.co_name, function.__defaults__, function.__closure__
     )
     return new  # type: ignore[return-value]
+
+
+def changing_size(t: Tensor, dim: int) -> None:
+    """Tell the compiler that a tensor's size will change, so that the first graph serves for all.
+
+    If the traced code needs the size, the mark has no effect.
+    """
+    torch._dynamo.maybe_mark_dynamic(t, dim)
 
 
 def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:

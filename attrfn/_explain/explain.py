@@ -105,8 +105,9 @@ class Explained(NamedTuple):
         batching: Batching,
         *others: Any,
         more: Sequence[Leaves] = (),
+        functions: Sequence[ModelFn] = (),
     ) -> Any:
-        """``function(p, mapped, *more, *others)`` as a compiled unit.
+        """``function(p, mapped, *more, *functions, *others)`` as a compiled unit.
 
         Args:
             units: What runs it.
@@ -117,6 +118,7 @@ class Explained(NamedTuple):
             batching: How copies become one call.
             *others: Further arguments.
             more: Further leaves (S, B, ...).
+            functions: Further model functions.
 
         Returns:
             The tensors (S, B, ...) in the structure that the function returns.
@@ -126,11 +128,13 @@ class Explained(NamedTuple):
         points, *more = [padded(leaves, copies) for leaves in (points, *more)]
         model, chosen, sizes = self.model, unread(self.chosen), (copies, self.batch)
         if not mapped:
-            model, sizes = repeat_bound(model, self.batch, copies), (copies * self.batch,)
+            model, *functions = [repeat_bound(f, self.batch, copies) for f in (model, *functions)]
+            sizes = (copies * self.batch,)
             chosen = repeat_chosen(chosen, self.batch, copies)
             points, *more = [flat_rows(leaves) for leaves in (points, *more)]
         p = (model, self.rebuild(points), chosen, self.create_graph, self.name)
-        found = units.run(_unit, (function, p, mapped, *more, *others), sizes, self.create_graph)
+        args = (function, p, mapped, *more, *functions, *others)
+        found = units.run(_unit, args, sizes, self.create_graph)
 
         def split(t: Tensor) -> Tensor:
             return (t if mapped else t.reshape(copies, self.batch, *t.shape[1:]))[:n]

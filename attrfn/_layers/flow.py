@@ -7,18 +7,20 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import optree
+import torch
 from torch import Tensor
 
-from attrfn._copies.batch import repeat_bound
+from attrfn._copies.batch import repeat_bound, split_rows
 from attrfn._copies.memory import out_of_memory
 from attrfn._explain.baseline import fill_baselines
 from attrfn._explain.explain import Explained, explain, repeat_chosen
 from attrfn._explain.path import on_copies, over_path
 from attrfn._explain.target import select
-from attrfn._explain.tree import call_model, flatten, is_arguments
+from attrfn._explain.tree import call_model, each, flatten, is_arguments, row_total
 from attrfn._layers.at import locate
 from attrfn._layers.rows import like
 from attrfn._layers.split import Split, of_activation, watched
+from attrfn._torch import pytree
 from attrfn._torch.autodiff import (
     gradients_inside,
     normal_tensors,
@@ -30,6 +32,7 @@ from attrfn._torch.autodiff import (
     values_and_gradients,
 )
 from attrfn._torch.typing import At, Baselines, Batching, Layer, Leaves, ModelFn, Target, Tree
+from attrfn._torch.units import Units, active_units
 
 
 class Flow(NamedTuple):
@@ -59,6 +62,9 @@ class Flow(NamedTuple):
 
     def both(self, rows: Leaves, copies: int) -> tuple[Leaves, Leaves]:
         """The layer's activation, and df/da there."""
+        if self.p.batch and (units := active_units()) is not None:
+            found: tuple[Leaves, Leaves] = self._in_unit(units, _both, rows, copies)
+            return found
         if self.watched is None or transforming():
             a = self.head(copies, *rows)
             return a, self.gradients(a, rows, copies)
@@ -66,6 +72,9 @@ class Flow(NamedTuple):
 
     def along(self, rows: Leaves, tangents: Leaves, copies: int) -> tuple[Leaves, Leaves]:
         """How the layer's activation changes in a direction of the inputs, and df/da there."""
+        if self.p.batch and (units := active_units()) is not None:
+            found: tuple[Leaves, Leaves] = self._in_unit(units, _along, rows, copies, tangents)
+            return found
         if self.watched is not None and takes_tangents():
             try:
                 return self._along_at_once(rows, tangents, copies)
@@ -76,6 +85,29 @@ class Flow(NamedTuple):
                     raise
         a, change = push_forward(functools.partial(self.head, copies), rows, tangents)
         return change, self.gradients(a, rows, copies)
+
+    def back(self, rows: Leaves, factors: Leaves, copies: int) -> Leaves:
+        """The gradient of ``<factors, a(rows)>``, which are constants."""
+        if self.p.batch and (units := active_units()) is not None:
+            found: Leaves = self._in_unit(units, _back, rows, copies, factors)
+            return found
+
+        def passed_on(*z: Tensor) -> Tensor:
+            return row_total(each(torch.mul, self.head(copies, *z), factors))
+
+        return values_and_gradients(passed_on, rows, create_graph=self.p.create_graph)[1]
+
+    def _in_unit(
+        self, units: Units, function: Callable[..., Any], rows: Leaves, copies: int, *more: Leaves
+    ) -> Any:
+        """A function of this at all rows as a compiled unit."""
+        points, *more = [split_rows(leaves, copies) for leaves in (rows, *more)]
+        # Its form is all that counts.
+        example = self.rebuild([t[:0].detach() for t in self.activation])
+        found = self.p.in_unit(
+            units, function, points, "fold", example, more=more, functions=self.halves
+        )
+        return pytree.tree_map_only(Tensor, lambda t: t.flatten(0, 1), found)
 
     def _along_at_once(self, rows: Leaves, tangents: Leaves, copies: int) -> tuple[Leaves, Leaves]:
         change: Leaves = ()
@@ -119,6 +151,22 @@ class Flow(NamedTuple):
         return values_and_gradients(
             lambda *z: there.values(z), a, create_graph=self.p.create_graph
         )[1]
+
+
+def _at_rows(p: Explained, head: ModelFn, tail: ModelFn, example: Tree) -> Flow:
+    return Flow(p, Split(head, tail), *flatten(example, "layer"), None)
+
+
+def _both(p: Explained, mapped: bool, *halves: Any) -> tuple[Leaves, Leaves]:
+    return _at_rows(p, *halves).both(p.x, 1)
+
+
+def _along(p: Explained, mapped: bool, tangents: Leaves, *halves: Any) -> tuple[Leaves, Leaves]:
+    return _at_rows(p, *halves).along(p.x, tangents, 1)
+
+
+def _back(p: Explained, mapped: bool, factors: Leaves, *halves: Any) -> Leaves:
+    return _at_rows(p, *halves).back(p.x, factors, 1)
 
 
 def flow_of(

@@ -15,7 +15,7 @@ from attrfn._explain.options import Arguments, AtLayer, AtNeuron, PathOptions
 from attrfn._explain.path import on_copies, over_path
 from attrfn._explain.quadrature import Rule
 from attrfn._explain.target import choose, select
-from attrfn._explain.tree import each, row_total
+from attrfn._explain.tree import each
 from attrfn._layers.at import each_layer
 from attrfn._layers.flow import Flow, at_layer_over_path, flow_of
 from attrfn._torch.autodiff import transforming, values_and_gradients
@@ -224,12 +224,7 @@ def neuron_conductance(
             return select(flow.rebuild(z), neuron_of_copies, copies * p.batch, "neuron")
 
         _, picked = values_and_gradients(neurons, a, create_graph=create_graph)
-
-        def passed_on(*z: Tensor) -> Tensor:
-            a = flow.head(copies, *z)
-            return row_total(each(lambda a, g, n: a * g * n, a, grads, picked))
-
-        return values_and_gradients(passed_on, rows, create_graph=create_graph)[1]
+        return flow.back(rows, each(torch.mul, grads, picked), copies)
 
     total = over_path(
         p,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import optree
@@ -21,13 +23,18 @@ class CompiledUnits:
     """What :class:`attrfn._torch.units.Units` describes, with ``torch.compile``.
 
     Args:
-        how: Makes the arguments of torch.compile, which changes those that it is given.
+        how: Makes the arguments of torch.compile, which changes those that it is given, from what
+            is dynamic.
         dynamic: As torch.compile takes it. None marks the rows as changing, and nothing else.
         overwrites: Whether the next run of a graph overwrites the results of this one.
     """
 
     def __init__(
-        self, how: Callable[[], dict[str, Any]], dynamic: bool | None, *, overwrites: bool
+        self,
+        how: Callable[[bool | None], dict[str, Any]],
+        dynamic: bool | None,
+        *,
+        overwrites: bool,
     ) -> None:
         self.how = how
         self.dynamic = dynamic
@@ -37,6 +44,19 @@ class CompiledUnits:
         self.takes_two: bool | None = None
         self.size = 0  # of the chunks that run now
         self.alone = False  # whether they hold one copy each
+        self.draws = False
+
+    def start(self) -> None:
+        """Begin a call, in which no loop has run."""
+        self.size, self.alone, self.draws = 0, False, False
+
+    def fix_sizes(self) -> bool:
+        """Compile for each number of rows from now on; False if that is so already."""
+        if self.dynamic is False:
+            return False
+        self.dynamic = False
+        self.graphs.clear()
+        return True
 
     def chunk(self, n: int, size: int) -> None:
         """Hear that a loop over n copies takes so many at once."""
@@ -47,7 +67,7 @@ class CompiledUnits:
         """How many copies have to run where n are wanted."""
         if self.dynamic is False:
             # Each size is another graph: the last chunk of a loop is as long as the others.
-            return self.size if self.size // 2 < n < self.size else n
+            return max(n, self.size)
         if n * batch > 1 or self.alone:
             return n
         # torch.compile makes a graph of its own for a size of 1.
@@ -68,10 +88,11 @@ class CompiledUnits:
             # torch.compile counts compilations by code: each graph has a code object of its own.
             own = own_code(function)
             self.codes.append(own.__code__)
-            self.graphs[key] = torch.compile(own, fullgraph=True, **self.how())
+            self.graphs[key] = torch.compile(own, fullgraph=True, **self.how(self.dynamic))
         with torch.inference_mode(False), torch.set_grad_enabled(create_graph):
             given = _map_tensors(functools.partial(self._given, sizes), args)
-            found = self.graphs[key](*given)
+            with _no_word_of_leaves() if create_graph else contextlib.nullcontext():
+                found = self.graphs[key](*given)
             if self.overwrites:
                 found = pytree.tree_map_only(Tensor, Tensor.clone, found)
         return found
@@ -88,6 +109,14 @@ class CompiledUnits:
             if len(sizes) > 1 and t.shape[: len(sizes)] == sizes:
                 changing_size(t, 1)
         return t
+
+
+@contextlib.contextmanager
+def _no_word_of_leaves() -> Iterator[None]:
+    """The compiler reads ``grad`` of all inputs, of which torch warns where they have a graph."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")
+        yield
 
 
 def _map_tensors(f: Callable[[Tensor], Tensor], value: Any) -> Any:

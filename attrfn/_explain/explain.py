@@ -126,7 +126,8 @@ class Explained(NamedTuple):
         n, mapped = points[0].shape[0], batching == "vmap"
         copies = units.copies(n, self.batch, lambda: self._takes(padded(points, n + 1)))
         points, *more = [padded(leaves, copies) for leaves in (points, *more)]
-        model, chosen, sizes = self.model, unread(self.chosen), (copies, self.batch)
+        model, chosen = self.model, unread(self.chosen)
+        sizes: tuple[int, ...] = (copies, self.batch)
         if not mapped:
             model, *functions = [repeat_bound(f, self.batch, copies) for f in (model, *functions)]
             sizes = (copies * self.batch,)

@@ -24,7 +24,7 @@ from attrfn._explain.tree import call_model, each, flatten, map_tensors
 from attrfn._torch.autodiff import transforming, twice_differentiable
 from attrfn._torch.private import reads_values
 from attrfn._torch.typing import Baselines, Leaves, ModelFn, Target, Tree
-from attrfn._torch.units import active_units, using
+from attrfn._torch.units import active_units
 from attrfn._torch.warn import warn
 
 # Where fewer copies than this fit before anything is measured, the inputs are large, and the run on
@@ -131,7 +131,7 @@ class Masked(NamedTuple):
         if self.batch == 0:
             return Outcome(self.full.expand(copies, *self.full.shape), False, self.dtype)
         if (units := active_units()) is not None:
-            return outcome_in_unit(self, units, points, self._has_rows)
+            return outcome_in_unit(self, units, points, self._evaluate)
         per_batch, dtype, integers = False, self.dtype, False
 
         def rows(leaves: Leaves, copies: int) -> Tensor:
@@ -156,10 +156,6 @@ class Masked(NamedTuple):
         # What is selected is copied: as a view it would keep all outputs of each chunk.
         values = values.to(wide(values.dtype), copy=self.chosen is not None)
         return Outcome(values, per_batch, wide(dtype), integers)
-
-    def _has_rows(self, points: Leaves) -> bool:
-        with using(None):
-            return not self._evaluate(points).per_batch
 
     def check_rows(self, keys: int) -> None:
         """Refuse a key for each example where one value stands for all of them.

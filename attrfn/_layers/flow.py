@@ -101,11 +101,11 @@ class Flow(NamedTuple):
         self, units: Units, function: Callable[..., Any], rows: Leaves, copies: int, *more: Leaves
     ) -> Any:
         """A function of this at all rows as a compiled unit."""
-        points, *more = [split_rows(leaves, copies) for leaves in (rows, *more)]
+        points, *others = [split_rows(leaves, copies) for leaves in (rows, *more)]
         # Its form is all that counts.
         example = self.rebuild([t[:0].detach() for t in self.activation])
         found = self.p.in_unit(
-            units, function, points, "fold", example, more=more, functions=self.halves
+            units, function, points, "fold", example, more=others, functions=self.halves
         )
         return pytree.tree_map_only(Tensor, lambda t: t.flatten(0, 1), found)
 

@@ -120,7 +120,6 @@ def _directional(
     p: Explained, points: Leaves, v: Leaves, batching: Batching
 ) -> tuple[Tensor, Leaves]:
     """``<df, v>``, (S, B), and ``d2f v``, leaves (S, B, ...)."""
-
     if p.batch and (units := active_units()) is not None:
         found: tuple[Tensor, Leaves] = p.in_unit(units, _curved, points, batching, more=(v,))
         return found

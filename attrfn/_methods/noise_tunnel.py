@@ -15,10 +15,10 @@ from attrfn._copies.chunks import Chunks, at_once, over_chunks
 from attrfn._explain.baseline import baseline_distribution
 from attrfn._explain.forms import documented
 from attrfn._explain.introspect import wraps
+from attrfn._explain.method_unit import whole_or_in_units
 from attrfn._explain.noise import Noise, count_of
 from attrfn._explain.options import SamplingOptions
 from attrfn._explain.shared import mark_of, marked
-from attrfn._explain.method_unit import whole_or_in_units
 from attrfn._explain.tree import batch_size, each, flatten, require_floating
 from attrfn._explain.uncertain import squares, warn_of_spread
 from attrfn._layers.repeated import repeat_options

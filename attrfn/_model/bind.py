@@ -178,6 +178,9 @@ def bind_source(
     unbound = src._replace(args=(), kwargs={})
 
     def run(*args: Any, **kwargs: Any) -> Any:
+        if is_compiling():  # the unit of an attribution, whose surroundings are eager
+            inside = tuple(layers), tuple(interventions)
+            return run_clone(unbound, *inside, frozen, args, kwargs)
         private, model = _private_copy(unbound, layers, interventions, frozen)
         out = model(*args, **kwargs)
         refuse_writes(private.shared, private.written)

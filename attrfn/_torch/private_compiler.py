@@ -6,10 +6,12 @@ of ``torch._dynamo`` and ``torch._inductor`` when they are called.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sys
+import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -131,6 +133,32 @@ GUARDED_BUILTINS = "G['__builtins_dict__"
 def guarded_package(name: str) -> str:
     """The start of the names of guards on the contents of a package."""
     return f"G['__import_{name}_dot_"
+
+
+# --- Compilations -------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[list[float]]:
+    """The seconds of each compilation inside, also of those in other threads."""
+    handler: Any = torch._dynamo.callback.callback_handler
+    seconds: list[float] = []
+    starts: list[float] = []
+
+    def start(args: Any) -> None:
+        starts.append(time.perf_counter())
+
+    def end(args: Any) -> None:
+        if starts:
+            seconds.append(time.perf_counter() - starts.pop())
+
+    handler.register_start_callback(start)
+    handler.register_end_callback(end)
+    try:
+        yield seconds
+    finally:
+        handler.remove_start_callback(start)
+        handler.remove_end_callback(end)
 
 
 # --- Errors -------------------------------------------------------------------------------------

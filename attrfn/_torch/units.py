@@ -16,11 +16,18 @@ import torch
 from torch import Tensor
 
 from attrfn._torch.compiling import is_compiling
+from attrfn._torch.explanation import current
 from attrfn._torch.private import in_transform
 
 
 class Units(Protocol):
-    """What runs the units of a method."""
+    """What runs the units of a method.
+
+    Attributes:
+        draws: Whether the model has been found to draw random numbers.
+    """
+
+    draws: bool
 
     def run(
         self,
@@ -64,7 +71,13 @@ def active_units() -> Units | None:
     if is_compiling():
         return None
     units = _THREAD.units
-    return None if units is None or in_transform() else units
+    if units is None or in_transform():
+        return None
+    one = current()
+    if one is not None and one.draws:  # whose runs get the same numbers
+        units.draws = True
+        return None
+    return units
 
 
 @contextlib.contextmanager

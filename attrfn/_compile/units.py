@@ -14,6 +14,7 @@ from torch import Tensor
 
 from attrfn._torch import pytree
 from attrfn._torch.autodiff import normal_tensors
+from attrfn._torch.private import is_view
 from attrfn._torch.private_compiler import changing_size, own_code
 
 _CHANGED = (Tensor, functools.partial)
@@ -104,6 +105,9 @@ class CompiledUnits:
         t = normal_tensors(t)
         if 0 in t.stride():
             t = t.contiguous()
+        # Of a view the graph would contain the sizes of what it is a view of.
+        if is_view(t):
+            t = t.clone() if torch.is_grad_enabled() else t.data
         if self.dynamic is None:
             changing_size(t, 0)
             if len(sizes) > 1 and t.shape[: len(sizes)] == sizes:

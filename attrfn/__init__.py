@@ -9,11 +9,12 @@ Shapley values and LIME: shapley_values, shapley_value_sampling, kernel_shap, li
 Interactions: interactions, integrated_hessians.
 Layers and neurons: layer_..., neuron_..., internal_influence; of any method: at_layer, at_neuron.
 Class activation maps: ..._cam, grad_cam_plus_plus.
-Tools: noise_tunnel, with_rules, compile, split, completeness_delta.
+Tools: noise_tunnel, with_rules, compile, split, completeness_delta, attrfn.features.
 
 See help(attrfn.integrated_gradients), and so for each.
 """
 
+from attrfn import features as features
 from attrfn import random as random
 from attrfn import rules as rules
 from attrfn import surrogates as surrogates
@@ -82,4 +83,4 @@ from attrfn._methods.shapley import shapley_values as shapley_values
 from attrfn._methods.with_rules import with_rules as with_rules
 from attrfn._rules.errors import UnsupportedOpError as UnsupportedOpError
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -1,9 +1,10 @@
 """Models of the usual size on a GPU: eager, compiled, in bfloat16 and with CUDA graphs.
 
-A convolutional network of the size of ResNet-50 and an encoder of 12 transformer layers, both with
-random weights, at batches of 1 to 256. The floor is a bare batched pass of the rows that a method
-has to look at, in float32 and eager mode, as many of them at once as the method evaluates. Prints a
-table and writes it to benchmarks/results/; ``--device cpu --quick`` only shows that it runs.
+The nets of `real_models.py`, EfficientNet-Lite0, ResNet-50, ViT-S/16 and a BERT-like encoder of
+six layers, here all with random weights, at batches of 1 to 256. The floor is a bare batched pass
+of the rows that a method has to look at, in float32 and eager mode, as many of them at once as the
+method evaluates. Prints a table and writes it to benchmarks/results/; ``--device cpu --quick`` only
+shows that it runs.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from _harness import kind, medians, parser, peak_mb, ratio, table, write, write_csv
+from _real_models import EfficientNet, Encoder, ResNet, VisionTransformer
 from torch import Tensor, nn
 
 import attrfn
@@ -25,50 +27,13 @@ BATCHES = (1, 8, 64, 256)
 ROWS = 256  # that a method evaluates at once
 
 
-class Bottleneck(nn.Module):
-    """Three convolutions around a shortcut."""
-
-    def __init__(self, inside: int, width: int, stride: int) -> None:
-        super().__init__()
-        out = 4 * width
-        self.body = nn.Sequential(
-            *(nn.Conv2d(inside, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()),
-            *(nn.Conv2d(width, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()),
-            *(nn.Conv2d(width, out, 1, bias=False), nn.BatchNorm2d(out)),
-        )
-        same = stride == 1 and inside == out
-        self.shortcut = nn.Identity() if same else nn.Conv2d(inside, out, 1, stride)
-        self.last = nn.ReLU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.body(x) + self.shortcut(x))
-
-
-def cnn(quick: bool) -> nn.Module:
-    """3, 4, 6 and 3 bottlenecks: 25 million parameters."""
-    width, depths = (8, (1, 1)) if quick else (64, (3, 4, 6, 3))
-    stem = nn.Conv2d(3, width, 7, 2, 3, bias=False)
-    layers: list[nn.Module] = [stem, nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
-    inside = width
-    for i, depth in enumerate(depths):
-        for j in range(depth):
-            layers.append(Bottleneck(inside, width << i, 2 if i and not j else 1))
-            inside = 4 * (width << i)
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inside, 1000))
-
-
-class Encoder(nn.Module):
-    """12 layers of width 768 on embedded tokens: 85 million parameters."""
-
-    def __init__(self, quick: bool) -> None:
-        super().__init__()
-        width, heads, depth = (64, 2, 1) if quick else (768, 12, 12)
-        layer = nn.TransformerEncoderLayer(width, heads, 4 * width, 0.0, "gelu", batch_first=True)
-        self.layers = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
-        self.head = nn.Linear(width, 1000)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.layers(x).mean(1))
+# From whether it shall be quick to a model: then it has few layers.
+NETS: dict[str, Callable[[bool], nn.Module]] = {
+    "EfficientNet": lambda quick: EfficientNet(2) if quick else EfficientNet(),
+    "ResNet": lambda quick: ResNet(8, (1, 1)) if quick else ResNet(),
+    "ViT": lambda quick: VisionTransformer(1) if quick else VisionTransformer(),
+    "BERT": lambda quick: Encoder(1) if quick else Encoder(),
+}
 
 
 class Case(NamedTuple):
@@ -83,7 +48,7 @@ class Case(NamedTuple):
 
 def pieces(name: str, x: Tensor) -> dict[str, Any]:
     """16 features: squares of an image, runs of tokens."""
-    if name == "CNN":
+    if x.ndim == 4:
         ids = torch.arange(x.shape[-1], device=x.device) * 4 // x.shape[-1]
         return {"feature_mask": 4 * ids[:, None] + ids, "n_features": 16}
     ids = torch.arange(x.shape[1], device=x.device) * 16 // x.shape[1]
@@ -112,14 +77,13 @@ WAYS: dict[str, tuple[torch.dtype, dict[str, Any] | None]] = {
 @functools.cache
 def model_of(name: str, quick: bool, device: str, dtype: torch.dtype) -> nn.Module:
     torch.manual_seed(0)
-    model = cnn(quick) if name == "CNN" else Encoder(quick)
-    return model.eval().requires_grad_(False).to(device, dtype)
+    return NETS[name](quick).eval().requires_grad_(False).to(device, dtype)
 
 
 def inputs_of(name: str, batch: int, quick: bool, device: str) -> Tensor:
-    shape = ((3, 32, 32), (16, 64)) if quick else ((3, 224, 224), (128, 768))
+    shape = model_of(name, quick, device, torch.float32).shape
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(batch, *shape[name != "CNN"], generator=generator).to(device)
+    return torch.randn(batch, *shape, generator=generator).to(device)
 
 
 def floor(case: Case, model: nn.Module, x: Tensor, target: Tensor, at_once: int) -> Run:
@@ -140,7 +104,7 @@ def floor(case: Case, model: nn.Module, x: Tensor, target: Tensor, at_once: int)
 def runs_of(name: str, case: Case, batch: int, args: Any) -> dict[str, Run]:
     """The floor and each way to run a method."""
     x = inputs_of(name, batch, args.quick, args.device)
-    target = torch.arange(batch, device=args.device)
+    target = torch.arange(batch, device=args.device) % 10
     copies = max(1, min(ROWS // batch, case.rows))
     plain = model_of(name, args.quick, args.device, torch.float32)
     runs = {"floor": floor(case, plain, x, target, copies * batch)}
@@ -201,7 +165,7 @@ def aligned(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def main() -> None:
     flags = parser(__doc__)
     flags.set_defaults(device="cuda" if torch.cuda.is_available() else "cpu")
-    flags.add_argument("--models", nargs="*", default=["CNN", "encoder"])
+    flags.add_argument("--models", nargs="*", choices=list(NETS), default=list(NETS))
     flags.add_argument("--methods", nargs="*", choices=list(CASES), default=list(CASES))
     flags.add_argument("--ways", nargs="*", choices=list(WAYS), default=list(WAYS))
     flags.add_argument("--batches", nargs="*", type=int, default=BATCHES)

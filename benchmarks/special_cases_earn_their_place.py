@@ -30,7 +30,6 @@ from attrfn._methods import gradient_shap, lime, noise_tunnel, rise
 from attrfn._model import bind, private_copy
 from attrfn._random import draws, philox
 from attrfn._rules import decompositions
-from attrfn._torch import decomposed
 
 LAYERS = {"MLP": "layers.1", "CNN": "features.4", "transformer": "encoder.layers.0"}
 NAME = "special_cases_earn_their_place"
@@ -194,14 +193,6 @@ CASES = [
         lambda: put(draws, erfinv=torch.erfinv),
         [
             Row("MLP", 16, "gradient_shap", {"n_samples": 8, "stdevs": 0.1}, False, "inductor"),
-        ],
-    ),
-    Case(
-        "forward mode without tangents of weights",
-        lambda: put(decomposed, _LINEAR=frozenset()),
-        [
-            *on("layer_conductance", *[(net, 1) for net in SMALL], n_steps=32),
-            *on("layer_conductance", ("EfficientNet", 1), ("BERT", 1), n_steps=4),
         ],
     ),
     Case(

@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 import optree
 import pytest
 import torch
-from models import NETS, Net
+from models import NETS, Net, targets
 from torch import Tensor
 from zoo import randn
 
 import attrfn
 from attrfn import metrics
 from attrfn.metrics import similarity
+from attrfn.testing._trial import Trial
 
 MAP, SCORES, AGAIN, PAIR = "map", "scores", "again", "pair"
 
@@ -166,3 +167,24 @@ def per_example(found: Any) -> list[Tensor]:
     if isinstance(found, metrics.Curve):
         return [found.values]
     return optree.tree_leaves(found)
+
+
+def trial(m: Metric, **options: Any) -> Trial:
+    """The metric as a method, for the checks of attrfn.testing; with other options than its own."""
+
+    def given(x: Tensor) -> dict[str, Any]:
+        key = {"key": attrfn.random.key(5)} if m.keyed else {}
+        return {"target": targets(len(x)), **key, **options}
+
+    return Trial(
+        lambda model, x, **given: per_example(measure(m, model, x, **given)),
+        m.net.build,
+        lambda batch, seed: inputs_of(m, batch, seed),
+        given,
+        seed=1,
+        like_inputs=False,
+        graph={"create_graph": True} if m.kind == SCORES else None,
+        tolerance=1e-10,
+        slopes=1e-5,
+        again=0.0,
+    )

@@ -182,23 +182,6 @@ class TrainedBatchNorm(nn.Module):
         return self.out(torch.tanh(self.mid(self.inp(x))))
 
 
-class Fuse:
-    """A hook that counts its calls and raises in the one with the number ``at``."""
-
-    def __init__(self, at: int = -1) -> None:
-        self.at = at
-        self.calls = 0
-
-    def __call__(self, *_: Any) -> None:
-        self.calls += 1
-        if self.calls == self.at + 1:
-            raise Blown
-
-
-class Blown(Exception):
-    """What ``Fuse`` raises."""
-
-
 def _net(
     build: Callable[[], nn.Module],
     shape: tuple[int, ...],

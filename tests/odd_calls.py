@@ -18,7 +18,7 @@ from test_registry import public
 from torch import nn
 
 import attrfn
-from attrfn import random, rules, surrogates, viz
+from attrfn import features, random, rules, surrogates, viz
 
 Given = dict[str, Any]
 
@@ -214,6 +214,16 @@ def _randoms() -> dict[str, Callee]:
     }
 
 
+def _features() -> dict[str, Callee]:
+    return {
+        "features.patches": _plain(features.patches, height=4, width=6, size=2),
+        "features.superpixels": _plain(
+            features.superpixels, image=torch.ones(3, 8, 8), n=4, compactness=1.0
+        ),
+        "features.words": _plain(features.words, tokens=["a", "##b"]),
+    }
+
+
 def _pictures() -> dict[str, Callee]:
     rows, names = np.linspace(-1, 1, 12).reshape(3, 4), ["a", "b", "c", "d"]
     images, maps = np.ones((2, 3, 4, 4)), {"a": np.ones((2, 4, 4))}
@@ -221,16 +231,23 @@ def _pictures() -> dict[str, Callee]:
         "viz.bar": _picture(
             viz.bar,
             **{"attributions": rows, "names": names, "top": 10, "error": "stderr", "values": None},
-            **{"rest": True, "title": "", "xlabel": None},
+            **{"rest": True, "signed": False, "title": "", "xlabel": None, "ax": None},
+        ),
+        "viz.dependence": _picture(
+            viz.dependence,
+            **{"attributions": rows, "values": rows, "names": names, "feature": "a"},
+            **{"colour": "b", "cmap": "viridis", "title": "", "ylabel": None, "ax": None},
         ),
         "viz.image_grid": _picture(
             viz.image_grid,
             **{"images": images, "attributions": maps, "titles": None, "notes": None, "title": ""},
             **{"outlier_percentile": 99.0, "cmap": "RdBu_r", "original": True, "outline": True},
+            **{"overlay": False, "mean": None, "std": None, "ax": None},
         ),
-        "viz.image_overlay": _picture(
-            viz.image_overlay,
+        "viz.image": _picture(
+            viz.image,
             **{"image": images[0], "attribution": np.ones((4, 4)), "alpha": 0.9, "sign": "all"},
+            **{"background": None, "smooth": True, "mean": None, "std": None, "ax": None},
             **{"outlier_percentile": 99.0, "cmap": None, "title": ""},
         ),
         "viz.strip": _picture(
@@ -242,6 +259,11 @@ def _pictures() -> dict[str, Callee]:
             viz.time_series,
             **{"attribution": rows, "series": rows, "times": None, "names": None},
             **{"outlier_percentile": 99.0, "cmap": "RdBu_r", "title": "", "xlabel": "step"},
+        ),
+        "viz.waterfall": _picture(
+            viz.waterfall,
+            **{"attributions": rows[0], "names": names, "start": 0.0, "end": 1.0, "values": None},
+            **{"top": 10, "title": "", "xlabel": "output", "ax": None},
         ),
         "viz.text": _plain(
             viz.text,
@@ -309,6 +331,7 @@ def _all() -> dict[str, Callee]:
         **_rules(),
         **_surrogates(),
         **_randoms(),
+        **_features(),
         **_pictures(),
     }
 

@@ -16,6 +16,7 @@ from models import NETS, RECTIFIED, Net, targets
 from torch import Tensor
 
 import attrfn
+from attrfn.testing._trial import Trial
 
 Given = Any  # of explain: an option that the caller may leave to the row
 UNSET: Given = object()
@@ -527,6 +528,42 @@ def needs(r: Row, net: Net) -> dict[str, Any]:
     if r.baselines == "pool":
         given["baselines"] = net.pool
     return given
+
+
+def tensors(r: Row, net: Net, batch: int = 3) -> dict[str, Any]:
+    """All that the row needs, with tensors wherever an option can be one."""
+    given = needs(r, net)
+    if r.baselines == "point":
+        given["baselines"] = 0.1 + 0.2 * net.inputs(batch, seed=5)
+    if r.target:
+        given["target"] = targets(batch)
+    if r.keyed:
+        given["key"] = attrfn.random.key(4)
+    if r.noisy:
+        given["stdevs"] = torch.tensor(0.2, dtype=torch.float64)
+    return given
+
+
+def trial(r: Row, net: Net, batch: int = 3, **options: Any) -> Trial:
+    """The row on a net, for the checks of attrfn.testing; with other options than its own."""
+    return Trial(
+        r.method,
+        net.build,
+        net.inputs,
+        lambda x: {**tensors(r, net, len(x)), **options},
+        batch=batch,
+        seed=1,
+        dim=r.batch_dim,
+        of_rows=frozenset(
+            ["target", "key"] if r.baselines == "pool" else ["target", "key", "baselines"]
+        ),
+        like_inputs=r.explains == "input",
+        graph={"create_graph": True} if r.create_graph else {},
+        informative=r.name != "lime_lasso",  # a lasso of a few samples can be 0
+        tolerance=1e-11,
+        slopes=1e-6,
+        again=0.0,
+    )
 
 
 def rows(keep: Callable[[Row], bool] = lambda r: True) -> Any:

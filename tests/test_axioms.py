@@ -52,7 +52,8 @@ def total(a: Tensor) -> Tensor:
 def test_complete_methods_sum_to_the_change(r: Row, net: Net, seed: int) -> None:
     """Of the output; of the neuron for neuron methods."""
     model, (x, x0), t = net.build(), drawn(net, seed), targets(2)
-    steps = EXACT_ATTENTION if net is NETS["attention"] else EXACT
+    many = net is NETS["attention"] or r.name == "layer_conductance"  # an error of order 4
+    steps = EXACT_ATTENTION if many else EXACT
     options = {} if r.rules else steps
     a = explain(r, net, model, x, target=t, baselines=x0, **options)
     if r.neuron:
@@ -336,6 +337,7 @@ def test_neuron_conductance_sums_to_the_neurons_layer_conductance(seed: int) -> 
     for net in (NETS["mlp"], NETS["cnn"], NETS["attention"]):
         model, (x, x0), t = net.build(), drawn(net, seed), targets(2)
         options = {"layer": "mid", "target": t, "baselines": x0, "n_steps": 5}
+        options["quadrature"] = "gauss_legendre"  # equal nodes
         whole = attrfn.layer_conductance(model, x, **options)
         neurons = [tuple(i) for i in (whole[0] == whole[0]).nonzero().tolist()][:6]
         for n in neurons:

@@ -1,4 +1,7 @@
-"""Every method of the library passes check_method: a sample of the checks, or all with ``fuzz``."""
+"""Every method of the library passes check_method: on a random model, or on many with ``fuzz``.
+
+The checks themselves are those that the transform matrix runs on its nets (``registry.trial``).
+"""
 
 from __future__ import annotations
 
@@ -72,11 +75,10 @@ ROWS = [r for r in REGISTRY if r.name not in LEFT_OUT]
 
 
 @pytest.mark.parametrize("i", range(len(ROWS)), ids=[r.name for r in ROWS])
-def test_methods_pass_some_checks(i: int) -> None:
-    """Three checks of each method; together they are all, several times."""
+def test_methods_pass_a_check(i: int) -> None:
+    """One of each method, on one random model; test_registry.py and others run them on the nets."""
     names = checks_of(ROWS[i])
-    sample = [names[(5 * i + 6 * k) % len(names)] for k in range(3)]
-    check(ROWS[i], sorted({*sample}), max_examples=2)
+    check(ROWS[i], [names[(5 * i) % len(names)]], max_examples=1)
 
 
 @pytest.mark.fuzz

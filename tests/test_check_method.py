@@ -178,7 +178,7 @@ FAULTS: list[tuple[Callable[..., Any], str, str, Checks]] = [
     (takes_one_target_for_all, "targets", "a target for each example: off by", {}),
     (leaves_a_hook, "purity", "forward_hooks of the whole changed", {}),
     (patches_while_it_runs, "exceptions", "the model has a new attribute noise", {}),
-    (shares_state_between_threads, "threads", "4 threads at once: off by", {}),
+    (shares_state_between_threads, "threads", "8 threads at once: off by", {}),
     (takes_tensors_only, "pytrees", "Error", {}),
     (hands_out_the_input, "purity", "value of an input or option changed", {}),
     (breaks_without_grad_mode, "no_grad", "under torch.no_grad: off by", {}),
@@ -317,3 +317,23 @@ def test_without_hypothesis_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) 
         testing.check_method(good)
     with pytest.raises(ImportError, match=r"pip install 'attrfn\[testing\]'"):
         testing.games(3)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_progress_counts_checks(
+    installed: bool, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not installed:
+        monkeypatch.setitem(__import__("sys").modules, "tqdm.auto", None)
+    some = {"checks": ["result", "no_grad"], "max_examples": 1}
+    testing.check_method(good, **some)
+    assert capfd.readouterr().err == ""
+    testing.check_method(good, **some, progress=True)
+    shown = capfd.readouterr().err
+    assert "good" in shown
+    assert "2/2" in shown
+    assert "check" in shown
+    testing.check_model(torch.nn.Sequential(torch.nn.Linear(2, 2)), torch.ones(2, 2), progress=True)
+    shown = capfd.readouterr().err
+    assert "check_model" in shown
+    assert "5/5" in shown

@@ -9,11 +9,12 @@ import pytest
 import torch
 from helpers import assert_close
 from models import NETS, Net, targets
-from registry import Row, explain, rows, rows_and_nets
+from registry import Row, explain, rows, rows_and_nets, trial
 from torch import Tensor, nn
 from zoo import make, randn
 
 import attrfn
+from attrfn.testing import _values as checks
 
 COPIES = 7
 CHUNKS = [None, 1, 3, 7, 100, "auto"]
@@ -30,17 +31,13 @@ def copies(r: Row) -> dict[str, int]:
 
 @rows_and_nets(lambda r, net: r.chunked)
 def test_chunks_of_any_size(r: Row, net: Net) -> None:
-    whole = in_chunks(r, net)
-    for size in CHUNKS:
-        assert_close(in_chunks(r, net, chunk_size=size), whole)
+    checks.chunks(trial(r, net, **copies(r)), CHUNKS)
 
 
 @rows(lambda r: r.batching)
 @pytest.mark.parametrize("batching", ["fold", "vmap", "loop"])
 def test_every_batching_in_chunks_of_any_size(r: Row, batching: str) -> None:
-    whole = in_chunks(r, r.net)
-    for size in CHUNKS:
-        assert_close(in_chunks(r, r.net, chunk_size=size, batching=batching), whole)
+    checks.chunks(trial(r, r.net, **copies(r)), CHUNKS, batching=batching)
 
 
 @rows_and_nets(lambda r, net: r.batching and net is not NETS["mlp"])

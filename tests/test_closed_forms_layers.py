@@ -66,7 +66,14 @@ def test_layer_conductance_by_hand(layer):
 def test_layer_conductance_of_the_inputs_is_integrated_gradients():
     model = cnn()
     got = attrfn.layer_conductance(
-        model, IMAGES, layer="conv1", at="input", target=T, baselines=IMAGES0, n_steps=4
+        model,
+        IMAGES,
+        layer="conv1",
+        at="input",
+        target=T,
+        baselines=IMAGES0,
+        n_steps=4,
+        quadrature="gauss_legendre",
     )
     close(got, oracles.integrated_gradients(model, IMAGES, IMAGES0, n=4, target=T))
 

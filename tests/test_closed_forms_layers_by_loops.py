@@ -80,7 +80,8 @@ def test_path_methods_at_a_layer_behind_two_inputs(name, layer):
     """
     model = oracles.seeded(oracles.TwoInputs)
     want = getattr(oracles, name)(model, layer, PAIR, PAIR0, n=4, target=2)
-    got = getattr(attrfn, name)(model, PAIR, layer=layer, target=2, baselines=PAIR0, n_steps=4)
+    path = {"baselines": PAIR0, "n_steps": 4, "quadrature": "gauss_legendre"}
+    got = getattr(attrfn, name)(model, PAIR, layer=layer, target=2, **path)
     close(got, want)
 
 
@@ -96,7 +97,8 @@ def test_baselines_of_layer_methods_are_those_of_the_inputs(name, baselines, x0,
     model = oracles.seeded(oracles.TwoInputs)
     start = (torch.zeros_like(PAIR[0]) + x0, torch.zeros_like(PAIR[1]) + y0)
     want = getattr(oracles, name)(model, "act", PAIR, start, n=3, target=2)
-    got = getattr(attrfn, name)(model, PAIR, layer="act", target=2, baselines=baselines, n_steps=3)
+    path = {"baselines": baselines, "n_steps": 3, "quadrature": "gauss_legendre"}
+    got = getattr(attrfn, name)(model, PAIR, layer="act", target=2, **path)
     close(got, want)
 
 
@@ -120,7 +122,9 @@ def test_conductance_of_a_layer_that_cuts_the_network_is_complete():
     model = cnn()
     change = oracles.values(model, IMAGES, 2) - oracles.values(model, IMAGES0, 2)
     for layer in ("conv1", "pool", "act2", "flat"):
-        got = attrfn.layer_conductance(model, IMAGES, layer=layer, target=2, baselines=IMAGES0)
+        got = attrfn.layer_conductance(
+            model, IMAGES, layer=layer, target=2, baselines=IMAGES0, quadrature="gauss_legendre"
+        )
         close(got.flatten(1).sum(1), change, 1e-9)
 
 
@@ -188,7 +192,15 @@ def test_neuron_at_the_input_of_a_layer():
 def test_neuron_conductance_sums_to_the_layers_conductance():
     """Over the inputs to the unit's conductance, over the units to integrated gradients."""
     model = cnn()
-    units = attrfn.layer_conductance(model, IMAGES, layer="fc", at="input", target=1, n_steps=4)
+    units = attrfn.layer_conductance(
+        model,
+        IMAGES,
+        layer="fc",
+        at="input",
+        target=1,
+        n_steps=4,
+        quadrature="gauss_legendre",
+    )
     each = torch.stack(
         [
             attrfn.neuron_conductance(

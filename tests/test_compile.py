@@ -9,13 +9,14 @@ import pytest
 import torch
 from helpers import assert_close
 from models import NETS, Net, targets
-from registry import ROWS, Row, explain, needs, primary_rows, rows
+from registry import ROWS, Row, explain, needs, primary_rows, rows, trial
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import functional_call
 from zoo import same_state, state
 
 import attrfn
+from attrfn.testing import _values as checks
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
@@ -36,25 +37,7 @@ def given(r: Row, net: Net, batch: int = 3) -> dict[str, Any]:
 @primary_rows
 def test_closure_over_the_model_compiles_once(r: Row) -> None:
     """Other inputs, targets and parameter values of the same shapes use the same graph."""
-    net = r.net
-    model, x, t = net.build(), net.inputs(), targets(3)
-
-    def f(x: Tensor, t: Tensor) -> Tensor:
-        return explain(r, net, model, x, target=t, **small(r))
-
-    counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(f, backend=counter, fullgraph=True)
-    assert_close(compiled(x, t), f(x, t))
-    assert counter.frame_count == 1
-
-    x, t = net.inputs(seed=60), (t + 1) % 3
-    assert_close(compiled(x, t), f(x, t))
-    with torch.no_grad():
-        for p in model.parameters():
-            p.mul_(1.1)
-    before = compiled(x, t)
-    assert_close(before, f(x, t))
-    assert counter.frame_count == 1
+    checks.compile(trial(r, r.net, **small(r)))
 
 
 def takes_the_model(r: Row) -> bool:

@@ -18,11 +18,12 @@ from helpers import (
     noise_like,
 )
 from models import NETS, Net
-from registry import Row, explain, rows, rows_and_nets
+from registry import Row, explain, rows, rows_and_nets, trial
 from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 import attrfn
+from attrfn.testing import _slopes as slopes
 
 # Central differences with steps of 1e-5 in float64: their error is of order 1e-10 plus rounding of
 # order 1e-16 / 1e-5, relative to derivatives of order 1.
@@ -57,22 +58,14 @@ def of_parameters(r: Row, net: Net) -> tuple[Callable[[dict[str, Tensor]], Tenso
 @pytest.mark.capability("grad")
 @smooth_cells
 def test_grad_with_respect_to_inputs(r: Row, net: Net) -> None:
-    f, x = of_inputs(r, net), net.inputs()
-    w, v = noise_like(f(x)), noise_like(x, seed=20)
-    found = grad(lambda x: inner(w, f(x)))(x)
-    assert_informative(found)
-    expected = differences(r, lambda x: inner(w, f(x)), x, v)
-    assert_close(inner(found, v), expected, **FD)
+    """By torch.func, and by ``backward``."""
+    slopes.grad(trial(r, net))
 
 
 @pytest.mark.capability("jvp")
 @smooth_cells
 def test_jvp_with_respect_to_inputs(r: Row, net: Net) -> None:
-    f, x = of_inputs(r, net), net.inputs()
-    v = noise_like(x, seed=21)
-    value, found = jvp(f, (x,), (v,))
-    assert_close(value, f(x))
-    assert_close(found, differences(r, f, x, v), **FD)
+    slopes.jvp(trial(r, net))
 
 
 @rows(lambda r: not r.frozen)
@@ -96,12 +89,8 @@ def test_examples_do_not_reach_each_other(r: Row) -> None:
 
 @smooth_cells
 def test_grad_with_respect_to_parameters(r: Row, net: Net) -> None:
-    f, params = of_parameters(r, net)
-    w, v = noise_like(f(params)), noise_like(params, seed=23)
-    found = grad(lambda p: inner(w, f(p)))(params)
-    expected = differences(r, lambda p: inner(w, f(p)), params, v)
-    assert expected != 0
-    assert_close(inner(found, v), expected, **FD)
+    """By torch.func, and by ``backward``."""
+    slopes.parameters(trial(r, net))
 
 
 @rows(lambda r: not r.frozen)
@@ -149,23 +138,6 @@ def trainable(r: Row, net: Net) -> tuple[nn.Module, Tensor]:
 def with_graph(r: Row) -> dict[str, Any]:
     """``create_graph=True`` where there is something to create."""
     return {"create_graph": True} if r.create_graph else {}
-
-
-@smooth_cells
-def test_backward_reaches_inputs_and_parameters(r: Row, net: Net) -> None:
-    model, x = trainable(r, net)
-    a = explain(r, net, model, x, **with_graph(r))
-    w = noise_like(a.detach())
-    inner(w, a).backward()
-
-    f, params = of_parameters(r, net)
-    expected = grad(lambda p: inner(w, f(p)))(params)
-    # A parameter without influence (a bias behind the layer) may keep None.
-    found = {k: _zeros_for_none(p) for k, p in model.named_parameters()}
-    assert_close(found, expected)
-    assert any((g != 0).any() for g in found.values())
-    f_inputs = of_inputs(r, net)
-    assert_close(x.grad, grad(lambda x: inner(w, f_inputs(x)))(x.detach()))
 
 
 def _zeros_for_none(p: Tensor) -> Tensor:

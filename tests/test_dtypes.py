@@ -9,11 +9,12 @@ import pytest
 import torch
 from helpers import assert_close, assert_informative, multiplied
 from models import NETS, SCALARS, Net, targets
-from registry import REGISTRY, Row, explain, rows, rows_and_nets
+from registry import REGISTRY, Row, explain, rows, rows_and_nets, trial
 from torch import Tensor, nn
 from zoo import randn
 
 import attrfn
+from attrfn.testing import _values as checks
 
 # Relative to the largest attribution: a few hundred roundings of each type.
 TOLERANCE = {
@@ -52,22 +53,9 @@ def loss(r: Row) -> int:
 @dtypes
 def test_dtype_is_kept_and_agrees_with_float64(r: Row, dtype: torch.dtype) -> None:
     """The same rounded numbers, explained in the type and in float64."""
-    net = NETS["cnn"]
-    model, x = net.build().to(dtype), net.inputs().to(dtype)
-    baselines = {"pool": net.pool.to(dtype), "point": torch.tensor(0.125, dtype=dtype)}
-
-    def explained(to: torch.dtype) -> Tensor:
-        options = {} if r.baselines is None else {"baselines": baselines[r.baselines].to(to)}
-        return explain(r, net, model.to(to), x.to(to), **options)
-
-    found, expected = explained(dtype), explained(torch.float64)
-    assert found.dtype == dtype
-    assert_informative(found)
     worse = loss(r) if dtype in (torch.float16, torch.bfloat16) else 1
-    allowed = (
-        worse * TOLERANCE[dtype] * expected.abs().max() + torch.finfo(dtype).smallest_normal * 2e-3
-    )
-    assert (found.double() - expected).abs().max() <= allowed
+    t = trial(r, NETS["cnn"])._replace(least=6e-6)
+    checks.dtypes(t, dtype, worse * TOLERANCE[dtype])
 
 
 @rows()

@@ -1,30 +1,39 @@
-"""Forward mode is one for all threads of a process: nobody is disturbed by another one's."""
+"""Forward mode is one for all threads of a process: no eager method depends on its level."""
 
 from __future__ import annotations
 
-import os
 import threading
-import warnings
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from helpers import randn
+from helpers import assert_close, assert_informative, randn
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 import attrfn
-from attrfn._torch import autodiff
 
 MODEL = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
 X = randn(3, 4)
+METHODS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+    "conductance": (attrfn.layer_conductance, {}),
+    "conductance of a list": (attrfn.layer_conductance, {"layer": ["0", "1"]}),
+    "exact conductance": (attrfn.layer_conductance, {"quadrature": "gauss_legendre"}),
+    "influence": (attrfn.internal_influence, {}),
+    "neuron": (attrfn.neuron_conductance, {"neuron": 1}),
+}
 
 
-def _conductance() -> Tensor:
-    return attrfn.layer_conductance(MODEL, X, layer="1", target=0, n_steps=4)
+def _found(name: str) -> list[Tensor]:
+    method, options = METHODS[name]
+    found = method(MODEL, X, target=0, n_steps=4, **{"layer": "1", **options})
+    return found if isinstance(found, list) else [found]
 
 
 @pytest.mark.parametrize("rounds", [60, pytest.param(3000, marks=pytest.mark.fuzz)])
 def test_conductance_beside_a_thread_that_runs_jvp(rounds: int) -> None:
-    expected, x = _conductance(), randn(5, 4)
+    expected, x = _found("conductance"), randn(5, 4)
     other, t = nn.Sequential(nn.Linear(4, 50), nn.Tanh(), nn.Linear(50, 1)).double(), randn(5, 4)
     right = torch.func.jvp(other, (x,), (t,))[1]
     stop, failed, ran = threading.Event(), [], []
@@ -42,7 +51,7 @@ def test_conductance_beside_a_thread_that_runs_jvp(rounds: int) -> None:
     thread.start()
     try:
         for _ in range(rounds):
-            torch.testing.assert_close(_conductance(), expected)
+            torch.testing.assert_close(_found("conductance"), expected)
     finally:
         stop.set()
         thread.join()
@@ -50,49 +59,41 @@ def test_conductance_beside_a_thread_that_runs_jvp(rounds: int) -> None:
     assert ran
 
 
-def test_a_progress_bar_does_not_count() -> None:
-    class Monitor(threading.Thread):
-        pass
-
-    Monitor.__module__ = "tqdm._monitor"
-    for kind, harmless in ((Monitor, True), (threading.Thread, False)):
-        stop = threading.Event()
-        thread = kind(target=stop.wait)
-        thread.start()
-        try:
-            assert autodiff._others_are_harmless() == harmless
-        finally:
-            stop.set()
-            thread.join()
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
-def test_a_child_that_is_forked_while_the_lock_is_held() -> None:
-    expected = _conductance()
-    held, done = threading.Event(), threading.Event()
+@pytest.mark.parametrize("name", METHODS)
+def test_a_level_of_another_thread_changes_nothing(name: str) -> None:
+    """Bit for bit, and the level is still that of its owner."""
+    expected = _found(name)
+    held, done, still = threading.Event(), threading.Event(), []
 
     def hold() -> None:
-        x = randn(2, 3)
-        with autodiff.tangents_on((x,), (x,)):
+        with forward_ad.dual_level():
             held.set()
             done.wait(60)
+            dual = forward_ad.make_dual(X, 2 * X)
+            still.append(forward_ad.unpack_dual(3 * dual).tangent)
 
     thread = threading.Thread(target=hold)
     thread.start()
     held.wait()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Python 3.12 warns of forks beside threads
-            child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                # Both ways: the lock is free, and the level that stays open is not used.
-                with autodiff._FORWARD_MODE:
-                    code = 0 if torch.allclose(_conductance(), expected) else 2
-            finally:
-                os._exit(code)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        found = _found(name)
     finally:
         done.set()
         thread.join()
+    for a, b in zip(found, expected, strict=True):
+        assert_informative(a)
+        assert torch.equal(a, b)
+    assert_close(still[0], 6 * X)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_level_is_opened(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("a level of forward mode")
+
+    for place in ("enter_dual_level", "_set_fwd_grad_enabled"):
+        monkeypatch.setattr(forward_ad, place, refuse)
+    monkeypatch.setattr(torch._C, "_enter_dual_level", refuse)
+    with pytest.raises(AssertionError, match="a level"):
+        torch.func.jvp(torch.tanh, (X,), (X,))
+    _found(name)

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_close
-from registry import Row, rows
-from test_purity import options, untouched
+from registry import Row, rows, tensors
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
+
+from attrfn.testing._state import untouched
 
 np = pytest.importorskip("numpy")
 
@@ -59,7 +60,7 @@ def process() -> tuple[Any, ...]:
 
 
 def interrupted(r: Row, places: int | None) -> None:
-    model, x, given = r.net.build(), r.net.inputs(), options(r, r.net)
+    model, x, given = r.net.build(), r.net.inputs(), tensors(r, r.net)
     expected = r.method(model, x, **given)
     with Interrupts() as counts:
         r.method(model, x, **given)

@@ -116,10 +116,11 @@ def parts_of(n: int, fits: int, auto: Chunks = AUTO) -> list[Any]:
 
 
 def test_out_of_memory_halves_and_keeps_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    """21 copies, 16 at once by the first, 5 in truth: 16, 8 and 4; what ran does not run again."""
+    """25 copies, 12 at once by the first, 5 in truth: 12, 6 and 3; what ran does not run again."""
     monkeypatch.setattr(chunks_module, "budget", lambda device: 16)
-    tried = parts_of(21, fits=5)
-    assert tried == [(0, 1), (1, 17), (1, 9), (1, 5), (5, 9), (9, 13), (13, 17), (17, 21)]
+    tried = parts_of(25, fits=5)
+    assert tried[:4] == [(0, 1), (1, 13), (1, 7), (1, 4)]
+    assert tried[4:] == [(i, i + 3) for i in range(4, 25, 3)]
 
 
 def test_out_of_memory_with_one_copy_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,19 +167,20 @@ def test_error_of_the_model_is_not_swallowed() -> None:
 @pytest.mark.usefixtures("independent_rows")
 def test_chunks_follow_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     """A copy of the batch takes what the first one took; no chunk is larger than the budget."""
+    # (a batch of 8 rows is as many as a chunk has in any case)
     seen, wide = [], torch.ones(8, 100, dtype=torch.float64)
 
     def f(x: Tensor) -> Tensor:
         seen.append(x.shape[0])
         return torch.tanh(x @ wide).sum(1)
 
-    x = randn(2, 8)
-    # two hidden results of 2 * 100 doubles live at once; points of 2 * 8, twice; under 200 bytes
-    one = 2 * 2 * 100 * 8 + 2 * 2 * 8 * 8 + 200
+    x = randn(8, 8)
+    # two hidden results of 8 * 100 doubles live at once; points of 8 * 8, twice; under 200 bytes
+    one = 2 * 8 * 100 * 8 + 2 * 8 * 8 * 8 + 200
     monkeypatch.setattr(chunks_module, "budget", lambda device: 3 * one)
     monkeypatch.setattr(masked_module, "unmeasured_copies", lambda x: 0)
     attrfn.feature_ablation(f, x)
-    assert seen == [2, 6, 6, 4]
+    assert seen == [8, 24, 24, 16]
 
 
 @pytest.mark.usefixtures("independent_rows")
@@ -192,8 +194,8 @@ def test_small_inputs_are_measured_in_their_first_chunk(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(chunks_module, "budget", lambda device: 200_000)
     attrfn.feature_ablation(f, torch.ones(1, 100))
-    assert seen[:3] == [1, 64, 23]  # two hidden results of 4 kB a copy, and points
-    assert sum(seen) == 101
+    # 100 in two equal chunks; two hidden results of 4 kB a copy and points: 23 fit, so 50 in three
+    assert seen == [1, 50, 17, 17, 16]
 
 
 @pytest.mark.usefixtures("independent_rows")
@@ -210,18 +212,37 @@ def test_what_fits_is_evaluated_at_once() -> None:
 
 @pytest.mark.usefixtures("independent_rows")
 def test_what_the_model_holds_counts_and_not_its_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A token is a few bytes, and its embedding is 8 kB: two tokens' copies fit 40 kB."""
+    """A token is a few bytes, and its embedding is 8 kB: 8 rows of two tokens take 128 kB."""
     seen, table = [], torch.ones(16, 1024, dtype=torch.float64)
 
     def f(ids: Tensor) -> Tensor:
         seen.append(ids.shape[0])
         return F.embedding(ids, table).sum((1, 2))
 
-    monkeypatch.setattr(chunks_module, "budget", lambda device: 40_000)
-    attrfn.feature_ablation(f, torch.arange(2).reshape(1, 2))
-    assert seen == [1, 2]
-    attrfn.feature_ablation(f, torch.arange(4).reshape(1, 4))
-    assert seen[2:] == [1, 1, 1, 1, 1]
+    monkeypatch.setattr(chunks_module, "budget", lambda device: 320_000)
+    attrfn.feature_ablation(f, torch.arange(2).repeat(8, 1))
+    assert seen == [8, 16]
+    attrfn.feature_ablation(f, torch.arange(4).repeat(8, 1))
+    assert seen[2:] == [8, 8, 8, 8, 8]
+
+
+@pytest.mark.usefixtures("independent_rows")
+def test_a_chunk_has_a_few_rows_although_they_leave_the_caches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No copy of 1 MB fits the budget; 8 rows run at once, 6 and 6 of 12 copies of one row."""
+    seen, wide = [], torch.ones(12, 2**17)
+
+    def f(x: Tensor) -> Tensor:
+        seen.append(x.shape[0])
+        return torch.tanh(x @ wide).sum(1)
+
+    monkeypatch.setattr(chunks_module, "budget", lambda device: 2**19)
+    monkeypatch.setattr(masked_module, "unmeasured_copies", lambda x: 0)
+    attrfn.feature_ablation(f, torch.ones(1, 12))
+    assert seen == [1, 6, 6]
+    attrfn.feature_ablation(f, torch.ones(3, 12))
+    assert seen[3:] == [3, *[6] * 6]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ import torch
 from helpers import assert_close
 from models import NETS
 from sklearn.datasets import load_digits
-from test_purity import untouched
 from torch import Tensor, nn
 from torch.func import functional_call
 from zoo import make, randn
@@ -20,6 +19,7 @@ from zoo import make, randn
 import attrfn
 from attrfn import metrics
 from attrfn.metrics import similarity
+from attrfn.testing._state import untouched
 
 
 class Everything(nn.Module):

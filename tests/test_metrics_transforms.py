@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import threading
 from typing import Any
 
 import optree
 import pytest
 import torch
-from helpers import assert_close, finite_difference, inner, noise_like
+from helpers import assert_close, inner, noise_like
 from metrics_registry import (
     AGAIN,
     MAP,
@@ -22,17 +21,20 @@ from metrics_registry import (
     inputs_of,
     measure,
     per_example,
+    trial,
 )
 from models import TREES, targets
-from test_purity import Remembers, untouched
-from torch import Tensor
-from torch._dynamo.testing import CompileCounterWithBackend
-from torch.func import grad, jvp, vmap
+from test_purity import Remembers
+from torch.func import grad, vmap
 from zoo import D, make, randn
 
 import attrfn
 from attrfn import metrics
 from attrfn.metrics import similarity
+from attrfn.testing import _slopes as slopes
+from attrfn.testing import _state
+from attrfn.testing import _values as checks
+from attrfn.testing._state import untouched
 
 
 def test_the_table_has_every_metric() -> None:
@@ -44,11 +46,7 @@ def test_the_table_has_every_metric() -> None:
 
 @every()
 def test_rows_are_those_of_the_example_alone(m: Metric) -> None:
-    model, x, t = m.net.build(), inputs_of(m), targets(3)
-    batch = per_example(measure(m, model, x, target=t))
-    for i in range(3):
-        alone = per_example(measure(m, model, x[i : i + 1], target=t[i : i + 1]))
-        assert_close(alone, [b[i : i + 1] for b in batch])
+    checks.row_alone(trial(m))
 
 
 @every()
@@ -63,10 +61,7 @@ def test_results_say_something(m: Metric) -> None:
 
 @every()
 def test_vmap_over_examples_is_the_batch(m: Metric) -> None:
-    model, x, t = m.net.build(), inputs_of(m), targets(3)
-    batch = per_example(measure(m, model, x, target=t))
-    mapped = vmap(lambda x, t: per_example(measure(m, model, x[None], target=t[None])))(x, t)
-    assert_close([v.squeeze(1) for v in mapped], batch)
+    checks.vmap(trial(m), whole=("target",))
 
 
 @every(lambda m: m.keyed)
@@ -92,45 +87,27 @@ def test_a_key_for_each_example(m: Metric) -> None:
 
 @every(lambda m: m.keyed)
 def test_only_the_key_changes_the_draws(m: Metric) -> None:
-    model, x = m.net.build(), inputs_of(m)
-    torch.manual_seed(1)
-    first = per_example(measure(m, model, x, key=5))
-    torch.manual_seed(2)
-    assert_close(per_example(measure(m, model, x, key=5)), first, rtol=0, atol=0)
-    others = [per_example(measure(m, model, x, key=k)) for k in range(6, 10)]
-    assert not all(torch.equal(a, b) for o in others for a, b in zip(o, first, strict=True))
+    checks.keys(trial(m))
+    checks.result(trial(m))
 
 
 @every(lambda m: m.chunked)
-@pytest.mark.parametrize("chunk_size", [1, 2, None, "auto"])
-def test_chunks_give_the_same_numbers(m: Metric, chunk_size: Any) -> None:
-    model, x, t = m.net.build(), inputs_of(m), targets(3)
+def test_chunks_give_the_same_numbers(m: Metric) -> None:
     keys = {"key": attrfn.random.split(0, 3)} if m.keyed else {}
-    expected = measure(m, model, x, target=t, **keys)
-    assert_close(measure(m, model, x, target=t, chunk_size=chunk_size, **keys), expected)
+    checks.chunks(trial(m, **keys), (1, 2, None, "auto"))
 
 
 @every(lambda m: m.kind == SCORES and m.chunked)
 @pytest.mark.parametrize("batching", ["vmap", "loop"])
 def test_every_batching_gives_the_same_numbers(m: Metric, batching: Any) -> None:
-    model, x, t = m.net.build(), inputs_of(m), targets(3)
-    expected = measure(m, model, x, target=t)
-    assert_close(measure(m, model, x, target=t, batching=batching), expected)
+    checks.chunks(trial(m), (1, None), batching=batching)
 
 
 @every(lambda m: m.smooth)
 def test_derivatives_by_the_inputs_match_finite_differences(m: Metric) -> None:
-    model, x, t = m.net.build(), inputs_of(m), targets(3)
-    direction = noise_like(x)
-
-    def f(x: Tensor) -> Any:
-        return per_example(measure(m, model, x, target=t))
-
-    expected = finite_difference(f, x, direction, 1e-6)
-    assert_close(jvp(f, (x,), (direction,))[1], expected, rtol=1e-5, atol=1e-6)
-    weights = noise_like(expected, 30)
-    g = grad(lambda x: inner(f(x), weights))(x)
-    torch.testing.assert_close(inner(g, direction), inner(expected, weights), rtol=1e-5, atol=1e-6)
+    """By torch.func, and by ``backward`` where there is a ``create_graph``."""
+    slopes.jvp(trial(m))
+    slopes.grad(trial(m))
 
 
 @every(lambda m: m.smooth and m.kind == SCORES)
@@ -183,17 +160,7 @@ compiled = pytest.mark.parametrize(
 @pytest.mark.usefixtures("fresh_compiler")
 def test_compiled_metrics_are_the_eager_ones(m: Metric) -> None:
     """torch.compile(fullgraph=True), with other inputs and no second graph."""
-    model, t = m.net.build(), targets(3)
-
-    def f(x: Tensor, t: Tensor) -> Any:
-        return per_example(measure(m, model, x, target=t))
-
-    counter = CompileCounterWithBackend("eager")
-    run = torch.compile(f, backend=counter, fullgraph=True)
-    for seed in (1, 2):
-        x = inputs_of(m, seed=seed)
-        assert_close(run(x, t), f(x, t), rtol=1e-8, atol=1e-10)
-    assert counter.frame_count == 1
+    checks.compile(trial(m)._replace(tolerance=1e-8))
 
 
 def _side_by_side(m: Metric) -> tuple[Any, Any]:
@@ -254,9 +221,7 @@ def test_metrics_that_explain_again_have_the_type_of_the_inputs(m: Metric) -> No
 
 @every()
 def test_nothing_of_the_users_changes(m: Metric) -> None:
-    model, x = m.net.build(), inputs_of(m)
-    with untouched(model, x):
-        measure(m, model, x)
+    _state.purity(trial(m)._replace(graph=None))
 
 
 @every(lambda m: m.kind in (SCORES, AGAIN) and m.name != "road")
@@ -268,29 +233,13 @@ def test_a_model_that_writes_into_itself_stays(m: Metric) -> None:
 
 
 @every()
-def test_results_share_no_memory_with_the_users_tensors(m: Metric) -> None:
-    model, x = m.net.build(), inputs_of(m)
-    with untouched(model, x):
-        for found in per_example(measure(m, model, x)):
-            found.add_(1)
+def test_a_model_that_raises_stays(m: Metric) -> None:
+    _state.exceptions(trial(m))
 
 
 @every(lambda m: m.kind in (SCORES, AGAIN))
 def test_threads_share_a_model(m: Metric) -> None:
-    model, x = m.net.build(), inputs_of(m)
-    expected, found = per_example(measure(m, model, x)), {}
-
-    def run(i: int) -> None:
-        found[i] = per_example(measure(m, model, x))
-
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == 4
-    for values in found.values():
-        assert_close(values, expected)
+    _state.threads(trial(m))
 
 
 @every()

@@ -17,8 +17,7 @@ import torch
 import torch.nn.functional as F
 from test_private_compiler import COMPILING
 from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.func import grad, jvp, vmap
+from torch.func import grad, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
@@ -246,17 +245,6 @@ def tell_apart_what_a_transform_wraps() -> None:
 
     vmap(grad(f))(torch.ones(3, 2))
     assert seen == [2, 1, -1, True, False, False, True, True, False]
-
-
-@shows("in_forward_mode")
-def is_on_within_forward_mode() -> None:
-    x, found = torch.ones(2), []
-    assert not private.in_forward_mode()
-    with forward_ad.dual_level():
-        assert private.in_forward_mode()
-    assert not private.in_forward_mode()
-    jvp(lambda x: (found.append(private.in_forward_mode()), x)[1], (x,), (x,))
-    assert found == [True]
 
 
 @shows("reads_values")

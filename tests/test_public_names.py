@@ -13,7 +13,8 @@ PUBLIC = {
     "attrfn": """
         CompileError Split UnsupportedOpError ablation_cam at_layer at_neuron compile
         completeness_delta deconvolution deep_lift deep_lift_shap eigen_cam feature_ablation
-        feature_permutation feature_scores grad_cam grad_cam_plus_plus gradient gradient_shap
+        feature_permutation feature_scores features grad_cam grad_cam_plus_plus gradient
+        gradient_shap
         guided_backprop guided_grad_cam hires_cam input_x_gradient integrated_gradients
         integrated_hessians
         interactions internal_influence kernel_shap layer_activation layer_cam layer_conductance
@@ -27,6 +28,9 @@ PUBLIC = {
     "attrfn.axioms": """
         batch_independence completeness conservation dummy implementation_invariance linearity
         scale_invariance sensitivity symmetry
+    """,
+    "attrfn.features": """
+        Words patches superpixels words
     """,
     "attrfn.metrics": """
         Comparison Curve aopc compare completeness_delta complexity comprehensiveness deletion
@@ -61,7 +65,8 @@ PUBLIC = {
         symmetric targets_for with_dummy
     """,
     "attrfn.viz": """
-        Html bar compare curves image_grid image_overlay report sanity strip text time_series
+        Html bar compare curves dependence image image_grid image_overlay report sanity strip text
+        time_series waterfall
     """,
 }
 

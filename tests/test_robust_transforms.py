@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers import assert_close, finite_difference, inner, noise_like
 from models import NETS, targets
-from test_purity import Remembers, untouched
+from test_purity import Remembers
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 from torch.func import grad, jacrev, jvp, vmap
@@ -20,6 +20,7 @@ from zoo import D, make, mlp, randn
 
 import attrfn
 from attrfn import robust
+from attrfn.testing._state import untouched
 
 
 class Row(NamedTuple):

@@ -5,59 +5,39 @@ from __future__ import annotations
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
 from helpers import assert_close
 from models import NETS, Net
-from registry import REGISTRY, Row, explain, rows_and_nets
+from registry import REGISTRY, Row, explain, rows_and_nets, trial
 from torch import Tensor
 from zoo import same_state, state
 
 from attrfn import rules
 from attrfn._rules.replay import Replay
+from attrfn.testing import _state
 
 THREADS = 8
-ROUNDS = 3
-
-
-def in_eight_threads(r: Row, net: Net, *, transform: bool = False) -> None:
-    model = net.build()
-    inputs = [net.inputs(2, seed=50 + i) for i in range(THREADS)]
-
-    def once(x: Tensor) -> Tensor:
-        if not transform:
-            return explain(r, net, model, x)
-        return torch.func.vmap(lambda t: explain(r, net, model, x * (1 + t)))(torch.zeros(1))
-
-    expected = [once(x) for x in inputs]
-    before = state(model)
-    together = threading.Barrier(THREADS)
-
-    def work(x: Tensor) -> list[Tensor]:
-        together.wait()
-        return [once(x) for _ in range(ROUNDS)]
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        for found, right in zip(pool.map(work, inputs), expected, strict=True):
-            for one in found:
-                assert_close(one, right)
-    assert same_state(model, before)
 
 
 @rows_and_nets(lambda r, net: net is NETS["reuse"])
 def test_eight_threads_explain_one_model(r: Row, net: Net) -> None:
-    in_eight_threads(r, net)
+    _state.threads(trial(r, net, batch=2))
 
 
 @rows_and_nets(lambda r, net: net is NETS["attention"] and r.explains != "map")
 def test_eight_threads_explain_one_transformer(r: Row, net: Net) -> None:
-    in_eight_threads(r, net)
+    _state.threads(trial(r, net, batch=2))
 
 
 @rows_and_nets(lambda r, net: net is NETS["cnn"] and r.gradient and not r.keyed)
 def test_eight_threads_transform_one_model(r: Row, net: Net) -> None:
-    in_eight_threads(r, net, transform=True)
+    def mapped(model: Any, x: Tensor, **options: Any) -> Tensor:
+        return torch.func.vmap(lambda t: r.method(model, x * (1 + t), **options))(torch.zeros(1))
+
+    _state.threads(trial(r, net, batch=2)._replace(method=mapped))
 
 
 @pytest.mark.filterwarnings("ignore:the sum of integrated_hessians")

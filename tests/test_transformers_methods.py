@@ -187,10 +187,10 @@ def test_batch_independence(name):
     ],
 )
 def test_conductance_is_complete(name, layer):
-    """Every path leads through the first block; forward mode passes the attention kernels."""
+    """Every path leads through the first block."""
     model, e, e0 = embedded(name)
     got = attrfn.layer_conductance(
-        model, e, layer=layer, target=TARGET[name], baselines=e0, n_steps=50, chunk_size=20
+        model, e, layer=layer, target=TARGET[name], baselines=e0, n_steps=100, chunk_size=40
     )
     got = got if isinstance(got, Tensor) else got[0]
     torch.testing.assert_close(got.sum((1, 2)), change(name), rtol=1e-5, atol=1e-6)
@@ -226,7 +226,7 @@ def test_attributions_are_differentiated(name, form):
 
     step = randn(*e.shape, seed=3)
     # Llama takes its norms in float32: a longer step, and fewer digits
-    eps, rtol = (1e-2, 3e-2) if name == "llama" else (1e-5, 1e-5)
+    eps, rtol = (2e-3, 3e-2) if name == "llama" else (1e-5, 1e-5)
     expected = (total(e + eps * step) - total(e - eps * step)) / (2 * eps)
     z = e.clone().requires_grad_()
     total(z, create_graph=True).backward()

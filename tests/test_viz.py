@@ -179,13 +179,26 @@ def test_overlay_of_one_sign_only_is_empty_for_the_other() -> None:
 
 def test_bar_sorts_and_measures() -> None:
     data = torch.tensor([[1.0, -9.0, 0.1, 4.0], [2.0, 9.0, 0.1, -2.0]])
-    figure = drawn(viz.bar(data, ["a", "b", "c", "d"], top=2, values=data[0]))
+    figure = drawn(viz.bar(data, ["a", "b", "c", "d"], top=2, values=data[0], signed=True))
     axes = figure.axes[0]
     labels = [t.get_text() for t in axes.get_yticklabels()]
     assert labels == ["b = -9", "d = 4", "2 other features, summed"]
     assert [patch.get_width() for patch in axes.patches] == pytest.approx([0, 1, 1.6])
     assert [t.get_text() for t in axes.texts] == ["+0.00 ± 9.00", "+1.00 ± 3.00", "+1.60 ± 0.50"]
     assert "mean attribution over 2 samples (± standard error)" in texts(figure)
+
+
+def test_bar_of_several_samples_is_the_mean_of_sizes_and_says_so() -> None:
+    data = torch.tensor([[1.0, -9.0, 0.1, 4.0], [2.0, 9.0, 0.1, -2.0]])
+    figure = drawn(viz.bar(data, ["a", "b", "c", "d"], top=2))
+    axes = figure.axes[0]
+    # By hand: (9 + 9) / 2, (4 + 2) / 2, and of the others ((1 + 0.1) + (2 + 0.1)) / 2.
+    assert [patch.get_width() for patch in axes.patches] == pytest.approx([9, 3, 1.6])
+    assert [t.get_text() for t in axes.texts] == ["9.00 ± 0.00", "3.00 ± 1.00", "1.60 ± 0.50"]
+    assert "mean |attribution| over 2 samples (± standard error)" in texts(figure)
+    for one in (data[1], data[1:]):
+        patches = viz.bar(one, ["a", "b", "c", "d"], top=2).axes[0].patches
+        assert [patch.get_width() for patch in patches] == pytest.approx([9, 2, 0.1 - 2])
 
 
 def test_bar_error_bars_have_the_asked_width() -> None:
@@ -195,7 +208,7 @@ def test_bar_error_bars_have_the_asked_width() -> None:
         ("stderr", data.std(0) / 20**0.5),
         (torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.1, 0.2, 0.3]).double()),
     ]:
-        axes = viz.bar(data, ["a", "b", "c"], error=error).axes[0]
+        axes = viz.bar(data, ["a", "b", "c"], error=error, signed=True).axes[0]
         chosen = data.abs().mean(0).argsort(descending=True)
         spans = [s[1][0] - s[0][0] for s in axes.collections[0].get_segments()]
         assert torch.allclose(torch.tensor(spans), 2 * width[chosen])

@@ -8,29 +8,39 @@ import pytest
 import torch
 from helpers import assert_close, take
 from models import NETS, Net, targets
-from registry import Row, explain, rows, rows_and_nets
+from registry import Row, explain, rows, rows_and_nets, trial
 from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 
 import attrfn
+from attrfn.testing import _values as checks
 
 
 @pytest.mark.capability("vmap")
 @rows_and_nets(lambda r, net: not r.mixes)
 def test_vmap_over_examples_is_the_batch(r: Row, net: Net) -> None:
-    model, x, t = net.build(), net.inputs(), targets(3)
-    batched = explain(r, net, model, x, target=t)
-    mapped = vmap(lambda x, t: explain(r, net, model, x[None], target=t))(x, t)
-    # (B, [S,] 1, ...) -> ([S,] B, ...)
-    assert_close(mapped.squeeze(r.batch_dim + 1).movedim(0, r.batch_dim), batched)
+    checks.vmap(trial(r, net))
 
 
 @rows(lambda r: not r.mixes)
 def test_vmap_over_examples_and_their_targets_as_a_batch_of_one(r: Row) -> None:
-    model, x, t = r.net.build(), r.net.inputs(), targets(3)
-    batched = explain(r, r.net, model, x, target=t)
-    mapped = vmap(lambda x, t: explain(r, r.net, model, x[None], target=t[None]))(x, t)
-    assert_close(mapped.squeeze(r.batch_dim + 1).movedim(0, r.batch_dim), batched)
+    checks.vmap(trial(r, r.net), whole=("target", "baselines"))
+
+
+@rows(lambda r: r.keyed and not r.mixes)
+def test_vmap_over_examples_with_a_key_each_is_the_batch_of_keys(r: Row) -> None:
+    checks.vmap(trial(r, r.net, key=attrfn.random.split(3, 3)))
+
+
+@rows(lambda r: r.chunked and not r.mixes)
+@pytest.mark.parametrize("chunk_size", [1, 2])
+def test_vmap_of_chunks_is_the_batch(r: Row, chunk_size: int) -> None:
+    checks.vmap(trial(r, r.net, chunk_size=chunk_size))
+
+
+@rows(lambda r: r.batching and not r.mixes)
+def test_vmap_of_vmapped_copies_is_the_batch(r: Row) -> None:
+    checks.vmap(trial(r, r.net, batching="vmap"))
 
 
 @pytest.mark.capability("vmap")
@@ -61,15 +71,6 @@ def test_vmap_over_keys_is_the_loop(r: Row) -> None:
     assert not all(torch.allclose(mapped[0], other) for other in mapped[1:])
 
 
-@rows(lambda r: r.keyed and not r.mixes)
-def test_vmap_over_examples_with_a_key_each_is_the_batch_of_keys(r: Row) -> None:
-    model, x, t = r.net.build(), r.net.inputs(), targets(3)
-    keys = attrfn.random.split(3, 3)
-    batched = explain(r, r.net, model, x, target=t, key=keys)
-    mapped = vmap(lambda x, t, k: explain(r, r.net, model, x[None], target=t, key=k))(x, t, keys)
-    assert_close(mapped.squeeze(r.batch_dim + 1).movedim(0, r.batch_dim), batched)
-
-
 @rows(lambda r: r.noisy)
 def test_vmap_over_stdevs_is_the_loop(r: Row) -> None:
     model, x = r.net.build(), r.net.inputs()
@@ -96,25 +97,6 @@ def test_vmap_over_parameters_is_the_loop_over_models(r: Row) -> None:
     mapped = vmap(one)(params, buffers)
     for i, model in enumerate(ensemble):
         assert_close(take(mapped, i), explain(r, net, model, x))
-
-
-@rows(lambda r: r.chunked and not r.mixes)
-@pytest.mark.parametrize("chunk_size", [1, 2])
-def test_vmap_of_chunks_is_the_batch(r: Row, chunk_size: int) -> None:
-    model, x, t = r.net.build(), r.net.inputs(), targets(3)
-    batched = explain(r, r.net, model, x, target=t)
-    mapped = vmap(lambda x, t: explain(r, r.net, model, x[None], target=t, chunk_size=chunk_size))(
-        x, t
-    )
-    assert_close(mapped.squeeze(r.batch_dim + 1).movedim(0, r.batch_dim), batched)
-
-
-@rows(lambda r: r.batching and not r.mixes)
-def test_vmap_of_vmapped_copies_is_the_batch(r: Row) -> None:
-    model, x, t = r.net.build(), r.net.inputs(), targets(3)
-    batched = explain(r, r.net, model, x, target=t)
-    mapped = vmap(lambda x, t: explain(r, r.net, model, x[None], target=t, batching="vmap"))(x, t)
-    assert_close(mapped.squeeze(1), batched)
 
 
 def test_two_vmaps_over_targets_and_examples() -> None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import json
 import subprocess
 import sys
 import textwrap
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from attrfn.testing._state import changes, state
 
 D = torch.float64
 
@@ -237,43 +238,9 @@ def owner(model_fn: Any) -> nn.Module:
     return model_fn
 
 
-def state(model: nn.Module) -> dict[str, Any]:
-    """Everything of a model that a run could change, as values to compare."""
-    found: dict[str, Any] = {}
-    for name, module in model.named_modules():
-        for key, value in module.__dict__.items():
-            found[f"{name}.{key}"] = _held(value)
-        found[f"{name} class"] = type(module)
-        found[f"{name} id"] = id(module)
-    for name, t in [*model.named_parameters(), *model.named_buffers()]:
-        found[f"{name} value"] = t.detach().clone()
-        found[f"{name} version"] = t._version
-        found[f"{name} grad"] = t.requires_grad, t.grad
-    return found
-
-
-def _held(value: Any) -> Any:
-    """A container with its entries of now; everything else as it is."""
-    if isinstance(value, dict):
-        return {k: _held(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_held(v) for v in value]
-    return copy.copy(value) if isinstance(value, (set, deque)) else value
-
-
 def same_state(model: nn.Module, before: dict[str, Any]) -> bool:
-    after = state(model)
-    return after.keys() == before.keys() and all(_same(after[k], before[k]) for k in after)
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return a is b or (isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b))
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
-        return len(a) == len(b) and all(map(_same, a, b))
-    return a is b or a == b
+    """Whether a model is as it was when ``state`` looked at it."""
+    return not changes(before, state(model))
 
 
 def in_processes(codes: dict[str, str], timeout: float = 300) -> dict[str, str]:

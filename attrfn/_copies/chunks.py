@@ -9,9 +9,17 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from attrfn._copies.batch import is_count, is_one_of
-from attrfn._copies.memory import Peak, budget, out_of_memory, unmeasured_copies
+from attrfn._copies.memory import (
+    Peak,
+    budget,
+    keep_pages,
+    most_on_cpu,
+    out_of_memory,
+    unmeasured_copies,
+)
 from attrfn._copies.progress import bar
 from attrfn._copies.rows import check_rows
+from attrfn._copies.sizes import Took, equal, fitting, fitting_on_cpu
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.compiling import constant_result, is_compiling, makes_fakes
 from attrfn._torch.explanation import current
@@ -24,7 +32,7 @@ from attrfn._torch.units import active_units, using
 _MADE_AT_ONCE = 2**20
 # With a backward pass a chunk on a CPU may take this many times the budget: the results wait for
 # the backward pass and leave the caches in any case.
-_ROOM_WITH_BACKWARD = 4
+ROOM_WITH_BACKWARD = 4
 # Chunks up to which compiling a whole loop says nothing.
 _MOST_UNROLLED = 8
 # Bytes below which a result is not counted while a chunk is measured. A model makes many such
@@ -37,9 +45,9 @@ class Chunks(NamedTuple):
     """How many copies of a batch are evaluated at once, and in which way.
 
     Attributes:
-        size: ``None`` (all), a number, or ``"auto"``: as many as memory holds, which is known or
-            measured on the first chunk; if memory runs out, half as many. Inside a transform
-            ``"auto"`` means all.
+        size: ``None`` (all), a number, or ``"auto"``: as many as memory holds, or caches and some
+            more on a CPU (:mod:`attrfn._copies.sizes`), which is known or measured on the first
+            chunk; if memory runs out, half as many. Inside a transform ``"auto"`` means all.
         batching: ``"fold"`` into the batch, ``"vmap"`` or ``"loop"`` (one by one).
         progress: Show a bar.
         label: The text of the bar.
@@ -101,7 +109,7 @@ def over_chunks(
     n: int,
     chunks: Chunks,
     device: torch.device,
-    one_copy: int = 0,
+    one_copy: Took | None = None,
     x: Leaves = (),
 ) -> T:
     """``evaluate(0..a) + evaluate(a..b) + ... + evaluate(y..n)`` with ``merge`` for the plus.
@@ -113,9 +121,9 @@ def over_chunks(
         n: The number of copies, at least 1.
         chunks: How many at once.
         device: The device whose memory counts.
-        one_copy: The bytes that a copy takes if they are known, else 0: the first chunk is
-            measured.
-        x: The tensors that are copied: they tell the size of a first chunk that is measured.
+        one_copy: The bytes that a copy takes if they are known; else the first chunk is measured.
+        x: The tensors that are copied: they tell the size of a first chunk that is measured, and
+            the rows of a copy.
 
     Raises:
         ValueError: The size is not a count, or the batching is none of the three.
@@ -125,6 +133,8 @@ def over_chunks(
     check_chunks(chunks)
     if is_compiling():
         _say_unrolled(n, chunks)
+    if device.type == "cpu" and not is_compiling():
+        keep_pages()
     one = current()
     if one is not None and n > 1 and chunks.batching == "fold" and chunks.size != 1:
         if not (one.one_by_one or transforming() or makes_fakes()):
@@ -175,16 +185,17 @@ def add(a: Leaves, b: Leaves) -> Leaves:
 
 # The loop is plain Python, which compiled code unrolls. In eager mode "auto" adapts in two ways.
 # While the bytes of a copy are unknown, a chunk is measured as it runs, and the size of the others
-# follows; the first chunk is not measured if there is no other. And if memory runs out all the
-# same, the same copies run again, half as many at once, and the size stays there: what ran before
-# does not run again. Sizes follow from bytes, and never from values or clocks.
+# follows, by the rule of sizes.py; the first chunk is not measured if there is no other. And if
+# memory runs out all the same, the same copies run again, half as many at once, and the size stays
+# there: what ran before does not run again. Sizes follow from bytes, and never from values or
+# clocks.
 def _run(
     evaluate: Callable[[slice], T],
     merge: Callable[[T, T], T],
     n: int,
     chunks: Chunks,
     device: torch.device,
-    one_copy: int,
+    one_copy: Took | None,
     x: Leaves,
     advance: Callable[[int], object],
 ) -> T:
@@ -192,12 +203,17 @@ def _run(
     size = n if chunks.size in (None, "auto") else int(chunks.size)  # type: ignore[arg-type]
     size = 1 if chunks.batching == "loop" else size
     if adapts:
-        size = max(1, budget(device) // one_copy if one_copy else unmeasured_copies(x))
-    known, units = one_copy > 0, active_units()
+        fit = (
+            copies_that_fit(one_copy, budget(device), device, x)
+            if one_copy
+            else unmeasured_copies(x)
+        )
+        size = max(1, fit)
+    known, units = one_copy is not None, active_units()
     done: list[T] = []  # the result so far, once there is one
     start = 0
     while start < n:
-        i = slice(start, min(start + size, n))
+        i = slice(start, min(start + (equal(n - start, size) if adapts else size), n))
         if units is not None:
             units.chunk(n, size)
         if not adapts:
@@ -207,7 +223,7 @@ def _run(
                 if known or i.stop == n:
                     new = evaluate(i)
                 else:
-                    new, size = _measured(evaluate, i, device)
+                    new, size = _measured(evaluate, i, device, x)
                     known = True
             except Exception as error:
                 if size == 1 or not out_of_memory(error):
@@ -240,13 +256,24 @@ def _warn_of_unrolled(label: str, count: int) -> None:
     )
 
 
-def _measured(evaluate: Callable[[slice], T], i: slice, device: torch.device) -> tuple[T, int]:
+def _measured(
+    evaluate: Callable[[slice], T], i: slice, device: torch.device, x: Leaves
+) -> tuple[T, int]:
     """The result of a chunk, and how many copies fit by the bytes that it took."""
     least = min(budget(device) // 64, _NEGLIGIBLE)
     with Peak(least) as peak:
         new = evaluate(i)
     # Results below ``least`` were not counted, so the chunk is taken to hold that much at least.
-    one_copy = max(max(peak.bytes, least) // (i.stop - i.start), 1)
+    copies = i.stop - i.start
+    took = Took(max(peak.bytes, least) // copies, max(peak.largest, least) // copies)
     on_cpu = device.type == "cpu"
-    room = budget(device) * (_ROOM_WITH_BACKWARD if peak.has_graph and on_cpu else 1)
-    return new, max(1, room // one_copy)
+    room = budget(device) * (ROOM_WITH_BACKWARD if peak.has_graph and on_cpu else 1)
+    return new, copies_that_fit(took, room, device, x)
+
+
+def copies_that_fit(took: Took, room: int, device: torch.device, x: Leaves) -> int:
+    """How many copies run at once; on an accelerator the room is all that counts."""
+    if device.type != "cpu":
+        return fitting(took, room)
+    rows = len(x[0]) if x and x[0].ndim else 0
+    return fitting_on_cpu(took, room, rows, most_on_cpu())

@@ -4,11 +4,12 @@
 holds inside, so a run of it is measured: a TorchFunctionMode adds up the results of its operations
 as they come and go. Allocators have counters on GPUs only, and all threads share them. On an
 accelerator the limit is its free memory. On a CPU it is the caches: chunks that leave them are
-slower, although memory would hold more.
+slower, although memory would hold more. :mod:`attrfn._copies.sizes` makes a size of both.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import weakref
 from typing import Any
@@ -41,6 +42,8 @@ _UNMEASURED_BYTES, _UNMEASURED_COPIES = 2**25, 64
 # Bytes for each thread, about its share of the caches. More at once is slower on a CPU: its caches
 # no longer hold the results, and large blocks cost a page fault for each page of each result.
 _CPU_BYTES_PER_THREAD = 2**23
+# Just below the 32 MiB above which glibc gives every block back to the system when it is freed.
+_KEPT_BLOCK = 2**25 - 2**16
 
 
 class Peak(TorchFunctionMode):
@@ -65,6 +68,7 @@ class Peak(TorchFunctionMode):
         self.least = least
         self.has_graph = False  # whether autograd keeps results for a backward pass
         self.bytes = 0
+        self.largest = 0  # bytes of a single result
         self._now = 0
         self._holders: dict[int, int] = {}
 
@@ -96,6 +100,7 @@ class Peak(TorchFunctionMode):
             size, place, in_graph = storage.nbytes(), storage_id(storage), data.requires_grad
             if place not in self._holders and _is_on(argument, place):
                 return
+        self.largest = max(self.largest, size)
         if in_graph:
             self.has_graph = True
             self._now += 2 * size if place not in self._holders else 0
@@ -142,7 +147,23 @@ def budget(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return (free + cached) // 2
-    return min(_CPU_BYTES_PER_THREAD * torch.get_num_threads(), _free_on_cpu() // 4)
+    return min(_CPU_BYTES_PER_THREAD * torch.get_num_threads(), most_on_cpu())
+
+
+def most_on_cpu() -> int:
+    """The bytes that a chunk on a CPU may take at all: a quarter of what is free."""
+    return _free_on_cpu() // 4
+
+
+@functools.cache
+def keep_pages() -> None:
+    """Let the process keep the memory of freed results, up to 64 MiB, for the next chunk.
+
+    glibc gives freed blocks back to the system until the program has freed a large one, and each
+    page of the next result costs a fault then. One block is freed here, whose pages are not used.
+    """
+    # It wins up to 1.5: the rows "fresh heap" of benchmarks/chunks_are_the_right_size.py.
+    bytes(_KEPT_BLOCK)
 
 
 def unmeasured_copies(x: Leaves) -> int:

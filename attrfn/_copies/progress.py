@@ -9,21 +9,29 @@ from collections.abc import Callable, Iterator
 
 
 @contextlib.contextmanager
-def bar(total: int, label: str) -> Iterator[Callable[[int], object]]:
-    """Show rate and remaining time; yields ``advance(n)``, which reports n finished copies."""
+def bar(
+    total: int, label: str, unit: tuple[str, str] = ("copy", "copies")
+) -> Iterator[Callable[[int], object]]:
+    """Show rate and remaining time; yields ``advance(n)``, which reports n finished copies.
+
+    Args:
+        total: How many there are.
+        label: What is running.
+        unit: What is counted: one, and many.
+    """
     try:
         from tqdm.auto import tqdm
     except ImportError:
         try:
-            yield _line(total, label)
+            yield _line(total, label, unit[1])
         finally:
             print(file=sys.stderr, flush=True)
         return
-    with tqdm(total=total, desc=label, unit="copy") as shown:
+    with tqdm(total=total, desc=label, unit=unit[0]) as shown:
         yield shown.update
 
 
-def _line(total: int, label: str) -> Callable[[int], None]:
+def _line(total: int, label: str, units: str) -> Callable[[int], None]:
     start, done = time.monotonic(), 0
 
     def advance(n: int) -> None:
@@ -31,17 +39,19 @@ def _line(total: int, label: str) -> Callable[[int], None]:
         done += n
         rate = done / max(time.monotonic() - start, 1e-9)
         left = f", {rate:.1f}/s, {(total - done) / rate:.0f} s left" if done else ""
-        print(f"\r{label}: {done}/{total} copies{left}", end="", file=sys.stderr, flush=True)
+        print(f"\r{label}: {done}/{total} {units}{left}", end="", file=sys.stderr, flush=True)
 
     advance(0)
     return advance
 
 
 @contextlib.contextmanager
-def steps(total: int, label: str, shown: bool) -> Iterator[Callable[[int], object]]:
+def steps(
+    total: int, label: str, shown: bool, unit: tuple[str, str] = ("copy", "copies")
+) -> Iterator[Callable[[int], object]]:
     """:func:`bar` if it is wanted, else a report that does nothing."""
     if not shown:
         yield lambda n: None
         return
-    with bar(total, label) as advance:
+    with bar(total, label, unit) as advance:
         yield advance

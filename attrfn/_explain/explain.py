@@ -17,7 +17,6 @@ from attrfn._model.bind import bind, prepare
 from attrfn._torch import pytree
 from attrfn._torch.autodiff import (
     keeps_graph,
-    refuse_tangents,
     transforming,
     values_and_gradients,
 )
@@ -228,7 +227,6 @@ def explain(
         TypeError: An input is not a floating tensor, or the target is of no known kind.
         ValueError: The batch sizes disagree.
     """
-    refuse_tangents()
     x, rebuild = flatten(inputs)
     batch = batch_size(x)
     if differentiated:

@@ -12,6 +12,7 @@ from torch import Tensor
 from attrfn._copies.batch import flat_rows, repeat_bound, wide
 from attrfn._copies.chunks import Chunks, at_once, check_chunks, over_chunks
 from attrfn._copies.memory import Peak, unmeasured_copies
+from attrfn._copies.sizes import Took
 from attrfn._explain.baseline import fill_baselines
 from attrfn._explain.black_box import as_tensors, evaluated, fit_for, has_no_rows, on_whole
 from attrfn._explain.explain import explain, refuse_rows, repeat_chosen, vmapped
@@ -52,7 +53,7 @@ class Masked(NamedTuple):
         per_batch: Whether the model gives one value for the whole batch.
         dtype: That of the attributions of inputs that have no floating one.
         integers: Whether the outputs are integers.
-        one_copy: The bytes that a copy of the batch takes, if they have been measured, else 0.
+        one_copy: The bytes that a copy of the batch takes, if they have been measured.
         whole: Whether the inputs have no dimension of examples, and are one example as they are.
     """
 
@@ -68,7 +69,7 @@ class Masked(NamedTuple):
     per_batch: bool
     dtype: torch.dtype
     integers: bool
-    one_copy: int
+    one_copy: Took | None
     whole: bool
 
     @property
@@ -242,7 +243,7 @@ def masked(
         per_batch=False,
         dtype=nothing.dtype,
         integers=False,
-        one_copy=0,
+        one_copy=None,
         whole=whole,
     )
     # Every method needs f(x). It comes first, because it tells what the copies depend on: whether
@@ -256,7 +257,7 @@ def masked(
             full, per_batch, dtype, integers = evaluated(p._evaluate, unmixed, given, whole)
     size = sum(t.numel() * t.element_size() for t in x)
     # A copy also holds its mask and its points, which were not made in this run.
-    one_copy = 0 if peak is None else max(1, peak.bytes + 2 * size)
+    one_copy = None if peak is None else Took(peak.bytes + 2 * size, max(peak.largest, size))
     return p._replace(
         full=full[0], per_batch=per_batch, dtype=dtype, integers=integers, one_copy=one_copy
     )

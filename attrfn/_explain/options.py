@@ -179,7 +179,7 @@ class StepOptions(ChunkOptions, total=False):
 
     quadrature: str | Rule
     """``"gauss_legendre"``, ``"riemann_left"``, ``"riemann_right"``, ``"riemann_middle"``,
-    ``"riemann_trapezoid"`` or a callable ``n -> (nodes, weights)``."""
+    ``"riemann_trapezoid"``, ``"lobatto"`` or a callable ``n -> (nodes, weights)``."""
 
 
 class PathOptions(StepOptions, total=False):

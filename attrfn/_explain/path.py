@@ -14,7 +14,7 @@ from attrfn._explain.explain import Explained, vmapped
 from attrfn._explain.quadrature import Rule, quadrature_rule
 from attrfn._explain.tree import each
 from attrfn._torch.precision import full_precision
-from attrfn._torch.typing import Batching, ChunkSize, Leaves
+from attrfn._torch.typing import Batching, Leaves
 from attrfn._torch.units import active_units
 
 
@@ -25,10 +25,7 @@ def over_path(
     *,
     n_steps: int,
     quadrature: str | Rule,
-    chunk_size: ChunkSize,
-    batching: Batching,
-    progress: bool,
-    label: str,
+    chunks: Chunks,
     table: tuple[Tensor, Tensor] | None = None,
 ) -> Leaves:
     """``sum_k w_k integrand(x0 + s_k (x - x0))``, the integral over s from 0 to 1.
@@ -39,25 +36,26 @@ def over_path(
         integrand: From points of S copies of the batch, (S, B, ...), to leaves (S, B, ...).
         n_steps: The number of nodes s_k.
         quadrature: The name of a rule, or a callable ``n -> (nodes, weights)``.
-        chunk_size: The number of steps that are evaluated at once.
-        batching: How the steps become one call of the model.
-        progress: Show a bar.
-        label: The method's name on the bar.
+        chunks: How many steps are evaluated at once, and how they become one call of the model.
         table: The nodes and weights of the rule, if they are known. With weights (n, 2) of two
             rules the leaves are (2, B, ...), by one pass over the integrand.
     """
     nodes, weights = table or quadrature_rule(quadrature, n_steps)
-    lengths = each(lambda x, x0: x - x0, p.x, x0)
-    places = [along(nodes, x) for x in p.x]
+    points = points_on(p.x, x0, nodes)
 
     def part(i: slice) -> Leaves:
-        # Points are made for the chunk alone: those of all steps would take as much memory as the
-        # chunks are there to save.
-        points = each(_point, x0, tuple([s[i] for s in places]), lengths)
-        return each(functools.partial(_weighted, weights[i]), integrand(points))
+        return each(functools.partial(_weighted, weights[i]), integrand(points(i)))
 
-    chunks = Chunks(chunk_size, batching, progress, label)
     return over_chunks(part, add, len(nodes), chunks, p.x[0].device, x=p.x)
+
+
+def points_on(x: Leaves, x0: Leaves, nodes: Tensor) -> Callable[[slice], Leaves]:
+    """From a slice of the nodes to the points ``x0 + s_k (x - x0)``, (S, B, ...) each."""
+    lengths = each(lambda x, x0: x - x0, x, x0)
+    places = [along(nodes, t) for t in x]
+    # Points are made for the chunk alone: those of all steps would take as much memory as the
+    # chunks are there to save.
+    return lambda i: each(_point, x0, tuple([s[i] for s in places]), lengths)
 
 
 def _point(start: Tensor, s: Tensor, length: Tensor) -> Tensor:

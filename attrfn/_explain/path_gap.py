@@ -18,7 +18,13 @@ from attrfn._torch.warn import warn
 
 
 def warn_of_gap(
-    name: str, n_steps: int, lengths: Leaves, inner: Leaves, total: Leaves, values: list[Tensor]
+    name: str,
+    n_steps: int,
+    n_nodes: int,
+    lengths: Leaves,
+    inner: Leaves,
+    total: Leaves,
+    values: list[Tensor],
 ) -> None:
     """Warn where the gap of an example is more than a quarter of its attributions.
 
@@ -31,7 +37,7 @@ def warn_of_gap(
         values: The model's values at the nodes, in chunks (S, B), and before them others.
     """
     # Runs that look whether rows depend on each other come before those of the path.
-    first, last = torch.cat(values)[-n_steps], values[-1][-1]
+    first, last = torch.cat(values)[-n_nodes], values[-1][-1]
     with torch.no_grad():
         found = [row_sums(g * d, wide(d.dtype)) for g, d in zip(inner, lengths, strict=True)]
         part = functools.reduce(torch.add, found)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from attrfn._copies.batch import is_count, is_one_of
+from attrfn._explain.lobatto import lobatto
 from attrfn._torch.compiling import constant_result
 from attrfn._torch.guard import called
 from attrfn._torch.say import say
@@ -28,7 +29,7 @@ def quadrature_rule(rule: str | Rule, n: int) -> tuple[Tensor, Tensor]:
 
     Args:
         rule: ``"gauss_legendre"``, ``"riemann_left"``, ``"riemann_right"``, ``"riemann_middle"``,
-            ``"riemann_trapezoid"``, or a callable ``n -> (nodes, weights)``.
+            ``"riemann_trapezoid"``, ``"lobatto"``, or a callable ``n -> (nodes, weights)``.
         n: The number of steps.
     """
     if not is_count(n):
@@ -182,4 +183,5 @@ _RULES: dict[str, Callable[[int], tuple[list[float], list[float]]]] = {
     "riemann_right": lambda n: ([(i + 1) / n for i in range(n)], [1 / n] * n),
     "riemann_middle": lambda n: ([(i + 0.5) / n for i in range(n)], [1 / n] * n),
     "riemann_trapezoid": _trapezoid,
+    "lobatto": lobatto,
 }

@@ -25,7 +25,6 @@ from attrfn._layers.split import Split, check_independent, layers_of, of_activat
 from attrfn._model.source import shown
 from attrfn._torch.autodiff import (
     keeps_graph,
-    refuse_tangents,
     transforming,
 )
 from attrfn._torch.compiling import is_compiling
@@ -219,7 +218,6 @@ def locate(
     create_graph: bool = False,
 ) -> Located:
     """Split the model at the layer, evaluate the head and check that the layers are independent."""
-    refuse_tangents()
     x, rebuild = flatten(inputs)
     batch = batch_size(x)
     if not (create_graph or transforming()):

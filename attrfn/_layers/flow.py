@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,88 +13,128 @@ from torch import Tensor
 
 from attrfn._copies.batch import repeat_bound, split_rows
 from attrfn._copies.memory import out_of_memory
-from attrfn._explain.baseline import fill_baselines
 from attrfn._explain.explain import Explained, explain, repeat_chosen
-from attrfn._explain.path import on_copies, over_path
 from attrfn._explain.target import select
 from attrfn._explain.tree import call_model, each, flatten, is_arguments, row_total
 from attrfn._layers.at import locate
+from attrfn._layers.probe import LayerValue
 from attrfn._layers.rows import like
-from attrfn._layers.split import Split, of_activation, watched
+from attrfn._layers.split import Split, layers_of, of_activation, watched
+from attrfn._model.source import find, source
 from attrfn._torch import pytree
 from attrfn._torch.autodiff import (
+    autograd_leaves,
     gradients_inside,
-    normal_tensors,
     push_forward,
-    takes_tangents,
-    tangents_on,
     transforming,
     twice_differentiable,
     values_and_gradients,
 )
-from attrfn._torch.typing import At, Baselines, Batching, Layer, Leaves, ModelFn, Target, Tree
+from attrfn._torch.typing import At, Layer, Leaves, ModelFn, Target, Tree
 from attrfn._torch.units import Units, active_units
 
 
-class Flow(NamedTuple):
-    """The head, and the gradient downstream of it, for the rows of any number of copies.
+class Site(NamedTuple):
+    """A layer, or several that are explained as one.
 
     Attributes:
-        p: The explained inputs and target.
-        halves: The split at the layer.
-        activation: Leaves of the layer's activation at the inputs.
+        halves: The split there.
+        activation: Leaves of its activation at the inputs.
         rebuild: From such leaves to the activation's tree.
-        watched: Both halves in one pass (:func:`attrfn._layers.split.watched`), or None where the
-            two halves have to run one after the other.
+        many: Whether it is a list of layers.
     """
 
-    p: Explained
     halves: Split
     activation: Leaves
     rebuild: Callable[[Sequence[Tensor]], Tree]
-    watched: ModelFn | None
+    many: bool
 
-    def head(self, copies: int, *rows: Tensor) -> Leaves:
-        """The layer's activation, (copies * B, ...) each."""
-        head = repeat_bound(self.halves.head, self.p.batch, copies)
-        with twice_differentiable(self.p.create_graph):
-            value = call_model(head, self.p.rebuild(rows))
-        return self._leaves(value)
+    def leaves(self, value: Tree) -> Leaves:
+        """The leaves of a value that the activation has, too."""
+        return tuple(optree.tree_leaves(like(self.rebuild(self.activation), value)))
+
+
+class Flow(NamedTuple):
+    """Activations, and the gradients downstream of them, for the rows of any number of copies.
+
+    Attributes:
+        p: The explained inputs and target.
+        sites: The layers.
+        watched: Head and tail in one pass (:func:`attrfn._layers.split.watched`), or None where
+            the two have to run one after the other.
+        listed: Whether the user gave a list of the sites.
+    """
+
+    p: Explained
+    sites: tuple[Site, ...]
+    watched: ModelFn | None
+    listed: bool
+
+    def heads(self, rows: Leaves, copies: int) -> Leaves:
+        """The activations of all sites, one after the other."""
+        graph = self.p.create_graph or (transforming() and torch.is_grad_enabled())
+        with torch.set_grad_enabled(graph):
+            found = [self._head(s, copies, *rows) for s in self.sites]
+        return tuple(itertools.chain(*found))
 
     def both(self, rows: Leaves, copies: int) -> tuple[Leaves, Leaves]:
-        """The layer's activation, and df/da there."""
+        """The activations of all sites, one after the other, and df/da there."""
         if self.p.batch and (units := active_units()) is not None:
             found: tuple[Leaves, Leaves] = self._in_unit(units, _both, rows, copies)
             return found
         if self.watched is None or transforming():
-            a = self.head(copies, *rows)
-            return a, self.gradients(a, rows, copies)
-        return gradients_inside(lambda: self._watch(rows, copies, None)[:2])
+            a = [self._head(s, copies, *rows) for s in self.sites]
+            grads = [
+                self._gradients(s, z, rows, copies) for s, z in zip(self.sites, a, strict=True)
+            ]
+            return tuple(itertools.chain(*a)), tuple(itertools.chain(*grads))
+
+        def values_and_leaves() -> tuple[Tensor, Leaves]:
+            values, found = self._watch(rows, copies)
+            return values, tuple([t for z, _ in found for t in z])
+
+        return gradients_inside(values_and_leaves)
 
     def along(self, rows: Leaves, tangents: Leaves, copies: int) -> tuple[Leaves, Leaves]:
-        """How the layer's activation changes in a direction of the inputs, and df/da there."""
+        """How the activations change in a direction of the inputs, and df/da there."""
         if self.p.batch and (units := active_units()) is not None:
             found: tuple[Leaves, Leaves] = self._in_unit(units, _along, rows, copies, tangents)
             return found
-        if self.watched is not None and takes_tangents():
-            try:
-                return self._along_at_once(rows, tangents, copies)
-            except RuntimeError as error:
-                # An operation without forward mode: the two halves know another way. An error of
-                # the model comes again there. Less memory is what only the caller can ask for.
-                if out_of_memory(error):
-                    raise
-        a, change = push_forward(functools.partial(self.head, copies), rows, tangents)
-        return change, self.gradients(a, rows, copies)
+        grads = self.both(rows, copies)[1]
+        heads = [functools.partial(self._head, s, copies) for s in self.sites]
+        changes = [push_forward(head, rows, tangents)[1] for head in heads]
+        return tuple(itertools.chain(*changes)), grads
 
-    def back(self, rows: Leaves, factors: Leaves, copies: int) -> Leaves:
-        """The gradient of ``<factors, a(rows)>``, which are constants."""
+    def back(self, pick: Callable[[Leaves, int], Leaves], rows: Leaves, copies: int) -> Leaves:
+        """The gradient of ``<df/da * pick(a), a(rows)>`` by the rows, the factors held constant.
+
+        Args:
+            pick: From the activation of the only site, and the number of copies, to a factor.
+            rows: Leaves of the inputs.
+            copies: How many copies of the batch they are.
+        """
         if self.p.batch and (units := active_units()) is not None:
+            a, grads = self.both(rows, copies)
+            factors = each(torch.mul, grads, pick(a, copies))
             found: Leaves = self._in_unit(units, _back, rows, copies, factors)
             return found
+        if self.watched is not None and not transforming():
+            try:
+                return self._back_at_once(pick, rows, copies)
+            except RuntimeError as error:
+                # What follows the layer wrote into what the part before it needs for its gradient.
+                # An error of the model comes again in the two halves. Less memory is what only the
+                # caller can ask for.
+                if out_of_memory(error):
+                    raise
+        site = self.sites[0]
+        a = self._head(site, copies, *rows)
+        grads = self._gradients(site, a, rows, copies)
+        return self._passed_on(rows, each(torch.mul, grads, pick(a, copies)), copies)
 
+    def _passed_on(self, rows: Leaves, factors: Leaves, copies: int) -> Leaves:
         def passed_on(*z: Tensor) -> Tensor:
-            return row_total(each(torch.mul, self.head(copies, *z), factors))
+            return row_total(each(torch.mul, self._head(self.sites[0], copies, *z), factors))
 
         return values_and_gradients(passed_on, rows, create_graph=self.p.create_graph)[1]
 
@@ -102,49 +143,68 @@ class Flow(NamedTuple):
     ) -> Any:
         """A function of this at all rows as a compiled unit."""
         points, *others = [split_rows(leaves, copies) for leaves in (rows, *more)]
-        # Its form is all that counts.
-        example = self.rebuild([t[:0].detach() for t in self.activation])
+        # Of the activations their form is all that counts.
+        forms = tuple([s.rebuild([t[:0].detach() for t in s.activation]) for s in self.sites])
         found = self.p.in_unit(
-            units, function, points, "fold", example, more=others, functions=self.halves
+            units,
+            function,
+            points,
+            "fold",
+            forms,
+            tuple([s.many for s in self.sites]),
+            more=others,
+            functions=tuple(itertools.chain(*[s.halves for s in self.sites])),
         )
         return pytree.tree_map_only(Tensor, lambda t: t.flatten(0, 1), found)
 
-    def _along_at_once(self, rows: Leaves, tangents: Leaves, copies: int) -> tuple[Leaves, Leaves]:
-        change: Leaves = ()
+    def _back_at_once(
+        self, pick: Callable[[Leaves, int], Leaves], rows: Leaves, copies: int
+    ) -> Leaves:
+        z = autograd_leaves(rows)
+        natural: Leaves = ()
 
-        def values_and_leaves() -> tuple[Tensor, Leaves]:
-            nonlocal change
-            with tangents_on(normal_tensors(rows), normal_tensors(tangents)) as (dual, end):
-                values, z, change = self._watch(dual, copies, end)
-            return values, z
+        def tail() -> tuple[Tensor, Leaves]:
+            nonlocal natural
+            values, ((a, natural),) = self._watch(z, copies)
+            return values, a
 
-        grads = gradients_inside(values_and_leaves)[1]
-        return change, grads
+        a, grads = gradients_inside(tail)
 
-    def _watch(
-        self, rows: Leaves, copies: int, end: Callable[[], None] | None
-    ) -> tuple[Tensor, Leaves, Leaves]:
-        run: Any = repeat_bound(self.watched, self.p.batch, copies)
-        chosen = repeat_chosen(self.p.chosen, self.p.batch, copies)
-        found, outputs = run(self.p.rebuild(rows), end=end)
-        values = select(outputs, chosen, copies * self.p.batch, self.p.name)
-        return values, self._leaves(found.value), self._leaves(found.tangents) if end else ()
+        def head() -> tuple[Tensor, Leaves]:
+            factors = each(torch.mul, grads, pick(a, copies))
+            return row_total(each(torch.mul, natural, factors)), z
 
-    def _leaves(self, value: Tree) -> Leaves:
-        return tuple(optree.tree_leaves(like(self.rebuild(self.activation), value)))
+        return gradients_inside(head)[1]
 
-    def gradients(self, a: Leaves, rows: Leaves, copies: int) -> Leaves:
-        """df/da at the layer's activation ``a`` for the inputs ``rows``."""
-        tail = repeat_bound(self.halves.tail, self.p.batch, copies)
+    def result(self, total: Leaves) -> Tree:
+        """Leaves of all sites as the activations' trees."""
+        left = iter(total)
+        trees = []
+        for site in self.sites:
+            leaves = tuple(itertools.islice(left, len(site.activation)))
+            p = self.p._replace(x=site.activation, rebuild=site.rebuild)
+            trees.append(p.result(leaves))
+        return trees if self.listed else trees[0]
+
+    def _head(self, site: Site, copies: int, *rows: Tensor) -> Leaves:
+        """The activation of a site, (copies * B, ...) each."""
+        head = repeat_bound(site.halves.head, self.p.batch, copies)
+        with twice_differentiable(self.p.create_graph):
+            value = call_model(head, self.p.rebuild(rows))
+        return site.leaves(value)
+
+    def _gradients(self, site: Site, a: Leaves, rows: Leaves, copies: int) -> Leaves:
+        """df/da at the activation ``a`` of a site for the inputs ``rows``."""
+        tail = repeat_bound(site.halves.tail, self.p.batch, copies)
         # The tail explained at the activation: the same target, but other leaves and another batch.
         there = self.p._replace(
             model=functools.partial(
                 of_activation,
                 tail,
                 inputs=self.p.rebuild(rows),
-                unpacked=is_arguments(self.rebuild(a)),
+                unpacked=is_arguments(site.rebuild(a)),
             ),
-            rebuild=self.rebuild,
+            rebuild=site.rebuild,
             batch=copies * self.p.batch,
             chosen=repeat_chosen(self.p.chosen, self.p.batch, copies),
         )
@@ -152,21 +212,49 @@ class Flow(NamedTuple):
             lambda *z: there.values(z), a, create_graph=self.p.create_graph
         )[1]
 
+    def _watch(self, rows: Leaves, copies: int) -> tuple[Tensor, list[tuple[Leaves, Leaves]]]:
+        """The explained values, and of each site its leaves and what they were copied from."""
+        run: Any = repeat_bound(self.watched, self.p.batch, copies)
+        found, outputs = run(self.p.rebuild(rows))
+        values = select(
+            outputs,
+            repeat_chosen(self.p.chosen, self.p.batch, copies),
+            copies * self.p.batch,
+            self.p.name,
+        )
+        left = iter(found)
+        return values, [_of_site(s, left) for s in self.sites]
 
-def _at_rows(p: Explained, head: ModelFn, tail: ModelFn, example: Tree) -> Flow:
-    return Flow(p, Split(head, tail), *flatten(example, "layer"), None)
+
+def _of_site(site: Site, found: Any) -> tuple[Leaves, Leaves]:
+    if not site.many:
+        one: LayerValue = next(found)
+        return site.leaves(one.value), site.leaves(one.natural)
+    count = len(site.rebuild(site.activation))
+    parts = list(itertools.islice(found, count))
+    return site.leaves([v.value for v in parts]), site.leaves([v.natural for v in parts])
 
 
-def _both(p: Explained, mapped: bool, *halves: Any) -> tuple[Leaves, Leaves]:
-    return _at_rows(p, *halves).both(p.x, 1)
+def _at_rows(p: Explained, *given: Any) -> Flow:
+    """The same at all rows, from its parts: heads and tails, forms of activations, flags."""
+    *halves, forms, many = given
+    sites = [
+        Site(Split(*halves[2 * i : 2 * i + 2]), *flatten(form, "layer"), many[i])
+        for i, form in enumerate(forms)
+    ]
+    return Flow(p, tuple(sites), None, False)
 
 
-def _along(p: Explained, mapped: bool, tangents: Leaves, *halves: Any) -> tuple[Leaves, Leaves]:
-    return _at_rows(p, *halves).along(p.x, tangents, 1)
+def _both(p: Explained, mapped: bool, *given: Any) -> tuple[Leaves, Leaves]:
+    return _at_rows(p, *given).both(p.x, 1)
 
 
-def _back(p: Explained, mapped: bool, factors: Leaves, *halves: Any) -> Leaves:
-    return _at_rows(p, *halves).back(p.x, factors, 1)
+def _along(p: Explained, mapped: bool, tangents: Leaves, *given: Any) -> tuple[Leaves, Leaves]:
+    return _at_rows(p, *given).along(p.x, tangents, 1)
+
+
+def _back(p: Explained, mapped: bool, factors: Leaves, *given: Any) -> Leaves:
+    return _at_rows(p, *given)._passed_on(p.x, factors, 1)
 
 
 def flow_of(
@@ -177,40 +265,36 @@ def flow_of(
     at: At,
     call: int | None,
     create_graph: bool,
-) -> Flow:
-    """Check the arguments, split the model at the layer and evaluate the head."""
-    p = explain(model_fn, inputs, target, create_graph=create_graph)
-    here = locate(model_fn, inputs, layer, at=at, call=call, create_graph=create_graph)
-    activation, rebuild = flatten(here.activation, "layer")
-    # One pass ends the graph at the layer, so that the result has no derivatives by the inputs and
-    # parameters; and of several calls of the layer each would have to start a graph.
-    in_one_pass = call is not None and not create_graph and p.batch > 0
-    run = watched(model_fn, layer, at=at, call=call) if in_one_pass else None
-    return Flow(p, here.halves, activation, rebuild, run)
-
-
-def at_layer_over_path(
-    through: Callable[[Flow, Leaves, Leaves, int], Leaves],
-    model_fn: ModelFn,
-    inputs: Tree,
-    layer: Layer,
     *,
-    target: Target,
-    baselines: Baselines,
-    at: At,
-    call: int | None,
-    create_graph: bool,
-    batching: Batching,
-    **path: Any,
-) -> Tree:
-    """The integral of ``through`` over the path, in the structure of the layer's activation."""
-    flow = flow_of(model_fn, inputs, layer, target, at, call, create_graph)
-    x0 = fill_baselines(baselines, inputs, flow.p.x)
-    total = over_path(
-        flow.p,
-        x0,
-        lambda points: on_copies(functools.partial(through, flow, x0), points, batching),
-        batching=batching,
-        **path,
-    )
-    return flow.p._replace(x=flow.activation, rebuild=flow.rebuild).result(total)
+    apart: bool = False,
+) -> Flow:
+    """Check the arguments, split the model at the layer and evaluate the head.
+
+    Args:
+        apart: Explain each layer of a list for itself, also layers downstream of one another.
+    """
+    p = explain(model_fn, inputs, target, create_graph=create_graph)
+    listed = apart and _is_list(layer)
+    sites = []
+    for one in layers_of(layer) if listed else (layer,):
+        here = locate(model_fn, inputs, one, at=at, call=call, create_graph=create_graph)
+        sites.append(Site(here.halves, *flatten(here.activation, "layer"), _is_list(one)))
+    # One pass ends the graph at the layer, so that the result has no derivatives by the inputs and
+    # parameters; of several calls of the layer each would have to start a graph, and a layer that
+    # is listed twice would have to start two.
+    in_one_pass = call is not None and not create_graph and p.batch > 0
+    if in_one_pass and (not listed or _are_different(model_fn, layer)):
+        run = watched(model_fn, layer, at=at, call=call, apart=listed)
+    else:
+        run = None
+    return Flow(p, tuple(sites), run, listed)
+
+
+def _is_list(layer: Layer) -> bool:
+    return isinstance(layer, (list, tuple))
+
+
+def _are_different(model_fn: ModelFn, layer: Layer) -> bool:
+    root: Any = source(model_fn)
+    modules = [find(root.module, named) for named in layers_of(layer)]
+    return len({*map(id, modules)}) == len(modules)

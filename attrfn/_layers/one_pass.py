@@ -13,7 +13,6 @@ from attrfn._layers.rows import like, place_of, with_examples
 from attrfn._layers.split import split_once, watched
 from attrfn._torch.autodiff import (
     gradients_inside,
-    refuse_tangents,
     transforming,
     values_and_gradients,
 )
@@ -31,7 +30,6 @@ def activation_and_gradient(
     create_graph: bool,
 ) -> tuple[Tree, Tree]:
     """A layer's activation, and the gradient of the explained output with respect to it."""
-    refuse_tangents()
     x, rebuild = flatten(inputs)
     batch = batch_size(x)
     # A graph that starts at the layer has no derivatives by the inputs and parameters, which
@@ -49,7 +47,7 @@ def activation_and_gradient(
 
     def values_and_leaves() -> tuple[Tensor, Leaves]:
         nonlocal activation
-        found, outputs = run(inputs)
+        (found,), outputs = run(inputs)
         place = place_of(model_fn, layer, at, call)
         activation = with_examples(found.value, halves, inputs, batch, layer, place)
         values = select(outputs, chosen, batch)

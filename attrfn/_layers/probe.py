@@ -7,9 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import optree
-import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from attrfn._explain.tree import as_dicts, clone_tensors
 from attrfn._layers.leaves import complex_view, real_view
@@ -17,7 +15,6 @@ from attrfn._model.bind import Reused
 from attrfn._model.classes import Forward
 from attrfn._model.source import describe
 from attrfn._torch.compiling import is_compiling
-from attrfn._torch.decomposed import DecomposedForward
 from attrfn._torch.explanation import current
 from attrfn._torch.marks import Marks
 from attrfn._torch.typing import At, Tree
@@ -115,25 +112,23 @@ class Probe:
 
 
 class LayerValue(NamedTuple):
-    """A layer's value as the leaves of a graph, and its tangents of forward mode, if it has any."""
+    """A layer's value as leaves of a graph, and the value that these are copied from."""
 
     value: Tree
-    tangents: Tree
+    natural: Tree
 
 
 class Watch(Probe):
     """Lets the model run on from a copy of the layer's value, at which a graph starts.
 
     Attributes:
-        end: Ends the tangents of forward mode, if there are any: they stop at the layer.
-        before: A mode for the part of the model before the layer, which has them.
+        apart: Whether the copy belongs to a graph that has started at another layer.
         found: What was read.
     """
 
-    def __init__(self, where: Where, end: Callable[[], None] | None) -> None:
+    def __init__(self, where: Where, apart: bool) -> None:
         super().__init__(where)
-        self.end = end
-        self.before = DecomposedForward()
+        self.apart = apart
         self.found: list[LayerValue] = []
 
     def _read(self, run: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -142,30 +137,21 @@ class Watch(Probe):
         return self._start(run(*args, **kwargs))
 
     def _start(self, value: Tree) -> Tree:
-        tensors = as_dicts(value)
-        tangents = None if self.end is None else _of_tensors(_tangent, tensors)
-        if self.end is not None:
-            # Downstream only the gradient counts: tangents would double the work there.
-            self.end()
-            self.before.off = True
-        leaves = _of_tensors(_leaf, tensors)
-        self.found.append(LayerValue(leaves, tangents))
+        # Cloned, because the model may write into the value later.
+        natural = _of_tensors(lambda t: real_view(t.clone()), as_dicts(value))
+        leaves = _of_tensors(self._leaf, natural)
+        self.found.append(LayerValue(leaves, natural))
         return merge(leaves, value)
+
+    def _leaf(self, t: Tensor) -> Tensor:
+        if self.apart and t.requires_grad:
+            return t
+        return t.detach().requires_grad_() if t.is_floating_point() else t
 
 
 def _of_tensors(f: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
     """``f`` of each tensor, None for everything else."""
     return optree.tree_map(lambda t: f(t) if isinstance(t, Tensor) else None, tree)
-
-
-def _leaf(t: Tensor) -> Tensor:
-    fresh = real_view(t.detach().clone())
-    return fresh.requires_grad_() if fresh.is_floating_point() else fresh
-
-
-def _tangent(t: Tensor) -> Tensor:
-    tangent: Tensor | None = forward_ad.unpack_dual(t).tangent  # type: ignore[no-untyped-call]
-    return real_view(torch.zeros_like(t) if tangent is None else tangent.detach())
 
 
 def _arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tree:

@@ -241,38 +241,34 @@ def _run_tail(
 
 
 def watched(
-    model: ModelFn, layer: Layer, *, at: At, call: int | None
-) -> Callable[..., tuple[LayerValue, Any]]:
-    """One pass of a model in which a graph starts at the value of a layer.
+    model: ModelFn, layer: Layer, *, at: At, call: int | None, apart: bool = False
+) -> Callable[..., tuple[list[LayerValue], Any]]:
+    """One pass of a model in which a graph starts at the value of each of some layers.
 
-    The part before the layer runs once, and not twice as in ``tail(head(x), x)``. It is for eager
+    The part before the layers runs once, and not twice as in ``tail(head(x), x)``. It is for eager
     mode only: transforms cannot start a graph in the middle of a function. Parameters are detached.
 
     Args:
-        model: As for :func:`split`, like ``at`` and ``call``.
-        layer: One layer.
-        at: Its ``"output"`` or ``"input"``.
-        call: Which call of the layer; not None.
+        model: As for :func:`split`, like ``at``.
+        layer: One layer or several different ones.
+        at: Their ``"output"`` or ``"input"``.
+        call: Not None.
+        apart: Each layer is explained for itself: downstream of another it stays in its graph.
 
     Returns:
-        ``run(*inputs) -> (found, outputs)``: the outputs are computed from ``found.value``, leaves
-        of autograd. ``run(*inputs, end=...)`` takes inputs with tangents of
-        :func:`attrfn._torch.autodiff.tangents_on`.
+        ``run(*inputs) -> (found, outputs)``: the outputs are computed from ``found[i].value``.
     """
     where, bare, args, kwargs = _checked(model, layer, at, call, frozen=True, reuse=True)
 
     def run(
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        *inputs: Any,
-        end: Callable[[], None] | None = None,
-    ) -> tuple[LayerValue, Any]:
-        watch = Watch(where, end)
-        model = _bound(bare, where, [watch], args, kwargs)
-        with contextlib.nullcontext() if end is None else watch.before:
-            outputs = call_model(model, inputs[0] if len(inputs) == 1 else inputs)
-        check_called(watch, where.layers[0])
-        return watch.found[0], outputs
+        args: tuple[Any, ...], kwargs: dict[str, Any], *inputs: Any
+    ) -> tuple[list[LayerValue], Any]:
+        watches = [Watch(where, apart) for _ in where.layers]
+        model = _bound(bare, where, watches, args, kwargs)
+        outputs = call_model(model, inputs[0] if len(inputs) == 1 else inputs)
+        for watch, named in zip(watches, where.layers, strict=True):
+            check_called(watch, named)
+        return [watch.found[0] for watch in watches], outputs
 
     return functools.partial(run, args, kwargs)
 

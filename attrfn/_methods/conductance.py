@@ -7,8 +7,10 @@ import functools
 import torch
 from torch import Tensor
 
-from attrfn._copies.batch import flat_rows
+from attrfn._copies.batch import flat_rows, is_one_of
+from attrfn._copies.chunks import Chunks
 from attrfn._explain.baseline import fill_baselines
+from attrfn._explain.differences import over_differences
 from attrfn._explain.explain import repeat_chosen
 from attrfn._explain.forms import documented
 from attrfn._explain.options import Arguments, AtLayer, AtNeuron, PathOptions
@@ -16,8 +18,7 @@ from attrfn._explain.path import on_copies, over_path
 from attrfn._explain.quadrature import Rule
 from attrfn._explain.target import choose, select
 from attrfn._explain.tree import each
-from attrfn._layers.at import each_layer
-from attrfn._layers.flow import Flow, at_layer_over_path, flow_of
+from attrfn._layers.flow import flow_of
 from attrfn._torch.autodiff import transforming, values_and_gradients
 from attrfn._torch.typing import (
     At,
@@ -43,7 +44,7 @@ def layer_conductance(
     at: At = "output",
     call: int | None = 0,
     n_steps: int = 50,
-    quadrature: str | Rule = "gauss_legendre",
+    quadrature: str | Rule = "lobatto",
     chunk_size: ChunkSize = "auto",
     batching: Batching = "fold",
     create_graph: bool = False,
@@ -53,8 +54,9 @@ def layer_conductance(
 
         A = integral_0^1 df/da(x_s) * (da/dx(x_s) (x - x0)) ds,   x_s = x0 + s (x - x0)
 
-    The directional derivative da/dx (x - x0) is exact, and not a difference of activations between
-    steps, so that few steps are enough where the model is smooth.
+    The default quadrature sums df/da da over the changes of a between its nodes, with one pass of
+    the model a node. Any other one takes the directional derivative da/dx (x - x0) at its nodes,
+    which costs more, and pays where the model is smooth.
 
     Returns:
         Attributions like the layer's activation; they sum to f(x) - f(x0) where the layer cuts the
@@ -73,35 +75,38 @@ def layer_conductance(
     Reference:
         Dhamdhere, Sundararajan and Yan, How Important Is a Neuron?, 2018.
     """
+    flow = flow_of(model_fn, inputs, layer, target, at, call, create_graph, apart=True)
+    x0 = fill_baselines(baselines, inputs, flow.p.x)
+    chunks = Chunks(chunk_size, batching, progress, "layer_conductance")
+    if is_one_of(quadrature, "lobatto"):
 
-    def through(flow: Flow, x0: Leaves, rows: Leaves, copies: int) -> Leaves:
+        def values(points: Leaves) -> tuple[Leaves, Leaves]:
+            found = on_copies(lambda *r: sum(flow.both(*r), ()), points, batching)
+            return found[: len(found) // 2], found[len(found) // 2 :]
+
+        at_start = on_copies(flow.heads, each(lambda t: t[None], x0), batching)
+        a0 = each(lambda t: t[0], at_start)
+        return flow.result(over_differences(flow.p, x0, a0, values, n_steps, chunks))
+
+    def products(rows: Leaves, copies: int) -> Leaves:
         lengths = each(lambda x, x0: (x - x0).expand(copies, *x.shape), flow.p.x, x0)
         tangents = flat_rows(lengths)
         if transforming():
             # vmap over the steps batches the rows and not the lengths. In-place operations of the
             # model fail unless tangents are batched where values are.
             tangents = each(lambda r, d: torch.zeros_like(r) + d, rows, tangents)
-        change, grads = flow.along(rows, tangents, copies)
-        return each(lambda g, v: g * v, grads, change)
+        return each(torch.mul, *flow.along(rows, tangents, copies))
 
-    one = functools.partial(
-        at_layer_over_path,
-        through,
-        model_fn,
-        inputs,
-        target=target,
-        baselines=baselines,
-        at=at,
-        call=call,
-        create_graph=create_graph,
-        n_steps=n_steps,
-        quadrature=quadrature,
-        chunk_size=chunk_size,
-        batching=batching,
-        progress=progress,
-        label="layer_conductance",
+    return flow.result(
+        over_path(
+            flow.p,
+            x0,
+            lambda points: on_copies(products, points, batching),
+            n_steps=n_steps,
+            quadrature=quadrature,
+            chunks=chunks,
+        )
     )
-    return each_layer(one, layer)
 
 
 @documented(AtLayer, Arguments, PathOptions)
@@ -139,28 +144,18 @@ def internal_influence(
     Reference:
         Leino et al., Influence-Directed Explanations for Deep Convolutional Networks, 2018.
     """
-
-    def through(flow: Flow, x0: Leaves, rows: Leaves, copies: int) -> Leaves:
-        return flow.both(rows, copies)[1]
-
-    one = functools.partial(
-        at_layer_over_path,
-        through,
-        model_fn,
-        inputs,
-        target=target,
-        baselines=baselines,
-        at=at,
-        call=call,
-        create_graph=create_graph,
-        n_steps=n_steps,
-        quadrature=quadrature,
-        chunk_size=chunk_size,
-        batching=batching,
-        progress=progress,
-        label="internal_influence",
+    flow = flow_of(model_fn, inputs, layer, target, at, call, create_graph, apart=True)
+    x0 = fill_baselines(baselines, inputs, flow.p.x)
+    return flow.result(
+        over_path(
+            flow.p,
+            x0,
+            lambda points: on_copies(lambda *r: flow.both(*r)[1], points, batching),
+            n_steps=n_steps,
+            quadrature=quadrature,
+            chunks=Chunks(chunk_size, batching, progress, "internal_influence"),
+        )
     )
-    return each_layer(one, layer)
 
 
 @documented(AtNeuron, Arguments, PathOptions)
@@ -216,26 +211,21 @@ def neuron_conductance(
 
     # df/dn dn/dx is the gradient of <df/da * dn/da, a(x)> with both factors held constant. dn/da
     # picks the neuron: it is 1 at a single unit, and a callable weighs several units by it.
-    def through(rows: Leaves, copies: int) -> Leaves:
-        a, grads = flow.both(rows, copies)
+    def picked(a: Leaves, copies: int) -> Leaves:
         neuron_of_copies = repeat_chosen(chosen, p.batch, copies)
 
         def neurons(*z: Tensor) -> Tensor:
-            return select(flow.rebuild(z), neuron_of_copies, copies * p.batch, "neuron")
+            return select(flow.sites[0].rebuild(z), neuron_of_copies, copies * p.batch, "neuron")
 
-        _, picked = values_and_gradients(neurons, a, create_graph=create_graph)
-        return flow.back(rows, each(torch.mul, grads, picked), copies)
+        return values_and_gradients(neurons, a, create_graph=create_graph)[1]
 
     total = over_path(
         p,
         x0,
-        lambda points: on_copies(through, points, batching),
+        lambda points: on_copies(functools.partial(flow.back, picked), points, batching),
         n_steps=n_steps,
         quadrature=quadrature,
-        chunk_size=chunk_size,
-        batching=batching,
-        progress=progress,
-        label="neuron_conductance",
+        chunks=Chunks(chunk_size, batching, progress, "neuron_conductance"),
     )
     if multiply_by_inputs:
         total = each(lambda x, x0, g: (x - x0) * g, p.x, x0, total)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from attrfn._copies.chunks import Chunks
 from attrfn._explain.baseline import fill_baselines
 from attrfn._explain.explain import Explained, explain
 from attrfn._explain.forms import documented, form_of
@@ -91,10 +92,7 @@ def integrated_gradients(
             gradients,
             n_steps=n,
             quadrature=quadrature,
-            chunk_size=chunk_size,
-            batching=batching,
-            progress=progress,
-            label="integrated_gradients",
+            chunks=Chunks(chunk_size, batching, progress, "integrated_gradients"),
             table=table,
         )
 
@@ -106,7 +104,9 @@ def integrated_gradients(
         total = integral(n_steps, chunk_size, both)
         if both is not None:
             total, inner = zip(*[t.unbind() for t in total], strict=True)
-            warn_of_gap("integrated_gradients", n_steps, lengths, inner, total, values)
+            warn_of_gap(
+                "integrated_gradients", n_steps, len(both[0]), lengths, inner, total, values
+            )
     else:
         # All at once would mean twice as many with each doubling, until memory runs out.
         at_once = functools.partial(integral, chunk_size=chunk_size or n_steps)

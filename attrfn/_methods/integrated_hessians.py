@@ -92,7 +92,7 @@ def integrated_hessians(
 
     chunks = Chunks(chunk_size, batching, progress, "integrated_hessians", passes=3)
     with gradients_allowed():
-        (total,) = over_chunks(part, add, len(t) * n, chunks, device) if n else (_none(p),)
+        (total,) = over_chunks(part, add, len(t) * n, chunks, device, x=p.x) if n else (_none(p),)
     if not transforming():
         _check(p, x0, total)
     total = total.to(p.x[0].dtype)

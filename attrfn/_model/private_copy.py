@@ -22,7 +22,14 @@ from torch import Tensor, nn
 
 from attrfn._model.classes import Intervention, intervened, no_fast_path, without_fast_path
 from attrfn._model.parameters import Shared, shared, shares
-from attrfn._model.snapshot import DICTS, Snapshot, is_unwritten, slots_of
+from attrfn._model.snapshot import (
+    DICTS,
+    Contents,
+    Snapshot,
+    attributes_of,
+    is_unwritten,
+    slots_of,
+)
 from attrfn._model.training import mixes, refuse_scripted, warn_mixing
 from attrfn._torch.compiling import makes_fakes, unreadable
 from attrfn._torch.explanation import current
@@ -72,7 +79,7 @@ class PrivateCopy:
         # From the id of an original to its copy. The caller holds the originals as long.
         self.memo: dict[int, Any] = {}
         self.mixing: list[nn.Module] = []
-        self.snapshots: list[Snapshot] = []
+        self.snapshots: list[Snapshot | Contents] = []
         self.buffers: list[tuple[Tensor, Tensor, int]] = []
         self.shared: list[Shared] = []
         self.written: list[int] = []
@@ -101,7 +108,7 @@ class PrivateCopy:
         cls: Any = type(module)
         new = object.__new__((intervened if key in self.interventions else without_fast_path)(cls))
         self.memo[key] = new  # before the walk goes on, because modules may refer to each other
-        state = self._attributes(module)
+        state, dicts = self._attributes(module)
         state[COMPILED_CALL] = None  # module.compile() runs compiled code in place of forward
         no_fast_path(cls, state, self.fused)
         if key in self.interventions:
@@ -112,31 +119,41 @@ class PrivateCopy:
             if hasattr(module, name):
                 self.reusable = False  # no snapshot looks there
                 object.__setattr__(new, name, self.value(getattr(module, name)))
-        self.snapshots.append(Snapshot.of(state))
+        self.snapshots.append(Snapshot.of(state, dicts))
         if mixes(module):
             self.mixing.append(module)
         return new
 
-    def _attributes(self, module: nn.Module) -> dict[str, Any]:
-        """Copies of the attributes of a module."""
-        state = dict(module.__dict__)
+    def _attributes(self, module: nn.Module) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Copies of the attributes of a module, and the dicts that it has by itself."""
+        state = module.__dict__.copy()
+        dicts: list[dict[str, Any]] = []
         for name, value in module.__dict__.items():
-            kind = type(value)
+            kind: Any = type(value)
             if kind in _IMMUTABLE:
                 continue
             if name not in _OF_EVERY_MODULE:
                 state[name] = self.value(value)
-            elif kind in DICTS:
-                state[name] = value.copy() if value else kind()
+            elif kind in DICTS:  # most are empty, and a new one is made faster than a copy
+                new = state[name] = kind() if not value else self._members(name, value)
+                dicts.append(new)
             elif kind is set:
                 state[name] = value.copy()
+        for name in (PARAMETERS, BUFFERS, MODULES):
+            if type(state.get(name)) not in DICTS:  # of a class of its own, or not there yet
+                state[name] = self._members(name, slots(module, name))
         self.rescales |= state.get("max_norm") is not None
-        state[PARAMETERS] = {k: self.parameter(p) for k, p in slots(module, PARAMETERS).items()}
-        state[BUFFERS] = {k: self.buffer(b) for k, b in slots(module, BUFFERS).items()}
-        state[MODULES] = {
-            k: None if m is None else self.module(m) for k, m in slots(module, MODULES).items()
-        }
-        return state
+        return state, dicts
+
+    def _members(self, name: str, members: dict[str, Any]) -> dict[str, Any]:
+        """Copies of the parameters, buffers or submodules of a module; its hooks are shared."""
+        if name == PARAMETERS:
+            return {k: self.parameter(p) for k, p in members.items()}
+        if name == BUFFERS:
+            return {k: self.buffer(b) for k, b in members.items()}
+        if name == MODULES:
+            return {k: None if m is None else self.module(m) for k, m in members.items()}
+        return members.copy()
 
     def parameter(self, p: Tensor | None) -> Tensor | None:
         """A parameter that shares the user's memory (one per parameter, which keeps ties)."""
@@ -193,7 +210,6 @@ class PrivateCopy:
             immutable = all(type(v) in _IMMUTABLE for v in value)
             return value if immutable else tuple(map(self.value, value))
         if isinstance(value, _CONTAINERS):
-            self.reusable = False  # no snapshot looks inside, so a change would not be noticed
             return self.container(value)
         # As an attribute, a method still belongs to the user's module.
         if kind is types.MethodType and isinstance(value.__self__, nn.Module):
@@ -203,9 +219,10 @@ class PrivateCopy:
                 one.watch(value)
             return value
         if kind is functools.partial:
-            return functools.partial(
-                self.value(value.func), *self.value(value.args), **self.value(value.keywords)
-            )
+            keywords = {k: self.value(v) for k, v in value.keywords.items()}
+            new = functools.partial(self.value(value.func), *self.value(value.args), **keywords)
+            self.snapshots.append(Contents.of(new.keywords))
+            return new
         return value
 
     def container(self, old: Any) -> Any:
@@ -213,13 +230,24 @@ class PrivateCopy:
         if not self.guarded and isinstance(old, (list, dict)) and len(old) > MOST_GUARDED:
             return old
         if id(old) not in self.memo:
+            kind: Any = type(old)
             new = self.memo[id(old)] = copy.copy(old)
             if isinstance(old, list):
                 new[:] = map(self.value, old)
             elif isinstance(old, dict):
-                new.update({k: self.value(v) for k, v in old.items()})
-            elif isinstance(old, types.SimpleNamespace):
-                new.__dict__.update({k: self.value(v) for k, v in vars(old).items()})
+                for k, v in old.items():  # the update of a Counter would add
+                    dict.__setitem__(new, k, self.value(v))
+            elif isinstance(old, (set, deque)):
+                new.clear()
+                (new.update if isinstance(old, set) else new.extend)(map(self.value, old))
+            attributes = attributes_of(old)
+            if attributes is old:  # a dict whose items are its attributes
+                object.__setattr__(new, "__dict__", new)
+            elif attributes:
+                new.__dict__.update({k: self.value(v) for k, v in attributes.items()})
+            if slots_of(kind):
+                self.reusable = False  # no snapshot looks there
+            self.snapshots.append(Contents.of(new))
         return self.memo[id(old)]
 
     def unchanged(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict, deque
 from typing import Any, NamedTuple
 
 import torch
@@ -26,9 +26,8 @@ class Snapshot(NamedTuple):
     filled_dicts: list[tuple[dict[str, Any], list[Any]]]
 
     @staticmethod
-    def of(state: dict[str, Any]) -> Snapshot:
-        """Take a snapshot of a private copy's attributes."""
-        dicts = [v for v in state.values() if type(v) in DICTS]
+    def of(state: dict[str, Any], dicts: list[dict[str, Any]]) -> Snapshot:
+        """Take a snapshot of a private copy's attributes, and of the dicts among them."""
         return Snapshot(
             state,
             list(state.values()),
@@ -43,6 +42,56 @@ class Snapshot(NamedTuple):
             and not any(self.empty_dicts)
             and all(_same_objects(d, values) for d, values in self.filled_dicts)
         )
+
+
+class Contents(NamedTuple):
+    """A container of a private copy, and what it held when it was built.
+
+    Its parts are compared by identity: no code of theirs runs, and a part that is a container has
+    contents of its own.
+    """
+
+    container: Any
+    held: list[Any]
+
+    @staticmethod
+    def of(container: Any) -> Contents:
+        """Note the contents of a list, dict, set, deque, bytearray or namespace."""
+        return Contents(container, _held(container))
+
+    def unchanged(self) -> bool:
+        """Whether it still holds the same objects in the same order."""
+        now = _held(self.container)
+        return len(now) == len(self.held) and all(map(operator.is_, now, self.held))
+
+
+def _held(container: Any) -> list[Any]:
+    """Keys, values and attributes; by methods of Python's own types, as subclasses may differ."""
+    held: list[Any] = []
+    if isinstance(container, OrderedDict):  # dict does not know its order
+        held += [*OrderedDict.keys(container), *OrderedDict.values(container)]
+    elif isinstance(container, dict):
+        held += [*dict.keys(container), *dict.values(container)]
+        if isinstance(container, defaultdict):
+            held.append(container.default_factory)
+    else:
+        kinds: Any = (list, set, deque, bytearray)
+        for kind in kinds:
+            if isinstance(container, kind):
+                held += kind.__iter__(container)
+    attributes = attributes_of(container)
+    if attributes:
+        held += [*attributes, *attributes.values()]
+    return held
+
+
+def attributes_of(container: Any) -> dict[str, Any] | None:
+    """The attributes of a namespace or of an instance of a subclass; None if it can have none."""
+    try:
+        found: dict[str, Any] | None = object.__getattribute__(container, "__dict__")
+    except AttributeError:
+        return None
+    return found
 
 
 def is_unwritten(clone: Tensor, original: Tensor, written: int) -> bool:

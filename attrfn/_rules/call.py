@@ -42,7 +42,7 @@ class Call(NamedTuple):
         """The tensors that depend on the inputs."""
         if self.places == FIRST:  # most calls, and this is asked several times for each
             return (self.args[0],)
-        return tuple([_at(self.args, self.kwargs, place) for place in self.places])
+        return tuple([at(self.args, self.kwargs, place) for place in self.places])
 
     def __call__(self, *values: Tensor) -> Any:
         """The function's value for other tensors in these places."""
@@ -86,7 +86,8 @@ def tensors(args: Sequence[Any], kwargs: dict[str, Any]) -> list[tuple[Place, Te
     return found
 
 
-def _at(args: tuple[Any, ...], kwargs: dict[str, Any], place: Place) -> Tensor:
+def at(args: tuple[Any, ...], kwargs: dict[str, Any], place: Place) -> Tensor:
+    """The tensor at a place."""
     key, j = place
     value: Any = args[key] if isinstance(key, int) else kwargs[key]
     found: Tensor = value if j is None else value[j]

@@ -170,6 +170,8 @@ def _common(nodes: list[Node]) -> Node | None:
 
 def _keeps_shape(call: Call, parent: Node) -> bool:
     """Whether a call gives a value for each of the tensor where its chain starts."""
+    if len(call.args) == 1 and not any(isinstance(v, Tensor) for v in call.kwargs.values()):
+        return not isinstance(call.args[0], (tuple, list))  # most calls: one tensor alone
     shape = parent.value.shape
     for _, t in tensors(call.args, call.kwargs):
         if t.ndim > len(shape) or any(

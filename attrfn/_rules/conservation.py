@@ -194,7 +194,7 @@ class Gauge:
             return
         if self.value is not None:
             product = (self.value * g.conj()).real if g.is_complex() else self.value * g
-            # A masked score is -inf and memory that is written later may hold nan, both with gradient 0.
+            # With gradient 0: a masked score is -inf, and memory that is written later may be nan.
             g = torch.where(~self.value.isfinite() & (g == 0), 0.0, product)
         self.total += float(g.double().sum())
         self.size += float(g.double().abs().sum())

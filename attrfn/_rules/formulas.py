@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from attrfn._rules.signs import by_sign, negative_part, positive_part
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.guard import guarded
 from attrfn._torch.say import say
@@ -81,7 +82,7 @@ def z_plus(epsilon: float = 1e-6) -> LinearRule:
     _check_number("epsilon", epsilon)
 
     def surrogates(op: Linear, x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
-        return (_positive_part(op, x, w, b),)
+        return (positive_part(op, x, w, b),)
 
     return LinearRule("z_plus", surrogates, _one_multiplier(epsilon))
 
@@ -108,7 +109,7 @@ def alpha_beta(alpha: float = 2.0, beta: float = 1.0, epsilon: float = 1e-6) -> 
         )
 
     def surrogates(op: Linear, x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
-        p, n = _positive_part(op, x, w, b), _negative_part(op, x, w, b)
+        p, n = positive_part(op, x, w, b), negative_part(op, x, w, b)
         return p, n
 
     def multipliers(z: Tensor, s: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -135,8 +136,7 @@ def gamma(gamma: float = 0.25, epsilon: float = 1e-6) -> LinearRule:
         up, down = w + gamma * w.clamp(min=0), w + gamma * w.clamp(max=0)
         b_up = None if b is None else b + gamma * b.clamp(min=0)
         b_down = None if b is None else b + gamma * b.clamp(max=0)
-        p, n = x.clamp(min=0), x.clamp(max=0)
-        return op(p, up, b_up) + op(n, down, None), op(p, down, b_down) + op(n, up, None)
+        return by_sign(op, x, up, b_up, down), by_sign(op, x, down, b_down, up)
 
     def multipliers(z: Tensor, s: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (
@@ -229,21 +229,12 @@ def stable_quotient(z: Tensor, s: Tensor, epsilon: float) -> Tensor:
         return torch.where(none, torch.zeros_like(s), z / torch.where(none, torch.ones_like(s), s))
     if s.is_complex():
         return z / (s + epsilon * torch.where(s == 0, 1.0, s.sgn()))
-    return z / (s + torch.copysign(torch.full((), epsilon, dtype=s.dtype, device=s.device), s))
+    divisor = torch.copysign(torch.full((), epsilon, dtype=s.dtype, device=s.device), s)
+    return z / (divisor + s if torch.is_grad_enabled() else divisor.add_(s))
 
 
 def _one_multiplier(epsilon: float) -> Multipliers:
     return lambda z, s: (stable_quotient(z, s[0], epsilon),)
-
-
-def _positive_part(op: Linear, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-    b = None if b is None else b.clamp(min=0)
-    return op(x.clamp(min=0), w.clamp(min=0), b) + op(x.clamp(max=0), w.clamp(max=0), None)
-
-
-def _negative_part(op: Linear, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-    b = None if b is None else b.clamp(max=0)
-    return op(x.clamp(min=0), w.clamp(max=0), b) + op(x.clamp(max=0), w.clamp(min=0), None)
 
 
 def _unbound(op: Linear, x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from attrfn._explain.explain import Explained
+from attrfn._rules.deferred import Overwritten
 from attrfn._rules.errors import (
     refuse_constant,
     refuse_lengths,
@@ -62,10 +63,11 @@ def gradients_by_rules(
     if with_graph:
         at_x = _entries(p, rules, x, copies, scope, with_graph, True)
     calls: list[str] = []
+    defers = True
 
     def f(*z: Tensor) -> Tensor:
         run = Replay(rules, calls, at_x, at_x0, scope)
-        run.gradient_only = True
+        run.gradient_only, run.defers = True, defers and run.first_order
         run.in_vjp = is_compiling()
         try:
             with contextlib.nullcontext() if transforming() else unwatched(rules.name):
@@ -82,6 +84,11 @@ def gradients_by_rules(
             refuse_constant(rules.name)
         return values
 
+    if not transforming():
+        with contextlib.suppress(Overwritten):
+            return values_and_gradients(f, x, create_graph=p.create_graph)[1], calls
+        calls.clear()
+        defers = False
     return values_and_gradients(f, x, create_graph=p.create_graph)[1], calls
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+import torch.nn.grad as gradients
 from torch import Tensor
 
-from attrfn._rules.call import Call, Place, tensors
+from attrfn._rules.call import Call, Place, at, tensors
 
 CONVOLUTIONS = "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d conv_tbc"
 DENSE = (
@@ -22,6 +24,11 @@ ADDENDS: dict[str, tuple[Place, Place]] = {
 }
 """Where an operation may have its bias: by position and by name."""
 
+_OF_INPUT: dict[str, Any] = {
+    name: getattr(gradients, f"{name}_input") for name in ("conv1d", "conv2d", "conv3d")
+}
+"""The gradients of convolutions by their inputs."""
+
 _SUMS = ("addmm", "addmv", "addbmm", "baddbmm")
 
 
@@ -33,14 +40,16 @@ class Weighted(NamedTuple):
         input: Where its input is among the arguments.
         weight: Where its weights are.
         bias: Where its bias is, or None.
+        rectified: Whether no element of the input is negative, and zeros pass nothing back.
     """
 
     call: Call
     input: Place
     weight: Place
     bias: Place | None
+    rectified: bool = False
 
-    def apply(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    def __call__(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         """The operation's value."""
         places, values = [self.input, self.weight], [x, w]
         if self.bias is not None:
@@ -51,9 +60,24 @@ class Weighted(NamedTuple):
         out: Tensor = self.call._replace(places=tuple(places))(*values)
         return out
 
+    def transposed(self, shape: torch.Size) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """The pullback ``(w, c) -> J^T c`` to an input of some shape, if it has a closed form."""
+        name, call = self.call.name, self.call
+        if self.input not in ((0, None), ("input", None)):
+            return None
+        dims = self.tensor_at(self.weight).ndim
+        if name == "linear" and dims == 2:
+            return lambda w, c: c.to(w.dtype) @ w
+        padding = call.argument(4, "padding", 0)
+        if name not in _OF_INPUT or len(shape) != dims or isinstance(padding, str):
+            return None
+        stride, dilation = call.argument(3, "stride", 1), call.argument(5, "dilation", 1)
+        options = stride, padding, dilation, call.argument(6, "groups", 1)
+        return lambda w, c: _OF_INPUT[name](shape, w, c.to(w.dtype), *options)
+
     def tensor_at(self, place: Place) -> Tensor:
         """The tensor at a place."""
-        return self.call._replace(places=(place,)).values[0]
+        return at(self.call.args, self.call.kwargs, place)
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """The input, the weights and the bias."""
@@ -75,17 +99,19 @@ class RealView(NamedTuple):
 
     Attributes:
         of: The operation.
+        rectified: See :class:`Weighted`; of parts nothing is known.
     """
 
     of: Weighted
+    rectified: bool = False
 
-    def apply(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    def __call__(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         """The operation's value, with the parts in the last dimension."""
         parts = []
         for k in (0, 1):
             bias = None if b is None else b[..., k]
             re, im = x[..., 0], x[..., 1]
-            parts.append(self.of.apply(re, w[k, 0], bias) + self.of.apply(im, w[k, 1], None))
+            parts.append(self.of(re, w[k, 0], bias) + self.of(im, w[k, 1], None))
         return torch.stack(parts, -1)
 
     @staticmethod
@@ -114,7 +140,7 @@ def weighted(call: Call) -> Weighted | None:
         return None
     input = call.places[0]
     weight = factors[1] if factors[0] == input else factors[0]
-    if call._replace(places=(weight,)).values[0].layout != torch.strided:
+    if at(call.args, call.kwargs, weight).layout != torch.strided:
         return None  # a sparse matrix has no parts by sign
     return _unscaled(Weighted(call, input, weight, addends[0] if addends else None))
 

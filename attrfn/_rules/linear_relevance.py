@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from attrfn._rules.call import Call, tensors
+from attrfn._rules.deferred import Site
 from attrfn._rules.difference import transposed
 from attrfn._rules.formulas import LinearRule
 from attrfn._rules.linear import (
@@ -31,8 +32,10 @@ from attrfn._rules.replay import Replay
 from attrfn._rules.rescale import COMMON
 from attrfn._rules.run import Run, Values
 from attrfn._rules.table import own_derivative
-from attrfn._torch.autodiff import transforming
 from attrfn._torch.private import version
+
+_CONVOLUTIONS = frozenset(CONVOLUTIONS.split())
+_FOLDABLE = _CONVOLUTIONS | {"linear"}
 
 
 class LinearRules(NamedTuple):
@@ -62,11 +65,16 @@ def linear(run: Record | Replay, call: Call) -> Any:
     op = weighted(call)
     # A factor that counts as a constant, such as the attention weights in CP-LRP, is not a
     # parameter: the rules are not meant for it, and the product has its own derivative.
-    if op is None or any(run.constants.get(t) for _, t in tensors(call.args, call.kwargs)):
+    constant = run.compiling or run.constants.known
+    if op is None or (
+        constant and any(run.constants.get(t) for _, t in tensors(call.args, call.kwargs))
+    ):
         return own_derivative(run, call)
-    rule = _chosen(run, call)
-    out = run.primitive(call, functools.partial(_by_rule, op, rule))
-    run.made.put(out, (op, rule, None if transforming() else version(out)))
+    op = op._replace(rectified=run.is_rectified(op.tensor_at(op.input)))
+    site = Site(op, _chosen(run, call))
+    out = run.primitive(call, functools.partial(_by_rule, site))
+    site.version = None if run.transforming() else version(out)
+    run.made.put(out, site)
     return out
 
 
@@ -103,20 +111,10 @@ def batch_norm(run: Record | Replay, call: Call) -> Any:
     # `linear` notes in `made` how it made its output, and the rule runs once more here, with folded
     # weights, on the linear operation's own input. The norm's input is an argument too, for the
     # value; it gets no derivative, so the rule that `linear` applied has no effect.
-    out = COMMON["batch_norm"].apply(run, call)
-    made = run.made.get(call.values[0])
-    if made is None or len(call.places) > 1:
-        return out
-    op, rule, made_at = made
-    # A write since then, perhaps through a view, has changed what the rule would fold.
-    if not transforming() and version(call.values[0]) != made_at:
-        return out
-    # Only `linear` and convolutions can take the bias that folding makes; and with groups, the
-    # output channels of a transposed convolution do not lie along one axis of its weights.
-    if op.call.name not in ("linear", *CONVOLUTIONS.split()) or (
-        "transpose" in op.call.name and op.call.argument(6, "groups", 1) != 1
-    ):
-        return out
+    site: Site | None = run.made.get(call.values[0])
+    if site is None or len(call.places) > 1 or not _folds(run, site, call):
+        return COMMON["batch_norm"].apply(run, call)
+    op = site.op
     both = Call(
         lambda x, between: call(between),
         (op.tensor_at(op.input), call.values[0]),
@@ -124,7 +122,22 @@ def batch_norm(run: Record | Replay, call: Call) -> Any:
         ((0, None), (1, None)),
         "batch_norm",
     )
-    return run.primitive(both, functools.partial(_folded, op, rule, call))
+    return run.primitive(both, functools.partial(_folded, site, call))
+
+
+def _folds(run: Run, site: Site, norm: Call) -> bool:
+    """Whether a norm of what a linear operation returned can be one operation with it."""
+    if norm.argument(5, "training", False):
+        return False
+    # A write since then, perhaps through a view, has changed what the rule would fold.
+    if not run.transforming() and version(norm.values[0]) != site.version:
+        return False
+    # Only `linear` and convolutions can take the bias that folding makes; and with groups, the
+    # output channels of a transposed convolution do not lie along one axis of its weights.
+    call = site.op.call
+    return call.name in _FOLDABLE and not (
+        "transpose" in call.name and call.argument(6, "groups", 1) != 1
+    )
 
 
 def _chosen(run: Run, call: Call) -> LinearRule:
@@ -136,27 +149,24 @@ def _chosen(run: Run, call: Call) -> LinearRule:
     if run.scope:
         innermost: LinearRule = run.scope[-1]
         return innermost
-    return rules.conv if call.name in CONVOLUTIONS.split() else rules.dense
+    return rules.conv if call.name in _CONVOLUTIONS else rules.dense
 
 
-def _by_rule(
-    op: Weighted, rule: LinearRule, run: Replay, call: Call, z: Values, x: Values, x0: Values
-) -> Tensor:
+def _by_rule(site: Site, run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Tensor:
+    op, rule = site.op, site.rule
+    if site.defers(run, z[0]):
+        return site.value(run, call, z[0], x[0])
     _, w, b = op.tensors()
     y: Tensor | None = None if rule.sums_to_value else call(x[0])
     return _routed(op, rule, run, z[0], x[0], w, b, y)
 
 
 def _folded(
-    op: Weighted,
-    rule: LinearRule,
-    norm: Call,
-    run: Replay,
-    call: Call,
-    z: Values,
-    x: Values,
-    x0: Values,
+    site: Site, norm: Call, run: Replay, call: Call, z: Values, x: Values, x0: Values
 ) -> Tensor:
+    op, rule = site.op, site.rule
+    if site.defers(run, z[0]):
+        return site.normed(run, norm, z[0], x[1])
     y: Tensor = norm(x[1])
     _, w, b = op.tensors()
     mean, var, gain, shift, eps = statistics(norm)
@@ -181,13 +191,13 @@ def _routed(
         out = _routed(RealView(op), rule, run, of_z, of_x, w, b, of_y)
         return torch.view_as_complex(out.contiguous())
     # A bound rule keeps x for the backward pass, and the model may write into its input later.
-    surrogates = rule.surrogates if rule.bound is None else rule.bound(x.clone())
+    surrogates: Any = rule.surrogates if rule.bound is None else rule.bound(x.clone())
     # A rule for where the inputs are read differentiates by u = 1 and not by x, so that its
     # gradient is relevance also where x = 0; 1 + (z - x) is 1 with a derivative by z.
     at_z, at_x = (1 + (z - x), torch.ones_like(x)) if rule.first else (z, x)
-    s = surrogates(op.apply, at_z, w, b)
+    s = surrogates(op, at_z, w, b)
     single = run.at_x is None
-    s_x = tuple([t.detach() for t in s]) if single else surrogates(op.apply, at_x, w, b)
+    s_x = tuple([t.detach() for t in s]) if single else surrogates(op, at_x, w, b)
     y = s_x[0] if y is None else y
     if rule.name == "identity" and s[0].shape != y.shape:
         name = (op.of if isinstance(op, RealView) else op).call.name

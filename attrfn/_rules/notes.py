@@ -36,6 +36,7 @@ class Notes(HasRules):
         self.free = Tags("free")  # does not depend on the inputs
         self.written = Memory()  # what was written in place
         self.chains = Tags("chain")  # how a value was made, element by element, for LRP
+        self.rectified = Tags("rectified")  # not negative, and its zeros pass nothing back
         self.writes = 0  # in place, of values that depend on the inputs
         self.has_first_rule = False  # the table has a rule for where the inputs are read
 
@@ -87,6 +88,18 @@ class Notes(HasRules):
         self.writes += 1
         if not self.compiling:
             self.written.put(t)
+
+    def rectify(self, t: Tensor) -> None:
+        """Note that no element is negative, and zeros pass nothing back, as after a ReLU."""
+        self.rectified.put(t, self._writes_into(t))
+
+    def is_rectified(self, t: Tensor) -> bool:
+        """Whether :meth:`rectify` was told of a tensor, and nothing was written since."""
+        at = self.rectified.get(t)
+        return at is not None and bool(at == self._writes_into(t))
+
+    def _writes_into(self, t: Tensor) -> int:
+        return self.writes if self.compiling else self.written.times(t)
 
     def shares_memory(self, t: Tensor) -> bool:
         """Whether a tensor lies in memory that was written, and mark it then."""

@@ -26,18 +26,20 @@ import torch
 from torch import Tensor
 
 from attrfn._rules import chains, grouped, many_factors, modules, ops
-from attrfn._rules.call import Call, Place
+from attrfn._rules.call import Call, Place, tensors
 from attrfn._rules.errors import refuse_unknown
 from attrfn._rules.formulas import LinearRule, epsilon, stable_quotient, z_plus
 from attrfn._rules.linear import CONVOLUTIONS, DENSE
 from attrfn._rules.linear_relevance import LinearRules, batch_norm, equal_shares, linear
+from attrfn._rules.names import FUNCTIONS
 from attrfn._rules.norm import norm_arguments, statistics_of
 from attrfn._rules.raw import reading
 from attrfn._rules.record import Record
+from attrfn._rules.rectified import RECTIFYING
 from attrfn._rules.replay import Replay
 from attrfn._rules.rescale import COMMON, DECOMPOSED_BY_TORCH, DECOMPOSITIONS, all_of, inside, ruled
 from attrfn._rules.run import Values
-from attrfn._rules.slopes import derivative, far
+from attrfn._rules.slopes import all_finite, derivative, far
 from attrfn._rules.table import OfOne, Op, Rules, decomposed, own_derivative
 from attrfn._torch import recurrent
 
@@ -52,6 +54,9 @@ def _activation(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Te
     y: Tensor = call(*x)
     if len(z) > 1:
         refuse_unknown(call, run.table.name)
+    known = _factor(call, x[0], y) if run.first_order else None
+    if known is not None:
+        return run.scale(y, known, z[0], x[0])
     at = x[0].expand(y.shape)
     start = call(torch.zeros_like(at))
     at_zero = at == 0
@@ -61,6 +66,23 @@ def _activation(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Te
     factor = torch.where(start == 0, through_zero, stable_quotient(y, at, _STABLE))
     factor = torch.where(at.isinf() & y.isinf(), slope, factor)
     return run.scale(y, factor, z[0], x[0])
+
+
+def _factor(call: Call, x: Tensor, y: Tensor) -> Tensor | None:
+    """The factor y / x where values may be read, if f is the same for all elements; else None."""
+    # f(0) and f'(0) are computed once and not for each element, which takes most of the time of
+    # LRP on a network with ReLU6 or SiLU (EfficientNet in benchmarks/rules_cost_little.py).
+    alone = call.func in FUNCTIONS and len(tensors(call.args, call.kwargs)) == 1
+    if not alone or x.device.type != "cpu" or x.is_complex() or y.is_complex():
+        return None
+    origin = x.new_zeros(1)
+    if float(call(origin)) != 0:
+        m = stable_quotient(y, x, _STABLE)
+    else:
+        m = y / x
+        if not all_finite(m):
+            m = torch.where(x == 0, derivative(lambda t: call(t), origin), m)
+    return m if all_finite(m) else None
 
 
 def _normalised(centred: bool) -> Callable[..., Tensor]:
@@ -171,7 +193,10 @@ _BY_OPERATION: dict[str, Op] = {
     "gru_cell": Op("decomposed", decomposed(recurrent.cell(recurrent.gru_step(_gate), 1))),
 }
 
-RELEVANCE = chains.following(_BY_OPERATION, _activation)
+RELEVANCE = {
+    name: op._replace(rectifies=RECTIFYING.get(name))
+    for name, op in chains.following(_BY_OPERATION, _activation).items()
+}
 
 
 def composite(

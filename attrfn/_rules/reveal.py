@@ -85,8 +85,8 @@ def _linear(run: Record | Replay, call: Call) -> Any:
         def make(values: Values) -> tuple[Tensor, Tensor]:
             rose, fell = _signs(values[0], x[0], x0[0])
             return (
-                op.apply(rose, w_up, None) + op.apply(fell, w_down, None),
-                op.apply(rose, w_down, None) + op.apply(fell, w_up, None),
+                op(rose, w_up, None) + op(fell, w_down, None),
+                op(rose, w_down, None) + op(fell, w_up, None),
             )
 
         out: Tensor = call(z[0])

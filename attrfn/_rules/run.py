@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from attrfn._rules.call import Call, Place, tensors
+from attrfn._rules.deferred import Kept
 from attrfn._rules.errors import refuse_hidden
 from attrfn._rules.names import PASSIVE, Spelling
 from attrfn._rules.notes import Notes
@@ -26,6 +27,8 @@ from attrfn._rules.table import Constant, Op, Rules
 from attrfn._rules.tags import Tags
 from attrfn._torch import pytree
 from attrfn._torch.autodiff import transforms
+from attrfn._torch.compiling import unreadable
+from attrfn._torch.private import in_transform, memory_of
 
 Values = Sequence[Tensor]
 Rule = Callable[[Any, Call, Values, Values, Values], Any]
@@ -52,10 +55,13 @@ class Run(Notes):
         self.calls = calls
         self.scope = scope
         self.transforms = transforms()
+        self.traced = unreadable()
         self.ops: dict[Any, tuple[Spelling, Op] | None] = {}
         self.any_cut = False  # some value depends on the inputs without a derivative
         self.read = False  # the rule for where the inputs are read has been applied
         self.in_vjp = False  # a vjp by the inputs surrounds this run
+        self.defers = False  # rules may wait for the backward pass
+        self.keeps: dict[int, list[Kept]] = {}  # by memory, what they need
         self.turn = 0  # how many operations were checked, or read a value
 
     def __torch_function__(
@@ -110,12 +116,20 @@ class Run(Notes):
             call = call._replace(places=tuple(itertools.compress(places, numbers)))
         # A write into a raw tensor has to go through `pure`, which carries the mark over.
         natively = op.native and not (call.in_place and self.has_first_rule)
+        if natively and call.in_place:
+            self.settle(call.args[0])
         out = op.apply(self, call) if natively else self.pure(call, spelling, op)
         if isinstance(out, Constant):
             return out.value
         if call.in_place:
             self.wrote(call.args[0])
+        if op.rectifies is not None and isinstance(out, Tensor) and op.rectifies(self, call):
+            self.rectify(out)
         return self.mark(out, call)
+
+    def transforming(self) -> bool:
+        """As ``autodiff.transforming``, which asks more than can change during a run."""
+        return self.traced or in_transform()
 
     def find(self, func: Any) -> tuple[Spelling, Op] | None:
         """The op of a torch function, or None."""
@@ -194,6 +208,7 @@ class Run(Notes):
         if not writes:
             return op.apply(self, call)
         written, before = call.args[0], call.args[0].clone()
+        self.settle(written)
         for tags in (self.raw, self.chains):
             if (known := tags.get(written)) is not None:
                 tags.put(before, known)
@@ -235,6 +250,18 @@ class Run(Notes):
     def unknown(self, call: Call) -> Any:
         """An operation that the table does not know."""
         return self.mark(call.func(*call.args, **call.kwargs), call)
+
+    def keep(self, kept: Kept, *t: Tensor) -> Kept:
+        """Note that some tensors are kept, until the model writes into their memory."""
+        for value in t:
+            self.keeps.setdefault(memory_of(value), []).append(kept)
+        return kept
+
+    def settle(self, t: Any) -> None:
+        """Before a write, keep clones of what is kept of this memory."""
+        if self.keeps and isinstance(t, Tensor):
+            for kept in self.keeps.pop(memory_of(t), ()):
+                kept.settle()
 
     def check(self, call: Call) -> Call:
         """Refuse a call that the rules cannot be right for; the call that is made."""

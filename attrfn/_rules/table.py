@@ -28,6 +28,8 @@ class Op(NamedTuple):
         checked: Whether arguments that depend on the inputs without a derivative are refused.
         first_order: ``first_order(run, x) -> output``, a short cut for calls with one argument
             where one derivative is enough.
+        rectifies: ``rectifies(run, call)``, whether its values are not negative, and zeros pass
+            nothing back.
     """
 
     kind: str
@@ -36,6 +38,7 @@ class Op(NamedTuple):
     native: bool = False
     checked: bool = True
     first_order: Callable[[Any, Any], Any] | None = None
+    rectifies: Callable[[Any, Call], bool] | None = None
 
 
 class Constant(NamedTuple):

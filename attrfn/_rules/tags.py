@@ -55,10 +55,17 @@ class Memory:
     def __init__(self) -> None:
         # The tensors are kept: if one were freed, another could get its memory.
         self.known: dict[int, Tensor] = {}
+        self.counts: dict[int, int] = {}
 
     def put(self, t: Tensor) -> None:
         """Add the memory of a tensor."""
-        self.known[memory_of(t)] = t
+        at = memory_of(t)
+        self.known[at] = t
+        self.counts[at] = self.counts.get(at, 0) + 1
+
+    def times(self, t: Tensor) -> int:
+        """How often the memory of a tensor was added."""
+        return self.counts.get(memory_of(t), 0) if self.counts else 0
 
     def holds(self, t: Tensor) -> bool:
         """Whether a tensor lies in this memory."""

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from attrfn._torch import pytree
 from attrfn._torch.compiling import is_compiling, unreadable
@@ -18,46 +15,12 @@ from attrfn._torch.decomposed import Decomposed
 from attrfn._torch.layouts import FlatNorms, unmistaken
 from attrfn._torch.private import (
     NODE_WITHOUT_DERIVATIVE,
-    in_forward_mode,
     in_transform,
     in_transform_or_traced,
     transform_level,
 )
 from attrfn._torch.typing import Leaves
 from attrfn._torch.warn import warn
-
-# torch counts its forward-mode levels per process and not per thread: two threads that open one
-# at the same time fail, or get wrong results. So forward mode is only for a process with a single
-# thread: no lock of this library would hold the user's threads back. The lock is for threads that
-# start meanwhile; reentrant, because a method may run inside the model of another one.
-_FORWARD_MODE = threading.RLock()
-_THREAD = threading.local()  # .tangents: whether this thread is inside of tangents_on
-_open_at_fork = False  # another process has left a level open, which nothing can close
-
-
-def _after_fork() -> None:
-    """Release the lock, which a thread may hold that does not exist in this process."""
-    global _FORWARD_MODE, _open_at_fork
-    _FORWARD_MODE, _open_at_fork = threading.RLock(), in_forward_mode()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-
-def _has_forward_mode() -> bool:
-    """Whether this thread may use forward mode: no other thread can meet its level."""
-    return not _open_at_fork and (threading.active_count() == 1 or _others_are_harmless())
-
-
-# Threads of progress bars and of notebooks run no torch.
-_HARMLESS = {"tqdm", "ipykernel", "IPython", "zmq"}
-
-
-def _others_are_harmless() -> bool:
-    me = threading.current_thread()
-    others = [t for t in threading.enumerate() if t is not me]
-    return all(type(t).__module__.partition(".")[0] in _HARMLESS for t in others)
 
 
 def transforming() -> bool:
@@ -120,22 +83,15 @@ def values_and_gradients(
 def push_forward(f: Callable[..., Leaves], x: Leaves, tangents: Leaves) -> tuple[Leaves, Leaves]:
     """Values ``f(*x)`` and their directional derivatives ``J t``.
 
-    Forward mode where torch has it and no other thread could disturb it; else the derivative of the
-    pull-back, which is linear in the cotangent: J t = d/du [u -> J^T u]^T t.
+    The derivative of the pull-back, which is linear in the cotangent: J t = d/du [u -> J^T u]^T t.
     """
-    with Decomposed():
-        # torch.compile cannot trace forward mode through affine normalisation layers.
-        if not is_compiling():
-            x, tangents = normal_tensors((x, tangents))
-            # torch raises NotImplementedError for an operation that has no forward mode.
-            if _has_forward_mode():
-                with contextlib.suppress(NotImplementedError), _FORWARD_MODE, gradients_allowed():
-                    y, change = torch.func.jvp(f, x, tangents)[:2]
-                    return y, change
-        with contextlib.nullcontext() if is_compiling() else gradients_allowed():
-            y, pull = torch.func.vjp(f, *x)[:2]
-            pull_back = torch.func.vjp(pull, tuple(map(torch.zeros_like, y)))[1]
-            return y, pull_back(tangents)[0]
+    # Not forward mode: torch counts its levels for the whole process, so that two threads that open
+    # one at the same time fail, or get wrong results.
+    with Decomposed(), contextlib.nullcontext() if is_compiling() else gradients_allowed():
+        x, tangents = (x, tangents) if is_compiling() else normal_tensors((x, tangents))
+        y, pull = torch.func.vjp(f, *x)[:2]
+        pull_back = torch.func.vjp(pull, tuple(map(torch.zeros_like, y)))[1]
+        return y, pull_back(tangents)[0]
 
 
 def _autograd(f: Callable[..., Tensor], x: Leaves, create_graph: bool) -> tuple[Tensor, Leaves]:
@@ -145,6 +101,12 @@ def _autograd(f: Callable[..., Tensor], x: Leaves, create_graph: bool) -> tuple[
         values = f(*z)
         grads = _pull(values, z, create_graph)
     return (values, grads) if create_graph else (values.detach(), grads)
+
+
+def autograd_leaves(x: Leaves) -> Leaves:
+    """Detached tensors that require a gradient."""
+    with torch.inference_mode(False):
+        return tuple([_leaf(t, False) for t in x])
 
 
 def gradients_inside(f: Callable[[], tuple[Tensor, Leaves]]) -> tuple[Leaves, Leaves]:
@@ -158,38 +120,6 @@ def gradients_inside(f: Callable[[], tuple[Tensor, Leaves]]) -> tuple[Leaves, Le
     with torch.inference_mode(False), torch.enable_grad():
         values, z = f()
         return tuple([t.detach() for t in z]), _pull(values, z, False)
-
-
-@contextlib.contextmanager
-def tangents_on(x: Leaves, tangents: Leaves) -> Iterator[tuple[Leaves, Callable[[], None]]]:
-    """The inputs with tangents of forward mode, and a function that ends the tangents early."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(_FORWARD_MODE)
-        stack.enter_context(forward_ad.dual_level())
-        stack.callback(setattr, _THREAD, "tangents", False)
-        _THREAD.tangents = True
-        dual = [
-            forward_ad.make_dual(t, d)  # type: ignore[no-untyped-call]
-            for t, d in zip(x, tangents, strict=True)
-        ]
-        yield tuple(dual), stack.close
-
-
-def takes_tangents() -> bool:
-    """Whether :func:`tangents_on` may be used: torch has a single level of forward mode."""
-    return not (transforming() or in_forward_mode()) and _has_forward_mode()
-
-
-def refuse_tangents() -> None:
-    """Stop a method that runs inside the model of another one, in its :func:`tangents_on`.
-
-    Raises:
-        NotImplementedError: This thread has tangents on; the outer method takes another way.
-    """
-    # The inner method detaches its inputs, and a detached tensor has no tangent: the outer result
-    # would be wrong without an error.
-    if not is_compiling() and getattr(_THREAD, "tangents", False):
-        raise NotImplementedError("an attribution method inside forward mode")
 
 
 def _pull(values: Tensor, z: Leaves, create_graph: bool) -> Leaves:

@@ -1,4 +1,4 @@
-"""Fused operations as compositions of simple ones, for second derivatives and forward mode."""
+"""Fused operations as compositions of simple ones, for second derivatives."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 from attrfn._torch import pytree
 from attrfn._torch.compiling import is_compiling
 from attrfn._torch.layouts import NORMS, flat_norm, linear_of_rows, rules_around
-from attrfn._torch.private import ASKS_FOR_MODES, in_transform, is_mapped
+from attrfn._torch.private import ASKS_FOR_MODES, is_mapped
 from attrfn._torch.recurrent import OF_TORCH
 
 
@@ -25,7 +24,7 @@ class Decomposed(TorchFunctionMode):
     Under vmap recurrent layers do, too.
     """
 
-    # Fused attention has no second derivative and no forward mode on the CPU. glu has no third
+    # Fused attention has no second derivative on the CPU. glu has no third
     # derivative, and torch's third derivative of layer norm is wrong without an error
     # (tests/test_canaries.py). torch.nn.attention.sdpa_kernel would decompose attention, too, but
     # it switches the whole process.
@@ -62,48 +61,6 @@ class Decomposed(TorchFunctionMode):
             with self:
                 return _visible_multi_head_attention(*args, **kwargs)
         return func(*args, **kwargs)
-
-
-class DecomposedForward(Decomposed):
-    """The same in forward mode, until it is turned ``off``.
-
-    The tangent of a linear layer or convolution is the layer without bias at the tangent of x.
-    """
-
-    # torch gives each weight a tangent of zeros and multiplies with it, which is as much work as
-    # the tangent of x.
-    off = False
-
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if self.off:
-            return func(*args, **kwargs)
-        if func in _LINEAR and args and not in_transform():
-            x, *rest = (_primal_and_tangent(a) for a in args)
-            if x[1] is not None and not any(t is not None for _, t in rest) and not kwargs:
-                bias = [None] if len(args) > 2 else []
-                tangent = func(x[1].contiguous(), args[1], *bias, *args[3:])
-                return forward_ad.make_dual(func(x[0], *args[1:]), tangent)  # type: ignore[no-untyped-call]
-        return super().__torch_function__(func, types, args, kwargs)
-
-
-# No tangents of weights win 1.2: layer_conductance of the CNN, batch 1, in
-# benchmarks/special_cases_earn_their_place.py.
-_LINEAR = frozenset({F.linear, F.conv1d, F.conv2d, F.conv3d})
-
-
-def _primal_and_tangent(a: Any) -> tuple[Any, Tensor | None]:
-    """A value without its tangent of forward mode, and that tangent."""
-    if not isinstance(a, Tensor):
-        return a, None
-    found: tuple[Tensor, Tensor | None] = forward_ad.unpack_dual(a)  # type: ignore[no-untyped-call]
-    return found
 
 
 def attention(

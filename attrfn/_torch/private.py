@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad, function
+from torch.autograd import function
 from torch.nn.modules import batchnorm, conv, dropout, linear
 
 # --- Tensors ------------------------------------------------------------------------------------
@@ -101,11 +101,6 @@ def transform_level() -> int:
     """How many transforms surround this call in eager mode."""
     innermost: Any = torch._C._functorch.peek_interpreter_stack()
     return 0 if innermost is None else int(innermost.level())
-
-
-def in_forward_mode() -> bool:
-    """Whether a level of ``torch.autograd.forward_ad`` is open, in any thread of the process."""
-    return forward_ad._current_level >= 0
 
 
 def reads_values(error: BaseException) -> bool:

@@ -73,7 +73,7 @@ class Explained(TypedDict):
     copies of the batch."""
 
 
-class Nearby(AgainOptions, total=False):
+class SampleOptions(AgainOptions, total=False):
     """What a metric over samples around the inputs takes."""
 
     radius: float
@@ -82,21 +82,29 @@ class Nearby(AgainOptions, total=False):
     n_samples: int
     """The number of samples."""
 
+    perturb: Callable[[Tree, Tensor], Tree] | None
+    """``perturb(inputs, keys) -> inputs``, the samples, of rows by their keys (R, 2), in place of
+    the uniform noise. The rows are those of several copies of the batch."""
+
+
+class ChangeOptions(SampleOptions, total=False):
+    """What a metric of the change of attributions takes."""
+
     norm: float
     """Which norm, a number of at least 1, or ``math.inf``."""
 
     normalize: bool
     """Divide by the norm of the attributions; nan where that is 0."""
 
+
+class RelativeOptions(SampleOptions, total=False):
+    """What a metric of relative stability takes."""
+
     eps: float
     """The least denominator, above 0."""
 
     same_prediction: bool
     """Leave out samples whose largest output is another one than that of x."""
-
-    perturb: Callable[[Tree, Tensor], Tree] | None
-    """``perturb(inputs, keys) -> inputs``, the samples, of rows by their keys (R, 2), in place of
-    the uniform noise. The rows are those of several copies of the batch."""
 
 
 class Localized(TypedDict, total=False):

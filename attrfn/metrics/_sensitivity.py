@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attrfn._explain.forms import form_of
+from attrfn._explain.forms import documented, form_of
+from attrfn._explain.options import Arguments
 from attrfn._explain.tree import flatten
-from attrfn._torch.typing import Method, ModelFn, Tree, Unpack
+from attrfn._torch.typing import ChunkSize, Key, Method, ModelFn, Target, Tree, Unpack
 from attrfn.metrics._around import (
     Perturb,
     Point,
@@ -24,12 +25,12 @@ from attrfn.metrics._around import (
 from attrfn.metrics._checks import number
 from attrfn.metrics._direction import better
 from attrfn.metrics._maps import undefined_where
-from attrfn.metrics._options import AgainOptions, Nearby
+from attrfn.metrics._options import AgainOptions, ChangeOptions, Explained, SampleOptions
 
 
-@better("lower")
-@form_of(again, Nearby)
-def sensitivity_max(
+@documented(Explained, ChangeOptions, Arguments)
+def changes(
+    label: str,
     model_fn: ModelFn,
     inputs: Tree,
     method: Method,
@@ -39,7 +40,33 @@ def sensitivity_max(
     norm: float = 2,
     normalize: bool = True,
     perturb: Perturb | None = None,
-    **options: Unpack[AgainOptions],
+    target: Target = None,
+    key: Key = 0,
+    chunk_size: ChunkSize = "auto",
+    progress: bool = False,
+) -> Tensor:
+    """The changes of the attributions at samples around the inputs, (S, B)."""
+    return around(
+        label,
+        _change(norm, normalize),
+        model_fn,
+        inputs,
+        method,
+        Samples(radius, n_samples, perturb),
+        target=target,
+        key=key,
+        chunk_size=chunk_size,
+        progress=progress,
+    )
+
+
+@better("lower")
+@form_of(changes)
+def sensitivity_max(
+    model_fn: ModelFn,
+    inputs: Tree,
+    method: Method,
+    **options: Unpack[ChangeOptions],
 ) -> Tensor:
     """Max-sensitivity: the largest change of the attributions around the inputs.
 
@@ -60,32 +87,17 @@ def sensitivity_max(
         Yeh et al., On the (In)fidelity and Sensitivity of Explanations, 2019.
         https://arxiv.org/abs/1901.09392
     """
-    quotient = _change(norm, normalize)
-    table = around(
-        "sensitivity_max",
-        quotient,
-        model_fn,
-        inputs,
-        method,
-        Samples(radius, n_samples, perturb),
-        **options,
-    )
+    table = changes("sensitivity_max", model_fn, inputs, method, **options)
     return finish(flatten(inputs)[0], table.amax(0))
 
 
 @better("lower")
-@form_of(again, Nearby)
+@form_of(changes)
 def sensitivity_avg(
     model_fn: ModelFn,
     inputs: Tree,
     method: Method,
-    *,
-    radius: float = 0.02,
-    n_samples: int = 10,
-    norm: float = 2,
-    normalize: bool = True,
-    perturb: Perturb | None = None,
-    **options: Unpack[AgainOptions],
+    **options: Unpack[ChangeOptions],
 ) -> Tensor:
     """Average sensitivity: the mean change of the attributions around the inputs.
 
@@ -104,21 +116,12 @@ def sensitivity_avg(
         Bhatt, Weller and Moura, Evaluating and Aggregating Feature-based Model Explanations, 2020.
         https://arxiv.org/abs/2005.00631
     """
-    quotient = _change(norm, normalize)
-    table = around(
-        "sensitivity_avg",
-        quotient,
-        model_fn,
-        inputs,
-        method,
-        Samples(radius, n_samples, perturb),
-        **options,
-    )
+    table = changes("sensitivity_avg", model_fn, inputs, method, **options)
     return finish(flatten(inputs)[0], table.mean(0))
 
 
 @better("lower")
-@form_of(again, Nearby)
+@form_of(again, SampleOptions)
 def local_lipschitz(
     model_fn: ModelFn,
     inputs: Tree,

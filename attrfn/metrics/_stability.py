@@ -8,15 +8,25 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from attrfn._explain.forms import form_of
+from attrfn._explain.forms import documented, form_of
+from attrfn._explain.options import Arguments
 from attrfn._explain.tree import each, flatten
-from attrfn._torch.typing import Layer, Leaves, Method, ModelFn, Tree, Unpack
+from attrfn._torch.typing import (
+    ChunkSize,
+    Key,
+    Layer,
+    Leaves,
+    Method,
+    ModelFn,
+    Target,
+    Tree,
+    Unpack,
+)
 from attrfn.metrics._around import (
     Perturb,
     Point,
     Quotient,
     Samples,
-    again,
     around,
     finish,
     largest,
@@ -25,23 +35,54 @@ from attrfn.metrics._around import (
 )
 from attrfn.metrics._checks import number
 from attrfn.metrics._direction import better
-from attrfn.metrics._options import AgainOptions, Nearby
+from attrfn.metrics._options import Explained, RelativeOptions
 from attrfn.metrics._scores import floating
 
 
-@better("lower")
-@form_of(again, Nearby)
-def relative_input_stability(
+@documented(Explained, RelativeOptions, Arguments)
+def relative(
+    label: str,
     model_fn: ModelFn,
     inputs: Tree,
     method: Method,
+    of: Callable[[Point], Leaves] | None,
     *,
     radius: float = 0.05,
     n_samples: int = 10,
     eps: float = 1e-6,
     same_prediction: bool = True,
     perturb: Perturb | None = None,
-    **options: Unpack[AgainOptions],
+    target: Target = None,
+    key: Key = 0,
+    chunk_size: ChunkSize = "auto",
+    progress: bool = False,
+    layer: Layer | None = None,
+) -> Tensor:
+    """The relative change of attributions over that of a part of the points, or of the outputs."""
+    table = around(
+        label,
+        _quotient(of, eps, same_prediction),
+        model_fn,
+        inputs,
+        method,
+        Samples(radius, n_samples, perturb),
+        outputs=same_prediction or of is None,
+        layer=layer,
+        target=target,
+        key=key,
+        chunk_size=chunk_size,
+        progress=progress,
+    )
+    return finish(flatten(inputs)[0], largest(table))
+
+
+@better("lower")
+@form_of(relative)
+def relative_input_stability(
+    model_fn: ModelFn,
+    inputs: Tree,
+    method: Method,
+    **options: Unpack[RelativeOptions],
 ) -> Tensor:
     """Relative input stability: the relative change of the attributions over that of the inputs.
 
@@ -64,36 +105,16 @@ def relative_input_stability(
         Agarwal et al., Rethinking Stability for Attribution-based Explanations, 2022.
         https://arxiv.org/abs/2203.06877
     """
-
-    def size(x: Point, s: Point) -> Tensor:
-        return norm_over(_relative(x.x, s.x, eps))
-
-    table = around(
-        "relative_input_stability",
-        _relative_to(size, eps, same_prediction),
-        model_fn,
-        inputs,
-        method,
-        Samples(radius, n_samples, perturb),
-        outputs=same_prediction,
-        **options,
-    )
-    return finish(flatten(inputs)[0], largest(table))
+    return relative("relative_input_stability", model_fn, inputs, method, lambda p: p.x, **options)
 
 
 @better("lower")
-@form_of(again, Nearby)
+@form_of(relative)
 def relative_output_stability(
     model_fn: ModelFn,
     inputs: Tree,
     method: Method,
-    *,
-    radius: float = 0.05,
-    n_samples: int = 10,
-    eps: float = 1e-6,
-    same_prediction: bool = True,
-    perturb: Perturb | None = None,
-    **options: Unpack[AgainOptions],
+    **options: Unpack[RelativeOptions],
 ) -> Tensor:
     """Relative output stability: the relative change of the attributions over that of the outputs.
 
@@ -116,37 +137,18 @@ def relative_output_stability(
         Agarwal et al., Rethinking Stability for Attribution-based Explanations, 2022.
         https://arxiv.org/abs/2203.06877
     """
-
-    def size(x: Point, s: Point) -> Tensor:
-        return norm_over((x.outputs - s.outputs,))
-
-    table = around(
-        "relative_output_stability",
-        _relative_to(size, eps, same_prediction),
-        model_fn,
-        inputs,
-        method,
-        Samples(radius, n_samples, perturb),
-        outputs=True,
-        **options,
-    )
-    return finish(flatten(inputs)[0], largest(table))
+    return relative("relative_output_stability", model_fn, inputs, method, None, **options)
 
 
 @better("lower")
-@form_of(again, Nearby)
+@form_of(relative)
 def relative_representation_stability(
     model_fn: ModelFn,
     inputs: Tree,
     method: Method,
     *,
     layer: Layer,
-    radius: float = 0.05,
-    n_samples: int = 10,
-    eps: float = 1e-6,
-    same_prediction: bool = True,
-    perturb: Perturb | None = None,
-    **options: Unpack[AgainOptions],
+    **options: Unpack[RelativeOptions],
 ) -> Tensor:
     """Relative representation stability: the same over the relative change of a layer.
 
@@ -172,33 +174,18 @@ def relative_representation_stability(
         Agarwal et al., Rethinking Stability for Attribution-based Explanations, 2022.
         https://arxiv.org/abs/2203.06877
     """
-
-    def size(x: Point, s: Point) -> Tensor:
-        return norm_over(_relative(x.layer, s.layer, eps))
-
-    table = around(
-        "relative_representation_stability",
-        _relative_to(size, eps, same_prediction),
-        model_fn,
-        inputs,
-        method,
-        Samples(radius, n_samples, perturb),
-        outputs=same_prediction,
-        layer=layer,
-        **options,
-    )
-    return finish(flatten(inputs)[0], largest(table))
+    of = ("relative_representation_stability", model_fn, inputs, method)
+    return relative(*of, lambda p: p.layer, layer=layer, **options)
 
 
-def _relative_to(
-    size: Callable[[Point, Point], Tensor], eps: float, same_prediction: bool
-) -> Quotient:
+def _quotient(of: Callable[[Point], Leaves] | None, eps: float, same_prediction: bool) -> Quotient:
     """The relative change of the attributions over a size; -inf for a sample that is left out."""
     number("eps", eps, lambda e: 0 < e < math.inf, "a finite number above 0")
 
     def quotient(x: Point, s: Point) -> Tensor:
         change = norm_over(_relative(x.attributions, s.attributions, eps))
-        found = ratio(change, size(x, s).clamp(min=eps))
+        moves = (x.outputs - s.outputs,) if of is None else _relative(of(x), of(s), eps)
+        found = ratio(change, norm_over(moves).clamp(min=eps))
         if not same_prediction:
             return found
         same = x.outputs.argmax(-1) == s.outputs.argmax(-1)

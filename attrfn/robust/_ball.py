@@ -51,7 +51,7 @@ class Attacked(NamedTuple):
     def gradients(self, points: Leaves) -> tuple[Tensor, Leaves]:
         """What the attack raises at S copies of the batch, (S, B), and its gradients.
 
-        Gradients are in types to sum in, and 0 where nothing may change.
+        Both are in types to sum in; gradients are 0 where nothing may change.
         """
         values, grads = self.p._replace(create_graph=False).gradients(points)
         grads = each(lambda g: self._raised(g.to(wide(g.dtype))), grads)
@@ -67,9 +67,11 @@ class Attacked(NamedTuple):
 
     def allowed(self, points: Leaves) -> Leaves:
         """The points in the box and in the dtypes of the inputs; what may not change is x."""
-        if self.low is not None:
+        if self.low is not None and self.high is not None:
+            points = each(torch.clamp, points, self.low, self.high)
+        elif self.low is not None:
             points = each(torch.maximum, points, self.low)
-        if self.high is not None:
+        elif self.high is not None:
             points = each(torch.minimum, points, self.high)
         return self.only(each(lambda z, t: z.to(t.dtype), points, self.p.x), self.p.x)
 
@@ -211,16 +213,26 @@ def times(value: Amount, t: Tensor) -> Tensor:
     return (rows_of(value, t) if value.ndim else value) * t
 
 
+def along(z: Leaves, size: Amount, signs: Leaves) -> Leaves:
+    """``z + size * sign``, in one operation where the size is a number: the product is exact."""
+    if isinstance(size, Tensor):
+        return each(lambda t, s: t + times(size, s), z, signs)
+    return each(lambda t, s: torch.add(t, s, alpha=size), z, signs)
+
+
 def norms(leaves: Leaves) -> Tensor:
     """The l2 norm over all elements of all leaves of an example, (S, B, ...) each to (S, B)."""
     common = functools.reduce(torch.promote_types, [t.dtype for t in leaves])
     device = leaves[0].device
     flat = [t.to(device, common).reshape(*t.shape[:2], t.shape[2:].numel()) for t in leaves]
     # Divided by the largest element, so that squares of small gradients do not vanish.
-    largest = torch.stack([_largest(t) for t in flat]).amax(0)
+    largest = _largest(flat[0])
+    if len(flat) > 1:
+        largest = torch.stack([_largest(t) for t in flat]).amax(0)
     size = torch.where(largest > 0, largest, 1)
     parts = [torch.linalg.vector_norm(t / size[..., None], dim=-1) for t in flat]
-    found: Tensor = torch.linalg.vector_norm(torch.stack(parts), dim=0) * largest
+    whole = parts[0] if len(parts) == 1 else torch.linalg.vector_norm(torch.stack(parts), dim=0)
+    found: Tensor = whole * largest
     return found
 
 

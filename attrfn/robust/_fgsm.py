@@ -7,7 +7,7 @@ import torch
 from attrfn._explain.forms import documented
 from attrfn._explain.tree import each
 from attrfn._torch.typing import ModelFn, Target, Tree
-from attrfn.robust._ball import Amount, amount, attacked, times
+from attrfn.robust._ball import Amount, along, amount, attacked
 from attrfn.robust._objective import Objective
 from attrfn.robust._options import AttackOptions
 
@@ -62,5 +62,5 @@ def fgsm(
     epsilon = amount("epsilon", epsilon, a)
     x = tuple([t[None] for t in a.p.x])
     _, grads = a.gradients(x)
-    moved = each(lambda t, g: t + times(epsilon, torch.sign(g)), x, grads)
-    return a.result(tuple([t[0] for t in a.allowed(moved)]))
+    moved = a.allowed(along(x, epsilon, each(torch.sign, grads)))
+    return a.result(tuple([t[0] for t in moved]))

@@ -18,7 +18,17 @@ from attrfn._explain.tree import each
 from attrfn._random.keys import row_keys, sample_keys
 from attrfn._torch.say import say
 from attrfn._torch.typing import ChunkSize, Key, Leaves, ModelFn, Target, Tree
-from attrfn.robust._ball import Amount, Attacked, amount, attacked, norms, rows_of, scaled_to, times
+from attrfn.robust._ball import (
+    Amount,
+    Attacked,
+    along,
+    amount,
+    attacked,
+    norms,
+    rows_of,
+    scaled_to,
+    times,
+)
 from attrfn.robust._objective import Objective
 from attrfn.robust._options import AttackOptions, RandomOptions
 
@@ -112,8 +122,7 @@ def pgd(
             for _ in range(n_steps):
                 values, grads = a.gradients(z)
                 found = _better(found, _Best(values, z))
-                moved = each(torch.add, z, _step(norm, size, grads))
-                z = a.allowed(moved if norm == "linf" else _project(radius, moved, a.p.x))
+                z = a.allowed(_moved(norm, size, radius, z, grads, a.p.x))
                 advance(i.stop - i.start)
             found = _better(found, _Best(a.losses(z), z))
             return functools.reduce(_better, found.each())
@@ -150,18 +159,23 @@ def _better(a: _Best | None, b: _Best) -> _Best:
     return _Best(torch.where(wins, b.values, a.values), each(chosen, a.z, b.z))
 
 
-def _step(norm: str, size: Amount, grads: Leaves) -> Leaves:
-    if norm == "l2":
-        return scaled_to(size, grads)
-    return each(lambda g: times(size, torch.sign(g)), grads)
+def _moved(norm: str, size: Amount, radius: Amount, z: Leaves, grads: Leaves, x: Leaves) -> Leaves:
+    """A step along the gradient; in l2 back into the ball, whose box in l-inf is that of bounds."""
+    if norm == "linf":
+        return along(z, size, each(torch.sign, grads))
+    return _project(radius, each(torch.add, z, scaled_to(size, grads)), x)
 
 
 def _project(radius: Amount, z: Leaves, x: Leaves) -> Leaves:
     """The nearest points of the l2 ball around x."""
     moves = each(torch.sub, z, x)
     n = norms(moves)
-    most = times(radius, torch.ones_like(n))
-    shrink = torch.where(n > most, most / torch.where(n > most, n, 1), 1)
+    tiny = torch.finfo(n.dtype).tiny
+    if isinstance(radius, Tensor):
+        most = times(radius, torch.ones_like(n))
+        shrink = most / torch.maximum(n, most).clamp(min=tiny)
+    else:
+        shrink = radius / n.clamp(min=max(radius, tiny))
     return each(lambda t, d: t + rows_of(shrink, d) * d, x, moves)
 
 

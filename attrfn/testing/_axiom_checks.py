@@ -12,7 +12,8 @@ from attrfn import axioms
 from attrfn.testing._draw import normal, seeded
 from attrfn.testing._known import Treats
 from attrfn.testing._models import OUTPUTS
-from attrfn.testing._subject import Drawn, Failed, Subject
+from attrfn.testing._subject import Drawn, Subject
+from attrfn.testing._trial import Failed
 
 Axiom = Callable[[Subject, Drawn], None]
 

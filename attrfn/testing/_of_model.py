@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import optree
@@ -11,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from attrfn._copies.batch import binds_rows
+from attrfn._copies.progress import steps
 from attrfn._explain.tree import as_dicts, batch_size, flatten
 from attrfn._torch.typing import ModelFn, Target, Tree
 from attrfn.testing._derivatives import derivatives
 from attrfn.testing._draw import normal
 from attrfn.testing._model_case import Case, root_of, said
 from attrfn.testing._model_report import Finding, ModelReport
-from attrfn.testing._parts import hidden, layers_of, rules_of
+from attrfn.testing._parts import hidden, layers_of, names_of, rules_of
 
 _NOISY: tuple[type[nn.Module], ...] = (
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
@@ -27,7 +29,9 @@ _NOISY: tuple[type[nn.Module], ...] = (
 """Modules that mix rows or draw random numbers in training mode."""
 
 
-def check_model(model_fn: ModelFn, inputs: Tree, *, target: Target = None) -> ModelReport:
+def check_model(
+    model_fn: ModelFn, inputs: Tree, *, target: Target = None, progress: bool = False
+) -> ModelReport:
     """Look whether a model is fit for attribution.
 
     The table says whether rows are independent; whether the model draws random numbers, is in
@@ -43,6 +47,7 @@ def check_model(model_fn: ModelFn, inputs: Tree, *, target: Target = None) -> Mo
             ``model_fn(inputs)``.
         inputs: Some inputs, (B, ...) each; two or more examples show more.
         target: Which scalar of each example is explained; ``None`` takes the sum of the outputs.
+        progress: Show a progress bar over the questions and the layers.
 
     Returns:
         A :class:`attrfn.testing.ModelReport`: ``print`` it, or ask ``report.ok`` and
@@ -70,10 +75,29 @@ def check_model(model_fn: ModelFn, inputs: Tree, *, target: Target = None) -> Mo
         outputs = _outputs(c)
         if outputs.good is False:
             return ModelReport((outputs,), ())
-        random = _random(c)
-        found = [outputs, _rows(c, random.good is True), random, _training(c), _state(c)]
-        found += [*derivatives(c, random.good is True), *rules_of(c), hidden(c)]
-        return ModelReport(tuple(found), tuple(layers_of(c)))
+        return _report(c, outputs, progress)
+
+
+def _report(c: Case, outputs: Finding, progress: bool) -> ModelReport:
+    random = _random(c)
+    fixed = random.good is True
+    questions: tuple[Callable[[], Iterable[Finding]], ...] = (
+        lambda: (outputs, _rows(c, fixed), random, _training(c), _state(c)),
+        lambda: derivatives(c, fixed),
+        lambda: rules_of(c),
+        lambda: (hidden(c),),
+    )
+    found: list[Finding] = []
+    layers: list[Finding] = []
+    total = len(questions) + len(names_of(c))
+    with steps(total, "check_model", progress, ("step", "steps")) as advance:
+        for question in questions:
+            found += question()
+            advance(1)
+        for layer in layers_of(c):
+            layers.append(layer)
+            advance(1)
+    return ModelReport(tuple(found), tuple(layers))
 
 
 def _total(outputs: Any) -> Tensor:

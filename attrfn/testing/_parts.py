@@ -105,12 +105,15 @@ def _filled(cell: Any) -> bool:
         return False
 
 
+def names_of(c: Case) -> dict[str, nn.Module]:
+    """The layers of a model by their names."""
+    root = root_of(c.model_fn)
+    return {} if root is None else {name: m for name, m in root.named_modules() if name}
+
+
 def layers_of(c: Case) -> Iterator[Finding]:
     """Which layers of a model can be explained, and why the others cannot."""
-    root = root_of(c.model_fn)
-    for name, module in () if root is None else root.named_modules():
-        if not name:
-            continue
+    for name, module in names_of(c).items():
         kind = type(module).__name__
         try:
             value = attrfn.split(c.model_fn, name).head(c.inputs)

@@ -9,19 +9,21 @@ from typing import Any, NamedTuple
 
 import torch
 
+from attrfn._copies.progress import steps
 from attrfn._torch.typing import Method
-from attrfn.testing import _state, _values
+from attrfn.testing import _slopes, _state, _values
 from attrfn.testing._axiom_checks import AXIOMS, SMOOTH
 from attrfn.testing._draw import hypothesis
-from attrfn.testing._subject import Drawn, Failed, Subject, subject_of
+from attrfn.testing._subject import Drawn, Subject, subject_of
+from attrfn.testing._trial import Failed, Trial
 
 Check = Callable[[Subject, Drawn], None]
 
-CHECKS: dict[str, Check] = {
+CHECKS: dict[str, Callable[[Trial], None]] = {
     f.__name__: f
     for f in (
-        *(_values.result, _values.row_alone, _values.vmap, _values.jvp, _values.grad),
-        *(_values.parameters, _values.compile, _values.pytrees, _values.dtypes, _values.chunks),
+        *(_values.result, _values.row_alone, _values.vmap, _slopes.jvp, _slopes.grad),
+        *(_slopes.parameters, _values.compile, _values.pytrees, _values.dtypes, _values.chunks),
         *(_state.purity, _state.exceptions, _state.threads),
         *(_values.keys, _values.baselines, _values.targets, _values.no_grad),
     )
@@ -75,6 +77,7 @@ def check_method(
     compile: bool = False,
     tolerance: float = 1e-6,
     max_examples: int = 8,
+    progress: bool = False,
 ) -> None:
     """Check an attribution method over random models.
 
@@ -104,6 +107,7 @@ def check_method(
         compile: Whether to try ``torch.compile``, which takes seconds.
         tolerance: What counts as equal, relative to the largest value.
         max_examples: How many models each check tries.
+        progress: Show a progress bar over the checks.
 
     Raises:
         MethodFailedError: With each failed check and the smallest example that shows it.
@@ -122,8 +126,12 @@ def check_method(
     """
     s = subject_of(method, needs, differentiable, axioms, tolerance, kinds)
     chosen = _chosen(s, checks, skip, compile)
-    found = [_failure(s, name, check, max_examples) for name, check in chosen.items()]
-    failures = [f for f in found if f is not None]
+    failures = []
+    with steps(len(chosen), name_of(method), progress, ("check", "checks")) as advance:
+        for name, check in chosen.items():
+            if failure := _failure(s, name, check, max_examples):
+                failures.append(failure)
+            advance(1)
     if failures:
         error = MethodFailedError(name_of(method), failures, len(chosen))
         raise error from failures[0].error
@@ -196,7 +204,13 @@ def _chosen(
         "targets": "target" not in s.takes,
     }
     wanted = [k for k in CHECKS if (checks is None or k in checks) and not absent.get(k)]
-    return {k: (CHECKS | AXIOMS)[k] for k in (*wanted, *s.axioms) if k not in skip}
+    chosen: dict[str, Check] = {k: functools.partial(_on_trial, CHECKS[k]) for k in wanted}
+    chosen |= {k: AXIOMS[k] for k in s.axioms}
+    return {k: check for k, check in chosen.items() if k not in skip}
+
+
+def _on_trial(check: Callable[[Trial], None], s: Subject, d: Drawn) -> None:
+    check(s.trial(d))
 
 
 def _failure(s: Subject, name: str, check: Check, max_examples: int) -> Failure | None:

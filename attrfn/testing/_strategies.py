@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any, TypeAlias
 
-import optree
 import torch
 from torch import Tensor, nn
 
@@ -232,8 +231,3 @@ def _places(places: tuple[int, ...], n: int) -> None:
 def tree_of(x: Tensor) -> Tree:
     """A tensor cut in two along its last dimension, as a tree."""
     return {"b": (x[..., 1:],), "a": x[..., :1]}
-
-
-def tensor_of(tree: Tree) -> Tensor:
-    """The tensor that :func:`tree_of` cut."""
-    return torch.cat(optree.tree_leaves(tree), -1)

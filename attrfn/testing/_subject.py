@@ -1,19 +1,19 @@
-"""A method under test: what it takes, what it is given, and how results are compared."""
+"""A method under test: what it takes, and what it is given on a drawn model."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
-import optree
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from attrfn._torch.typing import Method, Tree
+from attrfn._torch.typing import Method
 from attrfn.testing._draw import normal
 from attrfn.testing._models import KINDS, OUTPUTS, ExampleModel, example, kinds_where
+from attrfn.testing._trial import Trial
 
 NEEDS = ("baselines", "pool", "layer", "neuron", "images", "relu", "target", "key")
 
@@ -40,10 +40,6 @@ class Drawn(NamedTuple):
             f"{self.kind.kind}(width={self.width}, seed={self.seed}) on inputs "
             f"{(self.batch, *self.kind.shape)} of seed {self.seed}"
         )
-
-
-class Failed(AssertionError):
-    """A property that a method does not have."""
 
 
 class Subject(NamedTuple):
@@ -105,39 +101,24 @@ class Subject(NamedTuple):
             given["key"] = d.seed
         return {**given, **others}
 
-    def run(self, d: Drawn, model: Any = None, x: Tensor | None = None, **options: Any) -> Tree:
-        """Attributions of the drawn model at the drawn inputs, or of others."""
-        model = self.model(d) if model is None else model
-        x = d.inputs() if x is None else x
-        return self.method(model, x, **self.options(d, x, **options))
-
-    def close(self, found: Tree, right: Tree, what: str, loose: float = 1.0) -> None:
-        """Refuse attributions that are not what they should be."""
-        if optree.tree_structure(found) != optree.tree_structure(right):
-            raise Failed(
-                f"{what}: the result is {optree.tree_structure(found)}, "
-                f"expected {optree.tree_structure(right)}"
-            )
-        pairs = zip(optree.tree_leaves(found), optree.tree_leaves(right), strict=True)
-        for a, b in pairs:
-            if a.shape != b.shape or a.dtype != b.dtype:
-                raise Failed(
-                    f"{what}: the result is {tuple(a.shape)} of {a.dtype}, "
-                    f"expected {tuple(b.shape)} of {b.dtype}"
-                )
-            gap, size = _largest(a.detach() - b.detach()), _largest(b.detach())
-            if not gap <= loose * self.tolerance * max(size, 1e-3):
-                raise Failed(f"{what}: off by {gap:.2g}, where the largest value is {size:.2g}")
-
-    def differ(self, a: Tree, b: Tree, what: str) -> None:
-        """Refuse attributions that are the same where they should not be."""
-        pairs = zip(optree.tree_leaves(a), optree.tree_leaves(b), strict=True)
-        if all(_largest((s - t).detach()) <= 1e-9 * _largest(t.detach()) for s, t in pairs):
-            raise Failed(f"{what}: the result is the same")
-
-
-def _largest(t: Tensor) -> float:
-    return float(t.abs().max()) if t.numel() else 0.0
+    def trial(self, d: Drawn) -> Trial:
+        """The method on the drawn model."""
+        return Trial(
+            self.method,
+            lambda: self.model(d),
+            lambda batch, seed: d._replace(seed=seed).inputs(batch),
+            lambda x: self.options(d, x),
+            takes=self.takes,
+            batch=d.batch,
+            seed=d.seed,
+            of_rows=frozenset(() if "pool" in self.needs else ("baselines",)),
+            like_inputs=not self.of_layer,
+            by_leaf="key" in self.takes | self.needs,
+            graph={"create_graph": True} if "create_graph" in self.takes else None,
+            tolerance=self.tolerance,
+            # Finite differences are good to about 1e-7, and cancel in the sum over elements.
+            slopes=max(self.tolerance, 1e-4),
+        )
 
 
 def subject_of(
@@ -199,34 +180,3 @@ def _bound(method: Method) -> frozenset[str]:
         else:
             inner = getattr(inner, "__wrapped__", None)
     return frozenset(found)
-
-
-def weights_like(d: Drawn, tree: Tree) -> Tree:
-    """Fixed numbers in the form of a tree."""
-    leaves, spec = optree.tree_flatten(tree)
-    return optree.tree_unflatten(spec, [d.like(t, 3 + i) for i, t in enumerate(leaves)])
-
-
-def weighted(tree: Tree, weights: Tree) -> Tensor:
-    """The sum of a tree times weights, a number."""
-    pairs = zip(optree.tree_leaves(tree), optree.tree_leaves(weights), strict=True)
-    return torch.stack([(a * w).sum() for a, w in pairs]).sum()
-
-
-def rows(tree: Tree, index: Any) -> Tree:
-    """Rows of every leaf."""
-    found: Tree = optree.tree_map(lambda t: t[index], tree)
-    return found
-
-
-def difference(f: Callable[[float], Tensor], size: float = 1e-6) -> Tensor:
-    """The derivative of a function of a number at 0, by two central differences."""
-    # The steps are so small that they rarely cross a kink.
-    one = (f(size) - f(-size)) / (2 * size)
-    two = (f(2 * size) - f(-2 * size)) / (4 * size)
-    return (4 * one - two) / 3
-
-
-def detached(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters of a module, without a graph."""
-    return {name: p.detach() for name, p in model.named_parameters()}

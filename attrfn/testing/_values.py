@@ -1,8 +1,9 @@
-"""Checks of values: rows, transforms, derivatives, forms, types and options."""
+"""Checks of values: rows, vmap, compile, forms, types and options."""
 
 from __future__ import annotations
 
-import functools
+import contextlib
+from collections.abc import Callable, Collection
 from typing import Any
 
 import optree
@@ -10,142 +11,92 @@ import torch
 from torch import Tensor, nn
 
 from attrfn import random
-from attrfn.testing._strategies import tensor_of, tree_of
-from attrfn.testing._subject import (
-    Drawn,
-    Failed,
-    Subject,
-    detached,
-    difference,
-    rows,
-    weighted,
-    weights_like,
-)
+from attrfn._torch.typing import Tree
+from attrfn.testing._state import untouched
+from attrfn.testing._strategies import tree_of
+from attrfn.testing._trial import Failed, Trial, taken
 
 
-def result(s: Subject, d: Drawn) -> None:
+def result(t: Trial) -> None:
     """Attributions are a tree of finite tensors like the inputs, the same in each call."""
-    x = d.inputs()
-    found = s.run(d, x=x)
+    x, model = t.inputs(), t.build()
+    given = t.options(x)
+    found = t.method(model, x, **given)
     leaves = optree.tree_leaves(found)
-    if not leaves or not all(isinstance(t, Tensor) for t in leaves):
+    if not leaves or not all(isinstance(a, Tensor) for a in leaves):
         raise Failed(f"the result is a {type(found).__name__}, expected tensors")
-    for t in leaves:
-        if t.shape[:1] != (d.batch,):
-            raise Failed(f"the result is {tuple(t.shape)}, expected {d.batch} rows in dimension 0")
-        if not torch.isfinite(t).all():
-            raise Failed("the result is not finite")
-    if not s.of_layer and (not isinstance(found, Tensor) or found.shape != x.shape):
-        shapes = [tuple(t.shape) for t in leaves]
+    for a in leaves:
+        if a.shape[t.dim : t.dim + 1] != (t.batch,):
+            raise Failed(
+                f"the result is {tuple(a.shape)}, expected {t.batch} rows in dimension {t.dim}"
+            )
+    t.said(found, "the result")
+    if t.like_inputs and (not isinstance(found, Tensor) or found.shape[t.dim :] != x.shape):
+        shapes = [tuple(a.shape) for a in leaves]
         raise Failed(f"the result is {shapes}, expected {tuple(x.shape)} as the inputs")
-    torch.default_generator.manual_seed(d.seed + 1)
-    s.close(s.run(d, x=x), found, "a second call, after torch.manual_seed")
+    torch.default_generator.manual_seed(t.seed + 1)
+    again = t.method(model, x, **given)
+    t.close(again, found, "a second call, after torch.manual_seed", t.again)
 
 
-def row_alone(s: Subject, d: Drawn) -> None:
-    """Row i of a batch is what row i gives alone."""
-    x = d.inputs(max(2, d.batch))
-    given = s.options(d, x)
-    together = s.run(d, x=x)
+def row_alone(t: Trial) -> None:
+    """Row i of a batch is what row i gives alone, and what it gives among others."""
+    x, model = t.inputs(max(2, t.batch)), t.build()
+    given = t.options(x)
+    of_rows = t.rowwise(given, len(x))
+
+    def at(index: Any) -> Tree:
+        return t.method(model, x[index], **{**given, **taken(of_rows, index)})
+
+    together = at(slice(None))
     for i in range(len(x)):
         one = slice(i, i + 1)
-        own = {"baselines": given["baselines"][one]} if _of_rows(s, given) else {}
-        s.close(s.run(d, x=x[one], **own), rows(together, one), f"row {i} alone")
+        t.close(at(one), taken(together, one, t.dim), f"row {i} alone")
+    turned = torch.arange(1, len(x) + 1) % len(x)
+    t.close(at(turned), taken(together, turned, t.dim), "rows in another order")
 
 
-def _of_rows(s: Subject, given: dict[str, Any]) -> bool:
-    """Whether baselines have a row for each example."""
-    return "baselines" in given and "pool" not in s.needs
+def vmap(t: Trial, whole: Collection[str] = ("baselines",)) -> None:
+    """``torch.vmap`` over examples is the batch.
+
+    Args:
+        t: The method.
+        whole: The options of which each example gets its row as a batch of one, and not the row.
+    """
+    x, model = t.inputs(max(2, t.batch)), t.build()
+    given = t.options(x)
+    right = t.method(model, x, **given)
+
+    def one(row: Tensor, own: dict[str, Tensor]) -> Any:
+        own = {k: v[None] if k in whole else v for k, v in own.items()}
+        return taken(t.method(model, row[None], **{**given, **own}), 0, t.dim)
+
+    mapped = torch.vmap(one, out_dims=t.dim)(x, t.rowwise(given, len(x)))
+    t.close(mapped, right, "torch.vmap over the examples")
 
 
-def vmap(s: Subject, d: Drawn) -> None:
-    """``torch.vmap`` over examples is the batch."""
-    x = d.inputs(max(2, d.batch))
-    model, given = s.model(d), s.options(d, x)
-    right = s.run(d, model, x)
+def compile(t: Trial) -> None:
+    """``torch.compile(fullgraph=True)`` gives the same, by one graph for all values."""
+    x, model = t.inputs(), t.build()
+    given = t.options(x)
+    of_rows = t.rowwise(given, len(x))
 
-    def one(row: Tensor, base: Tensor) -> Any:
-        own = {"baselines": base[None]} if _of_rows(s, given) else {}
-        return rows(s.run(d, model, row[None], **own), 0)
+    def f(x: Tensor, own: dict[str, Tensor]) -> Tree:
+        return t.method(model, x, **{**given, **own})
 
-    base = given["baselines"] if _of_rows(s, given) else x
-    s.close(torch.vmap(one)(x, base), right, "torch.vmap over the examples")
-
-
-def jvp(s: Subject, d: Drawn) -> None:
-    """Forward-mode derivatives of the attributions are those by finite differences."""
-    x, model, given, weights = _at(s, d)
-    direction = d.like(x, 2)
-
-    def f(x: Tensor) -> Tensor:
-        return weighted(s.method(model, x, **given), weights)
-
-    right = difference(lambda h: f(x + h * direction).detach())
-    found = torch.func.jvp(f, (x,), (direction,))[1]
-    s.close(found, right, "torch.func.jvp of the attributions", _loose(s))
-
-
-def grad(s: Subject, d: Drawn) -> None:
-    """Derivatives of the attributions in the inputs are those by finite differences."""
-    x, model, given, weights = _at(s, d)
-    direction = d.like(x, 2)
-
-    def f(x: Tensor, **options: Any) -> Tensor:
-        return weighted(s.method(model, x, **given, **options), weights)
-
-    right = difference(lambda h: f(x + h * direction).detach())
-    found = (torch.func.grad(f)(x) * direction).sum()
-    s.close(found, right, "torch.func.grad of the attributions", _loose(s))
-    if "create_graph" in s.takes:
-        leaf = x.clone().requires_grad_()
-        score = f(leaf, create_graph=True) + 0 * leaf.sum()  # constant attributions have no graph
-        found = torch.autograd.grad(score, leaf)[0]
-        s.close((found * direction).sum(), right, "backward with create_graph=True", _loose(s))
-
-
-def parameters(s: Subject, d: Drawn) -> None:
-    """Derivatives of the attributions in the parameters are those by finite differences."""
-    x, model, given, weights = _at(s, d)
-    start = detached(model)
-    directions = {k: d.like(p, 20 + i) for i, (k, p) in enumerate(start.items())}
-
-    def f(params: dict[str, Tensor]) -> Tensor:
-        bound = functools.partial(torch.func.functional_call, model, params)
-        return weighted(s.method(bound, x, **given), weights)
-
-    def along(h: float) -> Tensor:
-        return f({k: p + h * directions[k] for k, p in start.items()}).detach()
-
-    right = difference(along)
-    grads = torch.func.grad(f)(start)
-    found = torch.stack([(grads[k] * directions[k]).sum() for k in start]).sum()
-    s.close(found, right, "torch.func.grad in the parameters", _loose(s))
-
-
-def _at(s: Subject, d: Drawn) -> tuple[Tensor, nn.Module, dict[str, Any], Any]:
-    x, model = d.inputs(), s.model(d)
-    given = s.options(d, x)
-    return x, model, given, weights_like(d, s.method(model, x, **given))
-
-
-def _loose(s: Subject) -> float:
-    """Finite differences are good to about 1e-7, and cancel in the sum over elements."""
-    return max(1.0, 1e-4 / s.tolerance)
-
-
-def compile(s: Subject, d: Drawn) -> None:
-    """``torch.compile(fullgraph=True)`` gives the same."""
-    x, model = d.inputs(), s.model(d)
-    given = s.options(d, x)
     torch.compiler.reset()
     try:
-        compiled = torch.compile(
-            lambda x: s.method(model, x, **given), fullgraph=True, backend="aot_eager"
-        )
-        found = compiled(x)
+        compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
+        t.close(compiled(x, of_rows), f(x, of_rows), "torch.compile(fullgraph=True)")
+        with torch.compiler.set_stance("fail_on_recompile"):
+            x, of_rows = t.inputs(shift=60), {k: v.flip(0) for k, v in of_rows.items()}
+            t.close(compiled(x, of_rows), f(x, of_rows), "compiled code for other values")
+            with torch.no_grad():
+                for p in model.parameters():
+                    p.mul_(1.1)
+            t.close(compiled(x, of_rows), f(x, of_rows), "compiled code for other parameters")
     finally:
         torch.compiler.reset()
-    s.close(found, s.method(model, x, **given), "torch.compile(fullgraph=True)")
 
 
 class Joined(nn.Module):
@@ -156,73 +107,134 @@ class Joined(nn.Module):
         self.model = model
         self.mid = model.mid  # a layer keeps its name
 
-    def forward(self, tree: Any) -> Tensor:
+    def forward(self, *tree: Any) -> Tensor:
         """The outputs of the model."""
-        y: Tensor = self.model(tensor_of(tree))
+        leaves: list[Tensor] = optree.tree_leaves(tree)  # type: ignore[arg-type]
+        y: Tensor = self.model(torch.cat(leaves, -1))
         return y
 
 
-def pytrees(s: Subject, d: Drawn) -> None:
-    """Inputs in a dict give attributions in such a dict, with the values of one tensor."""
-    x, model = d.inputs(), s.model(d)
-    given = s.options(d, x)
-    right = s.method(model, x, **given)
-    if "baselines" in given:
-        given["baselines"] = tree_of(given["baselines"])
-    found = s.method(Joined(model), tree_of(x), **given)
-    right = right if s.of_layer else tree_of(right)
-    if "key" in s.takes or "key" in s.needs:
+def pytrees(t: Trial, cut: Callable[[Tensor], Tree] = tree_of) -> None:
+    """Inputs in a tree give attributions in such a tree, with the values of one tensor.
+
+    Args:
+        t: The method.
+        cut: Cuts a tensor along its last dimension, in the order of the tree's leaves.
+    """
+    x, model = t.inputs(), t.build()
+    given = t.options(x)
+    right = t.method(model, x, **given)
+    if isinstance(given.get("baselines"), Tensor):
+        given["baselines"] = cut(given["baselines"])
+    tree = cut(x)
+    found = t.method(Joined(model), tree, **given)
+    right = cut(right) if t.like_inputs else right
+    what = f"inputs in a {type(tree).__name__}"
+    if t.by_leaf:
         if optree.tree_structure(found) != optree.tree_structure(right):
-            raise Failed(f"inputs in a dict: the result is {optree.tree_structure(found)}")
-        return  # draws may go by tensors
-    s.close(found, right, "inputs in a dict")
+            raise Failed(f"{what}: the result is {optree.tree_structure(found)}")
+        return
+    t.close(found, right, what)
 
 
-def dtypes(s: Subject, d: Drawn) -> None:
-    """Inputs and models of float32 give attributions of float32, close to those of float64."""
-    right = optree.tree_map(lambda t: t.float(), s.run(d))
-    x = d.inputs(dtype=torch.float32)
-    found = s.run(d, s.model(d, torch.float32), x)
-    s.close(found, right, "float32", max(1.0, 1e-2 / s.tolerance))
+def dtypes(t: Trial, dtype: torch.dtype = torch.float32, allowed: float = 1e-3) -> None:
+    """Numbers that a type holds are explained in the type as in float64.
+
+    Args:
+        t: The method.
+        dtype: The type.
+        allowed: What counts as equal, relative to the largest value.
+    """
+    x = t.inputs().to(dtype)
+    given = t.options(x)
+
+    def explained(to: torch.dtype) -> Tree:
+        options = {
+            k: v.to(dtype).to(to) if isinstance(v, Tensor) and v.is_floating_point() else v
+            for k, v in given.items()
+        }
+        return t.method(t.build().to(dtype).to(to), x.to(to), **options)
+
+    found, right = explained(dtype), explained(torch.float64)
+    t.said(found, "the result")
+    for a in optree.tree_leaves(found):
+        if a.dtype != dtype:
+            raise Failed(f"{_name(dtype)}: the result is {tuple(a.shape)} of {a.dtype}")
+    t.close(optree.tree_map(Tensor.double, found), right, _name(dtype), allowed)
 
 
-def chunks(s: Subject, d: Drawn) -> None:
-    """``chunk_size`` changes no value."""
-    right = s.run(d)
-    for size in (1, 2, None):
-        s.close(s.run(d, chunk_size=size), right, f"chunk_size={size}")
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
-def keys(s: Subject, d: Drawn) -> None:
+def chunks(t: Trial, sizes: Collection[Any] = (1, 2, 100, None), **options: Any) -> None:
+    """``chunk_size`` changes no value.
+
+    Args:
+        t: The method.
+        sizes: The sizes.
+        **options: Other options that change no value.
+    """
+    x, model = t.inputs(), t.build()
+    given = t.options(x)
+    right = t.method(model, x, **given)
+    for size in sizes:
+        found = t.method(model, x, **{**given, **options, "chunk_size": size})
+        t.close(found, right, f"chunk_size={size}")
+
+
+def keys(t: Trial) -> None:
     """Different keys draw differently; an int and the key made of it draw the same."""
-    one = s.run(d, key=d.seed)
-    s.close(s.run(d, key=random.key(d.seed)), one, "attrfn.random.key(seed) for the int")
-    others = [s.run(d, key=1000 + k) for k in range(6)]
-    s.differ([one] * 6, others, "six other keys")
+    x, model = t.inputs(), t.build()
+    given = t.options(x)
+
+    def by(key: Any) -> Tree:
+        return t.method(model, x, **{**given, "key": key})
+
+    one = by(t.seed)
+    t.close(by(random.key(t.seed)), one, "attrfn.random.key(seed) for the int", t.again)
+    others = [by(1000 + k) for k in range(6)]
+    t.differ([one] * 6, others, "six other keys")
 
 
-def baselines(s: Subject, d: Drawn) -> None:
+def baselines(t: Trial) -> None:
     """Attributions depend on the baselines."""
-    given = s.options(d, d.inputs())
-    moved = 0.9 - 2 * given["baselines"]
-    s.differ(s.run(d, baselines=moved), s.run(d), "other baselines")
+    x, model = t.inputs(), t.build()
+    given = t.options(x)
+    moved = {**given, "baselines": 0.9 - 2 * given["baselines"]}
+    t.differ(t.method(model, x, **moved), t.method(model, x, **given), "other baselines")
 
 
-def targets(s: Subject, d: Drawn) -> None:
+def targets(t: Trial) -> None:
     """A target for each example is that target alone; other targets explain other outputs."""
-    x = d.inputs(max(2, d.batch))
-    by_class = [s.run(d, x=x, target=t) for t in range(3)]
-    s.differ(by_class[:1] * 2, by_class[1:], "another target")
+    x, model = t.inputs(max(2, t.batch)), t.build()
+    given = t.options(x)
+
+    def of(target: Any) -> Tree:
+        return t.method(model, x, **{**given, "target": target})
+
+    by_class = [of(c) for c in range(3)]
+    t.differ(by_class[:1] * 2, by_class[1:], "another target")
     of_rows = torch.arange(len(x)) % 3
-    found = s.run(d, x=x, target=of_rows)
-    for i, t in enumerate(of_rows.tolist()):
+    found = of(of_rows)
+    for i, c in enumerate(of_rows.tolist()):
         one = slice(i, i + 1)
-        s.close(rows(found, one), rows(by_class[t], one), "a target for each example")
+        right = taken(by_class[c], one, t.dim)
+        t.close(taken(found, one, t.dim), right, "a target for each example")
 
 
-def no_grad(s: Subject, d: Drawn) -> None:
-    """Attributions are the same where gradients are switched off."""
-    right = s.run(d)
-    with torch.no_grad():
-        found = s.run(d)
-    s.close(found, right, "under torch.no_grad")
+def no_grad(
+    t: Trial, mode: Callable[[], contextlib.AbstractContextManager[Any]] = torch.no_grad
+) -> None:
+    """Attributions are the same where gradients are switched off.
+
+    Args:
+        t: The method.
+        mode: ``torch.no_grad`` or ``torch.inference_mode``.
+    """
+    x, model = t.inputs(), t.build()
+    given = t.options(x)
+    right = t.method(model, x, **given)
+    with mode(), untouched(model, x, given):
+        found = t.method(model, x, **given)
+    t.close(found, right, f"under torch.{mode.__name__}")

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Literal
 from torch import Tensor
 
 from attrfn._explain.flags import checks_flags, say
-from attrfn.viz._canvas import BLUE, DARK, RED, text_width
-from attrfn.viz._rows import MARGIN, SHAPES, features, frame, order
-from attrfn.viz._scale import Array, numbers, signed
+from attrfn.viz._canvas import ACCENT, BLUE, DARK, RED, text_width
+from attrfn.viz._rows import MARGIN, features, frame, order, with_values
+from attrfn.viz._scale import Array, numbers
+from attrfn.viz._scale import signed as with_sign
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 ERRORS = {"std": "standard deviation", "stderr": "standard error"}
@@ -28,16 +30,20 @@ def bar(
     error: Literal["std", "stderr"] | Array | None = "stderr",
     values: Array | None = None,
     rest: bool = True,
+    signed: bool = False,
     title: str = "",
     xlabel: str | None = None,
+    ax: Axes | None = None,
 ) -> Figure:
-    """Horizontal bars of the mean attribution over samples, with uncertainty.
+    """Horizontal bars: one sample's attributions, or the mean size of those of several.
 
-    Features are sorted by mean |attribution|, so one that helps some samples and hurts others
-    stands high with a short bar. The numbers stand at the right.
+    Features are sorted by mean |attribution|. The bars of several samples are those means: how much
+    a feature matters, whatever its sign. With ``signed`` they are means of the attributions, where
+    a feature that helps some samples and hurts others has a short bar. The label under the plot
+    says which; the numbers stand at the right.
 
     Args:
-        attributions: (B, F), or (F,) for one sample.
+        attributions: (B, F), or (F,) for one sample, whose signs are always drawn.
         names: F texts.
         top: How many features are drawn.
         error: Error bars: "std" or "stderr" of the mean over the B samples (none for one sample),
@@ -45,8 +51,10 @@ def bar(
             estimates, or None.
         values: The features' values, (F,) or (B, F), whose means are written after the names.
         rest: Whether a last, paler bar sums the features that are not among the top.
+        signed: Whether bars of several samples are means of signed attributions, not of sizes.
         title: Drawn above the plot.
         xlabel: Drawn under the plot; by default it says what bars and error bars are.
+        ax: Your axes to draw in, if not a figure of its own.
 
     Returns:
         A figure with one axes.
@@ -57,15 +65,17 @@ def bar(
 
     Example:
         >>> import torch
-        >>> figure = bar(torch.tensor([[1.0, -3.0], [2.0, -1.0]]), ["age", "income"])
+        >>> figure = bar(torch.tensor([[1.0, -3.0], [1.0, 2.0]]), ["age", "income"])
         >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
         ['income', 'age']
     """
     data = features(attributions, names)
     count, size = data.shape
+    sizes = count > 1 and not signed
+    data = data.abs() if sizes else data
     half, error_name = _half_widths(data, error)
     chosen = order(data, top)
-    labels = _labels(data, names, values, chosen)
+    labels = with_values(data, names, values, chosen)
     means = data.mean(0)[chosen].tolist()
     errors = None if half is None else half[chosen].tolist()
     others = [i for i in range(size) if i not in set(chosen)]
@@ -78,26 +88,11 @@ def bar(
             half_total = _half_widths(total, error)[0] if isinstance(error, str) else None
             errors.append(float("nan") if half_total is None else float(half_total))
     if xlabel is None:
-        xlabel = f"mean attribution over {count} samples" if count > 1 else "attribution"
+        what = "|attribution|" if sizes else "attribution"
+        xlabel = f"mean {what} over {count} samples" if count > 1 else "attribution"
         xlabel += f" (\N{PLUS-MINUS SIGN} {error_name})" if half is not None else ""
-    return _draw(labels, means, errors, title, xlabel, paler=len(labels) - len(chosen))
-
-
-def _labels(
-    data: Tensor, names: Sequence[str], values: Array | None, chosen: list[int]
-) -> list[str]:
-    """The names of the chosen features, with their mean values if those are given."""
-    labels = [str(names[i]) for i in chosen]
-    if values is None:
-        return labels
-    shown = numbers(values, "values", SHAPES)
-    if shown.shape not in (data.shape, data.shape[1:]):
-        raise ValueError(
-            f"values has shape {tuple(shown.shape)}, expected {tuple(data.shape[1:])} or "
-            f"{tuple(data.shape)}: give the inputs that were explained"
-        )
-    shown = shown if shown.ndim == 1 else shown.mean(0)
-    return [f"{label} = {shown[i]:.4g}" for label, i in zip(labels, chosen, strict=True)]
+    paler = len(labels) - len(chosen)
+    return _draw(labels, means, errors, title, xlabel, paler, _colours(means, sizes), ax)
 
 
 def _draw(
@@ -107,9 +102,13 @@ def _draw(
     title: str,
     xlabel: str,
     paler: int,
+    colours: list[str],
+    ax: Axes | None,
 ) -> Figure:
     """The figure, of which the last bars are paler."""
     texts = _measured(means, errors or [0.0] * len(means))
+    # Sizes have no sign to write.
+    texts = [text.removeprefix("+") for text in texts] if ACCENT in colours else texts
     figure, axes = frame(
         labels,
         title=title,
@@ -117,9 +116,10 @@ def _draw(
         right=0.15 + max(text_width(text, 8) for text in texts) + MARGIN,
         description=f"Bar plot, {xlabel}: "
         + "; ".join(f"{label} {text}" for label, text in zip(labels, texts, strict=True)),
+        ax=ax,
     )
     rows = range(len(labels))
-    bars = axes.barh(rows, means, height=0.68, color=[BLUE if m < 0 else RED for m in means])
+    bars = axes.barh(rows, means, height=0.68, color=colours)
     for patch in bars[len(labels) - paler :]:
         patch.set_alpha(0.45)
     if errors is not None:
@@ -133,6 +133,10 @@ def _draw(
     return figure
 
 
+def _colours(means: list[float], sizes: bool) -> list[str]:
+    return [ACCENT if sizes else BLUE if mean < 0 else RED for mean in means]
+
+
 def _measured(means: list[float], errors: list[float]) -> list[str]:
     """Means with errors, -0.53 +- 0.18: as many decimals as two digits of most errors have."""
     # One number of decimals for all rows makes a readable column. Errors of very different sizes
@@ -140,12 +144,12 @@ def _measured(means: list[float], errors: list[float]) -> list[str]:
     decimals = [1 - math.floor(math.log10(error)) for error in errors if error > 0]
     plus = " \N{PLUS-MINUS SIGN} "
     if not decimals:
-        return [signed(mean, 3) for mean in means]
+        return [with_sign(mean, 3) for mean in means]
     shown = max(0, min(max(decimals), min(decimals) + 1))
     # Beyond these widths a column of decimals is harder to read than powers of ten.
     if shown > 5 or max(map(abs, means)) >= 1e5:
         return [
-            signed(mean, 3) + (f"{plus}{signed(error)[1:]}" if error > 0 else "")
+            with_sign(mean, 3) + (f"{plus}{with_sign(error)[1:]}" if error > 0 else "")
             for mean, error in zip(means, errors, strict=True)
         ]
     return [

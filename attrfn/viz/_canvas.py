@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import importlib
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from attrfn._explain.flags import say
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from attrfn.viz._figure import Region
+
+Canvas: TypeAlias = "Figure | Region"
 
 # matplotlib's own layouts divide a figure whose size is fixed before the texts are known. Here the
 # texts are measured first, and the figure is made as large as they need: so no layout engine runs
@@ -33,17 +39,66 @@ def need(module: str) -> Any:
         ) from error
 
 
-def new_figure(width: float, height: float, description: str) -> Figure:
-    """An empty white figure, sizes in inches; its label is the text for screen readers."""
+def new_figure(width: float, height: float, description: str, ax: Axes | None = None) -> Canvas:
+    """An empty white figure, sizes in inches; its label is the text for screen readers.
+
+    With ``ax`` a region of that size, which is scaled into the axes.
+
+    Raises:
+        TypeError: ``ax`` is no axes.
+    """
     # `Figure` itself, without pyplot: that has global state, and may open windows.
-    figure: Figure = need("matplotlib.figure").Figure(
+    need("matplotlib.figure")
+    home = need("attrfn.viz._figure")
+    if ax is not None:
+        region: Region = home.Region(checked(ax), width, height)
+        return region
+    figure: Figure = home.Picture(
         figsize=(width, height), dpi=150, facecolor="white", layout="none"
     )
     figure.set_label(description)
     return figure
 
 
-def place(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
+def checked(ax: Axes) -> Axes:
+    """An axes as it is.
+
+    Raises:
+        TypeError: It is none.
+    """
+    if not hasattr(ax, "inset_axes") or not hasattr(ax, "transAxes"):
+        raise TypeError(
+            f"ax is {say(ax)}, expected one matplotlib axes: give an element of what plt.subplots "
+            "returns"
+        )
+    return ax
+
+
+def finish(canvas: Canvas) -> Figure:
+    """The figure of a canvas on which everything is drawn."""
+    return canvas.finish() if hasattr(canvas, "finish") else canvas
+
+
+def root(axes: Axes) -> Figure:
+    """The figure of an axes."""
+    figure: Figure = need("attrfn.viz._figure").root(axes)
+    return figure
+
+
+def width_of(figure: Canvas, axes: Axes) -> float:
+    """The width of an axes in the inches of its canvas."""
+    return float(axes.bbox.width / axes.figure.dpi / getattr(figure, "scale", 1.0))
+
+
+def draw_line(figure: Canvas, x: tuple[float, float], y: tuple[float, float], colour: str) -> None:
+    """A thin line outside of all axes, between two places in shares of the canvas."""
+    if hasattr(figure, "line"):
+        figure.line(x, y, color=colour, linewidth=0.8)
+    else:
+        figure.add_artist(need("matplotlib.lines").Line2D(x, y, color=colour, linewidth=0.8))
+
+
+def place(figure: Canvas, left: float, top: float, width: float, height: float) -> Axes:
     """Axes of the given size, ``top`` inches under the upper edge."""
     total_width, total_height = figure.get_size_inches()
     axes = figure.add_axes(
@@ -55,6 +110,20 @@ def place(figure: Figure, left: float, top: float, width: float, height: float) 
         ),
         facecolor="white",
     )
+    return dress(axes)
+
+
+def bar_beside(axes: Axes, own: bool) -> Axes:
+    """Axes for a colour bar at the right: of a new figure, or inside the caller's own axes."""
+    if own:
+        return dress(axes.inset_axes((1.04, 0.0, 0.02, 1.0)))
+    figure, box = root(axes), axes.get_position()
+    width, height = figure.get_size_inches()
+    return place(figure, box.x1 * width + 0.2, (1 - box.y1) * height, 0.09, box.height * height)
+
+
+def dress(axes: Axes) -> Axes:
+    """Axes with the quiet lines and labels that all plots have."""
     axes.grid(False)
     axes.tick_params(colors=DARK, labelsize=8, length=0, pad=3)
     for spine in axes.spines.values():
@@ -62,7 +131,7 @@ def place(figure: Figure, left: float, top: float, width: float, height: float) 
     return axes
 
 
-def write(figure: Figure, left: float, top: float, text: str, size: float, **style: Any) -> None:
+def write(figure: Canvas, left: float, top: float, text: str, size: float, **style: Any) -> None:
     """Text with its upper left corner (or what ``ha`` and ``va`` say) at a place in inches."""
     total_width, total_height = figure.get_size_inches()
     look: dict[str, Any] = {"color": DARK, "va": "top", "linespacing": LINE_HEIGHT, **style}

@@ -5,16 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from attrfn._explain.flags import say
-from attrfn.viz._canvas import DARK, LINE, need, text_width
+from attrfn.viz._canvas import DARK, LINE, Canvas, need, text_width, width_of
 from attrfn.viz._scale import signed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Colormap, Normalize
-    from matplotlib.figure import Figure
 
 Side = Literal["both", "upper", "lower"]
+DIVERGING = {
+    *("PiYG", "PRGn", "BrBG", "PuOr", "RdGy", "RdBu", "RdYlBu", "RdYlGn", "Spectral"),
+    *("coolwarm", "bwr", "seismic", "berlin", "managua", "vanimo"),
+}
 
 
 def norm(limit: float, side: Side = "both") -> Normalize:
@@ -25,8 +28,16 @@ def norm(limit: float, side: Side = "both") -> Normalize:
     return scale
 
 
-def colour_map(name: str, side: Side = "both", alpha: float | None = None) -> Colormap:
-    """A named map, its upper or lower half, opaque or fading with ``alpha`` towards zero.
+def colour_map(
+    name: str, side: Side = "both", alpha: float | None = None, fades: bool = True
+) -> Colormap:
+    """A named map, opaque or fading with ``alpha`` towards zero; one side takes half of some.
+
+    Args:
+        name: Of a map of matplotlib. Of those that diverge from the middle one side is a half.
+        side: The side of zero that is drawn.
+        alpha: The opacity, None for an opaque map.
+        fades: Whether the opacity falls to 0 towards zero.
 
     Raises:
         ValueError: matplotlib has no map of this name.
@@ -39,18 +50,21 @@ def colour_map(name: str, side: Side = "both", alpha: float | None = None) -> Co
         )
     # 511 entries: an odd number, so that the middle one is exactly zero's colour.
     low, high = (0.5 if side == "upper" else 0.0), (0.5 if side == "lower" else 1.0)
-    positions = [low + (high - low) * i / 510 for i in range(511)]
-    colours = [list(maps[name](position)) for position in positions]
+    if name.removesuffix("_r") not in DIVERGING:
+        low, high = (1.0, 0.0) if side == "lower" else (0.0, 1.0)
+    colours = [list(maps[name](low + (high - low) * i / 510)) for i in range(511)]
+    zero = {"both": 255, "upper": 0, "lower": 510}[side]
     if alpha is not None:
-        for colour, position in zip(colours, positions, strict=True):
+        for i, colour in enumerate(colours):
             # Full opacity from two thirds of the scale on, so that middle values are seen as well.
-            colour[3] = alpha * min(1.0, abs(2 * position - 1) * 1.5)
+            share = abs(i - zero) / max(zero, 510 - zero)
+            colour[3] = alpha * (min(1.0, 1.5 * share) if fades else 1.0)
     listed: Colormap = need("matplotlib.colors").ListedColormap(colours)
     return listed
 
 
 def colour_bar(
-    figure: Figure,
+    figure: Canvas,
     axes: Axes,
     mappable: ScalarMappable,
     limit: float,
@@ -84,7 +98,7 @@ def colour_bar(
         labels = ["0 everywhere"]
     elif orientation == "horizontal" and 0 in ticks[1:-1]:
         # Where its label has no room, zero is still in the middle of the bar.
-        room = axes.get_position().width * figure.get_size_inches()[0] - 0.2
+        room = width_of(figure, axes) - 0.2
         labels[1] = labels[1] if sum(text_width(text, size) for text in labels) < room else ""
     bar.set_ticks(ticks, labels=labels)
     axes.tick_params(labelsize=size, length=2, width=0.5, pad=2, color=LINE, labelcolor=DARK)

@@ -14,7 +14,9 @@ from attrfn.viz._canvas import (
     DARK,
     GREY,
     LINE,
+    Canvas,
     balance,
+    finish,
     need,
     new_figure,
     place,
@@ -74,6 +76,7 @@ def compare(
     outlier_percentile: float = 99.0,
     log: Collection[str] = (),
     title: str = "",
+    ax: Axes | None = None,
 ) -> Figure:
     """One row per metric, one column per method: a dot per example and a line at the mean.
 
@@ -87,6 +90,7 @@ def compare(
             p-th percentile, and all means; 100: all values.
         log: Names of metrics with a logarithmic axis, whose values are all above 0.
         title: Drawn above everything.
+        ax: Your axes, if not a figure of its own: all axes are scaled into its box.
 
     Returns:
         A figure with one axes per metric.
@@ -130,7 +134,7 @@ def compare(
     top = MARGIN + text_height(title, TITLE) + (0.12 if title else 0) + head + 0.08
     under = [text_height("0\n0" if any(row.undefined) else "0", NUMBER) + 0.05 for row in rows]
     height = len(rows) * (ROW + GAP) - GAP + sum(under)
-    figure = new_figure(full, top + height + MARGIN, _describe(rows, methods))
+    figure = new_figure(full, top + height + MARGIN, _describe(rows, methods), ax)
     write(figure, MARGIN, MARGIN, title, TITLE, weight="bold")
     for column, name in enumerate(names):
         x = left + (column + 0.5) * COLUMN
@@ -143,7 +147,7 @@ def compare(
         _write_end(figure, row, left + plot + 0.08, y)
         _write_means(figure, row, left, y + ROW + 0.05)
         y += ROW + below + GAP
-    return figure
+    return finish(figure)
 
 
 def _checked(comparison: Comparison) -> tuple[list[str], dict[str, Tensor]]:
@@ -229,7 +233,7 @@ def _draw_column(axes: Axes, row: Row, column: int, values: Tensor, mean: float)
         axes.hlines(mean, column - 0.42, column + 0.42, colors=line, linewidth=1.6, zorder=3)
 
 
-def _write_end(figure: Figure, row: Row, x: float, y: float) -> None:
+def _write_end(figure: Canvas, row: Row, x: float, y: float) -> None:
     """The label of the better end, at that end of the axis."""
     if row.better == "higher":
         write(figure, x, y, ENDS["higher"], NUMBER, color=ACCENT)
@@ -237,7 +241,7 @@ def _write_end(figure: Figure, row: Row, x: float, y: float) -> None:
         write(figure, x, y + ROW, ENDS["lower"], NUMBER, color=ACCENT, va="bottom")
 
 
-def _write_means(figure: Figure, row: Row, left: float, y: float) -> None:
+def _write_means(figure: Canvas, row: Row, left: float, y: float) -> None:
     """The mean under each column, and how many examples are undefined."""
     for column, (mean, undefined) in enumerate(zip(row.means, row.undefined, strict=True)):
         x = left + (column + 0.5) * COLUMN

@@ -14,6 +14,8 @@ from attrfn.viz._canvas import (
     DARK,
     GREY,
     LINE,
+    Canvas,
+    finish,
     new_figure,
     place,
     text_height,
@@ -60,6 +62,7 @@ def curves(
     band: tuple[float, float] = (25.0, 75.0),
     title: str = "",
     ylabel: str = "explained output",
+    ax: Axes | None = None,
 ) -> Figure:
     """Removal curves of one or several methods: the mean and a band over the examples.
 
@@ -74,6 +77,7 @@ def curves(
         band: The percentiles between which the band lies; ``(0, 100)`` holds all examples.
         title: Drawn above the panels.
         ylabel: What the model's value is.
+        ax: Your axes, if not a figure of its own: all axes are scaled into its box.
 
     Returns:
         A figure with one axes per panel and, last, the legend. Examples with a value that is not
@@ -118,7 +122,7 @@ def curves(
     height = max(HEIGHT, 0.3 + sum(heights))
     bottom = top + height + 0.5
     figure = new_figure(
-        full, bottom + text_height(notes, SMALL) + MARGIN, _describe(panels, low, high)
+        full, bottom + text_height(notes, SMALL) + MARGIN, _describe(panels, low, high), ax
     )
     write(figure, MARGIN, MARGIN, title, TITLE, weight="bold")
     for i, (kind, lines) in enumerate(panels.items()):
@@ -133,7 +137,7 @@ def curves(
     figure.axes[0].set_ylabel(ylabel, fontsize=TEXT, color=DARK, parse_math=False)
     _write_legend(figure, panels, labels, looks, heights, right, top, side)
     write(figure, left, bottom, notes, SMALL, color=GREY)
-    return figure
+    return finish(figure)
 
 
 def _band(band: Any) -> tuple[float, float]:
@@ -210,7 +214,7 @@ def _draw(axes: Axes, lines: Mapping[str, Line], looks: Mapping[str, tuple[str, 
     axes.set_axisbelow(True)
 
 
-def _share_axis(figure: Figure, panels: int) -> None:
+def _share_axis(figure: Canvas, panels: int) -> None:
     """One y axis for all panels, labelled at the first."""
     ends = [axes.get_ylim() for axes in figure.axes]
     for axes in figure.axes:
@@ -221,7 +225,7 @@ def _share_axis(figure: Figure, panels: int) -> None:
 
 
 def _write_legend(
-    figure: Figure,
+    figure: Canvas,
     panels: Mapping[str, Mapping[str, Line]],
     labels: Mapping[str, str],
     looks: Mapping[str, tuple[str, str]],

@@ -11,7 +11,9 @@ from attrfn._explain.flags import checks_flags, say
 from attrfn.viz._canvas import (
     DARK,
     GREY,
+    Canvas,
     balance,
+    finish,
     new_figure,
     place,
     text_height,
@@ -30,10 +32,11 @@ from attrfn.viz._picture import (
     draw_picture,
     maps,
     outline_of,
+    pale,
     pictures,
     shapes,
 )
-from attrfn.viz._scale import Array, limit, percentile
+from attrfn.viz._scale import Array, limit, percentile, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,8 +59,12 @@ def image_grid(
     cmap: str = "RdBu_r",
     original: bool = True,
     outline: bool = True,
+    overlay: bool = False,
+    mean: Array | None = None,
+    std: Array | None = None,
     layout: Layout | None = None,
     channels: Channels | Mapping[str, Channels] = "mean",
+    ax: Axes | None = None,
 ) -> Figure:
     """A grid of images (rows) by methods (columns), one colour scale per method.
 
@@ -77,6 +84,10 @@ def image_grid(
         cmap: Name of a diverging matplotlib colour map, negative to positive.
         original: Whether the first column shows the images.
         outline: Whether a thin contour of the image lies over each map.
+        overlay: Whether each map lies over its image in pale grey and fades towards zero, as by
+            :func:`attrfn.viz.image`, without the contour.
+        mean: What was subtracted from the images to normalise them: a number or one per channel.
+        std: What the images were divided by after that.
         layout: "CHW" or "HWC": whether the channels of all of them come first or last. A shape that
             fits the other layout only is refused. None expects "CHW", and refuses images with more
             channels than columns, which mostly are "HWC".
@@ -84,6 +95,7 @@ def image_grid(
             that. "mean" is right for scores that channels share and has the colours of a sum for
             others; "sum" is for attributions that are divided among the channels, when the numbers
             of the scale shall be their sums.
+        ax: Your axes, if not a figure of its own: all axes are scaled into its box.
 
     Returns:
         A figure with axes in row-major order (images, then methods, per row), followed by one
@@ -101,13 +113,13 @@ def image_grid(
         ['image', 'gradient', '', '', '']
     """
     form = shapes(layout, batch=True)
-    shown = pictures(images, "images", form)
+    shown = pictures(images, "images", form, mean, std)
     height, width = shown.shape[1:3]
     columns = _columns(attributions, form, len(shown), (height, width), channels)
     labels = _labels(titles, shown.shape[0])
     second = _notes(notes, columns)
     at = percentile(outlier_percentile)
-    colours = colour_map(cmap)
+    colours = colour_map(cmap, alpha=0.9 if overlay else None)
 
     cell = CELL * min(max(height / width, 0.15), 1.6)  # bounded: strips stay visible
     names = [balance(name, CELL, NAME, "bold") for name in ["image"] * original + list(columns)]
@@ -120,10 +132,12 @@ def image_grid(
     title = wrap(title, full - 2 * MARGIN, TITLE, "bold")
     top += text_height(title, TITLE) + (0.12 if title else 0)
     bottom = top + len(shown) * (cell + GAP_Y)
-    figure = new_figure(full, bottom + BAR + 0.3, _describe(len(shown), columns, original))
-    write(figure, MARGIN, MARGIN, title, TITLE, weight="bold")
-
     limits = [limit(values, at) for values in columns.values()]
+    note = wrap(_end(columns, limits, at), full - left - MARGIN, NOTE)
+    what = _describe(len(shown), columns, original)
+    figure = new_figure(full, bottom + BAR + 0.3 + text_height(note, NOTE), what, ax)
+    write(figure, MARGIN, MARGIN, title, TITLE, weight="bold")
+    write(figure, left, bottom + BAR + 0.2, note, NOTE, color=GREY)
     for row, picture in enumerate(shown):
         y = top + row * (cell + GAP_Y)
         if labels:
@@ -133,14 +147,14 @@ def image_grid(
             place(figure, left + column * (CELL + GAP_X), y, CELL, cell)
             for column in range(len(names))
         ]
-        _draw_row(cells, picture, row_maps, limits, colours, original, outline)
+        _draw_row(cells, picture, row_maps, limits, colours, original, outline, overlay)
     _write_names(figure, names, under, left, top, note_height)
     for column, (values, end) in enumerate(zip(columns.values(), limits, strict=True)):
         x = left + (column + original) * (CELL + GAP_X)
         axes = place(figure, x, bottom, CELL, BAR)
-        mappable = figure.axes[column + original].images[0]
+        mappable = figure.axes[column + original].images[-1]
         colour_bar(figure, axes, mappable, end, clipped=bool((values.abs() > end).any()))
-    return figure
+    return finish(figure)
 
 
 def _draw_row(
@@ -151,21 +165,24 @@ def _draw_row(
     colours: Colormap,
     original: bool,
     outline: bool,
+    overlay: bool,
 ) -> None:
     """One image, if it is to be shown, and its maps."""
     size = (picture.shape[0], picture.shape[1])
-    lines = outline_of(picture) if outline else []
+    lines = outline_of(picture) if outline and not overlay else []
     if original:
         draw_picture(cells[0], picture)
     for axes, values, end in zip(cells[original:], row_maps, limits, strict=True):
-        draw_map(axes, values, size, colours, norm(end))
+        if overlay:
+            draw_picture(axes, pale(picture))
+        draw_map(axes, values, size, colours, norm(end), smooth=overlay)
         draw_outline(axes, lines)
     for axes in cells:
         bare(axes)
 
 
 def _write_names(
-    figure: Figure, names: list[str], notes: list[str], left: float, top: float, height: float
+    figure: Canvas, names: list[str], notes: list[str], left: float, top: float, height: float
 ) -> None:
     """The names over the columns, and under each its note; the notes are ``height`` inches high."""
     # A name is the title of the column's first axes, so that those who read the axes find it there.
@@ -238,6 +255,15 @@ def _notes(notes: Mapping[str, str] | None, columns: Mapping[str, Tensor]) -> li
             "attributions"
         )
     return [str(notes.get(name, "")) for name in columns]
+
+
+def _end(columns: Mapping[str, Tensor], limits: list[float], at: float) -> str:
+    """Where the scales end, if some values lie beyond."""
+    beyond = any(
+        bool((values.abs() > end).any())
+        for values, end in zip(columns.values(), limits, strict=True)
+    )
+    return f"Scales end at percentile {plain(at)} of the column's sizes." if beyond else ""
 
 
 def _describe(batch: int, columns: Mapping[str, Tensor], original: bool) -> str:

@@ -105,18 +105,28 @@ def _refuse(data: Tensor, name: str, form: Shapes, what: str) -> NoReturn:
     )
 
 
-def pictures(value: Array, name: str, form: Shapes) -> Tensor:
+def pictures(
+    value: Array,
+    name: str,
+    form: Shapes,
+    mean: Array | None = None,
+    std: Array | None = None,
+) -> Tensor:
     """Images in 0..1: three channels as (..., H, W, 3), any other number averaged to (..., H, W).
 
     Colours within 0..1 and integers within 0..255 keep their meaning; all else, grey images
-    included, is stretched over the range of the whole batch.
+    included, is stretched over the range of the whole batch. With ``mean`` or ``std`` the images
+    are those that were normalised by them: what lies outside 0..1 then is cut off.
 
     Raises:
-        ValueError: The shape is that of an image in another layout.
+        ValueError: The shape is that of an image in another layout, or the numbers of channels of
+            the image, ``mean`` and ``std`` differ.
     """
     data = numbers(value, name, form.words)
+    told = mean is not None or std is not None
     if data.ndim < max(form.words):
-        return stretch(data)
+        data = _denormalised(data, name, mean, std, 1)
+        return data.clamp(0, 1) if told else stretch(data)
     first, last = data.shape[-3], data.shape[-1]
     own, other = (first, last) if form.layout == "CHW" else (last, first)
     if own not in CHANNELS and other in CHANNELS:
@@ -129,6 +139,10 @@ def pictures(value: Array, name: str, form: Shapes) -> Tensor:
             "layout='CHW'"
         )
     data = data if form.layout == "CHW" else data.movedim(-1, -3)
+    data = _denormalised(data, name, mean, std, data.shape[-3])
+    if told:
+        data = data.clamp(0, 1)
+        return data.movedim(-3, -1) if data.shape[-3] == 3 else data.mean(-3)
     if data.shape[-3] != 3:
         return stretch(data.mean(-3))
     data = data.movedim(-3, -1)
@@ -138,6 +152,24 @@ def pictures(value: Array, name: str, form: Shapes) -> Tensor:
     if low >= 0 and high <= 255 and bool((data == data.round()).all()):
         return data / 255
     return stretch(data)
+
+
+def _denormalised(
+    data: Tensor, name: str, mean: Array | None, std: Array | None, channels: int
+) -> Tensor:
+    """``std * data + mean``, each one number or one per channel."""
+    for values, which in ((std, "std"), (mean, "mean")):
+        if values is None:
+            continue
+        own = numbers(values, which, {0: "()", 1: "(C,)"})
+        if own.numel() not in (1, channels):
+            raise ValueError(
+                f"{which} has {own.numel()} numbers, expected 1 or {channels} as {name} has "
+                "channels: give what the image was normalised by"
+            )
+        own = own.reshape(-1, 1, 1) if own.ndim and data.ndim > 2 else own
+        data = data * own if which == "std" else data + own
+    return data
 
 
 def stretch(data: Tensor) -> Tensor:
@@ -152,6 +184,11 @@ def grey(picture: Tensor) -> Tensor:
         return picture
     # The weights of luma in ITU-R BT.601.
     return picture @ torch.tensor([0.299, 0.587, 0.114], dtype=picture.dtype)
+
+
+def pale(picture: Tensor) -> Tensor:
+    """A picture in grey, because colours mean attributions; pale, so that dark ones show on it."""
+    return 0.35 + 0.65 * grey(picture)
 
 
 def draw_picture(axes: Axes, picture: Tensor) -> AxesImage:
@@ -169,10 +206,18 @@ def draw_picture(axes: Axes, picture: Tensor) -> AxesImage:
 
 
 def draw_map(
-    axes: Axes, values: Tensor, size: tuple[int, int], cmap: Colormap, scale: Normalize
+    axes: Axes,
+    values: Tensor,
+    size: tuple[int, int],
+    cmap: Colormap,
+    scale: Normalize,
+    smooth: bool = False,
 ) -> AxesImage:
     """A map (h, w) of any size over the extent of an image of ``size`` (H, W)."""
     height, width = size
+    if smooth and tuple(values.shape) != (height, width):
+        shape = (max(height, values.shape[0]), max(width, values.shape[1]))
+        values = functional.interpolate(values[None, None], shape, mode="bilinear")[0, 0]
     return axes.imshow(
         values.numpy(),
         cmap=cmap,

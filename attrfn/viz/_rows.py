@@ -11,8 +11,12 @@ from torch import Tensor
 from attrfn.viz._canvas import (
     DARK,
     LINE,
+    checked,
+    dress,
+    finish,
     new_figure,
     place,
+    root,
     text_height,
     text_width,
     wrap,
@@ -48,6 +52,23 @@ def order(data: Tensor, top: int) -> list[int]:
     return torch.argsort(data.abs().mean(0), descending=True, stable=True)[:top].tolist()
 
 
+def with_values(
+    data: Tensor, names: Sequence[str], values: Array | None, chosen: list[int]
+) -> list[str]:
+    """The names of the chosen features, with their mean values if those are given."""
+    labels = [str(names[i]) for i in chosen]
+    if values is None:
+        return labels
+    shown = numbers(values, "values", SHAPES)
+    if shown.shape not in (data.shape, data.shape[1:]):
+        raise ValueError(
+            f"values has shape {tuple(shown.shape)}, expected {tuple(data.shape[1:])} or "
+            f"{tuple(data.shape)}: give the inputs that were explained"
+        )
+    shown = shown if shown.ndim == 1 else shown.mean(0)
+    return [f"{label} = {shown[i]:.4g}" for label, i in zip(labels, chosen, strict=True)]
+
+
 def swarm(places: Tensor, bins: int) -> Tensor:
     """Offsets within -0.4..0.4 for dots: the k-th dot of a bin goes k/2 dots to one side or other.
 
@@ -67,7 +88,14 @@ def swarm(places: Tensor, bins: int) -> Tensor:
 
 
 def frame(
-    labels: Sequence[str], *, title: str, xlabel: str, right: float, description: str
+    labels: Sequence[str],
+    *,
+    title: str,
+    xlabel: str,
+    right: float,
+    description: str,
+    ax: Axes | None = None,
+    zero: bool = True,
 ) -> tuple[Figure, Axes]:
     """A figure with one row per label, first on top at y = 0, and a line at x = 0.
 
@@ -77,8 +105,34 @@ def frame(
         xlabel: Drawn under the plot.
         right: Inches to leave at the right of the plot.
         description: The figure's text for screen readers.
+        ax: The axes to use, whose place and size then stay.
+        zero: Whether there is a line at x = 0.
     """
     labels = [wrap(label, NAME, TEXT) for label in labels]
+    if ax is None:
+        figure, axes = _new(labels, title, xlabel, right, description)
+    else:
+        axes = dress(checked(ax))
+        figure = root(axes)
+        axes.set_title(title, loc="left", parse_math=False)
+        axes.set_xlabel(xlabel, fontsize=TEXT, color=DARK, parse_math=False)
+    # Downwards, so that row 0 is on top.
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.set_yticks(range(len(labels)), labels=labels, fontsize=TEXT, parse_math=False)
+    axes.spines[["left", "right", "top"]].set_visible(False)
+    axes.locator_params(axis="x", nbins=6)
+    axes.grid(axis="x", color=LINE, linewidth=0.5, alpha=0.6)
+    axes.set_axisbelow(True)
+    if zero:
+        # The reference of every attribution: over the grid, under bars and dots.
+        axes.axvline(0, color=DARK, linewidth=0.8, zorder=1.5)
+    return figure, axes
+
+
+def _new(
+    labels: list[str], title: str, xlabel: str, right: float, description: str
+) -> tuple[Figure, Axes]:
+    """A figure that has room for the labels, the plot and its title."""
     left = MARGIN + max(text_width(label, TEXT) for label in labels) + 0.1
     row = max(ROW, max(text_height(label, TEXT) for label in labels) + 0.06)
     width = left + PLOT + right
@@ -91,13 +145,4 @@ def frame(
     write(figure, MARGIN, MARGIN, title, TITLE, weight="bold")
     axes = place(figure, left, top, PLOT, height)
     write(figure, left + PLOT / 2, top + height + 0.25, xlabel, TEXT, ha="center")
-    # Downwards, so that row 0 is on top.
-    axes.set_ylim(len(labels) - 0.5, -0.5)
-    axes.set_yticks(range(len(labels)), labels=labels, fontsize=TEXT, parse_math=False)
-    axes.spines[["left", "right", "top"]].set_visible(False)
-    axes.locator_params(axis="x", nbins=6)
-    axes.grid(axis="x", color=LINE, linewidth=0.5, alpha=0.6)
-    axes.set_axisbelow(True)
-    # Zero is the reference of every attribution: over the grid, under bars and dots.
-    axes.axvline(0, color=DARK, linewidth=0.8, zorder=1.5)
-    return figure, axes
+    return finish(figure), axes

@@ -12,8 +12,10 @@ from attrfn.viz._canvas import (
     DARK,
     GREY,
     LINE,
+    Canvas,
     balance,
-    need,
+    draw_line,
+    finish,
     new_figure,
     place,
     text_height,
@@ -38,6 +40,7 @@ from attrfn.viz._picture import maps as maps_of
 from attrfn.viz._scale import Array, limit, numbers, percentile
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 NAME, NOTE, LABEL, TITLE = 9.0, 7.5, 9.0, 12.0  # font sizes
@@ -66,6 +69,7 @@ def sanity(
     outline: bool = True,
     layout: Layout | None = None,
     channels: Channels = "mean",
+    ax: Axes | None = None,
 ) -> Figure:
     """Maps of the trained model, then of the model with ever more layers drawn at random.
 
@@ -88,6 +92,7 @@ def sanity(
         outline: Whether a thin contour of the image lies over each map.
         layout: "CHW" or "HWC": whether the channels of all of them come first or last.
         channels: What becomes of the channels of maps, "mean" or "sum".
+        ax: Your axes, if not a figure of its own: all axes are scaled into its box.
 
     Returns:
         A figure with axes in row-major order: per row the image, then the maps.
@@ -135,9 +140,8 @@ def sanity(
     step = cell + GAP_Y + (text_height("0", NOTE) + 0.02 if similarity else 0)
     note = balance(_note(similarity), full - left - MARGIN, NOTE)
     bottom = top + len(rows) * step
-    figure = new_figure(
-        full, bottom + text_height(note, NOTE) + MARGIN, _describe(list(maps), columns, len(shown))
-    )
+    what = _describe(list(maps), columns, len(shown))
+    figure = new_figure(full, bottom + text_height(note, NOTE) + MARGIN, what, ax)
     write(figure, MARGIN, MARGIN, title, TITLE, weight="bold")
     _write_span(figure, left + 2 * (CELL + GAP_X), full - MARGIN, line)
     for i, row in enumerate(rows):
@@ -159,7 +163,7 @@ def sanity(
     for axes, name in zip(figure.axes[: len(names)], names, strict=True):
         axes.set_title(name, color=DARK, fontsize=NAME, weight="bold", pad=4, parse_math=False)
     write(figure, left, bottom, note, NOTE, color=GREY)
-    return figure
+    return finish(figure)
 
 
 def _columns(maps: object) -> list[str]:
@@ -249,14 +253,11 @@ def _text(value: float) -> str:
     return f"{value:.2f}".replace("-0.00", "0.00").replace("-", "\N{MINUS SIGN}")
 
 
-def _write_span(figure: Figure, left: float, right: float, y: float) -> None:
+def _write_span(figure: Canvas, left: float, right: float, y: float) -> None:
     """A line over the columns of the layers, which says what they are."""
     write(figure, left, y - 0.03, "drawn at random, layer by layer", NOTE, color=GREY, va="bottom")
     width, height = figure.get_size_inches()
-    line = need("matplotlib.lines").Line2D(
-        [left / width, right / width], [1 - y / height] * 2, color=LINE, linewidth=0.8
-    )
-    figure.add_artist(line)
+    draw_line(figure, (left / width, right / width), (1 - y / height,) * 2, LINE)
 
 
 def _note(similarity: Callable[[Tensor, Tensor], Tensor] | None) -> str:

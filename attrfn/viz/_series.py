@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attrfn._explain.flags import checks_flags, say
-from attrfn.viz._canvas import DARK, new_figure, place, text_height, text_width, wrap, write
+from attrfn.viz._canvas import DARK, finish, new_figure, place, text_height, text_width, wrap, write
 from attrfn.viz._colour import colour_bar, colour_map, norm
 from attrfn.viz._scale import Array, limit, numbers, percentile
 
@@ -35,6 +35,7 @@ def time_series(
     title: str = "",
     xlabel: str = "time step",
     layout: Literal["CT", "TC"] | None = None,
+    ax: Axes | None = None,
 ) -> Figure:
     """Lines of a series, one panel per channel, over bands coloured by attribution.
 
@@ -50,6 +51,7 @@ def time_series(
         xlabel: Drawn under the panels.
         layout: "CT" or "TC": whether channels or steps come first. None expects (C, T), and refuses
             more channels than steps, which mostly are (T, C).
+        ax: Your axes, if not a figure of its own: all axes are scaled into its box.
 
     Returns:
         A figure with one axes per channel and, last, the colour bar.
@@ -99,6 +101,7 @@ def time_series(
         top + height + 0.3 + text_height(xlabel, TEXT) + MARGIN,
         f"Time series of {channels} channels and {steps} steps; the background is red where a step "
         "raises the explained output and blue where it lowers it.",
+        ax,
     )
     write(figure, MARGIN, MARGIN, title, TITLE, weight="bold")
     colours, scale = colour_map(cmap), norm(end)
@@ -113,7 +116,7 @@ def time_series(
     bar = place(figure, left + WIDTH + 0.12, top, 0.1, height)
     clipped = bool((values.abs() > end).any())
     colour_bar(figure, bar, bands, end, clipped=clipped, orientation="vertical", size=8)
-    return figure
+    return finish(figure)
 
 
 def _draw_panel(

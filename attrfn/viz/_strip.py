@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attrfn._explain.flags import checks_flags
-from attrfn.viz._canvas import DARK, GREY, LINE, place
+from attrfn.viz._canvas import DARK, GREY, LINE, bar_beside
 from attrfn.viz._colour import colour_map
 from attrfn.viz._rows import MARGIN, features, frame, order, swarm
 from attrfn.viz._scale import Array, numbers
@@ -32,6 +32,7 @@ def strip(
     cmap: str = "viridis",
     title: str = "",
     xlabel: str = "attribution",
+    ax: Axes | None = None,
 ) -> Figure:
     """One dot per sample and feature: attribution along x, the feature's value as colour.
 
@@ -46,6 +47,7 @@ def strip(
         cmap: Name of a sequential matplotlib colour map, low to high values.
         title: Drawn above the plot.
         xlabel: Drawn under the plot.
+        ax: Your axes to draw in, if not a figure of its own.
 
     Returns:
         A figure with two axes: the dots and the colour bar.
@@ -78,6 +80,7 @@ def strip(
         right=0.75 + MARGIN,
         description=f"One dot per sample, {xlabel} along x, the feature's value as colour, for the "
         f"features {', '.join(str(names[i]) for i in chosen)}.",
+        ax=ax,
     )
     span = float(data[:, chosen].abs().max()) or 1.0
     for row, i in enumerate(chosen):
@@ -94,16 +97,14 @@ def strip(
             alpha=0.9,
             zorder=2,
         )
-    _value_bar(figure, axes, dots)
+    _value_bar(figure, axes, dots, own=ax is not None)
     return figure
 
 
-def _value_bar(figure: Figure, axes: Axes, dots: PathCollection) -> None:
-    """The colour bar of the features' values, at the right of the plot."""
+def _value_bar(figure: Figure, axes: Axes, dots: PathCollection, own: bool) -> None:
+    """The colour bar of the features' values, at the right of the plot, or of the caller's own."""
     # Without numbers: each feature has its own range.
-    box = axes.get_position()
-    width, height = figure.get_size_inches()
-    bar = place(figure, box.x1 * width + 0.2, (1 - box.y1) * height, 0.09, box.height * height)
+    bar = bar_beside(axes, own)
     figure.colorbar(dots, cax=bar, ticks=[0, 1]).outline.set(edgecolor=LINE, linewidth=0.5)
     bar.set_yticks([0, 1], labels=["low", "high"])
     bar.tick_params(labelsize=8, length=0, pad=3, labelcolor=DARK)

@@ -102,7 +102,9 @@ def of_boards() -> dict[str, Figure]:
     channels = {"layer": "12", "layer_mask": torch.arange(64)[:, None, None]}
     three = held_out[(found == 3).any(1)]
     lost = attrfn.layer_feature_ablation(model, three, target=3, **channels)[..., 0, 0]
-    bar = partial(viz.bar, names=[f"channel {k}" for k in range(64)], top=8, rest=False)
+    bar = partial(
+        viz.bar, names=[f"channel {k}" for k in range(64)], top=8, rest=False, signed=True
+    )
     figures["layer_feature_ablation"] = bar(
         lost,
         title="layer_feature_ablation: what finds a 3?",
@@ -174,6 +176,7 @@ def of_patients() -> dict[str, Figure]:
         -torch.cat([shuffle(key=key) for key in range(10)]),
         NAMES,
         error="std",
+        signed=True,
         title="feature_permutation of a random forest",
         xlabel="added squared error: mean and standard deviation over 10 keys",
     )

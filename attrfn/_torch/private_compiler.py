@@ -145,20 +145,20 @@ def compilations() -> Iterator[list[float]]:
     seconds: list[float] = []
     starts: list[float] = []
 
-    def start(args: Any) -> None:
+    def _start(args: Any) -> None:
         starts.append(time.perf_counter())
 
-    def end(args: Any) -> None:
+    def _end(args: Any) -> None:
         if starts:
             seconds.append(time.perf_counter() - starts.pop())
 
-    handler.register_start_callback(start)
-    handler.register_end_callback(end)
+    handler.register_start_callback(_start)
+    handler.register_end_callback(_end)
     try:
         yield seconds
     finally:
-        handler.remove_start_callback(start)
-        handler.remove_end_callback(end)
+        handler.remove_start_callback(_start)
+        handler.remove_end_callback(_end)
 
 
 # --- Errors -------------------------------------------------------------------------------------

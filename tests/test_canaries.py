@@ -14,9 +14,12 @@ import torch
 import torch.nn.functional as F
 import zoo
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 from torch.func import functional_call, grad, jacfwd, jvp, vjp, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 from zoo import randn
+
+from attrfn._torch.layouts import linear_of_rows
 
 
 def test_functional_call_changes_the_module_while_it_runs():
@@ -330,3 +333,23 @@ def test_forward_mode_of_solve_is_wrong_under_vmap():
     for solve, holds in [(torch.linalg.solve, False), (inv, True)]:
         found = vmap(jacfwd(functools.partial(f, solve)))(x)
         assert torch.allclose(found, right) == holds
+
+
+def test_compiled_linear_of_a_sequence_makes_the_batch_a_constant(fresh_compiler):
+    """Inside vjp, with a bias; :func:`attrfn._torch.layouts.linear_of_rows` does the same work."""
+    weight, bias, counts = randn(5, 4), randn(5, seed=1), []
+    for linear in (F.linear, linear_of_rows):
+        torch._dynamo.reset()
+        counter = CompileCounter()
+
+        def gradient(x, linear=linear):
+            y, pull = vjp(lambda x: linear(x, weight, bias), x)
+            return pull(torch.ones_like(y))[0]
+
+        compiled = torch.compile(gradient, backend=counter, fullgraph=True)
+        for batch in (6, 9, 12):
+            x = randn(batch, 3, 4)
+            torch._dynamo.maybe_mark_dynamic(x, 0)
+            compiled(x)
+        counts.append(counter.frame_count)
+    assert counts == [3, 1]

@@ -18,6 +18,7 @@ from zoo import make, randn, same_state, state
 
 import attrfn
 from attrfn._compile import dynamo
+from attrfn._explain.method_unit import loops_over_chunks
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
@@ -38,7 +39,7 @@ SIZED = [
 ]
 
 
-@rows(lambda r: r.name in SIZED)
+@rows(lambda r: r.name in SIZED and not loops_over_chunks(r.method))  # see test_units.py
 def test_a_third_batch_size_compiles_nothing(r: Row) -> None:
     """Sizes that no layer has, because some methods look for the batch in an activation's shape."""
     net = r.net
@@ -51,8 +52,23 @@ def test_a_third_batch_size_compiles_nothing(r: Row) -> None:
         assert counter.frame_count <= 2
 
 
-@rows(lambda r: r.name in primary() and r.name not in SIZED)
+def compiled_whole(r: Row) -> bool:
+    return r.name in primary() and r.name not in SIZED and not loops_over_chunks(r.method)
+
+
+@rows(lambda r: compiled_whole(r) and len(r.name) % 3 == 0)
+def test_other_methods_compile_once(r: Row) -> None:
+    compiles_once(r)
+
+
+@pytest.mark.fuzz
+@rows(lambda r: compiled_whole(r) and len(r.name) % 3 != 0)
 def test_every_other_method_compiles_once(r: Row) -> None:
+    """test_compile.py compiles these methods in the default run, too."""
+    compiles_once(r)
+
+
+def compiles_once(r: Row) -> None:
     """Other inputs and targets use the same graph."""
     net = r.net
     model, options = net.build(), {**needs(r, net), **small(r)}

@@ -138,6 +138,15 @@ def hides_tensors_from_transforms() -> None:
     assert torch.equal(grad(f)(torch.zeros(3)), x)
 
 
+@shows("is_view")
+def tells_views_also_without_gradients() -> None:
+    with torch.no_grad():
+        x = torch.ones(2, 3)
+        assert private.is_view(x.reshape(6))
+        assert not private.is_view(x)
+        assert not private.is_view(x.reshape(6).data)
+
+
 @shows("storage_id")
 def is_of_the_memory_and_not_of_the_object() -> None:
     x = torch.zeros(3)

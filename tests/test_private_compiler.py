@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import attrfn
@@ -54,6 +55,29 @@ def makes_values_real() -> None:
     graph = make_fx(f, tracing_mode="fake")(torch.ones(2))
     assert found[-1] == [0, 1, 2]
     assert "arange" not in graph.code
+
+
+@shows("changing_size")
+def lets_one_graph_serve_for_all_sizes() -> None:
+    counter = CompileCounter()
+    double = torch.compile(lambda x: 2 * x, backend=counter, fullgraph=True)
+    for size in (2, 3, 4):
+        x = torch.ones(size)
+        private_compiler.changing_size(x, 0)
+        double(x)
+    assert counter.frame_count == 1
+
+
+@shows("compilations")
+def times_each_compilation() -> None:
+    triple = torch.compile(lambda x: 3 * x, backend="eager", fullgraph=True)
+    with private_compiler.compilations() as seconds:
+        triple(torch.ones(2))
+        triple(torch.ones(2))
+    assert len(seconds) == 1
+    assert seconds[0] > 0
+    triple(torch.ones(2, dtype=torch.float64))
+    assert len(seconds) == 1
 
 
 @shows("COMPILER")

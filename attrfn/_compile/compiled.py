@@ -1,48 +1,29 @@
-"""A whole attribution as one compiled graph."""
+"""Compiled attributions: one pass of the model over a chunk, or a whole method as one graph."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
-
-import optree
-import torch
-from torch import Tensor
 
 from attrfn._compile.dynamo import (
     check_options,
-    not_captured,
     parameters,
     settings,
-    too_often,
 )
+from attrfn._compile.explainer import Compiled
+from attrfn._compile.explainer import CompileError as CompileError
 from attrfn._compile.stale import check_attributes
-from attrfn._compile.static_chunks import shapes, static_size
-from attrfn._explain.flags import check_flags, flags_of
-from attrfn._explain.introspect import is_ours
-from attrfn._explain.target import select
-from attrfn._explain.tree import clone_tensors, flatten, output_width
-from attrfn._model.bind import bind, uncompiled
-from attrfn._torch.autodiff import transforming
+from attrfn._explain.flags import check_flags
+from attrfn._model.bind import uncompiled
 from attrfn._torch.compiling import require_compiler
-from attrfn._torch.generators import unmoved
 from attrfn._torch.guard import guarded
-from attrfn._torch.private_compiler import compiler_error, limit_errors, own_code
+from attrfn._torch.private_compiler import compiler_error
 from attrfn._torch.say import say
-from attrfn._torch.typing import ChunkSize, ModelFn, Tree
-from attrfn._torch.warn import warn
+from attrfn._torch.typing import ModelFn
 
-Graph = Callable[[Tree, Mapping[str, Any]], Any]
-_WITHOUT_TENSORS = (bool, int, float, str, type(None))
 # Modes with CUDA graphs, whose outputs live in memory that the next call overwrites.
 _OVERWRITE = ("reduce-overhead", "max-autotune")
-
-
-class CompileError(RuntimeError):
-    """An attribution cannot be captured in one graph."""
 
 
 @guarded
@@ -53,22 +34,28 @@ def compile(
     backend: str | Callable[..., Any] = "inductor",
     mode: str | None = None,
     dynamic: bool | None = None,
+    progress: bool = False,
     **options: Any,
 ) -> Callable[..., Any]:
-    """A method and a model as one compiled function ``(inputs, **changing) -> attributions``.
+    """A method and a model as a compiled function ``(inputs, **changing) -> attributions``.
 
-    All steps, samples, masks and their sum are one graph. The first call compiles, in seconds to
-    minutes. Parameters are inputs of the graph, so that training does not recompile. A second batch
-    size compiles once more, for all further sizes.
+    What is compiled of a method that loops over copies of the inputs (steps, samples, masked
+    features) is one pass of the model over the rows of a chunk. The graph serves for all numbers of
+    steps, samples, features and examples, and takes about as long to compile as the model's own
+    forward and backward pass. All other methods are compiled whole, for one batch size first and
+    for all sizes at the second one. The first call compiles, in seconds to minutes. Parameters are
+    inputs of the graph, so that training does not recompile.
 
     The attributions can be differentiated if a tensor given to the call requires a gradient, with
     ``create_graph=True``, and inside transforms. Otherwise they are computed with less work.
 
-    The loop over chunks is unrolled in the graph, so ``chunk_size="auto"`` is settled before: once
-    for each new shape of the inputs, by a measured call of the model. It becomes all copies if
-    memory holds them, else a power of two with at most 32 chunks. Another size is another graph,
-    but a size up to four times too small is reused, so that growing batches need few graphs. Give
-    ``chunk_size`` to choose it yourself (the method inside a :func:`noise_tunnel` has its own).
+    ``chunk_size="auto"`` is settled once for each new shape of the inputs, by a measured call of
+    the model. With ``batching="vmap"`` each size is another graph. A model that draws random
+    numbers runs as it is in methods with chunks, because compiled code would draw others in each
+    of its runs.
+
+    A later process compiles faster: torch keeps what inductor has compiled in the directory that
+    the environment variable ``TORCHINDUCTOR_CACHE_DIR`` names.
 
     Args:
         method: A method of attrfn, or a function with the same arguments.
@@ -77,8 +64,9 @@ def compile(
         mode: What ``torch.compile`` takes, such as ``"max-autotune"`` or ``"reduce-overhead"``
             (CUDA graphs; the attributions are copied, so that the next call does not overwrite
             them).
-        dynamic: What ``torch.compile`` takes: None compiles for one batch size first and for all
-            sizes at the second one, True for all sizes at once, False for each size.
+        dynamic: What ``torch.compile`` takes: None compiles as said above, True for all sizes of
+            all dimensions, False for each size.
+        progress: Say on stderr how long each compilation took, and show the method's own progress.
         **options: Options of the method that do not change, such as ``n_steps``.
 
     Returns:
@@ -112,8 +100,11 @@ def compile(
     check_options(method, options)
     if dynamic is not None:
         check_flags(("dynamic",), {"dynamic": dynamic})
-    how = functools.partial(settings, backend, mode, dynamic)
-    compiled = _Compiled(method, model_fn, options, how, overwrites=mode in _OVERWRITE)
+    how = functools.partial(settings, backend, mode)
+    check_flags(("progress",), {"progress": progress})
+    if progress and "progress" in parameters(method):
+        options["progress"] = True
+    compiled = Compiled(method, model_fn, options, how, dynamic, overwrites=mode in _OVERWRITE)
     try:
         compiled.graph(
             "given"
@@ -123,155 +114,6 @@ def compile(
             f"backend is {say(backend)}, expected a name that torch.compiler.list_backends() has, "
             "or a callable"
         ) from error
+    if progress:
+        return lambda inputs, **changing: compiled.timed(inputs, changing)
     return lambda inputs, **changing: compiled(inputs, changing)
-
-
-class _Compiled:
-    """A method and a model, with a graph for each size of chunks.
-
-    Args:
-        method: The method.
-        model_fn: The model function.
-        options: The options that do not change.
-        how: Makes the arguments of torch.compile, which changes those that it is given.
-        overwrites: Whether the next call overwrites the attributions of this one.
-    """
-
-    # What torch.compile would decide in the graph, each call decides here before it, in plain
-    # Python: the size of chunks (a graph cannot measure), whether the result may be differentiated,
-    # and the check of an int target, which enters the graph as a tensor so that it is not a guard.
-
-    def __init__(
-        self,
-        method: Callable[..., Any],
-        model_fn: ModelFn,
-        options: dict[str, Any],
-        how: Callable[[], dict[str, Any]],
-        *,
-        overwrites: bool,
-    ) -> None:
-        self.method = method
-        self.model_fn = model_fn
-        self.options = options
-        self.holding = [v for v in options.values() if not isinstance(v, _WITHOUT_TENSORS)]
-        self.how = how
-        self.overwrites = overwrites
-        self.draws: bool | None = None  # known after the first call
-        takes = parameters(method)
-        self.known = frozenset(takes)
-        self.flags = flags_of(takes.values()) if is_ours(method) else ()
-        check_flags(self.flags, options)
-        self.chunk_size = takes["chunk_size"].default if "chunk_size" in takes else None
-        # Another library's create_graph may mean something else than ours.
-        self.promises = "create_graph" in takes and is_ours(method)
-        self.sizes: dict[object, ChunkSize] = {}
-        self.widths: dict[object, int | None] = {}
-        self.graphs: dict[tuple[ChunkSize, bool], tuple[Graph, types.CodeType]] = {}
-
-    def __call__(self, inputs: Tree, changing: dict[str, Any]) -> Any:
-        """The attributions."""
-        if not self.known.issuperset(changing):
-            check_options(self.method, changing)
-        check_flags(self.flags, changing)
-        size, given = self.size(inputs, changing), changing
-        if size != "given":
-            given = {k: v for k, v in given.items() if k != "chunk_size"}
-        target = given.get("target")
-        if isinstance(target, int) and not isinstance(target, bool):
-            given = {**given, "target": self.index(inputs, target)}
-        undifferentiated = self.undifferentiated(inputs, changing)
-        graph, code = self.graph(size, undifferentiated)
-        try:
-            with (
-                torch.no_grad() if undifferentiated else contextlib.nullcontext(),
-                contextlib.nullcontext() if self.draws is False else unmoved() as moved,
-            ):
-                found = graph(inputs, given)
-            if self.draws is None:
-                self.draws = bool(moved)
-                if self.draws:
-                    warn(
-                        "the model draws random numbers, in compiled code others in each of its "
-                        "runs, so that the attributions belong to no single draw: call "
-                        "model.eval(), or the method without attrfn.compile"
-                    )
-            return clone_tensors(found) if self.overwrites else found
-        except limit_errors() as error:
-            raise CompileError(too_often(self.method, code)) from error
-        except compiler_error() as error:
-            failure = error
-        # The compiler also wraps errors of the method and the model. In eager mode these come as
-        # they are, with numbers where the compiler has symbols.
-        self.run(inputs, changing)
-        raise CompileError(not_captured(self.method, failure)) from failure
-
-    def run(self, inputs: Tree, changing: Mapping[str, Any]) -> Any:
-        """The method itself."""
-        return self.method(self.model_fn, inputs, **{**self.options, **changing})
-
-    def index(self, inputs: Tree, target: int) -> Tensor:
-        """An int target as a tensor, after a check against the size of the outputs."""
-        # A graph cannot check a tensor of indices, and an index out of range may read other memory.
-        leaves = flatten(inputs)[0]
-        shape = tuple([t.shape[1:] for t in leaves])
-        if shape not in self.widths and not transforming() and all(t.numel() for t in leaves):
-            self.widths[shape] = output_width(bind(uncompiled(self.model_fn), frozen=True), inputs)
-        width = self.widths.get(shape)
-        if width is not None and not -width <= target < width:
-            select(torch.zeros(1, width), (target,), 1)  # raises
-        return torch.full((), target, device=leaves[0].device)
-
-    def size(self, inputs: Tree, changing: dict[str, Any]) -> Any:
-        """The size of chunks in the graph, or "given" if the options determine it."""
-        options = {**self.options, **changing}
-        size = options.get("chunk_size", self.chunk_size)
-        if size != "auto":
-            return changing.get("chunk_size", "given")
-        if options.get("batching") == "loop" or transforming():
-            return "given"
-        # A target and a key change in each call and take no memory.
-        others = {k: v for k, v in changing.items() if k not in ("target", "key")}
-        shape = shapes((inputs, others))
-        if shape not in self.sizes:
-            self.sizes[shape] = static_size(
-                lambda ask: self.run(inputs, {**changing, "chunk_size": ask}),
-                self.model_fn,
-                inputs,
-                {size for size, _ in self.graphs if isinstance(size, int)},
-            )
-        return self.sizes[shape]
-
-    def undifferentiated(self, inputs: Tree, changing: dict[str, Any]) -> bool:
-        """Whether the attributions cannot be differentiated, so that rules save a run."""
-        if not self.promises or "create_graph" in {**self.options, **changing} or transforming():
-            return False
-        if not torch.is_grad_enabled():
-            return True
-        given = _tensors(inputs) + _tensors(changing) + _tensors(self.holding)
-        return not any(t.requires_grad for t in given)
-
-    def graph(self, size: Any, undifferentiated: bool = False) -> tuple[Graph, types.CodeType]:
-        """The compiled function for a size of chunks."""
-        if (size, undifferentiated) not in self.graphs:
-            fixed = {} if size == "given" else {"chunk_size": size}
-            fixed |= {"create_graph": None} if undifferentiated else {}
-
-            # torch.compile changes what it knows of a function with each compilation, and its
-            # limit counts them: a size of chunks is a function by itself.
-            def attribute(inputs: Tree, changing: Mapping[str, Any]) -> Any:
-                return self.run(inputs, {**changing, **fixed})
-
-            attribute = own_code(attribute)
-            graph = torch.compile(attribute, fullgraph=True, **self.how())
-            self.graphs[size, undifferentiated] = graph, attribute.__code__
-        return self.graphs[size, undifferentiated]
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    """The tensors of a tree; the common cases without a call of optree."""
-    if isinstance(tree, Tensor):
-        return [tree]
-    if type(tree) in (dict, list) and not tree:
-        return []
-    leaves = optree.tree_leaves(tree, none_is_leaf=True)
-    return [t for t in leaves if isinstance(t, Tensor)]

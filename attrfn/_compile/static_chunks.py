@@ -13,8 +13,9 @@ import optree
 import torch
 from torch import Tensor
 
-from attrfn._copies.chunks import Demand, demand_of
+from attrfn._copies.chunks import ROOM_WITH_BACKWARD, Demand, copies_that_fit, demand_of
 from attrfn._copies.memory import Peak, budget, unmeasured_copies
+from attrfn._copies.sizes import Took, equal
 from attrfn._explain.tree import call_model, flatten
 from attrfn._model.bind import bind, uncompiled
 from attrfn._torch.typing import ModelFn, Tree
@@ -53,6 +54,24 @@ def static_size(
     return max([k for k in known if size // _ALIKE <= k <= size], default=size)
 
 
+def unit_size(run: Callable[[Any], object], model_fn: ModelFn, inputs: Tree) -> int | None:
+    """How many copies of the batch a compiled unit takes: None (all), or as many as memory holds.
+
+    Args:
+        run: Calls the method on the inputs with the ``chunk_size`` that it is given.
+        model_fn: The model function.
+        inputs: Its inputs.
+    """
+    demand = demand_of(run)
+    leaves = flatten(inputs)[0]
+    if demand is None or leaves[0].shape[0] == 0 or unmeasured_copies(leaves) >= demand.copies:
+        return None
+    device, took = leaves[0].device, _took(model_fn, inputs, demand)
+    with_graph = demand.backward and device.type == "cpu"
+    room = budget(device) * (ROOM_WITH_BACKWARD if with_graph else 1)
+    return equal(demand.copies, copies_that_fit(took, room, device, leaves))
+
+
 def rounded(copies: int, fit: int) -> int | None:
     """The largest power of two that fits, or a larger one for at most ``MOST`` chunks."""
     # The limit on chunks wins over memory, because each chunk adds its compile time to the graph.
@@ -63,14 +82,17 @@ def rounded(copies: int, fit: int) -> int | None:
 
 def one_copy(model_fn: ModelFn, inputs: Tree, demand: Demand) -> int:
     """The bytes that one copy of the batch takes, with the results kept for backward passes."""
+    return _took(model_fn, inputs, demand).bytes
+
+
+def _took(model_fn: ModelFn, inputs: Tree, demand: Demand) -> Took:
     leaves, rebuild = flatten(inputs)
     frozen = any(t.is_floating_point() for t in leaves)
     model = bind(uncompiled(model_fn), frozen=frozen, forward_only=not demand.backward)
     with torch.inference_mode(False), torch.set_grad_enabled(demand.backward), Peak() as peak:
         x = [_leaf(t, demand.backward) for t in leaves]
         call_model(model, rebuild(x), fresh=True)
-    took: int = max(1, peak.bytes)
-    return took * demand.passes
+    return Took(max(1, peak.bytes) * demand.passes, peak.largest)
 
 
 def shapes(tree: Tree) -> object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,17 +21,20 @@ from attrfn._copies.progress import bar
 from attrfn._copies.rows import check_rows
 from attrfn._copies.sizes import Took, equal, fitting, fitting_on_cpu
 from attrfn._torch.autodiff import transforming
-from attrfn._torch.compiling import is_compiling, makes_fakes
+from attrfn._torch.compiling import constant_result, is_compiling, makes_fakes
 from attrfn._torch.explanation import current
 from attrfn._torch.say import say
 from attrfn._torch.typing import Batching, ChunkSize, Leaves
+from attrfn._torch.units import active_units, using
 
 # Elements up to which the draws or masks of all chunks are made at once: 4 MiB in float32, for one
 # call in place of one for each chunk.
 _MADE_AT_ONCE = 2**20
 # With a backward pass a chunk on a CPU may take this many times the budget: the results wait for
 # the backward pass and leave the caches in any case.
-_ROOM_WITH_BACKWARD = 4
+ROOM_WITH_BACKWARD = 4
+# Chunks up to which compiling a whole loop says nothing.
+_MOST_UNROLLED = 8
 # Bytes below which a result is not counted while a chunk is measured. A model makes many such
 # results, and each takes as long to count as a large one.
 _NEGLIGIBLE = 2**17
@@ -127,12 +131,15 @@ def over_chunks(
     if isinstance(chunks.size, Ask):
         raise _Answer(chunks.size, Demand(n, chunks.backward, chunks.passes))
     check_chunks(chunks)
+    if is_compiling():
+        _say_unrolled(n, chunks)
     if device.type == "cpu" and not is_compiling():
         keep_pages()
     one = current()
     if one is not None and n > 1 and chunks.batching == "fold" and chunks.size != 1:
         if not (one.one_by_one or transforming() or makes_fakes()):
-            check_rows(one, evaluate, n)
+            with using(None):  # whose passes say nothing to an explanation
+                check_rows(one, evaluate, n)
         if one.one_by_one:
             chunks = chunks._replace(size=1)
     if not chunks.progress or is_compiling():
@@ -196,13 +203,19 @@ def _run(
     size = n if chunks.size in (None, "auto") else int(chunks.size)  # type: ignore[arg-type]
     size = 1 if chunks.batching == "loop" else size
     if adapts:
-        fit = _fitting(one_copy, budget(device), device, x) if one_copy else unmeasured_copies(x)
+        fit = (
+            copies_that_fit(one_copy, budget(device), device, x)
+            if one_copy
+            else unmeasured_copies(x)
+        )
         size = max(1, fit)
-    known = one_copy is not None
+    known, units = one_copy is not None, active_units()
     done: list[T] = []  # the result so far, once there is one
     start = 0
     while start < n:
         i = slice(start, min(start + (equal(n - start, size) if adapts else size), n))
+        if units is not None:
+            units.chunk(n, size)
         if not adapts:
             new = evaluate(i)  # not inside of try, which compiled code would have to trace
         else:
@@ -223,6 +236,26 @@ def _run(
     return done[0]
 
 
+def _say_unrolled(n: int, chunks: Chunks) -> None:
+    """Warn where code that the user compiles has many chunks, before torch.compile unrolls them."""
+    size = n if chunks.size in (None, "auto") else int(chunks.size)  # type: ignore[arg-type]
+    count = n if chunks.batching == "loop" else -(-n // size)
+    if count > _MOST_UNROLLED:
+        _warn_of_unrolled(chunks.label, int(count))
+
+
+@constant_result
+def _warn_of_unrolled(label: str, count: int) -> None:
+    """Runs while torch.compile traces."""
+    warnings.warn(
+        f"torch.compile unrolls the {count} chunks of {label} into one graph, whose compilation "
+        f"takes about {count} times as long as that of one: use attrfn.compile, which compiles one "
+        "chunk, or a larger chunk_size",
+        UserWarning,
+        stacklevel=2,
+    )
+
+
 def _measured(
     evaluate: Callable[[slice], T], i: slice, device: torch.device, x: Leaves
 ) -> tuple[T, int]:
@@ -234,11 +267,11 @@ def _measured(
     copies = i.stop - i.start
     took = Took(max(peak.bytes, least) // copies, max(peak.largest, least) // copies)
     on_cpu = device.type == "cpu"
-    room = budget(device) * (_ROOM_WITH_BACKWARD if peak.has_graph and on_cpu else 1)
-    return new, _fitting(took, room, device, x)
+    room = budget(device) * (ROOM_WITH_BACKWARD if peak.has_graph and on_cpu else 1)
+    return new, copies_that_fit(took, room, device, x)
 
 
-def _fitting(took: Took, room: int, device: torch.device, x: Leaves) -> int:
+def copies_that_fit(took: Took, room: int, device: torch.device, x: Leaves) -> int:
     """How many copies run at once; on an accelerator the room is all that counts."""
     if device.type != "cpu":
         return fitting(took, room)

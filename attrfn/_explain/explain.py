@@ -14,6 +14,7 @@ from attrfn._explain.shared import marked
 from attrfn._explain.target import Chosen, IndexPerExample, choose, select
 from attrfn._explain.tree import batch_size, call_model, flatten, require_floating
 from attrfn._model.bind import bind, prepare
+from attrfn._torch import pytree
 from attrfn._torch.autodiff import (
     keeps_graph,
     transforming,
@@ -22,6 +23,7 @@ from attrfn._torch.autodiff import (
 from attrfn._torch.compiling import is_compiling
 from attrfn._torch.explanation import current
 from attrfn._torch.typing import Batching, Leaves, ModelFn, Target, Tree
+from attrfn._torch.units import Units, active_units, padded
 
 
 class Explained(NamedTuple):
@@ -83,6 +85,9 @@ class Explained(NamedTuple):
     def gradients(self, points: Leaves, batching: Batching = "fold") -> tuple[Tensor, Leaves]:
         """Values (S, B) and gradients (S, B, ...) at S copies of the batch, (S, B, ...)."""
         copies = points[0].shape[0]
+        if self.batch and (units := active_units()) is not None:
+            found: tuple[Tensor, Leaves] = self.in_unit(units, _gradients, points, batching)
+            return found
         if batching == "vmap" and self.batch:
             mapped = vmapped(self.values)
             return values_and_gradients(mapped, points, create_graph=self.create_graph)
@@ -91,12 +96,86 @@ class Explained(NamedTuple):
         )
         return values.reshape(copies, self.batch), split_rows(grads, copies)
 
+    def in_unit(
+        self,
+        units: Units,
+        function: Callable[..., Any],
+        points: Leaves,
+        batching: Batching,
+        *others: Any,
+        more: Sequence[Leaves] = (),
+        functions: Sequence[ModelFn] = (),
+    ) -> Any:
+        """``function(p, mapped, *more, *functions, *others)`` as a compiled unit.
+
+        Args:
+            units: What runs it.
+            function: A function of a module, which gets the explained function at all rows (R, ...)
+                or, if ``mapped``, at (S, B, ...), further tensors, and what else is given. It
+                returns tensors (R, ...), or (S, B, ...).
+            points: Leaves (S, B, ...).
+            batching: How copies become one call.
+            *others: Further arguments.
+            more: Further leaves (S, B, ...).
+            functions: Further model functions.
+
+        Returns:
+            The tensors (S, B, ...) in the structure that the function returns.
+        """
+        n, mapped = points[0].shape[0], batching == "vmap"
+        copies = units.copies(n, self.batch, lambda: self._takes(padded(points, n + 1)))
+        points, *more = [padded(leaves, copies) for leaves in (points, *more)]
+        model, chosen = self.model, unread(self.chosen)
+        sizes: tuple[int, ...] = (copies, self.batch)
+        if not mapped:
+            model, *functions = [repeat_bound(f, self.batch, copies) for f in (model, *functions)]
+            sizes = (copies * self.batch,)
+            chosen = repeat_chosen(chosen, self.batch, copies)
+            points, *more = [flat_rows(leaves) for leaves in (points, *more)]
+        p = (model, self.rebuild(points), chosen, self.create_graph, self.name)
+        args = (function, p, mapped, *more, *functions, *others)
+        found = units.run(_unit, args, sizes, self.create_graph)
+
+        def split(t: Tensor) -> Tensor:
+            return (t if mapped else t.reshape(copies, self.batch, *t.shape[1:]))[:n]
+
+        return pytree.tree_map_only(Tensor, split, found)
+
+    def _takes(self, points: Leaves) -> bool:
+        """Whether the model takes some copies of the batch at once."""
+        try:
+            with torch.no_grad():
+                self.values(flat_rows(points), points[0].shape[0])
+        except Exception:  # which the copies one by one may not raise
+            return False
+        return True
+
     def result(self, leaves: Sequence[Tensor]) -> Tree:
         """The inputs' tree in the inputs' dtypes, without a graph unless one is wanted."""
         leaves = [t.to(x.dtype) for t, x in zip(leaves, self.x, strict=True)]
         if not (self.create_graph or transforming()):
             leaves = [t.detach() for t in leaves]
         return self.rebuild(marked(leaves, "divided"))
+
+
+def _unit(function: Callable[..., Any], given: tuple[Any, ...], mapped: bool, *args: Any) -> Any:
+    model, inputs, chosen, create_graph, name = given
+    x, rebuild = flatten(inputs)
+    batch = x[0].shape[1 if mapped else 0]
+    p = Explained(model, x, rebuild, batch, chosen, create_graph, not create_graph, name)
+    return function(p, mapped, *args)
+
+
+def _gradients(p: Explained, mapped: bool) -> tuple[Tensor, Leaves]:
+    f = vmapped(p.values) if mapped else lambda *z: p.values(z)
+    return values_and_gradients(f, p.x, create_graph=p.create_graph)
+
+
+def unread(chosen: Chosen) -> Chosen:
+    """The same target without the range of its values, which a graph must not depend on."""
+    if isinstance(chosen, IndexPerExample):
+        return IndexPerExample(chosen.rows, None, None)
+    return chosen
 
 
 def refuse_rows(error: RuntimeError, bound: ModelFn, batch: int, copies: int) -> None:

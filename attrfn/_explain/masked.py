@@ -17,6 +17,7 @@ from attrfn._explain.baseline import fill_baselines
 from attrfn._explain.black_box import as_tensors, evaluated, fit_for, has_no_rows, on_whole
 from attrfn._explain.explain import explain, refuse_rows, repeat_chosen, vmapped
 from attrfn._explain.interpolate import mix
+from attrfn._explain.masked_unit import outcome_in_unit
 from attrfn._explain.output import Outcome, outcome
 from attrfn._explain.shared import mark_of, marked
 from attrfn._explain.target import Chosen
@@ -24,6 +25,7 @@ from attrfn._explain.tree import call_model, each, flatten, map_tensors
 from attrfn._torch.autodiff import transforming, twice_differentiable
 from attrfn._torch.private import reads_values
 from attrfn._torch.typing import Baselines, Leaves, ModelFn, Target, Tree
+from attrfn._torch.units import active_units
 from attrfn._torch.warn import warn
 
 # Where fewer copies than this fit before anything is measured, the inputs are large, and the run on
@@ -129,6 +131,8 @@ class Masked(NamedTuple):
         copies = points[0].shape[0]
         if self.batch == 0:
             return Outcome(self.full.expand(copies, *self.full.shape), False, self.dtype)
+        if (units := active_units()) is not None:
+            return outcome_in_unit(self, units, points, self._evaluate)
         per_batch, dtype, integers = False, self.dtype, False
 
         def rows(leaves: Leaves, copies: int) -> Tensor:

@@ -15,6 +15,7 @@ from attrfn._explain.quadrature import Rule, quadrature_rule
 from attrfn._explain.tree import each
 from attrfn._torch.precision import full_precision
 from attrfn._torch.typing import Batching, Leaves
+from attrfn._torch.units import active_units
 
 
 def over_path(
@@ -76,6 +77,9 @@ def _weighted(weights: Tensor, values: Tensor) -> Tensor:
 
 def on_copies(f: Callable[[Leaves, int], Leaves], points: Leaves, batching: Batching) -> Leaves:
     """Apply ``f(rows, copies)`` to S copies of the batch, folded or under vmap: (S, B, ...)."""
+    if batching == "vmap" and active_units() is not None:  # a unit takes no vmap around it
+        found = [f(tuple([t[i] for t in points]), 1) for i in range(len(points[0]))]
+        return tuple([torch.stack(parts) for parts in zip(*found, strict=True)])
     if batching == "vmap":
         return vmapped(lambda rows: f(rows, 1))(*points)  # type: ignore[no-any-return]
     copies = points[0].shape[0]

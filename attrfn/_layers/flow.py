@@ -11,7 +11,7 @@ import optree
 import torch
 from torch import Tensor
 
-from attrfn._copies.batch import repeat_bound
+from attrfn._copies.batch import repeat_bound, split_rows
 from attrfn._copies.memory import out_of_memory
 from attrfn._explain.explain import Explained, explain, repeat_chosen
 from attrfn._explain.target import select
@@ -21,6 +21,7 @@ from attrfn._layers.probe import LayerValue
 from attrfn._layers.rows import like
 from attrfn._layers.split import Split, layers_of, of_activation, watched
 from attrfn._model.source import find, source
+from attrfn._torch import pytree
 from attrfn._torch.autodiff import (
     autograd_leaves,
     gradients_inside,
@@ -30,6 +31,7 @@ from attrfn._torch.autodiff import (
     values_and_gradients,
 )
 from attrfn._torch.typing import At, Layer, Leaves, ModelFn, Target, Tree
+from attrfn._torch.units import Units, active_units
 
 
 class Site(NamedTuple):
@@ -77,6 +79,9 @@ class Flow(NamedTuple):
 
     def both(self, rows: Leaves, copies: int) -> tuple[Leaves, Leaves]:
         """The activations of all sites, one after the other, and df/da there."""
+        if self.p.batch and (units := active_units()) is not None:
+            found: tuple[Leaves, Leaves] = self._in_unit(units, _both, rows, copies)
+            return found
         if self.watched is None or transforming():
             a = [self._head(s, copies, *rows) for s in self.sites]
             grads = [
@@ -92,6 +97,9 @@ class Flow(NamedTuple):
 
     def along(self, rows: Leaves, tangents: Leaves, copies: int) -> tuple[Leaves, Leaves]:
         """How the activations change in a direction of the inputs, and df/da there."""
+        if self.p.batch and (units := active_units()) is not None:
+            found: tuple[Leaves, Leaves] = self._in_unit(units, _along, rows, copies, tangents)
+            return found
         grads = self.both(rows, copies)[1]
         heads = [functools.partial(self._head, s, copies) for s in self.sites]
         changes = [push_forward(head, rows, tangents)[1] for head in heads]
@@ -105,6 +113,11 @@ class Flow(NamedTuple):
             rows: Leaves of the inputs.
             copies: How many copies of the batch they are.
         """
+        if self.p.batch and (units := active_units()) is not None:
+            a, grads = self.both(rows, copies)
+            factors = each(torch.mul, grads, pick(a, copies))
+            found: Leaves = self._in_unit(units, _back, rows, copies, factors)
+            return found
         if self.watched is not None and not transforming():
             try:
                 return self._back_at_once(pick, rows, copies)
@@ -117,12 +130,32 @@ class Flow(NamedTuple):
         site = self.sites[0]
         a = self._head(site, copies, *rows)
         grads = self._gradients(site, a, rows, copies)
-        factors = each(torch.mul, grads, pick(a, copies))
+        return self._passed_on(rows, each(torch.mul, grads, pick(a, copies)), copies)
 
+    def _passed_on(self, rows: Leaves, factors: Leaves, copies: int) -> Leaves:
         def passed_on(*z: Tensor) -> Tensor:
-            return row_total(each(torch.mul, self._head(site, copies, *z), factors))
+            return row_total(each(torch.mul, self._head(self.sites[0], copies, *z), factors))
 
         return values_and_gradients(passed_on, rows, create_graph=self.p.create_graph)[1]
+
+    def _in_unit(
+        self, units: Units, function: Callable[..., Any], rows: Leaves, copies: int, *more: Leaves
+    ) -> Any:
+        """A function of this at all rows as a compiled unit."""
+        points, *others = [split_rows(leaves, copies) for leaves in (rows, *more)]
+        # Of the activations their form is all that counts.
+        forms = tuple([s.rebuild([t[:0].detach() for t in s.activation]) for s in self.sites])
+        found = self.p.in_unit(
+            units,
+            function,
+            points,
+            "fold",
+            forms,
+            tuple([s.many for s in self.sites]),
+            more=others,
+            functions=tuple(itertools.chain(*[s.halves for s in self.sites])),
+        )
+        return pytree.tree_map_only(Tensor, lambda t: t.flatten(0, 1), found)
 
     def _back_at_once(
         self, pick: Callable[[Leaves, int], Leaves], rows: Leaves, copies: int
@@ -200,6 +233,28 @@ def _of_site(site: Site, found: Any) -> tuple[Leaves, Leaves]:
     count = len(site.rebuild(site.activation))
     parts = list(itertools.islice(found, count))
     return site.leaves([v.value for v in parts]), site.leaves([v.natural for v in parts])
+
+
+def _at_rows(p: Explained, *given: Any) -> Flow:
+    """The same at all rows, from its parts: heads and tails, forms of activations, flags."""
+    *halves, forms, many = given
+    sites = [
+        Site(Split(*halves[2 * i : 2 * i + 2]), *flatten(form, "layer"), many[i])
+        for i, form in enumerate(forms)
+    ]
+    return Flow(p, tuple(sites), None, False)
+
+
+def _both(p: Explained, mapped: bool, *given: Any) -> tuple[Leaves, Leaves]:
+    return _at_rows(p, *given).both(p.x, 1)
+
+
+def _along(p: Explained, mapped: bool, tangents: Leaves, *given: Any) -> tuple[Leaves, Leaves]:
+    return _at_rows(p, *given).along(p.x, tangents, 1)
+
+
+def _back(p: Explained, mapped: bool, factors: Leaves, *given: Any) -> Leaves:
+    return _at_rows(p, *given)._passed_on(p.x, factors, 1)
 
 
 def flow_of(

@@ -7,7 +7,7 @@ import torch
 from attrfn._copies.batch import flat_rows, is_one_of, split_rows, wide
 from attrfn._copies.chunks import Chunks, add, over_chunks
 from attrfn._explain.baseline import baseline_distribution, fill_baselines, per_example
-from attrfn._explain.explain import explain
+from attrfn._explain.explain import Explained, explain
 from attrfn._explain.forms import documented, form_of
 from attrfn._explain.introspect import takes_distribution
 from attrfn._explain.options import (
@@ -39,6 +39,7 @@ from attrfn._torch.typing import (
     Tree,
     Unpack,
 )
+from attrfn._torch.units import active_units
 
 _RULES = {"rescale": RESCALE, "reveal_cancel": REVEAL_CANCEL}
 
@@ -129,8 +130,7 @@ def deep_lift_shap(
         copies = i.stop - i.start
         starts = tuple([b[i] for b in pool])
         ends = tuple([x.expand(copies, *x.shape) for x in p.x])
-        grads, _ = gradients_by_rules(p, rules, flat_rows(ends), flat_rows(starts), copies=copies)
-        found = split_rows(grads, copies)
+        found = _multipliers(p, rules, ends, starts)
         if multiply_by_inputs:
             found = each(lambda x, x0, m: apart(x, x0) * m, ends, starts, found)
         return found if per_baseline else each(lambda m: m.sum(0, dtype=wide(m.dtype)), found)
@@ -143,6 +143,20 @@ def deep_lift_shap(
     merge = append if per_baseline else add
     total: Leaves = over_chunks(part, merge, n, chunks, p.x[0].device, x=p.x)
     return p.result(total if per_baseline else [t / n for t in total])
+
+
+def _multipliers(p: Explained, rules: Rules, ends: Leaves, starts: Leaves) -> Leaves:
+    """m(x, x0) for copies (S, B, ...) of the batch and of the baselines."""
+    if p.batch and (units := active_units()) is not None:
+        found: Leaves = p.in_unit(units, _by_rules, ends, "fold", rules, more=(starts,))
+        return found
+    copies = ends[0].shape[0]
+    grads, _ = gradients_by_rules(p, rules, flat_rows(ends), flat_rows(starts), copies=copies)
+    return split_rows(grads, copies)
+
+
+def _by_rules(p: Explained, mapped: bool, starts: Leaves, rules: Rules) -> Leaves:
+    return gradients_by_rules(p, rules, p.x, starts)[0]
 
 
 def _rules(rule: DeepLiftRule) -> Rules:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,7 @@ from attrfn._explain.tree import each
 from attrfn._torch.autodiff import gradients_allowed, transforming, values_and_gradients
 from attrfn._torch.precision import einsum
 from attrfn._torch.typing import Baselines, Batching, ChunkSize, Leaves, ModelFn, Target, Tree
+from attrfn._torch.units import active_units
 from attrfn._torch.warn import warn
 
 
@@ -117,19 +120,34 @@ def _directional(
     p: Explained, points: Leaves, v: Leaves, batching: Batching
 ) -> tuple[Tensor, Leaves]:
     """``<df, v>``, (S, B), and ``d2f v``, leaves (S, B, ...)."""
+    if p.batch and (units := active_units()) is not None:
+        found: tuple[Tensor, Leaves] = p.in_unit(units, _curved, points, batching, more=(v,))
+        return found
 
     def f(*z: Tensor) -> Tensor:
         if batching == "vmap":
             return vmapped(p.values)(*z)  # type: ignore[no-any-return]
         return p.values(flat_rows(z), len(z[0])).reshape(z[0].shape[:2])
 
+    return _curvature(f, points, v, p.create_graph)
+
+
+def _curved(p: Explained, mapped: bool, v: Leaves) -> tuple[Tensor, Leaves]:
+    f = vmapped(p.values) if mapped else lambda *z: p.values(z)
+    return _curvature(f, p.x, v, p.create_graph)
+
+
+def _curvature(
+    f: Callable[..., Tensor], points: Leaves, v: Leaves, create_graph: bool
+) -> tuple[Tensor, Leaves]:
     def slope(*z: Tensor) -> Tensor:
         values, grads = values_and_gradients(f, z, create_graph=True)
-        dots = each(lambda g, v: (g * v)[..., None].flatten(2).sum(2), grads, v)
+        first = values.ndim
+        dots = each(lambda g, v: (g * v)[..., None].flatten(first).sum(first), grads, v)
         # The gradient of a linear f is a constant without a graph, and the values have one.
         return torch.stack(dots).sum(0) + 0 * values
 
-    return values_and_gradients(slope, points, create_graph=p.create_graph)
+    return values_and_gradients(slope, points, create_graph=create_graph)
 
 
 def _check(p: Explained, x0: Leaves, total: Tensor) -> None:

@@ -15,6 +15,7 @@ from attrfn._copies.chunks import Chunks, at_once, over_chunks
 from attrfn._explain.baseline import baseline_distribution
 from attrfn._explain.forms import documented
 from attrfn._explain.introspect import wraps
+from attrfn._explain.method_unit import whole_or_in_units
 from attrfn._explain.noise import Noise, count_of
 from attrfn._explain.options import SamplingOptions
 from attrfn._explain.shared import mark_of, marked
@@ -113,7 +114,8 @@ def noise_tunnel(
             repeated = repeat_options(method, options, model_fn, inputs, copies)
             if draw_baselines:
                 repeated["baselines"] = rebuild(_drawn(noise, i, pool, x))
-            found = method(repeat_bound(model_fn, batch, copies), rebuild(rows), **repeated)
+            bound = repeat_bound(model_fn, batch, copies)
+            found = whole_or_in_units(method, bound, rebuild(rows), repeated)
             leaves, spec = optree.tree_flatten(found)
             if not leaves or not all(isinstance(a, Tensor) for a in leaves):
                 raise TypeError(f"method returned {say(found)}, expected tensors")
@@ -135,6 +137,7 @@ def noise_tunnel(
         results = [m.to(d) for m, d in zip(found, dtypes, strict=True)]
         return optree.tree_unflatten(spec, marked(results, mark))
 
+    noisy.loops_over_chunks = True  # type: ignore[attr-defined]
     return noisy
 
 

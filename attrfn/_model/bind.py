@@ -98,6 +98,8 @@ class Reused:
 
     def prepare(self) -> None:
         """Build a private copy for the next run now."""
+        if is_compiling():  # which runs a clone
+            return
         self.idle.append(self._take()._replace(ready=True))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -108,6 +110,9 @@ class Reused:
         self, interventions: Sequence[Intervention], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Run the model with interventions at the layers."""
+        if is_compiling():  # the unit of an attribution, whose surroundings are eager
+            src, layers = self.src, tuple(self.layers)
+            return run_clone(src, layers, tuple(interventions), True, args, kwargs)
         built = self._take()
         sites = [built.private.memo[id(find(self.src.module, layer))] for layer in self.layers]
         for site, intervention in zip(sites, interventions, strict=False):
@@ -173,6 +178,9 @@ def bind_source(
     unbound = src._replace(args=(), kwargs={})
 
     def run(*args: Any, **kwargs: Any) -> Any:
+        if is_compiling():  # the unit of an attribution, whose surroundings are eager
+            inside = tuple(layers), tuple(interventions)
+            return run_clone(unbound, *inside, frozen, args, kwargs)
         private, model = _private_copy(unbound, layers, interventions, frozen)
         out = model(*args, **kwargs)
         refuse_writes(private.shared, private.written)

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from attrfn._torch import pytree
-from attrfn._torch.layouts import NORMS, flat_norm, rules_around
+from attrfn._torch.compiling import is_compiling
+from attrfn._torch.layouts import NORMS, flat_norm, linear_of_rows, rules_around
 from attrfn._torch.private import ASKS_FOR_MODES, is_mapped
 from attrfn._torch.recurrent import OF_TORCH
 
@@ -50,6 +51,8 @@ class Decomposed(TorchFunctionMode):
             return OF_TORCH[func](*args, **kwargs)
         if func in NORMS:
             return flat_norm(func, args, kwargs)
+        if func is F.linear and is_compiling():
+            return linear_of_rows(*args, **kwargs)
         # torch.compile cannot enter the method, because it calls super().
         if func is Tensor.unflatten:
             return torch.unflatten(*args, **kwargs)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 
+from attrfn._torch.compiling import is_compiling
 from attrfn._torch.private import modes
 
 # One image of shape (1, C, H, W) whose strides say (H, W, C), as a transposed sequence of tokens
@@ -34,6 +35,16 @@ def flat_norm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     flat = x.flatten(2)
     out = func(flat, *args[1:], **kwargs) if args else func(**{**kwargs, name: flat})
     return out.view(x.shape) if isinstance(out, Tensor) else (out[0].view(x.shape), *out[1:])
+
+
+def linear_of_rows(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``F.linear`` of (B, T, F) as that of (B * T, F), which is what torch runs."""
+    # In compiled code torch's own way makes B a constant inside of torch.func.vjp
+    # (tests/test_canaries.py), so that another size of the batch would be another graph.
+    if input.ndim != 3 or bias is None or rules_around():
+        return F.linear(input, weight, bias)
+    rows = F.linear(input.reshape(input.shape[0] * input.shape[1], -1), weight, bias)
+    return rows.reshape(input.shape[0], input.shape[1], -1)
 
 
 _ATEN = torch.ops.aten
@@ -71,6 +82,8 @@ class FlatNorms(TorchFunctionMode):
     ) -> Any:
         if func in NORMS:
             return flat_norm(func, args, kwargs or {})
+        if func is F.linear and is_compiling():
+            return linear_of_rows(*args, **(kwargs or {}))
         if func is Tensor.unflatten:  # it calls super(), which torch.compile cannot trace
             func = torch.unflatten
         return func(*args, **(kwargs or {}))

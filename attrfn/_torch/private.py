@@ -28,6 +28,9 @@ The rules ask whether a value is still the one that an operation saw. Inference 
 base: Callable[[Tensor], Tensor | None] = operator.attrgetter("_base")
 """The tensor of which a tensor is a view, or None: a write into the view changes both."""
 
+is_view: Callable[[Tensor], bool] = operator.methodcaller("_is_view")
+"""Whether a tensor is a view, also one that was made without gradients."""
+
 storage_id: Callable[[torch.UntypedStorage], int] = operator.attrgetter("_cdata")
 """A number that two storages share if they are one; the Python objects around it are new."""
 

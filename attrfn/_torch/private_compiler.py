@@ -6,13 +6,16 @@ of ``torch._dynamo`` and ``torch._inductor`` when they are called.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sys
+import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 from torch.utils import _python_dispatch
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -90,6 +93,14 @@ def own_code(function: F) -> F:
     return new  # type: ignore[return-value]
 
 
+def changing_size(t: Tensor, dim: int) -> None:
+    """Tell the compiler that a tensor's size will change, so that the first graph serves for all.
+
+    If the traced code needs the size, the mark has no effect.
+    """
+    torch._dynamo.maybe_mark_dynamic(t, dim)
+
+
 def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function of ``torch.compile(function)``; any other is returned as it is."""
     original: Callable[..., Any] = getattr(function, "_torchdynamo_orig_callable", function)
@@ -122,6 +133,32 @@ GUARDED_BUILTINS = "G['__builtins_dict__"
 def guarded_package(name: str) -> str:
     """The start of the names of guards on the contents of a package."""
     return f"G['__import_{name}_dot_"
+
+
+# --- Compilations -------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[list[float]]:
+    """The seconds of each compilation inside, also of those in other threads."""
+    handler: Any = torch._dynamo.callback.callback_handler
+    seconds: list[float] = []
+    starts: list[float] = []
+
+    def _start(args: Any) -> None:
+        starts.append(time.perf_counter())
+
+    def _end(args: Any) -> None:
+        if starts:
+            seconds.append(time.perf_counter() - starts.pop())
+
+    handler.register_start_callback(_start)
+    handler.register_end_callback(_end)
+    try:
+        yield seconds
+    finally:
+        handler.remove_start_callback(_start)
+        handler.remove_end_callback(_end)
 
 
 # --- Errors -------------------------------------------------------------------------------------

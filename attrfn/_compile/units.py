@@ -1,0 +1,137 @@
+"""The compiled units of one attribution: each is one graph for all numbers of rows."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import optree
+import torch
+from torch import Tensor
+
+from attrfn._torch import pytree
+from attrfn._torch.autodiff import normal_tensors
+from attrfn._torch.private import is_view
+from attrfn._torch.private_compiler import changing_size, own_code
+
+_CHANGED = (Tensor, functools.partial)
+
+
+class CompiledUnits:
+    """What :class:`attrfn._torch.units.Units` describes, with ``torch.compile``.
+
+    Args:
+        how: Makes the arguments of torch.compile, which changes those that it is given, from what
+            is dynamic.
+        dynamic: As torch.compile takes it. None marks the rows as changing, and nothing else.
+        overwrites: Whether the next run of a graph overwrites the results of this one.
+    """
+
+    def __init__(
+        self,
+        how: Callable[[bool | None], dict[str, Any]],
+        dynamic: bool | None,
+        *,
+        overwrites: bool,
+    ) -> None:
+        self.how = how
+        self.dynamic = dynamic
+        self.overwrites = overwrites
+        self.graphs: dict[tuple[Callable[..., Any], bool], Callable[..., Any]] = {}
+        self.codes: list[Any] = []
+        self.takes_two: bool | None = None
+        self.size = 0  # of the chunks that run now
+        self.alone = False  # whether they hold one copy each
+        self.draws = False
+
+    def start(self) -> None:
+        """Begin a call, in which no loop has run."""
+        self.size, self.alone, self.draws = 0, False, False
+
+    def fix_sizes(self) -> bool:
+        """Compile for each number of rows from now on; False if that is so already."""
+        if self.dynamic is False:
+            return False
+        self.dynamic = False
+        self.graphs.clear()
+        return True
+
+    def chunk(self, n: int, size: int) -> None:
+        """Hear that a loop over n copies takes so many at once."""
+        self.size = min(size, n)
+        self.alone = self.size == 1 and n > 1
+
+    def copies(self, n: int, batch: int, fits: Callable[[], bool]) -> int:
+        """How many copies have to run where n are wanted."""
+        if self.dynamic is False:
+            # Each size is another graph: the last chunk of a loop is as long as the others.
+            return max(n, self.size)
+        if n * batch > 1 or self.alone:
+            return n
+        # torch.compile makes a graph of its own for a size of 1.
+        if self.takes_two is None:
+            self.takes_two = fits()
+        return n + 1 if self.takes_two else n
+
+    def run(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        sizes: tuple[int, ...],
+        create_graph: bool,
+    ) -> Any:
+        """The function's results, by its graph."""
+        key = function, create_graph
+        if key not in self.graphs:
+            # torch.compile counts compilations by code: each graph has a code object of its own.
+            own = own_code(function)
+            self.codes.append(own.__code__)
+            self.graphs[key] = torch.compile(own, fullgraph=True, **self.how(self.dynamic))
+        with torch.inference_mode(False), torch.set_grad_enabled(create_graph):
+            given = _map_tensors(functools.partial(self._given, sizes), args)
+            with _no_word_of_leaves() if create_graph else contextlib.nullcontext():
+                found = self.graphs[key](*given)
+            if self.overwrites:
+                found = pytree.tree_map_only(Tensor, Tensor.clone, found)
+        return found
+
+    def _given(self, sizes: tuple[int, ...], t: Tensor) -> Tensor:
+        """A tensor as the graph takes it: of dense rows, whose number may change."""
+        if t.ndim == 0 or t.shape[0] not in sizes or isinstance(t, torch.nn.Parameter):
+            return t
+        t = normal_tensors(t)
+        if 0 in t.stride():
+            t = t.contiguous()
+        # Of a view the graph would contain the sizes of what it is a view of.
+        if is_view(t):
+            t = t.clone() if torch.is_grad_enabled() else t.data
+        if self.dynamic is None:
+            changing_size(t, 0)
+            if len(sizes) > 1 and t.shape[: len(sizes)] == sizes:
+                changing_size(t, 1)
+        return t
+
+
+@contextlib.contextmanager
+def _no_word_of_leaves() -> Iterator[None]:
+    """The compiler reads ``grad`` of all inputs, of which torch warns where they have a graph."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")
+        yield
+
+
+def _map_tensors(f: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """The same, with other tensors in trees and in what ``functools.partial`` binds."""
+    if isinstance(value, Tensor):
+        return f(value)
+    if isinstance(value, functools.partial):
+        args, keywords = _map_tensors(f, (value.args, value.keywords))
+        return functools.partial(_map_tensors(f, value.func), *args, **keywords)
+    leaves, spec = optree.tree_flatten(value, none_is_leaf=True)
+    if not any(isinstance(leaf, _CHANGED) for leaf in leaves):
+        return value
+    new = [_map_tensors(f, leaf) if isinstance(leaf, _CHANGED) else leaf for leaf in leaves]
+    return optree.tree_unflatten(spec, new)

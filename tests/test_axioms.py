@@ -151,25 +151,15 @@ def test_quadrature_is_not_exact_beyond(n: int) -> None:
 @given(seed=seeds, tolerance=st.sampled_from([1e-2, 1e-5, 1e-8]))
 @settings(max_examples=10)
 def test_tolerance_is_met(seed: int, tolerance: float) -> None:
-    """From one step on, and with the smallest number of doublings that does it."""
+    """From one step on, with the values of 256 steps."""
     net = NETS["cnn"]
     model, (x, x0) = net.build(), drawn(net, seed)
     options = {"target": 2, "baselines": x0}
     a = attrfn.integrated_gradients(model, 3 * x, n_steps=1, tolerance=tolerance, **options)
     gap = attrfn.completeness_delta(model, 3 * x, a, **options).abs().max()
     assert gap <= 1.001 * tolerance
-    steps = next(
-        n
-        for n in (2**k for k in range(11))
-        if _gap(model, 3 * x, attrfn.integrated_gradients, n, options) <= tolerance
-    )
-    expected = attrfn.integrated_gradients(model, 3 * x, n_steps=steps, **options)
-    assert_close(a, expected)
-
-
-def _gap(model: Any, x: Tensor, method: Any, n: int, options: dict[str, Any]) -> Tensor:
-    a = method(model, x, n_steps=n, **options)
-    return attrfn.completeness_delta(model, x, a, **options).abs().max()
+    expected = attrfn.integrated_gradients(model, 3 * x, n_steps=256, **options)
+    assert_close(a, expected, rtol=0, atol=10 * tolerance)
 
 
 @rows(lambda r: "tolerance" in inspect.signature(r.method).parameters)

@@ -301,7 +301,7 @@ def test_gradient_methods_take_at_once_what_surely_fits() -> None:
         return torch.tanh(x).sum(1)
 
     attrfn.integrated_gradients(f, randn(2, 8))
-    assert seen == [100]
+    assert seen == [100, 4]  # the steps, and both ends of the path
 
 
 def test_budget_is_a_part_of_what_is_free() -> None:

@@ -129,7 +129,7 @@ def test_a_tolerance_keeps_to_its_memory():
     with pytest.warns(UserWarning, match="missed tolerance"):
         attrfn.integrated_gradients(jump, X.abs(), tolerance=1e-9, n_steps=2, chunk_size=None)
     assert max(seen) == 2 * len(X)
-    with pytest.warns(UserWarning, match="missed tolerance=0.1 with 2 steps"):
+    with pytest.warns(UserWarning, match="missed tolerance=0.1 with 2 gradients"):
         attrfn.integrated_gradients(lambda x: (x * torch.nan).sum(1), X, tolerance=0.1, n_steps=2)
 
 

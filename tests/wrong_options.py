@@ -32,7 +32,14 @@ FLAGS = {
 }
 FLAG_OPTIONS = (
     *("absolute", "antithetic", "create_graph", "draw_baselines", "frozen"),
-    *("multiply_by_inputs", "per_baseline", "per_channel", "progress", "relu"),
+    *(
+        "check_completeness",
+        "multiply_by_inputs",
+        "per_baseline",
+        "per_channel",
+        "progress",
+        "relu",
+    ),
     *("return_input_shape", "return_stderr"),
 )
 NOT_CALLABLE = {"int": 3, "string": "a"}

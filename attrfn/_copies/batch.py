@@ -93,6 +93,11 @@ def flip_bound(bound: Any, batch: int) -> Any:
     return _of_rows(bound, batch, lambda t: t.flip(0))
 
 
+def pick_bound(bound: Any, batch: int, index: Tensor) -> Any:
+    """The rows of the same tensors for some examples, each any number of times."""
+    return _of_rows(bound, batch, lambda t: t[index.to(t.device)])
+
+
 def _of_rows(bound: Any, batch: int, f: Callable[[Tensor], Tensor]) -> Any:
     if not isinstance(bound, functools.partial) or is_functional(bound):
         return bound

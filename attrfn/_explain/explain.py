@@ -9,7 +9,7 @@ import optree
 import torch
 from torch import Tensor
 
-from attrfn._copies.batch import binds_rows, flat_rows, is_row, repeat_bound, split_rows
+from attrfn._copies.batch import binds_rows, flat_rows, is_row, pick_bound, repeat_bound, split_rows
 from attrfn._explain.shared import marked
 from attrfn._explain.target import Chosen, IndexPerExample, choose, select
 from attrfn._explain.tree import batch_size, call_model, flatten, require_floating
@@ -150,6 +150,14 @@ class Explained(NamedTuple):
             return False
         return True
 
+    def at_rows(self, index: Tensor) -> Explained:
+        """The same function for a batch of these examples, each any number of times."""
+        return self._replace(
+            model=pick_bound(self.model, self.batch, index),
+            batch=len(index),
+            chosen=pick_chosen(self.chosen, self.batch, index),
+        )
+
     def result(self, leaves: Sequence[Tensor]) -> Tree:
         """The inputs' tree in the inputs' dtypes, without a graph unless one is wanted."""
         leaves = [t.to(x.dtype) for t, x in zip(leaves, self.x, strict=True)]
@@ -252,3 +260,15 @@ def repeat_chosen(chosen: Chosen, batch: int, copies: int) -> Chosen:
         return chosen * copies
     repeated: Chosen = repeat_bound(chosen, batch, copies)
     return repeated
+
+
+def pick_chosen(chosen: Chosen, batch: int, index: Tensor) -> Chosen:
+    """The target of some of the examples."""
+    if isinstance(chosen, IndexPerExample):
+        return chosen._replace(rows=chosen.rows[index.to(chosen.rows.device)])
+    if chosen is None or isinstance(chosen, tuple):
+        return chosen
+    if isinstance(chosen, list):
+        return [chosen[i] for i in index.tolist()]
+    picked: Chosen = pick_bound(chosen, batch, index)
+    return picked

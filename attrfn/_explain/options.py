@@ -189,9 +189,14 @@ class PathOptions(StepOptions, total=False):
     """``False`` returns the integral without the factor (x - x0)."""
 
     tolerance: float | None
-    """Double the steps until every example's completeness gap is below this number, in units of
+    """Refine the integral until every example's completeness gap is below this number, in units of
+    the output: after ``n_steps`` steps, parts of the path are split where they miss the change of
     the output. ``chunk_size=None`` then evaluates ``n_steps`` at once. Not inside transforms or
     torch.compile."""
+
+    check_completeness: bool
+    """Warn where the gap of an example is more than 5 % of the change of the output, which takes
+    two forward passes. Not inside transforms or torch.compile, nor with a ``tolerance``."""
 
 
 class SamplingOptions(ChunkOptions, total=False):

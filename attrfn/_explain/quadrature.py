@@ -19,7 +19,7 @@ from attrfn._torch.say import say
 # Newton's method takes n steps of the recurrence for each of n roots, so that the cost of a rule
 # grows with n squared: 512 nodes take a quarter of a second, once. More nodes come as several rules
 # side by side.
-_LONGEST_RULE = 512
+LONGEST_RULE = 512
 
 Rule: TypeAlias = Callable[[int], tuple[Sequence[float] | Tensor, Sequence[float] | Tensor]]
 
@@ -55,44 +55,21 @@ def quadrature_rule(rule: str | Rule, n: int) -> tuple[Tensor, Tensor]:
     )
 
 
-@functools.lru_cache(maxsize=64)
-def rule_and_inner(rule: str | Rule, n: int) -> tuple[Tensor, Tensor] | None:
-    """The nodes of a rule; its weights, and those for the integral between its ends, (n, 2).
-
-    The second weights are as good as the first: those of the polynomial through the nodes, or of
-    the steps.
+@functools.lru_cache(maxsize=16)
+def legendre_coefficients(n: int) -> Tensor:
+    """From values at the n nodes of Gauss and Legendre to the coefficients of P_0 to P_(n-1).
 
     Returns:
-        Tensors of float64, not to be written into; None if there are no such weights. Not for
-        transforms.
+        A matrix (n, n) of float64, not to be written into.
     """
-    if not isinstance(rule, str) or rule not in _RULES or not is_count(n):
-        return None
-    if not 1 < n <= _LONGEST_RULE:
-        return None
+    table = _cached_table("gauss_legendre", n)
+    # c_j = (2 j + 1) sum_k w_k P_j(t_k) v_k
+    columns = [
+        [(2 * j + 1) * w * p for j, p in enumerate(_legendre_series(n, 2 * s - 1)[:n])]
+        for s, w in zip(table[:n], table[n:], strict=True)
+    ]
     with torch.inference_mode(False):  # later calls get the same tensor
-        table = _cached_table(rule, n)
-        columns = torch.tensor([table[:n], table[n:], _inner_table(rule, n)], dtype=torch.float64)
-        return columns[0], columns[1:].T.contiguous()
-
-
-def _inner_table(rule: str, n: int) -> tuple[float, ...]:
-    table = _cached_table(rule, n)
-    nodes, weights = table[:n], table[n:]
-    if rule != "gauss_legendre":
-        step = nodes[1] - nodes[0]
-        ends = {"riemann_left": (1.0, 0.0), "riemann_right": (0.0, 1.0)}.get(rule, (0.5, 0.5))
-        return (step * ends[0], *[step] * (n - 2), step * ends[1])
-    # The values at the nodes have the Legendre coefficients c_j = (2 j + 1) sum_k w_k P_j(t_k) d_k,
-    # and the integral of P_j is (P_{j+1} - P_{j-1}) / (2 j + 1).
-    at = [_legendre_series(n, 2 * s - 1) for s in nodes]
-    low, high = at[0], at[-1]
-    spans = [high[1] - low[1]]
-    spans += [high[j + 1] - high[j - 1] - low[j + 1] + low[j - 1] for j in range(1, n)]
-    return tuple(
-        w * sum(p * span for p, span in zip(row, spans, strict=False)) / 2
-        for w, row in zip(weights, at, strict=True)
-    )
+        return torch.tensor(columns, dtype=torch.float64).T.contiguous()
 
 
 def _legendre_series(n: int, t: float) -> list[float]:
@@ -130,7 +107,7 @@ def _gauss_legendre(n: int) -> tuple[list[float], list[float]]:
     Reference:
         Golub and Welsch, Calculation of Gauss Quadrature Rules, 1969.
     """
-    if n > _LONGEST_RULE:
+    if n > LONGEST_RULE:
         return _panels(n)
     nodes, weights = [], []
     for i in range(n):
@@ -151,7 +128,7 @@ def _gauss_legendre(n: int) -> tuple[list[float], list[float]]:
 
 def _panels(n: int) -> tuple[list[float], list[float]]:
     """Rules of nearly equal length side by side, because the cost of one grows with n squared."""
-    count = -(-n // _LONGEST_RULE)
+    count = -(-n // LONGEST_RULE)
     nodes: list[float] = []
     weights: list[float] = []
     for i in range(count):

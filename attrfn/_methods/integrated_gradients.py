@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-
 import torch
-from torch import Tensor
 
 from attrfn._copies.chunks import Chunks
 from attrfn._explain.baseline import fill_baselines
-from attrfn._explain.explain import Explained, explain
+from attrfn._explain.explain import explain
 from attrfn._explain.forms import documented, form_of
 from attrfn._explain.options import Arguments, AtLayer, AtNeuron, LayerBaselines, PathOptions
 from attrfn._explain.path import over_path
 from attrfn._explain.path_gap import warn_of_gap
-from attrfn._explain.quadrature import Rule, rule_and_inner
-from attrfn._explain.tree import each, row_total
+from attrfn._explain.quadrature import Rule
+from attrfn._explain.tolerance import to_tolerance
+from attrfn._explain.tree import each
 from attrfn._layers.at import at_layer, at_neuron
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.compiling import makes_fakes
@@ -27,17 +24,11 @@ from attrfn._torch.typing import (
     Batching,
     ChunkSize,
     Layer,
-    Leaves,
     ModelFn,
     Target,
     Tree,
     Unpack,
 )
-from attrfn._torch.warn import warn
-
-# 1,024 times the first number of steps. A gap that is still open is mostly that of a jump in the
-# model, which more steps do not close; each doubling costs as much as all before it.
-_MOST_DOUBLINGS = 10
 
 
 @documented(Arguments, PathOptions)
@@ -51,6 +42,7 @@ def integrated_gradients(
     quadrature: str | Rule = "gauss_legendre",
     multiply_by_inputs: bool = True,
     tolerance: float | None = None,
+    check_completeness: bool = True,
     chunk_size: ChunkSize = "auto",
     batching: Batching = "fold",
     create_graph: bool = False,
@@ -76,53 +68,35 @@ def integrated_gradients(
     """
     p = explain(model_fn, inputs, target, create_graph=create_graph)
     x0 = fill_baselines(baselines, inputs, p.x)
-    values: list[Tensor] = []
-
-    def gradients(points: Leaves) -> Leaves:
-        found, grads = p.gradients(points, batching)
-        values.append(found.detach())
-        return grads
-
-    def integral(
-        n: int, chunk_size: ChunkSize, table: tuple[Tensor, Tensor] | None = None
-    ) -> Leaves:
-        return over_path(
+    chunks = Chunks(chunk_size, batching, progress, "integrated_gradients")
+    if tolerance is None:
+        total = over_path(
             p,
             x0,
-            gradients,
-            n_steps=n,
+            lambda points: p.gradients(points, batching)[1],
+            n_steps=n_steps,
             quadrature=quadrature,
-            chunks=Chunks(chunk_size, batching, progress, "integrated_gradients"),
-            table=table,
+            chunks=chunks,
         )
-
-    lengths = each(torch.sub, p.x, x0)
-    if tolerance is None:
-        # Inside transforms the gap cannot be read.
-        readable = p.batch and not (transforming() or makes_fakes())
-        both = rule_and_inner(quadrature, n_steps) if readable else None
-        total = integral(n_steps, chunk_size, both)
-        if both is not None:
-            total, inner = zip(*[t.unbind() for t in total], strict=True)
-            warn_of_gap(
-                "integrated_gradients", n_steps, len(both[0]), lengths, inner, total, values
-            )
     else:
-        # All at once would mean twice as many with each doubling, until memory runs out.
-        at_once = functools.partial(integral, chunk_size=chunk_size or n_steps)
-        total = _refined(p, x0, at_once, n_steps, tolerance)
-    # A view would keep both integrals.
-    return p.result(
-        each(torch.mul, lengths, total) if multiply_by_inputs else each(torch.clone, total)
-    )
+        _check_tolerance(tolerance)
+        # All at once would mean as many as are open, until memory runs out.
+        chunks = chunks._replace(size=chunk_size or n_steps)
+        total = to_tolerance(p, x0, n_steps, quadrature, tolerance, chunks)
+    lengths = each(torch.sub, p.x, x0)
+    parts = each(torch.mul, lengths, total)
+    # Inside transforms the gap cannot be read.
+    if (
+        check_completeness
+        and tolerance is None
+        and p.batch
+        and not (transforming() or makes_fakes())
+    ):
+        warn_of_gap("integrated_gradients", n_steps, p, x0, parts, chunks)
+    return p.result(parts if multiply_by_inputs else total)
 
 
-def _refined(
-    p: Explained, x0: Leaves, integral: Callable[[int], Leaves], n: int, tolerance: float
-) -> Leaves:
-    """Double the steps until the largest completeness gap is below the tolerance."""
-    # Each round starts again: the nodes of Gauss and Legendre for 2 n steps share none with those
-    # for n. The gap is measured against f(x) - f(x0), which needs no second integral.
+def _check_tolerance(tolerance: float) -> None:
     if transforming():
         raise ValueError(
             "tolerance cannot be met inside a torch.func transform or torch.compile, because the "
@@ -132,21 +106,6 @@ def _refined(
         raise ValueError(
             f"tolerance is {say(tolerance)}, expected a number above 0 in units of the output"
         )
-    with torch.no_grad():
-        change = p.values(p.x) - p.values(x0)
-    for doubling in range(_MOST_DOUBLINGS + 1):
-        total = integral(n * 2**doubling)
-        with torch.no_grad():
-            gap = (row_total(each(lambda x, x0, g: (x - x0) * g, p.x, x0, total)) - change).abs()
-        if p.batch == 0 or float(gap.max()) <= tolerance:
-            return total
-        if not bool(gap.isfinite().all()):
-            break  # a gradient is nan or infinite, and stays so
-    warn(
-        f"integrated_gradients missed tolerance={tolerance} with {n * 2**doubling} steps, "
-        f"the largest gap is {float(gap.max()):.3g}: the model may jump along the path"
-    )
-    return total
 
 
 @form_of(integrated_gradients, LayerBaselines, AtLayer)

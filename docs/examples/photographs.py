@@ -21,9 +21,11 @@ from attrfn import viz
 LABELS = {281: "tabby", 282: "tiger cat", 285: "Egyptian cat", 442: "bell cote", 450: "bobsled"}
 LABELS |= {560: "football helmet", 573: "go-kart", 663: "monastery", 665: "moped", 698: "palace"}
 LABELS |= {535: "disk brake", 670: "motor scooter", 925: "consomme", 967: "espresso", 968: "cup"}
-TEXT = """Red speaks for the explained class, blue against it. Colour scales end at the 99th
-percentile of a column. Integrated gradients and DeepLIFT promise to sum to the change of the score
-from a grey image; the gap is how far they miss it. Maps of pixels are summed over squares."""
+TEXT = (
+    "Red speaks for the explained class, blue against it. Integrated gradients and DeepLIFT "
+    "promise to sum to the change of the score from a grey image; the gap is how far they miss it. "
+    "Maps of pixels are summed over squares."
+)
 grid = partial(viz.image_grid, overlay=True)
 lrp = partial(attrfn.lrp, rules=attrfn.rules.epsilon_gamma_box(-1, 1))  # pixels are in -1 to 1
 cam = partial(attrfn.hires_cam, layer="_avg_pooling", at="input")  # 1,280 channels, 7 x 7 places
@@ -126,8 +128,8 @@ def main(out: Path) -> None:
     few = {name: map[:3] for name, map in list(maps.items())[3:7]}
     figures = {
         "What speaks for the first class?": grid(photos[:3], few, titles=titles[:3]),
-        "Eight methods": grid(photos, maps, titles=titles, notes=notes),
-        "Why this class and not that one?": contrast(model, photos, x),
+        "Five photographs by eight methods": grid(photos, maps, titles=titles, notes=notes),
+        "The target is the difference of two scores": contrast(model, photos, x),
         "Pixels, and superpixels": zoom(model, photos[1:2], x[1:2], classes[1, :1]),
     }
     viz.report(out / "photographs.html", title="Photographs, explained", text=TEXT, figures=figures)

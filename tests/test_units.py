@@ -81,6 +81,7 @@ OTHERS: dict[Callable[..., Any], tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:the sum of integrated_hessians")  # of few steps
 @pytest.mark.parametrize("method", OTHERS, ids=lambda m: m.__name__)
 def test_other_numbers_compile_nothing_either(method: Callable[..., Any]) -> None:
     model = make(lambda: nn.Sequential(nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, 3)))
@@ -96,10 +97,13 @@ def test_all_methods_with_chunks_are_swept() -> None:
     """Those of the table that take a chunk_size themselves, and noise tunnels."""
     public = [f for name, f in vars(attrfn).items() if not name.startswith("_")]
     loops = {f for f in public if callable(f) and not isinstance(f, type) and _loops(f)}
-    swept = {r.method for r in ROWS.values()} | set(OTHERS) | {attrfn.noise_tunnel}
+    swept = {r.method for r in ROWS.values()} | set(OTHERS)
+    swept |= {attrfn.noise_tunnel, attrfn.over_baselines, attrfn.each_output}  # which make methods
     assert loops <= swept
     assert loops_over_chunks(attrfn.noise_tunnel(attrfn.gradient))
     assert loops_over_chunks(attrfn.at_layer(attrfn.noise_tunnel(attrfn.gradient), "0"))
+    assert loops_over_chunks(attrfn.over_baselines(attrfn.deep_lift))
+    assert not loops_over_chunks(attrfn.each_output(attrfn.integrated_gradients))
     assert not loops_over_chunks(attrfn.lrp)
     assert not loops_over_chunks(lambda model, x, chunk_size=None: x)
 
@@ -137,6 +141,16 @@ def test_noise_tunnels_compile_once(inside: str) -> None:
         assert counter.frame_count == 1
 
 
+def test_the_mean_over_baselines_compiles_once() -> None:
+    model, counter = make(_net), testing.CompileCounter()
+    method = attrfn.over_baselines(attrfn.deep_lift)
+    explain = attrfn.compile(method, model, backend=counter)
+    for batch, k in ((3, 2), (2, 5)):
+        x, given = randn(batch, 4, seed=batch), {"target": 1, "baselines": randn(k, 4, seed=k)}
+        assert_close(explain(x, **given), method(model, x, **given))
+        assert counter.frame_count == 1
+
+
 def test_one_row_shares_the_graph() -> None:
     """torch.compile would make another one for a size of 1."""
     model, counter = make(_net), testing.CompileCounter()
@@ -151,9 +165,12 @@ def test_one_row_shares_the_graph() -> None:
     ("method", "f"),
     [
         (attrfn.feature_ablation, lambda x: x.prod(1).sum()),
-        (functools.partial(attrfn.integrated_gradients, n_steps=1), lambda x: (x**2).sum()),
+        (
+            functools.partial(attrfn.gradient_shap, n_samples=1, baselines=torch.zeros(1, 3)),
+            lambda x: (x**2).sum(),
+        ),
     ],
-    ids=["number", "steps"],
+    ids=["number", "sample"],
 )
 def test_a_model_of_one_row_is_not_given_two(method: Any, f: Any) -> None:
     x = randn(1, 3)

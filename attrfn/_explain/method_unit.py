@@ -15,18 +15,20 @@ from attrfn._torch.units import active_units
 
 def loops_over_chunks(method: Method) -> bool:
     """Whether a method is a loop over chunks, of which each is a compiled unit."""
-    if _is_loop(method):
-        return True
+    mark = _mark(method)
+    if mark is not None:
+        return mark
     if not is_ours(method) or not _in_methods(method):
         return False
     return "chunk_size" in inspect.signature(method).parameters
 
 
-def _is_loop(method: Any) -> bool:
-    """Whether a method is a noise tunnel, or one that is moved to a layer."""
+def _mark(method: Any) -> bool | None:
+    """What a method that another one makes says of itself, as a noise tunnel does."""
     while isinstance(method, functools.partial):
         method = method.func
-    return bool(getattr(method, "loops_over_chunks", False))
+    mark: bool | None = getattr(method, "loops_over_chunks", None)
+    return mark
 
 
 def _in_methods(method: Any) -> bool:

@@ -20,6 +20,7 @@ from attrfn._explain.introspect import (
     takes_distribution,
     wraps,
 )
+from attrfn._explain.method_unit import whole_or_in_units
 from attrfn._explain.options import ChunkOptions
 from attrfn._explain.shared import marked, scores_of
 from attrfn._explain.tree import batch_size, each, flatten
@@ -99,7 +100,8 @@ def over_baselines(
             rows = each(lambda t: t.repeat(copies, *[1] * (t.ndim - 1)), x)
             repeated = repeat_options(method, options, model_fn, inputs, copies)
             repeated["baselines"] = rebuild(flat_rows(each(lambda b: b[i], pool)))
-            found = method(repeat_bound(model_fn, batch, copies), rebuild(rows), **repeated)
+            bound = repeat_bound(model_fn, batch, copies)
+            found = whole_or_in_units(method, bound, rebuild(rows), repeated)
             leaves, spec = optree.tree_flatten(found)
             specs.append(spec)
             dtypes.append([a.dtype for a in leaves])
@@ -115,6 +117,7 @@ def over_baselines(
             found = tuple([(t / k).to(d) for t, d in zip(found, dtypes[-1], strict=True)])
         return optree.tree_unflatten(specs[-1], marked(found, scores_of(method)))
 
+    averaged.loops_over_chunks = True  # type: ignore[attr-defined]
     return averaged
 
 

@@ -106,6 +106,8 @@ def each_output(
         leaves = [a.movedim(0, 1).reshape(a.shape[1], *shape, *a.shape[2:]) for a in found]
         return optree.tree_unflatten(specs[-1], marked(leaves, scores_of(method)))
 
+    # Its copies are those of vmap, inside which nothing is compiled.
+    every.loops_over_chunks = False  # type: ignore[attr-defined]
     return every
 
 

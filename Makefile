@@ -36,6 +36,7 @@ demo: $(VENV)/installed-examples $(VENV)/installed-weights ## Explain real predi
 	$(BIN)/python docs/examples/photographs.py --out demo_output
 	$(BIN)/python docs/examples/digits.py --out demo_output
 	$(BIN)/python docs/examples/tabular.py --out demo_output
+	$(BIN)/python docs/examples/gradients.py --out demo_output/gradients
 	$(BIN)/python docs/examples/perturbation.py --out demo_output/perturbation
 	$(BIN)/python docs/examples/rules.py --out demo_output/rules
 	$(BIN)/python docs/examples/compare.py --out demo_output

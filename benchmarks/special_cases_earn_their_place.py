@@ -127,8 +127,8 @@ def always_cloned() -> Sequence[contextlib.AbstractContextManager[Any]]:
 
 
 def no_fused() -> Sequence[contextlib.AbstractContextManager[Any]]:
-    general = private_copy._no_fast_path
-    return put(private_copy, _no_fast_path=lambda cls, state, fused: general(cls, state, False))
+    general = private_copy.no_fast_path
+    return put(private_copy, no_fast_path=lambda cls, state, fused: general(cls, state, False))
 
 
 def always_new() -> Sequence[contextlib.AbstractContextManager[Any]]:

@@ -162,7 +162,7 @@ def keep_pages() -> None:
     glibc gives freed blocks back to the system until the program has freed a large one, and each
     page of the next result costs a fault then. One block is freed here, whose pages are not used.
     """
-    # It wins up to 1.5: the rows "fresh heap" of benchmarks/chunks_are_the_right_size.py.
+    # It wins 1.2: the rows "fresh heap" of benchmarks/chunks_are_the_right_size.py.
     bytes(_KEPT_BLOCK)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from attrfn._copies.batch import wide
 from attrfn._copies.chunks import Chunks, over_chunks
 from attrfn._explain.explain import Explained
-from attrfn._explain.lobatto import DIFFERENCES, Table, differences_first, first_panel
+from attrfn._explain.lobatto import DIFFERENCES, FIRST, Table, first_panel
 from attrfn._explain.path import points_on
 from attrfn._explain.quadrature import quadrature_rule
 from attrfn._explain.tree import each
@@ -84,7 +84,7 @@ def _summed(s: _Sum, n_steps: int) -> _Sum:
     if s.start == 0:
         if len(s.a[0]) <= first:
             return s
-        s = _added(s, first, 1, differences_first(first))
+        s = _added(s, first, 1, FIRST[first])
     panels = (len(s.a[0]) - 1) // 2
     return _added(s, 2, panels, DIFFERENCES) if panels else s
 

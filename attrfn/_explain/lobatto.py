@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import TypeAlias
@@ -27,7 +26,7 @@ _RADAU: dict[int, tuple[tuple[float, ...], tuple[float, ...]]] = {
 }
 
 DIFFERENCES: Table = ((1 / 2, 2 / 3, -1 / 6), (-1 / 6, 2 / 3, 1 / 2))
-"""L of a panel of two steps, (2, 3): see :func:`differences_first`."""
+"""L of a panel of two steps, (2, 3): row j weighs g for the step from node j to j + 1."""
 
 
 def first_panel(n: int) -> int:
@@ -35,8 +34,7 @@ def first_panel(n: int) -> int:
     return n if n < 3 else 4 - n % 2
 
 
-@functools.lru_cache(maxsize=64)
-def differences_first(size: int) -> Table:
+def _differences(size: int) -> Table:
     """L of the first panel, (size, size + 1): row j weighs g for the step from node j to j + 1."""
     nodes, weights = _RADAU[size]
     slopes = _slopes((0.0, *nodes))[1:]
@@ -67,3 +65,7 @@ def _slopes(nodes: Sequence[float]) -> list[list[float]]:
         row[k] = -sum(row)
         found.append(row)
     return found
+
+
+FIRST: dict[int, Table] = {size: _differences(size) for size in _RADAU}
+"""L of the first panel by its steps, (size, size + 1)."""

@@ -21,9 +21,12 @@ from attrfn import viz
 LABELS = {281: "tabby", 282: "tiger cat", 285: "Egyptian cat", 442: "bell cote", 450: "bobsled"}
 LABELS |= {560: "football helmet", 573: "go-kart", 663: "monastery", 665: "moped", 698: "palace"}
 LABELS |= {535: "disk brake", 670: "motor scooter", 925: "consomme", 967: "espresso", 968: "cup"}
-TEXT = """Red speaks for the explained class, blue against it. Colour scales end at the 99th
-percentile of a column. Integrated gradients and DeepLIFT promise to sum to the change of the score
-from a grey image; the gap is how far they miss it. Maps of pixels are summed over squares."""
+TEXT = (
+    "Red speaks for the explained class, blue against it. Integrated gradients and DeepLIFT "
+    "promise to sum to the change of the score from a grey image; the gap is how far they miss it. "
+    "Maps of pixels are summed over squares."
+)
+grid = partial(viz.image_grid, overlay=True)
 lrp = partial(attrfn.lrp, rules=attrfn.rules.epsilon_gamma_box(-1, 1))  # pixels are in -1 to 1
 cam = partial(attrfn.hires_cam, layer="_avg_pooling", at="input")  # 1,280 channels, 7 x 7 places
 
@@ -50,20 +53,6 @@ def photographs() -> Tensor:
 def sums(side: int, values: Tensor) -> Tensor:
     """One channel of sums over squares of pixels."""
     return nn.functional.avg_pool2d(values.sum(1, keepdim=True), side) * side**2
-
-
-def grid(photos: Tensor, maps: dict[str, Tensor], scale: float = 1, **options: object) -> Figure:
-    """Each map lies over its photograph in pale grey, and fades towards zero."""
-    figure = viz.image_grid(photos, maps, outline=False, **options)
-    figure.set_size_inches(scale * figure.get_size_inches())
-    for i, axes in enumerate(figure.axes[: len(photos) * (len(maps) + 1)]):
-        row, column = divmod(i, len(maps) + 1)
-        for drawn in axes.images[: column > 0]:
-            strength = abs(2 * drawn.norm(drawn.get_array()) - 1)
-            drawn.set(alpha=(2 * strength).clip(0, 0.9), interpolation="bilinear")
-            grey = (0.4 + 0.6 * photos[row].mean(0)).numpy()
-            axes.imshow(grey, cmap="gray", vmin=0, vmax=1, extent=(0, 224, 224, 0), zorder=-1)
-    return figure
 
 
 def explain(model: nn.Module, x: Tensor, targets: Tensor) -> tuple[dict, dict]:
@@ -96,7 +85,8 @@ def explain(model: nn.Module, x: Tensor, targets: Tensor) -> tuple[dict, dict]:
 
 def contrast(model: nn.Module, photos: Tensor, x: Tensor) -> Figure:
     """Why the one class and not the other: the target is the difference of their scores."""
-    columns = {"this: LRP": [], "that: LRP": [], "difference: LRP": [], "HiResCAM": []}
+    names = ("this: LRP", "that: LRP", "difference: LRP", "difference: HiResCAM")
+    columns = {name: [] for name in names}
     for image, this, that in ((x[:1], 285, 281), (x[2:3], 560, 450)):
         less = partial(lambda out, a, b: out[:, a] - out[:, b], a=this, b=that)
         maps = [sums(2, lrp(model, image, target=target)) for target in (this, that, less)]
@@ -104,21 +94,26 @@ def contrast(model: nn.Module, photos: Tensor, x: Tensor) -> Figure:
         for column, map in zip(columns.values(), maps, strict=True):
             column.append((map / map.abs().quantile(0.99)).clamp(-1, 1))  # on its own scale
     asked = ["this: Egyptian cat\nthat: tabby", "this: football helmet\nthat: bobsled"]
-    return grid(photos[[0, 2]], {k: torch.cat(v) for k, v in columns.items()}, titles=asked)
+    maps = {name: torch.cat(column) for name, column in columns.items()}
+    return grid(photos[[0, 2]], maps, titles=asked, title="Why this class and not that one?")
 
 
 def zoom(model: nn.Module, photo: Tensor, x: Tensor, target: Tensor) -> Figure:
     """Integrated gradients of pixels beside Shapley values of superpixels, with standard errors."""
-    mask = torch.tensor(slic(photo[0].numpy(), 40, compactness=20, start_label=0, channel_axis=0))
-    shap = partial(attrfn.kernel_shap, n_samples=300, chunk_size=50, progress=True)
+    mask = torch.tensor(slic(photo[0].numpy(), 20, compactness=20, start_label=0, channel_axis=0))
+    shap = partial(attrfn.kernel_shap, n_samples=400, chunk_size=50, progress=True)
     options = {"feature_mask": mask, "return_stderr": True, "return_input_shape": False}
     (values,), (errors,) = shap(model, x, target=target, **options)
     ig = sums(2, attrfn.integrated_gradients(model, x, target=target))
-    figure = grid(photo, {"integrated gradients": ig, "KernelSHAP": values[mask][None]}, 2.2)
+    figure = Figure(figsize=(10, 5.2))
+    axes = figure.add_axes((0, 0, 1, 1))
+    grid(photo, {"integrated gradients": ig, "KernelSHAP": values[mask][None]}, ax=axes)
     for k in values.abs().topk(6).indices.tolist():
-        row, column = (mask == k).nonzero().float().mean(0).tolist()
+        inside = (mask == k).nonzero().float()  # its pixel that is nearest to its middle
+        row, column = inside[(inside - inside.mean(0)).norm(dim=1).argmin()].tolist()
         text = f"{values[k]:+.1f} \N{PLUS-MINUS SIGN} {errors[k]:.1f}"
-        figure.axes[2].text(column, row, text, ha="center", size=8, bbox={"fc": "w", "alpha": 0.8})
+        box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5}
+        axes.child_axes[2].text(column, row, text, ha="center", va="center", size=9, bbox=box)
     return figure
 
 
@@ -133,8 +128,8 @@ def main(out: Path) -> None:
     few = {name: map[:3] for name, map in list(maps.items())[3:7]}
     figures = {
         "What speaks for the first class?": grid(photos[:3], few, titles=titles[:3]),
-        "Eight methods": grid(photos, maps, titles=titles, notes=notes),
-        "Why this class and not that one?": contrast(model, photos, x),
+        "Five photographs by eight methods": grid(photos, maps, titles=titles, notes=notes),
+        "The target is the difference of two scores": contrast(model, photos, x),
         "Pixels, and superpixels": zoom(model, photos[1:2], x[1:2], classes[1, :1]),
     }
     viz.report(out / "photographs.html", title="Photographs, explained", text=TEXT, figures=figures)

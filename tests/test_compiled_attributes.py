@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers import assert_close, randn
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 import attrfn
 
@@ -52,6 +53,13 @@ KINDS: dict[str, tuple[Any, Get, Callable[[nn.Module], object]]] = {
         lambda c: c["a"].k[0],
         lambda m: m.c["a"].k.__setitem__(0, 2.0),
     ),
+    "list in a tuple": (([1.0],), lambda c: c[0][0], lambda m: m.c[0].__setitem__(0, 2.0)),
+    "dict in a tuple": (
+        [(0, {"k": [1.0]})],
+        lambda c: c[0][1]["k"][0],
+        lambda m: m.c[0][1]["k"].__setitem__(0, 2.0),
+    ),
+    "longer list in a tuple": (([1.0],), lambda c: sum(c[0]), lambda m: m.c[0].append(2.0)),
     "tensor": (tensor(1.0), lambda c: c, lambda m: setattr(m, "c", tensor(2.0))),
     "written tensor": (tensor(1.0), lambda c: c, lambda m: m.c.fill_(2.0)),
     "list of tensors": ([tensor(1.0)], lambda c: c[0], lambda m: m.c.__setitem__(0, tensor(2.0))),
@@ -92,7 +100,6 @@ def test_a_change_is_followed(kind: str) -> None:
 @pytest.mark.parametrize(
     ("c", "why"),
     [
-        (([1.0],), "tuple with a list"),
         (types.SimpleNamespace(t=tensor(1.0)), "tensors in a SimpleNamespace"),
         ({"a": collections.deque([tensor(1.0)])}, "tensors in a deque"),
         (functools.partial(torch.mul, other=tensor(1.0)), "tensors in a partial"),
@@ -105,6 +112,17 @@ def test_the_rest_is_refused_when_compiling(c: Any, why: str) -> None:
         with pytest.raises(TypeError, match=rf"Model\.c .*{why}.*would not follow"):
             attrfn.compile(attrfn.gradient, f, backend="eager")
     attrfn.gradient(model, randn(2, 4), target=0)
+
+
+def test_lists_in_tuples_that_stay_are_compiled_once() -> None:
+    model, x = model_with(([1.0], ["a"]), lambda c: c[0][0]), randn(2, 4)
+    counts = CompileCounter()
+    explain = attrfn.compile(attrfn.gradient, model, backend=counts)
+    for _ in range(3):
+        explain(x, target=0)
+    model.c[0][0] = float("1")  # equal, and another object
+    explain(x, target=0)
+    assert counts.frame_count == 1
 
 
 def test_a_plain_tensor_that_the_model_writes_stays() -> None:

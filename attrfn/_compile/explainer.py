@@ -19,6 +19,7 @@ from attrfn._compile.dynamo import (
     parameters,
     too_often,
 )
+from attrfn._compile.stale import Watch
 from attrfn._compile.static_chunks import shapes, static_size, unit_size
 from attrfn._compile.units import CompiledUnits
 from attrfn._explain.flags import check_flags, flags_of
@@ -76,6 +77,7 @@ class Compiled:
         self.how = how
         self.dynamic = dynamic
         self.overwrites = overwrites
+        self.watch = Watch(uncompiled(model_fn))
         self.draws: bool | None = None  # known after the first call
         takes = parameters(method)
         self.known = frozenset(takes)
@@ -104,6 +106,10 @@ class Compiled:
 
     def __call__(self, inputs: Tree, changing: dict[str, Any]) -> Any:
         """The attributions."""
+        if self.watch.changed():
+            self.graphs.clear()
+            if self.units is not None:
+                self.units.graphs.clear()
         if not self.known.issuperset(changing):
             check_options(self.method, changing)
         check_flags(self.flags, changing)

@@ -124,7 +124,7 @@ def test_inputs_of_different_lengths(method):
 
 
 def test_integrated_hessians_of_several_outputs():
-    with pytest.raises(ValueError, match=r"^target is None.*\(3, 3\)"):
+    with pytest.raises(ValueError, match=r"^target is None.*\(\d+, 3\)"):
         attrfn.integrated_hessians(several, X)
 
 

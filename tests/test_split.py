@@ -302,7 +302,9 @@ def test_structured_values_explained(kind):
         model, x, layer="parts", target=1, n_steps=30, chunk_size=7
     )
     equal(got, chunked, rtol=1e-10, atol=1e-12)
-    conductance = attrfn.layer_conductance(model, x, layer="parts", target=1, n_steps=30)
+    conductance = attrfn.layer_conductance(
+        model, x, layer="parts", target=1, n_steps=30, quadrature="gauss_legendre"
+    )
     total = sum(g.sum(1) for g in pytree.tree_leaves(conductance) if isinstance(g, Tensor))
     torch.testing.assert_close(total, change, rtol=1e-9, atol=1e-11)
     if kind in ("dict", "ordered"):

@@ -257,8 +257,10 @@ def test_a_layer_with_several_tensors_needs_all_examples():
     """Two examples would be enough to see where the batch is, but not for these models."""
     x = randn(8, 2, 3)
     x[:, :, 0] = torch.arange(8)[:, None] / 2
+    x0 = torch.cat([x[:, :, :1], torch.zeros(8, 2, 2)], 2)  # with as many steps
+    conductance = functools.partial(attrfn.layer_conductance, baselines=x0)
     for groups in (1, 4):
-        for method in (attrfn.layer_gradient_x_activation, attrfn.layer_conductance):
+        for method in (attrfn.layer_gradient_x_activation, conductance):
             h, c = method(make(Cell, groups), x, layer="cell", call=5, target=1)
             assert h.shape == c.shape == (8, 4)
             assert (h != 0).any()

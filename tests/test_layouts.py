@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from zoo import randn
 
 import attrfn
+from attrfn._torch.layouts import linear_of_rows
 
 
 def differences(f, x: Tensor) -> Tensor:
@@ -248,3 +249,19 @@ def test_views_of_what_is_written_out(method):
     x = randn(2, 4, 6)
     model(x)
     method(model, x, target=0)
+
+
+@pytest.mark.parametrize("bias", [None, (), (1,), (5,), (3, 5), (3, 1), (2, 3, 5)])
+@pytest.mark.parametrize("weight", [(5, 4), (0, 4), (4,)])
+@pytest.mark.parametrize("batch", [2, 1, 0])
+def test_a_linear_layer_of_rows_is_that_of_torch(batch, weight, bias):
+    """Whatever shapes torch takes."""
+    x, w = randn(batch, 3, 4), randn(*weight, seed=1)
+    b = None if bias is None else randn(*(bias or (1,)), seed=2).reshape(bias)
+    try:
+        expected = F.linear(x, w, b)
+    except RuntimeError:
+        with pytest.raises(RuntimeError):
+            linear_of_rows(x, w, b)
+    else:
+        torch.testing.assert_close(linear_of_rows(x, w, b), expected)

@@ -156,11 +156,11 @@ class Run(Notes):
         known = self.marked.known
         found: list[Place] = []
         for place, t in tensors(args, kwargs):
-            if id(t) in known or (self.written.known and self.shares_memory(t)):
-                found.append(place)
-            elif self.compiling:
+            if self.compiling:  # where id(t) would become a guard, see `Tags`
                 if self.marked.get(t) or self.is_hidden(t, func):
                     found.append(place)
+            elif id(t) in known or (self.written.known and self.shares_memory(t)):
+                found.append(place)
             elif self.table.strict and t.requires_grad and not self.constants.get(t):
                 self.check_origin(t, func)
         return tuple(found)

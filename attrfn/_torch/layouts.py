@@ -41,10 +41,12 @@ def linear_of_rows(input: Tensor, weight: Tensor, bias: Tensor | None = None) ->
     """``F.linear`` of (B, T, F) as that of (B * T, F), which is what torch runs."""
     # In compiled code torch's own way makes B a constant inside of torch.func.vjp
     # (tests/test_canaries.py), so that another size of the batch would be another graph.
-    if input.ndim != 3 or bias is None or rules_around():
+    plain = weight.ndim == 2 and bias is not None and bias.ndim < 2  # torch takes others, too
+    if input.ndim != 3 or not plain or rules_around():
         return F.linear(input, weight, bias)
-    rows = F.linear(input.reshape(input.shape[0] * input.shape[1], -1), weight, bias)
-    return rows.reshape(input.shape[0], input.shape[1], -1)
+    batch, length, features = input.shape
+    rows = F.linear(input.reshape(batch * length, features), weight, bias)
+    return rows.reshape(batch, length, weight.shape[0])
 
 
 _ATEN = torch.ops.aten

@@ -181,14 +181,15 @@ def first(run: Run, args: Any) -> First:
 def captums(n: Net, method: Method, args: Any) -> dict[str, First]:
     """Captum with its defaults and at its best, each on a model of its own: it leaves hooks."""
     assert method.captum is not None
-    cold = n._replace(model=copy.deepcopy(frozen(n)))
-    tried = [first(method.captum(cold, **tuning), args) for tuning in method.tunings]
-    found = {"best": min(tried, key=lambda f: f.seconds)}
     # By default Captum takes all copies of the batch at once: some 22 GiB on EfficientNet x 16.
-    if len(n.x) == 1 or len(method.tunings) == 1 or not n.large:
-        default = method.captum(n._replace(model=copy.deepcopy(n.model)))
-        found = {"Captum": first(default, args)} | found
-    return found
+    fits = len(n.x) == 1 or len(method.tunings) == 1 or not n.large
+    cold = n._replace(model=copy.deepcopy(frozen(n)))
+    tunings = [tuning for tuning in method.tunings if tuning or fits]
+    tried = [first(method.captum(cold, **tuning), args) for tuning in tunings]
+    found = {"best": min(tried, key=lambda f: f.seconds)}
+    if not fits:
+        return found
+    return {"Captum": first(method.captum(n._replace(model=copy.deepcopy(n.model))), args)} | found
 
 
 def rounds_of(runs: Mapping[str, First], args: Any) -> dict[str, list[float]]:

@@ -27,6 +27,9 @@ COLUMNS = {
     "recurrent + vmap": "`torch.func.vmap` of the method over examples, of a net with a GRU",
 }
 
+# Columns of which the default run shows a part; `make capabilities` runs the rest.
+SAMPLED = {"compile", "compile + vmap"}
+
 CONSTANT = "the coefficients of the rules count as constants"
 TOGETHER = "over targets: its examples reach each other"
 ALL_ROWS = "its examples reach each other, so that none can be mapped over alone"

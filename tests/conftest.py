@@ -75,7 +75,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if "fuzz" not in config.option.markexpr:
+    if not any(mark in config.option.markexpr for mark in ("fuzz", "capability")):
         fuzz = [item for item in items if item.get_closest_marker("fuzz")]
         config.hook.pytest_deselected(items=fuzz)
         items[:] = [item for item in items if not item.get_closest_marker("fuzz")]
@@ -118,6 +118,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     ticked = capabilities.found(capabilities.PAGE.read_text(encoding="utf-8"))
     wrong = sorted(cell for cell, good in _passed.items() if good and not ticked.get(cell))
     gone = capabilities.unshown(_passed, ticked) if _whole(session) else []
+    if not session.config.option.markexpr:
+        gone = [cell for cell in gone if cell[1] not in capabilities.SAMPLED]
     for what, cells in (("does not tick", wrong), ("ticks, and no test shows,", gone)):
         if cells:
             print(f"\ndocs/capabilities.md {what} {cells}: run make capabilities")

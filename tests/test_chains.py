@@ -113,7 +113,14 @@ def test_parts_of_gated_units(name: str) -> None:
     close(got, want)
 
 
-@pytest.mark.parametrize("name", ["gelu_new", "mish by logarithms", "sigmoid by tanh", "elu"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gelu_new",
+        *[pytest.param(k, marks=pytest.mark.fuzz) for k in ("mish by logarithms", "elu")],
+        "sigmoid by tanh",
+    ],
+)
 def test_transforms(name: str) -> None:
     f, x = net(WRITTEN[name][0])
     options: dict[str, Any] = {"target": 1, "rules": rules.attn_lrp()}

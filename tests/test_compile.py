@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import assert_close
 from models import NETS, Net, targets
-from registry import ROWS, Row, explain, needs, primary_rows, rows, trial
+from registry import ROWS, Row, explain, needs, primary, rows, trial
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import functional_call
@@ -19,6 +19,9 @@ import attrfn
 from attrfn.testing import _values as checks
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
+
+# One of each kind of derivative: of a path, through and behind a layer, of a map.
+SOME = ["integrated_gradients", "layer_conductance", "neuron_conductance", "hires_cam"]
 
 
 def small(r: Row) -> dict[str, Any]:
@@ -33,18 +36,39 @@ def given(r: Row, net: Net, batch: int = 3) -> dict[str, Any]:
     return {**options, "target": targets(batch)} if r.target else options
 
 
-@pytest.mark.capability("compile")
-@primary_rows
-def test_closure_over_the_model_compiles_once(r: Row) -> None:
-    """Other inputs, targets and parameter values of the same shapes use the same graph."""
-    checks.compile(trial(r, r.net, **small(r)))
-
-
 def takes_the_model(r: Row) -> bool:
     return (r.name in r.covers or r.explains == "layer") and not r.keyed
 
 
-@rows(lambda r: takes_the_model(r) and len(r.name) % 3 == 0)
+def by_its_name(r: Row) -> bool:
+    """Whether the default run compiles the method alone, with the model as an argument."""
+    return takes_the_model(r) and len(r.name) % 3 == 0
+
+
+def in_closure(r: Row) -> bool:
+    """Whether the default run compiles the method in a closure: one of each kind, and the rest."""
+    return r.name in primary() and (r.name in SOME or not by_its_name(r))
+
+
+@pytest.mark.capability("compile")
+@rows(in_closure)
+def test_closure_over_the_model_compiles_once(r: Row) -> None:
+    closure_compiles_once(r)
+
+
+@pytest.mark.fuzz
+@pytest.mark.capability("compile")
+@rows(lambda r: r.name in primary() and not in_closure(r))
+def test_every_closure_over_the_model_compiles_once(r: Row) -> None:
+    closure_compiles_once(r)
+
+
+def closure_compiles_once(r: Row) -> None:
+    """Other inputs, targets and parameter values of the same shapes use the same graph."""
+    checks.compile(trial(r, r.net, **small(r)))
+
+
+@rows(by_its_name)
 def test_compiled_method_takes_the_model_as_an_argument(r: Row) -> None:
     compiled_with_its_model(r)
 
@@ -71,14 +95,28 @@ def compiled_equals_eager(f: Any, *args: Any, backend: str = "aot_eager", **clos
     assert_close(torch.compile(f, backend=backend, fullgraph=True)(*args), f(*args), **close)
 
 
-# One of each kind of derivative: of a path, through and behind a layer, of a map.
-SOME = ["integrated_gradients", "layer_conductance", "neuron_conductance", "hires_cam"]
 some = pytest.mark.parametrize("name", SOME)
 
 
+def mapped(r: Row) -> bool:
+    """Whether the default run maps the method inside compiled code: a third, and all kinds."""
+    return r.name in primary() and (r.name in SOME or len(r.name) % 3 == 1)
+
+
 @pytest.mark.capability("compile + vmap")
-@primary_rows
+@rows(mapped)
 def test_vmap_inside_compiled_code(r: Row) -> None:
+    vmap_inside_compiled_code(r)
+
+
+@pytest.mark.fuzz
+@pytest.mark.capability("compile + vmap")
+@rows(lambda r: r.name in primary() and not mapped(r))
+def test_every_vmap_inside_compiled_code(r: Row) -> None:
+    vmap_inside_compiled_code(r)
+
+
+def vmap_inside_compiled_code(r: Row) -> None:
     """Over examples and targets, or targets where the examples reach each other."""
     net = r.net
     model, x, t = net.build(), net.inputs(2), targets(2)
@@ -92,8 +130,17 @@ def test_vmap_inside_compiled_code(r: Row) -> None:
     compiled_equals_eager(f, x, t, backend="eager")
 
 
-@some
-@pytest.mark.parametrize("net", ["norm", "attention"])
+OTHER_NETS = [("integrated_gradients", "norm"), ("layer_conductance", "attention")]
+
+
+@pytest.mark.parametrize(
+    ("name", "net"),
+    [
+        pytest.param(name, net, marks=[] if (name, net) in OTHER_NETS else [pytest.mark.fuzz])
+        for name in SOME
+        for net in ("norm", "attention")
+    ],
+)
 def test_other_nets_compile(name: str, net: str) -> None:
     r = ROWS[name]
     model = NETS[net].build()

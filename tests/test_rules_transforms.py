@@ -145,11 +145,11 @@ compiling = pytest.mark.usefixtures("fresh_compiler")
 
 # Each table on each net, but not each formula.
 COMPILED = [
-    ("reveal_cancel", "transformer"),
+    pytest.param("reveal_cancel", "transformer", marks=pytest.mark.fuzz),
     ("attn_lrp", "transformer"),
-    ("cp_lrp", "transformer"),
+    pytest.param("cp_lrp", "transformer", marks=pytest.mark.fuzz),
     ("rescale", "conv"),
-    ("epsilon_plus", "conv"),
+    pytest.param("epsilon_plus", "conv", marks=pytest.mark.fuzz),
     ("epsilon_plus_flat", "conv"),
 ]
 
@@ -277,7 +277,10 @@ def test_parameters_are_inputs_of_the_graph() -> None:
 # torch has no batching rule for the batch norm of compiled code; plain gradients warn, too.
 @pytest.mark.filterwarnings("ignore:There is a performance drop .*_native_batch_norm")
 @compiling
-@pytest.mark.parametrize(("name", "model_name"), [("rescale", "conv"), ("cp_lrp", "transformer")])
+@pytest.mark.parametrize(
+    ("name", "model_name"),
+    [pytest.param("rescale", "conv", marks=pytest.mark.fuzz), ("cp_lrp", "transformer")],
+)
 def test_vmap_inside_compiled_code(name: str, model_name: str) -> None:
     model, x, t = given(model_name, batch=2)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -253,6 +254,28 @@ def test_threads_share_the_graphs() -> None:
     for i, a in found.items():
         assert_close(a, attrfn.feature_ablation(model, randn(3, 4, seed=i), target=1))
     assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("method", [attrfn.feature_ablation, attrfn.deep_lift])
+def test_threads_that_meet_at_the_first_call_share_the_graph(method: Any) -> None:
+    """One compiles, and the others wait.
+
+    torch.compile alone makes a graph for each of them, and raises past its limit of 8. Its guards
+    may also fail by chance where threads read them at once, so that not all share one graph.
+    """
+    model, counter = make(_net), testing.CompileCounter()
+    explain = attrfn.compile(method, model, backend=counter)
+    meeting = threading.Barrier(12)
+
+    def work(i: int) -> Tensor:
+        meeting.wait()
+        return explain(randn(3, 4, seed=i), target=1)
+
+    with ThreadPoolExecutor(12) as pool:
+        found = list(pool.map(work, range(12)))
+    for i, a in enumerate(found):
+        assert_close(a, method(model, randn(3, 4, seed=i), target=1))
+    assert counter.frame_count < 8
 
 
 @pytest.mark.parametrize("n_steps", [1, 4])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import sys
-import types
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -21,7 +20,7 @@ from attrfn._compile.dynamo import (
 )
 from attrfn._compile.stale import Watch
 from attrfn._compile.static_chunks import shapes, static_size, unit_size
-from attrfn._compile.units import CompiledUnits
+from attrfn._compile.units import CompiledUnits, Graph
 from attrfn._explain.flags import check_flags, flags_of
 from attrfn._explain.introspect import is_ours
 from attrfn._explain.method_unit import loops_over_chunks
@@ -30,12 +29,11 @@ from attrfn._explain.tree import clone_tensors, flatten, output_width
 from attrfn._model.bind import bind, uncompiled
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.generators import unmoved
-from attrfn._torch.private_compiler import compilations, compiler_error, limit_errors, own_code
+from attrfn._torch.private_compiler import compilations, compiler_error, limit_errors
 from attrfn._torch.typing import ChunkSize, ModelFn, Tree
 from attrfn._torch.units import using
 from attrfn._torch.warn import warn
 
-Graph = Callable[[Tree, Mapping[str, Any]], Any]
 _WITHOUT_TENSORS = (bool, int, float, str, type(None))
 
 
@@ -92,7 +90,7 @@ class Compiled:
         self.units = None
         if loops_over_chunks(method):
             self.units = CompiledUnits(how, dynamic, overwrites=overwrites)
-        self.graphs: dict[tuple[ChunkSize, bool], tuple[Graph, types.CodeType]] = {}
+        self.graphs: dict[tuple[ChunkSize, bool], Graph] = {}
 
     def timed(self, inputs: Tree, changing: dict[str, Any]) -> Any:
         """The attributions, and a line that says how long compiling took, if anything did."""
@@ -122,7 +120,7 @@ class Compiled:
         if isinstance(target, int) and not isinstance(target, bool):
             given = {**given, "target": self.index(inputs, target)}
         undifferentiated = self.undifferentiated(inputs, changing)
-        graph, code = self.graph(size, undifferentiated)
+        graph = self.graph(size, undifferentiated)
         try:
             with (
                 torch.no_grad() if undifferentiated else nullcontext(),
@@ -139,7 +137,7 @@ class Compiled:
                     )
             return clone_tensors(found) if self.overwrites else found
         except limit_errors() as error:
-            raise CompileError(too_often(self.method, code)) from error
+            raise CompileError(too_often(self.method, graph.code)) from error
         except compiler_error() as error:
             failure = error
         # The compiler also wraps errors of the method and the model. In eager mode these come as
@@ -208,7 +206,7 @@ class Compiled:
         others = {k: v for k, v in changing.items() if k not in ("target", "key")}
         shape = shapes((inputs, others))
         if shape not in self.sizes:
-            known = {size for size, _ in self.graphs if isinstance(size, int)}
+            known = {size for size, _ in list(self.graphs) if isinstance(size, int)}
             find = functools.partial(static_size, known=known) if self.units is None else unit_size
             self.sizes[shape] = find(
                 lambda ask: self.run(inputs, {**changing, "chunk_size": ask}),
@@ -226,9 +224,10 @@ class Compiled:
         given = _tensors(inputs) + _tensors(changing) + _tensors(self.holding)
         return not any(t.requires_grad for t in given)
 
-    def graph(self, size: Any, undifferentiated: bool = False) -> tuple[Graph, types.CodeType]:
+    def graph(self, size: Any, undifferentiated: bool = False) -> Graph:
         """The compiled function for a size of chunks."""
-        if (size, undifferentiated) not in self.graphs:
+        graph = self.graphs.get((size, undifferentiated))
+        if graph is None:
             fixed = {} if size == "given" else {"chunk_size": size}
             fixed |= {"create_graph": None} if undifferentiated else {}
 
@@ -237,10 +236,9 @@ class Compiled:
             def attribute(inputs: Tree, changing: Mapping[str, Any]) -> Any:
                 return self.run(inputs, {**changing, **fixed})
 
-            attribute = own_code(attribute)
-            graph = torch.compile(attribute, fullgraph=True, **self.how(self.dynamic))
-            self.graphs[size, undifferentiated] = graph, attribute.__code__
-        return self.graphs[size, undifferentiated]
+            graph = Graph(attribute, self.how(self.dynamic))
+            graph = self.graphs.setdefault((size, undifferentiated), graph)
+        return graph
 
 
 def _tensors(tree: Any) -> list[Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,6 +19,45 @@ from attrfn._torch.private import is_view
 from attrfn._torch.private_compiler import changing_size, own_code
 
 _CHANGED = (Tensor, functools.partial)
+
+
+class Graph:
+    """A function with torch.compile, whose first run is that of one thread.
+
+    torch.compile lets each thread that meets a function without a graph compile one of its own,
+    and soon reaches its limit on graphs. While the first thread compiles, the others wait; they
+    all run the graph at once afterwards.
+
+    Args:
+        function: What is compiled, with a code object of its own.
+        options: The arguments of torch.compile.
+    """
+
+    def __init__(self, function: Callable[..., Any], options: dict[str, Any]) -> None:
+        # torch.compile counts compilations by code: each graph has a code object of its own.
+        own = own_code(function)
+        self.code = own.__code__
+        self.compiled = torch.compile(own, fullgraph=True, **options)
+        self.first = threading.RLock()
+        self.exists = False
+
+    def __call__(self, *args: Any) -> Any:
+        """The function's results."""
+        if not self.exists:
+            with self.first:
+                if not self.exists:
+                    found = self.compiled(*args)
+                    self.exists = True
+                    return found
+        return self.compiled(*args)
+
+
+class _Call(threading.local):
+    """What a call has found, in its thread."""
+
+    size = 0  # of the chunks that run now
+    alone = False  # whether they hold one copy each
+    draws = False
 
 
 class CompiledUnits:
@@ -40,16 +80,24 @@ class CompiledUnits:
         self.how = how
         self.dynamic = dynamic
         self.overwrites = overwrites
-        self.graphs: dict[tuple[Callable[..., Any], bool], Callable[..., Any]] = {}
+        self.graphs: dict[tuple[Callable[..., Any], bool], Graph] = {}
         self.codes: list[Any] = []
         self.takes_two: bool | None = None
-        self.size = 0  # of the chunks that run now
-        self.alone = False  # whether they hold one copy each
-        self.draws = False
+        self.call = _Call()
 
     def start(self) -> None:
         """Begin a call, in which no loop has run."""
-        self.size, self.alone, self.draws = 0, False, False
+        call = self.call
+        call.size, call.alone, call.draws = 0, False, False
+
+    @property
+    def draws(self) -> bool:
+        """Whether the model has been found to draw random numbers in this call."""
+        return self.call.draws
+
+    @draws.setter
+    def draws(self, found: bool) -> None:
+        self.call.draws = found
 
     def fix_sizes(self) -> bool:
         """Compile for each number of rows from now on; False if that is so already."""
@@ -61,15 +109,16 @@ class CompiledUnits:
 
     def chunk(self, n: int, size: int) -> None:
         """Hear that a loop over n copies takes so many at once."""
-        self.size = min(size, n)
-        self.alone = self.size == 1 and n > 1
+        call = self.call
+        call.size = min(size, n)
+        call.alone = call.size == 1 and n > 1
 
     def copies(self, n: int, batch: int, fits: Callable[[], bool]) -> int:
         """How many copies have to run where n are wanted."""
         if self.dynamic is False:
             # Each size is another graph: the last chunk of a loop is as long as the others.
-            return max(n, self.size)
-        if n * batch > 1 or self.alone:
+            return max(n, self.call.size)
+        if n * batch > 1 or self.call.alone:
             return n
         # torch.compile makes a graph of its own for a size of 1.
         if self.takes_two is None:
@@ -85,15 +134,15 @@ class CompiledUnits:
     ) -> Any:
         """The function's results, by its graph."""
         key = function, create_graph
-        if key not in self.graphs:
-            # torch.compile counts compilations by code: each graph has a code object of its own.
-            own = own_code(function)
-            self.codes.append(own.__code__)
-            self.graphs[key] = torch.compile(own, fullgraph=True, **self.how(self.dynamic))
+        graph = self.graphs.get(key)
+        if graph is None:
+            # Of threads that meet here, all take the graph of one.
+            graph = self.graphs.setdefault(key, Graph(function, self.how(self.dynamic)))
+            self.codes.append(graph.code)
         with torch.inference_mode(False), torch.set_grad_enabled(create_graph):
             given = _map_tensors(functools.partial(self._given, sizes), args)
             with _no_word_of_leaves() if create_graph else contextlib.nullcontext():
-                found = self.graphs[key](*given)
+                found = graph(*given)
             if self.overwrites:
                 found = pytree.tree_map_only(Tensor, Tensor.clone, found)
         return found

@@ -192,7 +192,7 @@ def average(*methods: Method, weights: Sequence[float] | None = None) -> Method:
 
     Raises:
         TypeError: A method is not callable.
-        ValueError: There is no method, or another number of weights, or they sum to 0.
+        ValueError: No method is given, or the weights do not match the methods or sum to 0.
 
     Example:
         >>> import torch, attrfn

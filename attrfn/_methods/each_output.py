@@ -54,7 +54,7 @@ def each_output(
 
     Returns:
         A method with the same options as ``method``. Its attributions have the dimensions of the
-        outputs behind that of the examples: (B, N, ...) for outputs (B, N). ``target`` is None, or
+        outputs after that of the examples: (B, N, ...) for outputs (B, N). ``target`` is None, or
         a callable ``outputs -> (B, N)`` whose columns are explained.
 
     Raises:

@@ -21,7 +21,9 @@ NAMES = [*NAMES.split(",")[:-1], "log triglycerides", "blood sugar"]
 def trained(model: nn.Module, loss: Callable[[], Tensor], decay: float = 0.0) -> nn.Module:
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=300)
-    for _ in range(300):
+    for step in range(300):
+        if step % 100 == 0:
+            print(f"training: step {step} of 300", flush=True)
         optimizer.zero_grad()
         loss().backward()
         optimizer.step()
@@ -77,6 +79,7 @@ def of_boards() -> dict[str, Figure]:
     board = loss_of_each(model(held_out), found).where(different, torch.inf).argmin()
     x, digits = held_out[board].expand(2, -1, -1, -1), found[board, [0, 3]]
     grid = partial(viz.image_grid, x, titles=[f"why is there\na {digit}?" for digit in digits])
+    print("methods on the boards", flush=True)
     ablate = partial(attrfn.feature_ablation, model, x, target=digits)
     occlude = partial(attrfn.occlusion, model, x, target=digits)
     likely = partial(lambda out, digit: out.sigmoid().gather(1, digit[:, None]), digit=digits)

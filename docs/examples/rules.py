@@ -35,7 +35,9 @@ def transformer(images: Tensor, labels: Tensor) -> nn.Module:
     model = Transformer()
     optimizer = torch.optim.AdamW(model.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=1500)
-    for _ in range(1500):
+    for step in range(1500):
+        if step % 300 == 0:
+            print(f"transformer: step {step} of 1500", flush=True)
         x, y = boards(images, labels, 64, blank=0.3)
         optimizer.zero_grad()
         loss_of_each(model(x), y).mean().backward()
@@ -95,6 +97,7 @@ def pictures() -> dict[str, Figure]:
         "z_plus()": rules.z_plus(),
     }
     maps = {name: lrp(rules=rule) for name, rule in alone.items()}
+    print("rules of LRP, one by one", flush=True)
     figures["lrp"] = grid(maps, title="lrp: one rule for all linear operations")
 
     firsts = {"z_plus()": None, "z_box(0, 1)": rules.z_box(0, 1), "w_square()": rules.w_square()}

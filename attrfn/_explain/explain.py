@@ -9,7 +9,7 @@ import optree
 import torch
 from torch import Tensor
 
-from attrfn._copies.batch import binds_rows, flat_rows, is_row, pick_bound, repeat_bound, split_rows
+from attrfn._copies.batch import flat_rows, pick_bound, repeat_bound, split_rows, unmarked_rows
 from attrfn._explain.shared import marked
 from attrfn._explain.target import Chosen, IndexPerExample, choose, select
 from attrfn._explain.tree import batch_size, call_model, flatten, require_floating
@@ -190,17 +190,16 @@ def refuse_rows(error: RuntimeError, bound: ModelFn, batch: int, copies: int) ->
     """Name the rule by which tensors were repeated, if that may be why copies of a batch failed.
 
     Raises:
-        ValueError: A bound tensor has as many rows as the batch, and sizes did not fit.
+        ValueError: A bound tensor without a mark has as many rows as the batch, and sizes did not
+            fit.
     """
-    if copies == 1 or "size" not in str(error) or not binds_rows(bound, batch):
+    if copies == 1 or "size" not in str(error) or not (found := unmarked_rows(bound, batch)):
         return
-    keywords = getattr(bound, "keywords", {}).items()
-    names = [k for k, v in keywords if isinstance(v, Tensor) and is_row(v, batch)]
+    names = " and ".join(dict.fromkeys([name for name, _ in found if name])) or "what"
     raise ValueError(
-        f"the model failed on {copies} copies of the batch, where {' and '.join(names) or 'what'} "
-        f"functools.partial binds was repeated, because its {batch} rows are as many as the "
-        "examples: if they are no rows of examples, bind it with a dimension in front, as t[None], "
-        "or use chunk_size=1"
+        f"the model failed on {copies} copies of the batch, where {names} functools.partial binds "
+        f"was repeated, because its {batch} rows are as many as the examples: if they are no rows "
+        "of examples, bind attrfn.shared(tensor), or use chunk_size=1"
     ) from error
 
 

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import functools
-import warnings
-from collections.abc import Callable
 from typing import Any
 
 import optree
 import pytest
-import torch
 from helpers import assert_close
 from models import Net, targets
 from registry import ROWS, Row, explain, rows
 from torch import Tensor, nn
-from zoo import make, randn
+from zoo import randn
 
-import attrfn
 from attrfn import per_example, shared
 
 B = 2

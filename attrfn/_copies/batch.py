@@ -60,6 +60,11 @@ def along(values: Tensor, like: Tensor) -> Tensor:
     return values.to(like.device, wide(like.dtype)).reshape(-1, *[1] * like.ndim)
 
 
+def join_copies(a: Leaves, b: Leaves) -> Leaves:
+    """Some copies (S, ...) and others (T, ...) as (S + T, ...), a merge."""
+    return tuple([torch.cat([s, t]) for s, t in zip(a, b, strict=True)])
+
+
 def row_sums(t: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """(R, ...) -> (R,)."""
     t = t if dtype is None else t.to(dtype)

@@ -38,7 +38,8 @@ def _marked(target: Target) -> Target:
     """A tensor with an index for each example says so; one with a single index is for all."""
     if not isinstance(target, Tensor) or target.ndim != 1 or rows_of(target) is not None:
         return target
-    return shared(target) if len(target) == 1 else per_example(target)
+    said: Tensor = shared(target) if len(target) == 1 else per_example(target)
+    return said
 
 
 def _difference(outputs: Any, a: Target, b: Target) -> Tensor:

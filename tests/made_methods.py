@@ -102,7 +102,7 @@ def with_rows(method: Callable[..., Any]) -> Callable[..., Any]:
         own = attrfn.per_example(torch.ones(1, x.shape[0], device=x.device, dtype=x.dtype), dim=1)
         table = [attrfn.shared(torch.ones(3, device=x.device, dtype=x.dtype))]
         bind: Any = functools.partial
-        if isinstance(model_fn, torch.nn.Module):
+        if isinstance(model_fn, torch.nn.Module) and not torch.compiler.is_compiling():
             bind = types.MethodType  # in which methods find the module
         run = bind(_scaled, model_fn)
         return method(functools.partial(run, own=own, table=table), inputs, **options)

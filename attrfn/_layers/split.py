@@ -157,7 +157,7 @@ def _checked(
     bare = src._replace(args=(), kwargs={})
     # A private copy with attached parameters, or made inside a transform, holds tensors of this
     # graph or of this level, which another run must not meet.
-    reused = Reused(bare, layers=layers) if reuse and frozen and not transforming() else None
+    reused = Reused.of(bare, layers=layers) if reuse and frozen and not transforming() else None
     return Where(layers, at, call, many, frozen, reused), bare, src.args, src.kwargs
 
 

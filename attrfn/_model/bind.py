@@ -28,6 +28,7 @@ from attrfn._model.training import refuse_tied
 from attrfn._torch import private_compiler
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.compiling import is_compiling, require_compiler
+from attrfn._torch.explanation import current
 from attrfn._torch.typing import ModelFn
 
 
@@ -58,7 +59,7 @@ def bind(model_fn: ModelFn, *, frozen: bool, forward_only: bool = False) -> Mode
     # Inside a transform copies may hold its wrapped tensors, which die with it, and no value tells
     # whether a run has changed a copy. So each run builds one.
     if frozen and not transforming():
-        reused = Reused(src._replace(args=(), kwargs={}), fused=forward_only)
+        reused = Reused.of(src, fused=forward_only)
         return functools.partial(reused, *src.args, **src.kwargs)
     return bind_source(src, (), (), frozen=frozen)
 
@@ -96,6 +97,23 @@ class Reused:
         self.fused = fused
         self.layers = layers
         self.idle: list[_Built] = []  # a thread takes a copy out while it runs it
+
+    @staticmethod
+    def of(src: Source, *, fused: bool = False, layers: Sequence[nn.Module | str] = ()) -> Reused:
+        """The copies that the call of a method has of a source, or new ones."""
+        made = functools.partial(
+            Reused, src._replace(args=(), kwargs={}), fused=fused, layers=layers
+        )
+        explanation = current()
+        if explanation is None or src.params is not None or src.around:
+            return made()
+        # A method inside of another, such as that of a noise tunnel, is bound for each chunk. The
+        # module of an entry is alive, so that no other one has its id.
+        key = (id(src.module), src.method, fused, *[id(find(src.module, one)) for one in layers])
+        if key not in explanation.copies:
+            explanation.copies[key] = made()
+        found: Reused = explanation.copies[key]
+        return found
 
     def prepare(self) -> None:
         """Build a private copy for the next run now."""

@@ -142,9 +142,8 @@ def _with_parts(value: Any, parts: dict[Any, Any]) -> Any:
     if isinstance(value, Mapping):
         if type(value) is dict:
             return parts
-        kind: Any = type(value)
-        if dataclasses.is_dataclass(kind):  # such as the outputs of transformers
-            return kind(**parts)
+        if hasattr(value, "__dataclass_fields__"):  # such as the outputs of transformers
+            return type(value)(**parts)
         # A subclass such as defaultdict may need other arguments to be made than its items.
         filled: Any = copy.copy(value)
         filled.update(parts)

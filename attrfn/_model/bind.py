@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from attrfn._model.classes import Intervention
 from attrfn._model.clone import run_clone
-from attrfn._model.edits import inside, joined
+from attrfn._model.edits import inside, joined, one_each
 from attrfn._model.hidden import check_hidden
 from attrfn._model.parameters import refuse_writes
 from attrfn._model.private_copy import PrivateCopy
@@ -120,7 +120,7 @@ class Reused:
             return out
         built = self._take()
         sites = [built.private.memo[id(find(self.src.module, layer))] for layer in now.layers]
-        for site, intervention in zip(sites, now.interventions, strict=False):
+        for site, intervention in zip(sites, one_each(sites, now.interventions), strict=False):
             site._attrfn_intervention = intervention
         try:
             out = built.model(*now.args, **kwargs)
@@ -222,7 +222,7 @@ def _private_copy(
 ) -> tuple[PrivateCopy, ModelFn]:
     """A private copy and its model function for one run, which starts from the user's state."""
     found = [find(src.module, layer) for layer in layers]
-    at = dict(zip(map(id, found), interventions, strict=True))
+    at = dict(zip(map(id, found), one_each(found, interventions), strict=True))
     private = PrivateCopy(frozen=frozen, interventions=at, fused=fused)
     private.clone_rescaled(src.module)
     for name, value in (src.params or {}).items():

@@ -65,8 +65,9 @@ def inside(
     if not src.edits:
         return Inside(layers, interventions, args)
     at: dict[int, tuple[nn.Module | str, Any]] = {}
-    for layer, intervention in zip(layers, interventions, strict=False):
-        at[id(find(src.module, layer))] = (layer, intervention)
+    found = [find(src.module, layer) for layer in layers] if interventions else []
+    for module, intervention in zip(found, one_each(found, interventions), strict=True):
+        at[id(module)] = (module, intervention)
     # A value may be planted from outside, and the part of the model that makes it need not run.
     whole = not any(getattr(i, "plants", False) for i in interventions)
     checks: list[Callable[[], None]] = []
@@ -79,10 +80,9 @@ def inside(
             layer, between = at.get(id(module), (module, None))
             both = tap if between is None else functools.partial(tap, between=between)
             at[id(module)] = (layer, both)
-    found = list(at.values())
     return Inside(
-        [layer for layer, _ in found],
-        [both for _, both in found],
+        [layer for layer, _ in at.values()],
+        [both for _, both in at.values()],
         args[len(src.edits) :],
         tuple(reversed(checks)) if whole else (),
     )
@@ -99,6 +99,17 @@ def joined(
         key = id(find(src.module, layer))
         found[key] = (layer, _nested(outer, found[key][1]) if key in found else outer)
     return [layer for layer, _ in found.values()], [inner for _, inner in found.values()]
+
+
+def one_each(at: Sequence[Any], interventions: Sequence[Any]) -> Sequence[Any]:
+    """The interventions of some modules, nested where one module has several."""
+    if len({id(module) for module in at}) == len(at) or not interventions:
+        return interventions
+    found: dict[int, Any] = {}
+    for module, outer in zip(at, interventions, strict=True):
+        inner = found.get(id(module))
+        found[id(module)] = outer if inner is None else _nested(outer, inner)
+    return [found[id(module)] for module in at]
 
 
 def _nested(outer: Intervention, inner: Intervention) -> Intervention:

@@ -177,7 +177,8 @@ class Behind(Replay):
         """Mark the tensor with which the model goes on behind a barrier."""
         self.follow(new)
         self.origins.put(new, number | (self.origins.get(before) or 0))
-        for tags in (self.made, self.inverse, self.chains):
+        notes: Any = (self.made, self.inverse, self.chains)
+        for tags in notes:
             tags.cut(new, before)
 
 
@@ -223,7 +224,7 @@ class Barrier(Silent):
             leaves: Any = optree.tree_map(self.run.start, value)
             self.leaves += optree.tree_leaves(leaves)
             new = merge(leaves, natural)
-            pairs = zip(optree.tree_leaves(like(self.kept, new)), optree.tree_leaves(value), strict=True)
-            for after, before in pairs:
+            after_it = optree.tree_leaves(like(self.kept, new))
+            for after, before in zip(after_it, optree.tree_leaves(value), strict=True):
                 self.run.put(after, self.number, before)
             return new

@@ -10,6 +10,7 @@ from typing import Any
 import optree
 from torch import Tensor, nn
 
+from attrfn._torch.say import say
 from attrfn._torch.typing import Tree
 
 _ATOMS = (bool, int, float, complex, str, bytes, type(None))
@@ -114,8 +115,8 @@ def _same_kind(new: Any, natural: Tensor) -> None:
 def _shown(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"a tensor {tuple(value.shape)}"
-    if value is None:
-        return "None"
+    if isinstance(value, _ATOMS):
+        return say(value)
     kind = type(value).__name__
     if isinstance(value, Mapping):
         return f"a {kind} of {', '.join([repr(k) for k in value][:6])}"

@@ -115,17 +115,21 @@ def autograd_leaves(x: Leaves) -> Leaves:
         return tuple([_leaf(t, False) for t in x])
 
 
-def gradients_inside(f: Callable[[], tuple[Tensor, Leaves]]) -> tuple[Leaves, Leaves]:
+def gradients_inside(
+    f: Callable[[], tuple[Tensor, Leaves]], *, create_graph: bool = False
+) -> tuple[Leaves, Leaves]:
     """The tensors from which a function starts a graph, and the gradients with respect to them.
 
     For eager code without a surrounding transform.
 
     Args:
         f: Makes leaves of autograd while it runs; returns its values, and those leaves.
+        create_graph: Let the results be differentiated.
     """
     with torch.inference_mode(False), torch.enable_grad():
         values, z = f()
-        return tuple([t.detach() for t in z]), _pull(values, z, False)
+        grads = _pull(values, z, create_graph)
+        return (z if create_graph else tuple([t.detach() for t in z])), grads
 
 
 def _pull(values: Tensor, z: Leaves, create_graph: bool, again: bool = False) -> Leaves:

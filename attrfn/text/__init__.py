@@ -1,0 +1,9 @@
+"""Language models: which part of a prompt drove which part of an answer.
+
+Tensors in, tensors out: a *score* says how likely an answer is, a *game* what that score is when
+parts of the prompt are removed. Both are model functions, which every method of attrfn explains.
+"""
+
+from attrfn.text._parts_type import Game as Game
+from attrfn.text._parts_type import Parts as Parts
+from attrfn.text._parts_type import TextAttribution as TextAttribution

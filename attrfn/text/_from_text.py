@@ -181,10 +181,15 @@ def _kept(text: str, keep: Keep) -> list[Span]:
                     f"keep has {k!r}, which does not occur in text: give what it has, or a span"
                 )
             found += places
-        elif isinstance(k, (tuple, list)) and len(k) == 2 and all(type(i) is int for i in k):
-            found += _checked([(k[0], k[1])], text, "keep")
-        else:
-            raise TypeError(f"keep has {say(k)}, expected texts or spans (start, end)")
+            continue
+        try:
+            a, b = k
+            span = int(a), int(b)
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"keep has {say(k)}, expected texts or spans (start, end) of characters"
+            ) from None
+        found += _checked([span], text, "keep")
     return found
 
 

@@ -97,7 +97,7 @@ def _row(encoding: Any, *names: str) -> list[Any] | None:
             continue
         found = found.tolist() if hasattr(found, "tolist") else list(found)
         nested = name != "ids" and name != "offsets" and len(found) == 1 and _is_batch(name, found)
-        return found[0] if nested else found  # type: ignore[no-any-return]
+        return found[0] if nested else found
     return None
 
 
@@ -153,7 +153,7 @@ def _without_second_start(tokens: Tokens, tokenizer: Any) -> Tokens:
     ids, bos = tokens.ids, id_of(tokenizer, "bos")
     added = len(ids) > 1 and tokens.offsets[0] == (0, 0) and tokens.offsets[1] != (0, 0)
     if added and ids[0] == ids[1] and ids[0] == bos:
-        return Tokens(*(t[1:] for t in tokens))
+        return Tokens(ids[1:], tokens.offsets[1:], tokens.special[1:])
     return tokens
 
 

@@ -10,7 +10,7 @@ from typing import Any
 CORPUS = [
     "the capital of France is Paris. The capital of England is London, isn't it?",
     "a black cat sat on the mat; a white dog ran. cats and dogs were believable",
-    "he said: \"numbers like 3.14 and 1,000 aren't words!\" unbelievable, unbelievably",
+    'he said: "numbers like 3.14 and 1,000 aren\'t words!" unbelievable, unbelievably',
 ] * 3
 
 

@@ -55,7 +55,7 @@ def tokens_of(text: str, tokenizer: Any, encoding: Any = None, *, special: bool 
             "encoding of this very text"
         )
     found = Tokens([int(i) for i in ids], pairs, [])
-    found = found._replace(special=_special(found, encoding, tokenizer))
+    found = found._replace(special=_special(text, found, encoding, tokenizer))
     return found if given else _without_second_start(found, tokenizer)
 
 
@@ -109,7 +109,7 @@ def _is_batch(name: str, found: list[Any]) -> bool:
     return name != "offset_mapping" or not inner or isinstance(inner[0], Sequence)
 
 
-def _special(tokens: Tokens, encoding: Any, tokenizer: Any) -> list[bool]:
+def _special(text: str, tokens: Tokens, encoding: Any, tokenizer: Any) -> list[bool]:
     """Which tokens are special: those that the tokenizer says are, but for the unknown word."""
     inner = getattr(encoding, "encodings", None)  # of a BatchEncoding of transformers
     mask = _row(inner[0] if inner else encoding, "special_tokens_mask")
@@ -117,7 +117,15 @@ def _special(tokens: Tokens, encoding: Any, tokenizer: Any) -> list[bool]:
     if mask is None and ids is None:
         return [span == (0, 0) for span in tokens.offsets]
     mask = [0] * len(tokens.ids) if mask is None else mask
-    return [bool(m) or t in (ids or ()) for m, t in zip(mask, tokens.ids, strict=True)]
+    found = [bool(m) or t in (ids or ()) for m, t in zip(mask, tokens.ids, strict=True)]
+    if not hasattr(tokenizer, "id_to_token"):
+        return found
+    for k, (a, b) in enumerate(tokens.offsets):
+        # A tokenizers.Tokenizer does not say which token is that of unknown words; a mark stands in
+        # the text as it is.
+        if found[k] and not mask[k] and a < b:
+            found[k] = text[a:b].strip() == tokenizer.id_to_token(tokens.ids[k])
+    return found
 
 
 def special_ids(tokenizer: Any) -> set[int] | None:
@@ -125,7 +133,7 @@ def special_ids(tokenizer: Any) -> set[int] | None:
     # tokenizers.Tokenizer keeps them with the tokens that were added.
     added = getattr(tokenizer, "get_added_tokens_decoder", None)
     if added is not None:
-        return {int(i) for i, t in added().items() if t.special and i != unknown_id(tokenizer)}
+        return {int(i) for i, t in added().items() if t.special}
     ids = getattr(tokenizer, "all_special_ids", None)
     return None if ids is None else {int(i) for i in ids} - {unknown_id(tokenizer)}
 
@@ -133,9 +141,6 @@ def special_ids(tokenizer: Any) -> set[int] | None:
 def unknown_id(tokenizer: Any) -> int | None:
     """The id of a word that the vocabulary lacks, which stands for a word of the text."""
     found = getattr(tokenizer, "unk_token_id", None)
-    if found is None and hasattr(tokenizer, "token_to_id"):  # tokenizers.Tokenizer
-        text = getattr(tokenizer.model, "unk_token", None)
-        found = None if text is None else tokenizer.token_to_id(text)
     # GPT-2's unknown token is its end of text, a mark.
     return None if found is None or found == id_of(tokenizer, "eos") else int(found)
 

@@ -110,7 +110,7 @@ def _batch(rows: int, length: int, generator: torch.Generator) -> tuple[Tensor, 
 
 
 @functools.cache
-def trained(steps: int = 120) -> tuple[Grammar, Tokenizer]:
+def trained(steps: int = 80) -> tuple[Grammar, Tokenizer]:
     """The model, and its tokenizer."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -118,7 +118,7 @@ def trained(steps: int = 120) -> tuple[Grammar, Tokenizer]:
     generator = torch.Generator().manual_seed(1)
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     for _ in range(steps):
-        ids, targets = _batch(32, 40, generator)
+        ids, targets = _batch(16, 40, generator)
         loss = nn.functional.cross_entropy(model(ids).logits.flatten(0, 1), targets.flatten())
         optimizer.zero_grad()
         loss.backward()

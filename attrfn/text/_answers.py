@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from attrfn._copies.batch import is_count
-from attrfn._explain.explain import explain
 from attrfn._torch.say import say
 from attrfn._torch.warn import warn
 from attrfn.text._adapter import Adapter, bare
 from attrfn.text._calls import of_config
 from attrfn.text._kinds import Causal
 from attrfn.text._parts_type import Parts
+from attrfn.text._plan import outputs
 from attrfn.text._tokens import Tokens, id_list, id_of, pieces, tokens_of
 
 
@@ -153,9 +152,8 @@ def generated(model: Adapter, prompt: Tensor, most: int, ends: set[int]) -> list
             "answer is None for a model that predicts no next token, expected the number or the "
             "name of a class, or the ids of masked tokens"
         )
-    p = explain(Greedy(model, most, ends), prompt, None, differentiated=False, forward_only=True)
-    with torch.no_grad():
-        return p.model(prompt)[0].tolist()  # type: ignore[no-any-return]
+    found: list[int] = outputs(Greedy(model, most, ends), prompt)[0].tolist()
+    return found
 
 
 class Greedy(nn.Module):

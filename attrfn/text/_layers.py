@@ -14,11 +14,12 @@ import attrfn
 from attrfn._explain.introspect import explains_all_outputs, takes_baselines
 from attrfn._torch.say import say
 from attrfn._torch.typing import ChunkSize, Method
+from attrfn.text._adapter import bare
 from attrfn.text._calls import embedding_of
 from attrfn.text._parts_type import Parts, TextAttribution
-from attrfn.text._plan import Plan, result
+from attrfn.text._plan import Plan, outputs, result
 from attrfn.text._removal import embedding
-from attrfn.text._scorer import scorer
+from attrfn.text._scorer import Scorer, scorer
 
 Model = Callable[[Tensor], Tensor]
 
@@ -49,10 +50,10 @@ def by_embeddings(method: Method, plan: Plan, options: dict[str, Any]) -> TextAt
     method, options, layer = _placed(method, plan, options, table)
     fn = _scores_of(plan, whole=plan.whole or not plan.sums(method))
     options = _with_baselines(method, plan, options, x, table)
-    with torch.no_grad():
-        scores, x0 = fn(x), options.get("baselines")
-        started = isinstance(x0, Tensor) and x0.shape == x.shape
-        empty = fn(x0)[0] if started and layer is None else None  # type: ignore[arg-type]
+    scores, x0 = outputs(fn, x), options.get("baselines")
+    empty = None
+    if isinstance(x0, Tensor) and x0.shape == x.shape and layer is None:
+        empty = outputs(fn, x0)[0]
     if explains_all_outputs(method):
         values = _perturbed(method, plan, fn, x, layer, options)
     else:
@@ -63,9 +64,15 @@ def by_embeddings(method: Method, plan: Plan, options: dict[str, Any]) -> TextAt
 
 def _scores_of(plan: Plan, *, whole: bool) -> Model:
     """From embeddings of the prompt to the scores, the last of them that of the whole answer."""
+    reference = None
+    if plan.score == "kl":
+        logits = Scorer(bare(plan.model), None, whole=False, embeds=False)
+        f = functools.partial(logits, answer=plan.answer, **plan.model.bound)
+        reference = outputs(f, plan.parts.ids).float().log_softmax(-1)
+    same: dict[str, Any] = {"score": plan.score, "inputs": "embeds", "reference": reference}
 
     def of(answer: Tensor, foil: Tensor | None, whole: bool) -> Any:
-        return scorer(plan.model, answer, foil=foil, score=plan.score, inputs="embeds", whole=whole)
+        return scorer(plan.model, answer, foil=foil, whole=whole, **same)
 
     if plan.other is None:
         return of(plan.answer, plan.foil, whole)  # type: ignore[no-any-return]

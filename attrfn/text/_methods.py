@@ -13,7 +13,7 @@ from attrfn._torch.typing import Method
 from attrfn.text._game import game
 from attrfn.text._layers import by_embeddings, is_at_layer, name_of
 from attrfn.text._parts_type import TextAttribution
-from attrfn.text._plan import Plan, result
+from attrfn.text._plan import Plan, outputs, result
 
 # What a game says itself.
 OWN = ("baselines", "feature_mask", "n_features")
@@ -57,12 +57,14 @@ def _by_game(method: Method, plan: Plan, options: dict[str, Any]) -> TextAttribu
     found = method(_noting(played.fn, seen), played.full, **options)
     values, stderr = found if isinstance(found, tuple) else (found, None)
     n = plan.parts.n
+    if isinstance(values, Tensor) and values.ndim == 2:  # of one output
+        values, stderr = values[:, None], None if stderr is None else stderr[:, None]
     if not isinstance(values, Tensor) or values.ndim != 3 or tuple(values.shape)[::2] != (1, n):
         raise ValueError(
             f"method {name_of(method)} returned {say(values)}, expected values (1, N, {n}), a "
             "number for each part: give others the function and the inputs of text.game"
         )
-    scores = seen[1] if 1 in seen else played.fn(played.full)[0]
+    scores = seen[1] if 1 in seen else outputs(played.fn, played.full)[0]
     errors = None if stderr is None else stderr[0]
     return result(method, plan, values[0], scores, seen.get(0), errors)
 

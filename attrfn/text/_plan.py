@@ -6,10 +6,12 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 import attrfn
-from attrfn._torch.typing import Method
+from attrfn._explain.explain import explain
+from attrfn._torch.typing import Method, ModelFn
 from attrfn.text._adapter import Adapter
 from attrfn.text._parts_type import Parts, TextAttribution
 from attrfn.text._removal import Removal
@@ -99,3 +101,11 @@ def result(
         spans=plan.parts.spans,
         stderr=None if stderr is None else stderr[rows],
     )
+
+
+def outputs(fn: ModelFn, x: Tensor) -> Tensor:
+    """What a model function returns, run on a private copy of the model."""
+    p = explain(fn, x, None, differentiated=False, forward_only=True)
+    with torch.no_grad():
+        found: Tensor = p.model(x)
+    return found

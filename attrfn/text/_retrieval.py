@@ -226,5 +226,5 @@ def leave_one_out(played: Game, *, chunk_size: int | None = None) -> Tensor:
     n = played.full.shape[1]
     z = torch.cat([played.full, played.full - torch.eye(n).to(played.full)])
     size = len(z) if chunk_size is None else chunk_size
-    scores = torch.cat([outputs(played.fn, rows) for rows in z.split(size)])
+    scores = torch.cat([outputs(played.fn, rows) for rows in torch.split(z, size)])
     return (scores[:1] - scores[1:]).T[None]

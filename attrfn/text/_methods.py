@@ -31,6 +31,11 @@ def explained_by(method: Method, plan: Plan, options: dict[str, Any]) -> TextAtt
         raise TypeError("target is given, expected none: the scores of the answer are explained")
     if explains_all_outputs(method) and not is_at_layer(method, options):
         return _by_game(method, plan, options)
+    if plan.context:
+        raise ValueError(
+            f"answer_context is True for {name_of(method)}, which explains embeddings of the "
+            "prompt, expected a perturbation method such as attrfn.feature_ablation"
+        )
     return by_embeddings(method, plan, options)
 
 
@@ -50,6 +55,7 @@ def _by_game(method: Method, plan: Plan, options: dict[str, Any]) -> TextAttribu
         score=plan.score,
         remove=plan.default() if plan.remove is None else plan.remove,
         whole=plan.other is None,
+        answer_context=plan.context,
     )
     if plan.batch is not None:
         options = {"chunk_size": plan.batch, **options}
@@ -62,7 +68,7 @@ def _by_game(method: Method, plan: Plan, options: dict[str, Any]) -> TextAttribu
     seen: dict[int, Tensor] = {}
     found = method(_noting(played.fn, seen), played.full, **options)
     values, stderr = found if isinstance(found, tuple) else (found, None)
-    n = plan.parts.n
+    n = played.full.shape[1]
     if isinstance(values, Tensor) and values.ndim == 2:  # of one output
         values, stderr = values[:, None], None if stderr is None else stderr[:, None]
     if not isinstance(values, Tensor) or values.ndim != 3 or tuple(values.shape)[::2] != (1, n):

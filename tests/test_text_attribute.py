@@ -395,6 +395,21 @@ WRONG: dict[str, tuple[Any, str]] = {
         lambda: Prompt(lambda text, **o: {"input_ids": [1]}, "a b", " c"),
         "tokenizer gives no offsets",
     ),
+    "batch": (lambda: Prompt(letters, "a b", " c", batch=0), "batch is 0, expected None or a"),
+    "foil and other": (
+        lambda: Prompt(letters, "a b", " c", foil=" d", other=" e"),
+        "other is given with a foil, expected one of them",
+    ),
+    "other and entropy": (
+        lambda: text.attribute(
+            attrfn.gradient, Bag(), letters, "a b", " c", other=" e", score="entropy"
+        ),
+        "other is given with score='entropy', expected one of them",
+    ),
+    "hessians": (
+        lambda: text.attribute(attrfn.integrated_hessians, Bag(), letters, "a b", " c"),
+        r"method integrated_hessians returned .*it gives no number for a part",
+    ),
     "overlap": (lambda: Prompt(letters, "a b", " c", by=[(0, 2), (1, 3)]), "which overlap"),
 }
 

@@ -187,6 +187,19 @@ def test_layers_by_module_and_by_name() -> None:
     torch.testing.assert_close(together.values, alone[0] + alone[1], atol=1e-6, rtol=1e-5)
 
 
+def test_methods_made_of_methods() -> None:
+    a, b = explain(attrfn.feature_ablation), explain(attrfn.shapley_values)
+    both = explain(attrfn.average(attrfn.feature_ablation, attrfn.shapley_values))
+    torch.testing.assert_close(both.values, (a.values + b.values) / 2)
+    torch.testing.assert_close(both.total, (a.total + b.total) / 2, atol=1e-4, rtol=1e-4)
+    pooled = explain(attrfn.pooled(attrfn.input_x_gradient, 2, how="sum"))
+    torch.testing.assert_close(pooled.values, explain(attrfn.input_x_gradient).values)
+    bound = functools.partial(attrfn.kernel_shap, n_samples=24)
+    assert torch.equal(explain(bound).values, explain(attrfn.kernel_shap, n_samples=24).values)
+    magnitudes = explain(attrfn.absolute(attrfn.feature_ablation))
+    assert torch.equal(magnitudes.values, a.values.abs())
+
+
 def test_a_layer_without_places_for_tokens_is_refused() -> None:
     class Pooled(text_grammar.Grammar):
         def forward(self, input_ids: Any = None, inputs_embeds: Any = None) -> Any:

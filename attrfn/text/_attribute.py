@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attrfn._copies.batch import is_count
 from attrfn._explain.flags import checks_flags
 from attrfn._torch.say import say
 from attrfn._torch.typing import Method
@@ -107,6 +108,7 @@ def attribute(
         ((' Paris',), ('France', 'is'), tensor([[9., 0.]]))
     """
     check_score(score, foil)
+    _check(foil, other, score, batch)
     given = adapter(model)
     these = on_device(prompt_of(prompt, tokenizer, by), given)
     target = answer_of(given, tokenizer, these, answer, max_new_tokens)
@@ -136,6 +138,18 @@ def attribute(
         score=score if isinstance(score, str) else getattr(score, "__name__", "score"),
         method=name_of(method),
     )
+
+
+def _check(foil: Any, other: Any, score: Score, batch: Any) -> None:
+    """Refuse options that exclude each other."""
+    if other is not None and (foil is not None or score in ("entropy", "kl")):
+        what = "a foil" if foil is not None else f"score={score!r}"
+        raise ValueError(
+            f"other is given with {what}, expected one of them: other= compares whole answers, "
+            "foil= each token"
+        )
+    if batch is not None and not is_count(batch):
+        raise ValueError(f"batch is {say(batch)}, expected None or a number of at least 1")
 
 
 def _with_answer(spans: Tensor | None, texts: tuple[str, ...], prompt: str) -> Tensor | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,8 @@ from attrfn.text._removal import embedding
 from attrfn.text._scorer import Scorer, scorer
 
 Model = Callable[[Tensor], Tensor]
+# What torch says where vmap cannot run an operation of a model, such as a custom Function of Bloom.
+VMAP = re.compile(r"\bvmap\b|functorch|[Bb]atching rule")
 Place = tuple[Any, Any, Any]  # a layer, its side and its call, as of attrfn.at_layer
 
 
@@ -60,6 +63,12 @@ def by_embeddings(method: Method, plan: Plan, options: dict[str, Any]) -> TextAt
         values, stderr = _perturbed(method, plan, fn, x, place, options)
     else:
         found = _each(method, plan, fn, x, scores.shape[1], options)
+        pooled = (x.shape[1:2], x.shape[1:])
+        if place is None and any(a.shape[2:] not in pooled for a in found):
+            raise ValueError(
+                f"method {name_of(method)} returned {say(found[0])}, expected values as those of the "
+                f"embeddings, {(1, scores.shape[1], *x.shape[1:])}: it gives no number for a part"
+            )
         values = _per_part(found, plan.parts)
     return result(method, plan, values, scores[0], empty, stderr)
 
@@ -173,16 +182,28 @@ def _each(
         found = method(fn, x, target=n - 1, **options)
         found = optree.tree_map(lambda a: a[:, None], found)
     else:
-        at_once: ChunkSize = "auto" if plan.batch is None else plan.batch
-        found = attrfn.each_output(method, n=n, chunk_size=at_once)(fn, x, **options)
+        found = _every(method, plan, fn, x, n, options)
     leaves = [a for a in optree.tree_leaves(found) if isinstance(a, Tensor)]
-    size = plan.parts.ids.shape[1]
-    if not leaves or any(a.ndim < 4 or a.shape[0] != 1 or a.shape[2] < size for a in leaves):
+    size, least = plan.parts.ids.shape[1], 4 if is_at_layer(method, options) else 3
+    if not leaves or any(a.ndim < least or a.shape[0] != 1 or a.shape[2] < size for a in leaves):
         raise ValueError(
             f"method {name_of(method)} explains {say(leaves[0] if leaves else found)}, expected a "
             f"place for each of the {size} tokens of the prompt, (1, N, T, ...): take another layer"
         )
     return leaves
+
+
+def _every(
+    method: Method, plan: Plan, fn: Model, x: Tensor, n: int, options: dict[str, Any]
+) -> Any:
+    """What a method makes of all outputs together; one by one for models that vmap cannot run."""
+    at_once: ChunkSize = "auto" if plan.batch is None else plan.batch
+    try:
+        return attrfn.each_output(method, n=n, chunk_size=at_once)(fn, x, **options)
+    except RuntimeError as error:
+        if plan.batch is not None or not VMAP.search(str(error)):
+            raise
+    return attrfn.each_output(method, n=n, chunk_size=1)(fn, x, **options)
 
 
 def _per_part(leaves: list[Tensor], parts: Parts) -> Tensor:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from attrfn._explain.introspect import explains_all_outputs
 from attrfn._torch.say import say
 from attrfn._torch.typing import Method
+from attrfn.text._adapter import Adapter
 from attrfn.text._game import game
 from attrfn.text._layers import by_embeddings, is_at_layer, name_of
 from attrfn.text._parts_type import TextAttribution
@@ -57,6 +59,8 @@ def _by_game(method: Method, plan: Plan, options: dict[str, Any]) -> TextAttribu
         whole=plan.other is None,
         answer_context=plan.context,
     )
+    # Values have the dtype of what is explained: that of a model in double precision.
+    full = played.full.to(_dtype(plan.model))
     if plan.batch is not None:
         options = {"chunk_size": plan.batch, **options}
     if getattr(method, "takes_tokens", False):
@@ -66,7 +70,7 @@ def _by_game(method: Method, plan: Plan, options: dict[str, Any]) -> TextAttribu
             **options,
         }
     seen: dict[int, Tensor] = {}
-    found = method(_noting(played.fn, seen), played.full, **options)
+    found = method(_noting(played.fn, seen), full, **options)
     values, stderr = found if isinstance(found, tuple) else (found, None)
     n = played.full.shape[1]
     if isinstance(values, Tensor) and values.ndim == 2:  # of one output
@@ -79,6 +83,11 @@ def _by_game(method: Method, plan: Plan, options: dict[str, Any]) -> TextAttribu
     scores = seen[1] if 1 in seen else outputs(played.fn, played.full)[0]
     errors = None if stderr is None else stderr[0]
     return result(method, plan, values[0], scores, seen.get(0), errors)
+
+
+def _dtype(model: Adapter) -> torch.dtype:
+    floating = (p.dtype for p in model.parameters() if p.is_floating_point())
+    return torch.float64 if next(floating, None) == torch.float64 else torch.float32
 
 
 def _noting(fn: Callable[[Tensor], Tensor], seen: dict[int, Tensor]) -> Callable[[Tensor], Tensor]:

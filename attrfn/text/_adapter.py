@@ -25,6 +25,7 @@ class Adapter(nn.Module):
 
     predicts = True
     dims = 3
+    answers = "vocab_size"
 
     def __init__(self, model: Any, logits: Read | None = None, keep_logits: bool = True) -> None:
         super().__init__()

@@ -14,7 +14,7 @@ from attrfn._torch.say import say
 from attrfn.text._adapter import Adapter, bare
 from attrfn.text._adapters import adapter
 from attrfn.text._answer import foil_ids, token_ids
-from attrfn.text._calls import check_length
+from attrfn.text._calls import check_ids, check_length
 from attrfn.text._parts_type import Game, Parts
 from attrfn.text._play import Options, Play, Side
 from attrfn.text._removal import Removal, chosen, delete
@@ -93,6 +93,7 @@ def game(
     parts, extras, others = _without_padding(given, parts)
     to = bare(given, {k: v for k, v in others.items() if not isinstance(v, Tensor)})
     others = {k: v for k, v in others.items() if isinstance(v, Tensor)}
+    check_ids(to.model, parts.ids, "parts")
     a = token_ids(answer, "answer", parts.ids.device)
     if len(a) != 1:
         raise ValueError(f"answer has {len(a)} rows, expected one, (1, N), as the prompt is one")
@@ -111,6 +112,7 @@ def game(
             side = side._replace(foil=runner_up_of(logits, a))
     if foil is not None and not isinstance(foil, str):
         side = side._replace(foil=foil_ids(foil, a))
+        check_ids(to.model, foil_ids(foil, a), "foil", to.answers)
     against = None
     if other is not None:
         against = _side(to, parts, token_ids(other, "other", parts.ids.device), False)
@@ -158,6 +160,7 @@ def _check(
 
 def _side(to: Adapter, parts: Parts, answer: Tensor, context: bool) -> Side:
     """An answer in its text."""
+    check_ids(to.model, answer, "answer", to.answers)
     text = to.text(parts.ids[0], parts.mask.to(parts.ids.device), parts.n, answer[0], context)
     if text.source:
         check_length(to.model, text.source, "the source")

@@ -154,7 +154,8 @@ class Encoder(Adapter):
     def __init__(self, model: Any, positions: Tensor | None, **more: Any) -> None:
         super().__init__(model, **more)
         self.positions = positions
-        self.dims = 2 if positions is None else 3
+        if positions is None:
+            self.dims, self.answers = 2, "num_labels"
 
     def of_rows(self, rows: Rows, value: Any, extras: dict[str, Any]) -> Tensor:
         size = rows.ids.shape[1]

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from attrfn._torch.autodiff import transforming
 from attrfn._torch.private import version
 from attrfn._torch.say import say
 from attrfn.text._adapter import Adapter
@@ -96,11 +97,19 @@ class Play(nn.Module):
         """The scores of the rows, or those of the answer less those of another one."""
         side, other = self.sides.value
         n = side.text.n
+        if transforming() or z.requires_grad:
+            raise ValueError(
+                "model_fn is a text.game inside a transform, compiled code or a gradient, expected "
+                "a method that replaces features, run eagerly: use text.scorer there, with layer= "
+                "the model's embedding for gradients"
+            )
         if z.ndim != 2 or z.shape[1] != n or not bool(((z == 0) | (z == 1)).all()):
             raise ValueError(
                 f"inputs is {say(z)}, expected (R, {n}) with 1 where a part is there and 0 where "
                 "it is removed: methods that replace features, such as attrfn.kernel_shap, do that"
             )
+        if len(z) == 0:
+            return torch.zeros(0, side.answer.shape[1], device=z.device)
         if other is None:
             return self._scores(z, side)
         return self._scores(z, side)[:, -1:] - self._scores(z, other)[:, -1:]

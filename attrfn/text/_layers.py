@@ -66,7 +66,7 @@ def by_embeddings(method: Method, plan: Plan, options: dict[str, Any]) -> TextAt
         pooled = (x.shape[1:2], x.shape[1:])
         if place is None and any(a.shape[2:] not in pooled for a in found):
             raise ValueError(
-                f"method {name_of(method)} returned {say(found[0])}, expected values as those of the "
+                f"method {name_of(method)} returned {say(found[0])}, expected values like the "
                 f"embeddings, {(1, scores.shape[1], *x.shape[1:])}: it gives no number for a part"
             )
         values = _per_part(found, plan.parts)

@@ -61,7 +61,8 @@ def game(
         remove: What stands for a removed part: :func:`delete` (the default), :func:`replace`,
             :func:`template`, :func:`unattended` or :func:`embedding`.
         whole: Add the score of the whole answer as a last column.
-        answer_context: Add the answer's tokens as N further parts. Each matters to later ones only.
+        answer_context: Add the answer's tokens as N further parts. Each matters to later ones only,
+            and the last one to none.
         prefix: Whether to compute shared prefixes once.
         max_tokens: The most tokens in one call of the model, padding included; None: all rows that
             the method's ``chunk_size`` gives.

@@ -195,9 +195,11 @@ class Encoder(Adapter):
 
 def _longer(value: Any, rows: int, size: int, more: int, name: str) -> Any:
     """A bound argument with entries for the answer's tokens: masks with 1, positions go on."""
-    if not isinstance(value, Tensor) or value.ndim != 2 or value.shape[1] != size or not more:
+    if not isinstance(value, Tensor) or value.ndim != 2 or value.shape[1] != size:
         return value
     value = value.expand(rows, -1)
+    if not more:
+        return value
     last = value[:, -1:].expand(-1, more)
     if name == "attention_mask":
         last = torch.ones_like(last)

@@ -103,7 +103,8 @@ def attribute(
         >>> weight = torch.zeros(6, 6)
         >>> weight[4, 2] = weight[5, 3] = 9.0  # France: Paris; Italy: Rome
         >>> model = lambda ids: weight[ids].cumsum(1)
-        >>> a = text.attribute(attrfn.feature_ablation, model, tokenizer, "France is", foil=" Rome")
+        >>> ablation = attrfn.feature_ablation
+        >>> a = text.attribute(ablation, model, tokenizer, "France is", " Paris", foil=" Rome")
         >>> a.answer, a.parts, a.values
         ((' Paris',), ('France', 'is'), tensor([[9., 0.]]))
     """

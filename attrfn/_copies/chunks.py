@@ -190,7 +190,7 @@ def add(a: Leaves, b: Leaves) -> Leaves:
 
 # The loop is plain Python, which compiled code unrolls. In eager mode "auto" adapts in two ways.
 # While the bytes of a copy are unknown, a chunk is measured as it runs, and the size of the others
-# follows, by the rule of sizes.py; the first chunk is not measured if there is no other. And if
+# follows, by the rule of sizes.py; a first chunk that holds all copies is not measured. And if
 # memory runs out all the same, the same copies run again, half as many at once, and the size stays
 # there: what ran before does not run again. Sizes follow from bytes, and never from values or
 # clocks.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 # Rows that a chunk on a CPU has, although they leave the caches: one image alone takes 1.1 to 1.2
-# times as long as one among eight, because weights are read for each chunk anew.
+# times as long as one among eight, because each chunk reads the weights again.
 _ROWS = 8
 # Bytes of the largest single result up to which there are more rows than the caches hold. The C
 # library gives blocks of 32 MiB back to the system when they are freed, and each of their pages

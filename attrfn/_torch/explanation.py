@@ -158,6 +158,8 @@ def explained(function: F, key: Any = None) -> F:
         if is_compiling() or _THREAD.explanation is not None or not args or unreadable():
             return function(*args, **options)
         explanation = Explanation(args[0], options.get("key", key))
+        if callable(target := options.get("target")):
+            explanation.targets.append(target)
         _THREAD.explanation = explanation
         try:
             while True:

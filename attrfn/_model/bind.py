@@ -69,6 +69,8 @@ def uncompiled(model_fn: Any) -> ModelFn:
     """The function that ``torch.compile(function)`` compiles: a mode sees its operations."""
     if isinstance(model_fn, (list, tuple)):  # the models of an ensemble
         models: Any = [uncompiled(model) for model in model_fn]
+        found: ModelFn = models
+        return found
     if isinstance(model_fn, functools.partial):
         inner = uncompiled(model_fn.func)
         if inner is model_fn.func:

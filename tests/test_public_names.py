@@ -31,6 +31,10 @@ PUBLIC = {
         batch_independence completeness conservation dummy implementation_invariance linearity
         scale_invariance sensitivity symmetry
     """,
+    "attrfn.data": """
+        AUC Accuracy Attributions Loss Top explain importance quantiles read to_pandas to_parquet
+        top_k
+    """,
     "attrfn.features": """
         Words patches superpixels words
     """,
@@ -65,6 +69,11 @@ PUBLIC = {
         Additive ExampleModel Failure Finding Game MethodFailedError ModelReport additive
         baselines_for check_method check_model games inputs_for models parametrize_with_checks
         symmetric targets_for with_dummy
+    """,
+    "attrfn.text": """
+        Game Parts TextAttribution attribute causal chat_parts classifier delete documents embedding
+        frame from_json game leave_one_out levels load masked merge normalise parts replace
+        retrieval runner_up save scorer select seq2seq template to_json unattended
     """,
     "attrfn.viz": """
         Html bar compare curves dependence image image_grid image_overlay report sanity strip text

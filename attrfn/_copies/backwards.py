@@ -100,9 +100,9 @@ class Outputs(Protocol):
 def all_outputs(of: Outputs, n: int, chunks: Chunks, x: Leaves) -> Leaves:
     """The attributions of n outputs, (n, B, ...) each.
 
-    Where the size of chunks is ``"auto"``, the first output is explained by itself, and measured.
-    If the method took one gradient of the model for it, the forward pass of the first output serves
-    all others.
+    Where the size of chunks is ``"auto"`` and outputs may not fit into memory, the first one is
+    explained by itself, and measured. If the method takes one gradient of the model, a forward
+    pass serves all outputs.
 
     Args:
         of: Explains some of them.
@@ -114,13 +114,14 @@ def all_outputs(of: Outputs, n: int, chunks: Chunks, x: Leaves) -> Leaves:
     if chunks.size != "auto" or n == 1 or not of.backward or is_compiling() or transforming():
         with one_run() if chunks.size == 1 else contextlib.nullcontext():
             return over_chunks(of.part, join_copies, n, chunks, device, x=x)
-    few = unmeasured_copies(x) < n
     with one_run() as run:
-        with Passes() if few else contextlib.nullcontext() as peak:
+        if unmeasured_copies(x) >= n:
+            shares = _takes_one_gradient(of, run)
+            together = functools.partial(_from_one_run, of, run) if shares else of.part
+            return over_chunks(together, join_copies, n, chunks, device, x=x)
+        with Passes() as peak:
             first = of.part(slice(0, 1))
-        size = n
-        if peak is not None and peak.has_graph:
-            size = peak.together(device, bool(run.rows), of.in_chunks)
+        size = peak.together(device, bool(run.rows), of.in_chunks) if peak.has_graph else n
         if size == 1:
             chunks = chunks._replace(size=1)
         shares = size > 1 and of.ours and bool(run.rows)
@@ -132,6 +133,18 @@ def all_outputs(of: Outputs, n: int, chunks: Chunks, x: Leaves) -> Leaves:
             *(join_copies, n - 1, chunks, device, one_copy, x),
         )
         return join_copies(first, rest)
+
+
+def _takes_one_gradient(of: Outputs, run: OneRun) -> bool:
+    """Whether a method takes one gradient of the model, for which its forward pass is kept."""
+    if not of.ours or of.in_chunks:
+        return False
+    run.probing = True
+    try:
+        of.part(slice(0, 1))
+    finally:
+        run.probing = False
+    return bool(run.rows)
 
 
 def _from_one_run(of: Outputs, run: OneRun, i: slice) -> Leaves:

@@ -108,7 +108,10 @@ def _autograd(f: Callable[..., Tensor], x: Leaves, create_graph: bool) -> tuple[
             grads = _pull(values, z, create_graph)
         else:
             values, leaves = run.around(f, z)
-            grads = _pull(values, leaves, False, again=bool(run.served))
+            if run.probing and run.served:
+                grads = tuple(map(torch.zeros_like, z))
+            else:
+                grads = _pull(values, leaves, False, again=bool(run.served))
     return (values, grads) if create_graph else (values.detach(), grads)
 
 

@@ -28,6 +28,7 @@ class OneRun:
         self.outputs: Any = None
         self.served: Leaves = ()
         self.stopped = False
+        self.probing = False  # whether a run is wanted, and no gradients
         self.grads: Leaves | None = None  # which stand for a backward pass
         self.seen: list[Tensor] = []  # the values whose gradients they are
 

@@ -408,6 +408,25 @@ def test_rules_by_name_on_an_edited_model() -> None:
     )
 
 
+def test_a_model_and_its_edited_one_in_one_method() -> None:
+    """Both have private copies in the same call of a method, with and without edits."""
+    model, x = zoo.mlp(), randn(3, 4)
+    edited = intervene(model, {"0": lambda a, s: a * 2})
+
+    def difference(model_fn: Any, inputs: Any, **options: Any) -> Tensor:
+        both = [attrfn.input_x_gradient(f, inputs, **options) for f in (model_fn, edited)]
+        return both[0] - both[1]
+
+    tunnel = attrfn.noise_tunnel(difference, n_samples=3, stdevs=0.0, chunk_size=1)
+    expected = attrfn.input_x_gradient(model, x, target=1)
+    expected = expected - attrfn.input_x_gradient(edited, x, target=1)
+    assert_close(tunnel(model, x, target=1), expected)
+    found = attrfn.ensemble(attrfn.gradient, reduce=None)([model, edited, model], x, target=1)
+    assert_close(found[0], found[2])
+    assert_close(found[1], attrfn.gradient(edited, x, target=1))
+    assert not torch.allclose(found[0], found[1])
+
+
 # --- transforms ----------------------------------------------------------------------------------
 
 EDITS = {"0": lambda a, seen: a * 2, "1": lambda a, seen: a + seen["0"]}

@@ -73,7 +73,7 @@ def trained(steps: int = 400) -> Recall:
     model = Recall()
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=steps)
-    for step in range(steps):
+    for _ in range(steps):
         x, y = sequences(128)
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
@@ -126,7 +126,6 @@ def main() -> None:
     print(f"of the {len(KNOWN)} strongest edges by gradients {len(found)} are these")
     if share < 0.8 or len(found) < len(KNOWN):
         raise SystemExit("the circuit that is known to be right was not found")
-
     draw(out / "circuit.png", edges, exact, by_gradient)
     print(f"wrote {out / 'circuit.png'}")
 

@@ -121,9 +121,10 @@ def intervene(
     Example:
         >>> import torch, attrfn
         >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU())
-        >>> without = attrfn.intervene(model, {"0": lambda a, seen: 0 * a})
-        >>> without(torch.randn(1, 3))
-        tensor([[0., 0., 0., 0.]], grad_fn=<ReluBackward0>)
+        >>> twice = attrfn.intervene(model, {"0": lambda a, seen: 2 * a})
+        >>> x = torch.randn(5, 3)
+        >>> torch.equal(twice(x), 2 * model(x))
+        True
 
     Reference:
         Vig et al., Investigating Gender Bias in Language Models Using Causal Mediation Analysis,

@@ -65,8 +65,8 @@ PUBLIC = {
         symmetric targets_for with_dummy
     """,
     "attrfn.viz": """
-        Html bar compare curves dependence image image_grid image_overlay report sanity strip text
-        time_series waterfall
+        Html answer bar compare curves dependence image image_grid image_overlay passages report
+        sanity strip text text_matrix time_series waterfall
     """,
 }
 

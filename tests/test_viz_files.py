@@ -9,7 +9,7 @@ import pytest
 
 import attrfn
 from attrfn import viz
-from attrfn.viz import _file
+from attrfn._torch import files
 
 ROOT = Path(attrfn.__file__).parent
 WRITES = {"open", "write_text", "write_bytes", "save", "savefig", "mkstemp", "NamedTemporaryFile"}
@@ -59,9 +59,9 @@ def test_an_exception_while_writing_leaves_the_file(
         write = refuse
 
     if fails == "write":
-        monkeypatch.setattr(_file.Path, "open", lambda self, mode: (self.touch(), Full())[1])
+        monkeypatch.setattr(files.Path, "open", lambda self, mode: (self.touch(), Full())[1])
     else:
-        monkeypatch.setattr(_file.Path, "replace", refuse)
+        monkeypatch.setattr(files.Path, "replace", refuse)
     with pytest.raises(type(error)):
         viz.report(file, title="new")
     monkeypatch.undo()
@@ -95,7 +95,7 @@ def test_devices_are_written_and_not_replaced(tmp_path: Path) -> None:
 
 
 def test_nothing_else_in_the_library_writes_files() -> None:
-    """A new place that does goes through ``attrfn/viz/_file.py``."""
+    """A new place that does goes through ``attrfn/_torch/files.py``."""
     found = set()
     for path in ROOT.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -104,4 +104,4 @@ def test_nothing_else_in_the_library_writes_files() -> None:
                 if name in WRITES:
                     found.add((path.relative_to(ROOT).as_posix(), name))
     into_memory = {("viz/_report.py", "savefig"), ("viz/_figure.py", "savefig")}
-    assert found == {("viz/_file.py", "open"), ("viz/_file.py", "write_bytes"), *into_memory}
+    assert found == {("_torch/files.py", "open"), ("_torch/files.py", "write_bytes"), *into_memory}

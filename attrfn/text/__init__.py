@@ -4,6 +4,17 @@ Tensors in, tensors out: a *score* says how likely an answer is, a *game* what t
 parts of the prompt are removed. Both are model functions, which every method of attrfn explains.
 """
 
+from attrfn.text._from_text import parts as parts
 from attrfn.text._parts_type import Game as Game
 from attrfn.text._parts_type import Parts as Parts
 from attrfn.text._parts_type import TextAttribution as TextAttribution
+from attrfn.text._prompts import chat_parts as chat_parts
+from attrfn.text._prompts import documents as documents
+from attrfn.text._results import frame as frame
+from attrfn.text._results import merge as merge
+from attrfn.text._results import normalise as normalise
+from attrfn.text._results import select as select
+from attrfn.text._saved import from_json as from_json
+from attrfn.text._saved import load as load
+from attrfn.text._saved import save as save
+from attrfn.text._saved import to_json as to_json

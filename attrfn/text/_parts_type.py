@@ -18,6 +18,7 @@ class Parts(NamedTuple):
         labels: The text of each part, n strings.
         spans: The first character of each part and the one after its last, (n, 2).
         text: The prompt.
+        by: What the parts are: "token", "word", "sentence", "paragraph", "document" or "span".
     """
 
     ids: Tensor
@@ -26,6 +27,7 @@ class Parts(NamedTuple):
     labels: tuple[str, ...] = ()
     spans: Tensor | None = None
     text: str = ""
+    by: str = "span"
 
     def feature_mask(self) -> Tensor:
         """The mask for a method's ``feature_mask=``, (1, P), where negative ids are fixed.

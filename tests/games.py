@@ -209,7 +209,7 @@ CASES = {
     "two_features": (randn(0, 3, 2), randn(5, 1, 2), None),
     "numbers": (randn(0, 3), 0.4, None),
     "groups": (randn(0, 2, 5), 0.5, torch.tensor([0, 1, 1, 2, 0])),
-    "gaps": (randn(0, 2, 4), randn(3, 2, 4), torch.tensor([[70, -3, 70, 9]])),
+    "gaps": (randn(0, 2, 4), randn(3, 2, 4), torch.tensor([[70, 3, 70, 9]])),
     "channels": (randn(0, 2, 3, 2), randn(3, 3, 2), torch.tensor([[2], [0], [1]])),
     "fewer_dims": (randn(0, 2, 3, 2), randn(3, 2, 1, 1), torch.tensor([1, 0])),
     "rows": (randn(0, 3, 4), randn(3, 3, 4), torch.tensor([[0, 0, 1, 2], [2, 1, 0, 1], [3] * 4])),

@@ -21,7 +21,7 @@ class Elements(NamedTuple):
 
     Attributes:
         values: (B, E).
-        ids: The feature of each element, (1 or B, E).
+        ids: The feature of each element, (1 or B, E); n for one that is fixed.
         n: The number of features.
         mark: The mark of the attributions.
     """
@@ -34,26 +34,27 @@ class Elements(NamedTuple):
     def added(self) -> Tensor:
         """Sums over the elements of each feature, (B, n)."""
         values = self.values.to(wide(self.values.dtype))
-        zeros = values.new_zeros(values.shape[0], self.n)
+        zeros = values.new_zeros(values.shape[0], self.n + 1)
         total = zeros.scatter_add(1, self.ids.expand(values.shape), values)
-        return total.to(self.values.dtype)
+        return total[:, : self.n].to(self.values.dtype)
 
     def once(self) -> Tensor:
         """The value of the first element of each feature, 0 where it has none, (B, n)."""
         rows, count = self.ids.shape
         at = torch.arange(count, device=self.ids.device).expand(rows, count)
-        none = torch.full((rows, self.n), count, device=self.ids.device)
-        first = none.scatter_reduce(1, self.ids, at, "amin")
+        none = torch.full((rows, self.n + 1), count, device=self.ids.device)
+        first = none.scatter_reduce(1, self.ids, at, "amin")[:, : self.n]
         values = torch.nn.functional.pad(self.values, (0, 1))
         return values.gather(1, first.expand(len(values), self.n))
 
     def unequal(self) -> Tensor:
         """Which elements differ from the first one of their feature, but for rounding, (B, E)."""
-        first = self.once().gather(1, self.ids.expand(self.values.shape))
+        once = torch.nn.functional.pad(self.once(), (0, 1))
+        first = once.gather(1, self.ids.expand(self.values.shape))
         eps = torch.finfo(first.dtype).eps if first.is_floating_point() else 0.0
         near = (self.values - first).abs() <= 16 * eps * first.abs()
         same = (self.values == first) | (self.values.isnan() & first.isnan())
-        return ~(near | same)
+        return ~(near | same | (self.ids == self.n))
 
 
 def scored(
@@ -107,8 +108,8 @@ def _require_single(found: Elements) -> None:
             f"marked: {advice}"
         )
     ones = torch.ones_like(found.ids)
-    counts = ones.new_zeros(len(found.ids), found.n).scatter_add(1, found.ids, ones)
-    if bool((counts > 1).any()):
+    counts = ones.new_zeros(len(found.ids), found.n + 1).scatter_add(1, found.ids, ones)
+    if bool((counts[:, : found.n] > 1).any()):
         raise ValueError(
             "scores is None, and attributions is not a result of a method as it was returned: "
             f"{advice}"

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from attrfn._copies.batch import is_count, is_integer
 from attrfn._explain.baseline import broadcasts, per_leaf
+from attrfn._explain.masked import Masked
 from attrfn._explain.shared import marked
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.compiling import unreadable
@@ -25,15 +26,31 @@ class Features(NamedTuple):
         ids: Per leaf of the inputs the feature of each element, (1 or B, ...) with as many
             dimensions as the leaf; or an int, where each element is a feature: the id of the first.
         x: The leaves of the inputs.
+        fixed: Whether there may be elements of no feature, which keep their value: their id is n.
     """
 
     n: int
     ids: tuple[Tensor | int, ...]
     x: Leaves
+    fixed: bool = False
 
-    def masks(self, z: Tensor) -> Leaves:
-        """Rows of feature values (S, 1 or B, n) as those of elements, (S, 1 or B, ...) per leaf."""
+    def masks(self, z: Tensor, fixed: bool = True) -> Leaves:
+        """Rows of feature values (S, 1 or B, n) as those of elements, (S, 1 or B, ...) per leaf.
+
+        Args:
+            z: The values.
+            fixed: The value of the elements that are fixed.
+        """
+        if self.fixed:
+            z = torch.nn.functional.pad(z, (0, 1), value=fixed)
         return tuple([_pick(z, i, x) for i, x in zip(self.ids, self.x, strict=True)])
+
+    def kept(self, x0: Leaves) -> Leaves:
+        """Baselines (1 or B, ...) that leave the fixed elements as they are."""
+        if not self.fixed:
+            return x0
+        leaves = zip(self.ids, self.x, x0, strict=True)
+        return tuple([b if isinstance(i, int) else b.where(i < self.n, x) for i, x, b in leaves])
 
     def elements(self, scores: Tensor) -> Leaves:
         """Scores of the features (R, K..., n) as those of elements, (R, K..., ...) per leaf.
@@ -41,22 +58,25 @@ class Features(NamedTuple):
         Raises:
             ValueError: The features differ from row to row, but the scores are of the whole batch.
         """
+        if self.fixed:
+            scores = torch.nn.functional.pad(scores, (0, 1))
         leaves = [self._elements(scores, i, x) for i, x in zip(self.ids, self.x, strict=True)]
         return marked(leaves, "shared" if self._shared() else "divided")
 
     def sums(self, leaves: Leaves) -> Tensor:
         """Sums over the elements of each feature, leaves (S, B, ...) to (S, B, n)."""
         # Not written in place: inside vmap the total may lack the dimension that a leaf has.
-        total = leaves[0].new_zeros((*leaves[0].shape[:2], self.n))
+        n = self.n + self.fixed
+        total = leaves[0].new_zeros((*leaves[0].shape[:2], n))
         for t, ids in zip(leaves, self.ids, strict=True):
             if isinstance(ids, int):
                 flat = t.flatten(2) if t.ndim > 2 else t[..., None]
-                rest = self.n - ids - flat.shape[2]
+                rest = n - ids - flat.shape[2]
                 total = total + torch.nn.functional.pad(flat, (ids, rest))
             else:
                 index = _rows(ids.expand(t.shape[1:])).expand(t.shape[0], -1, -1)
                 total = total.scatter_add(2, index, t.reshape(index.shape))
-        return total
+        return total[..., : self.n] if self.fixed else total
 
     def _shared(self) -> bool:
         """Whether a feature has several elements, where that can be read."""
@@ -67,8 +87,9 @@ class Features(NamedTuple):
             return True
         ids = [_rows(i.expand(i.shape[0], *x.shape[1:])) for i, x in masks]
         rows = max(map(len, ids))
-        together = torch.cat([i.expand(rows, i.shape[1]) for i in ids], 1)
-        return bool((together.sort(1).values.diff(dim=1) == 0).any())
+        together = torch.cat([i.expand(rows, i.shape[1]) for i in ids], 1).sort(1).values
+        same = (together.diff(dim=1) == 0) & (together[:, 1:] < self.n)
+        return bool(same.any())
 
     def _elements(self, scores: Tensor, ids: Tensor | int, x: Tensor) -> Tensor:
         shape = (*scores.shape[:-1], *x.shape[1:])
@@ -95,7 +116,7 @@ def features(
 
     Args:
         mask: Integers that broadcast to the inputs, or a prefix tree of those; equal ids are one
-            feature, in different tensors too.
+            feature, in different tensors too. Elements with negative ids are fixed.
         inputs: The inputs' tree.
         x: Its leaves.
         n_features: The ids are 0 to ``n_features - 1``; ``None`` counts those that occur, in their
@@ -112,9 +133,19 @@ def features(
         return _each_element(x, n_features)
     ids = [_ids(m, t, name) for m, t in zip(per_leaf(mask, inputs, x, name), x, strict=True)]
     if n_features is None:
-        return Features(*_counted(ids, name), x)
-    _check_range(ids, n_features, name)
-    return Features(n_features, tuple(ids), x)
+        n, ids, fixed = _counted(ids, name)
+    else:
+        n, fixed = n_features, _check_range(ids, n_features, name)
+    # The id n has a column of its own where values of features become those of elements.
+    return Features(n, tuple([i.where(i >= 0, n) for i in ids] if fixed else ids), x, fixed)
+
+
+def masked_features(
+    p: Masked, mask: Tree, inputs: Tree, n_features: int | None
+) -> tuple[Masked, Features]:
+    """The features of a mask, and the model function with baselines that leave fixed elements."""
+    these = features(mask, inputs, p.x, n_features)
+    return (p._replace(x0=these.kept(p.x0)) if these.fixed else p), these
 
 
 def _each_element(x: Leaves, n_features: int | None) -> Features:
@@ -153,8 +184,8 @@ def _ids(mask: object, t: Tensor, name: str) -> Tensor:
     return mask.to(t.device, torch.int64).reshape(*[1] * missing, *mask.shape)
 
 
-def _counted(ids: list[Tensor], name: str) -> tuple[int, tuple[Tensor, ...]]:
-    """The number of different ids, and each id's place among them."""
+def _counted(ids: list[Tensor], name: str) -> tuple[int, list[Tensor], bool]:
+    """The number of different ids, each id's place among them, and whether some are negative."""
     if unreadable():
         raise ValueError(
             f"{name} is given without n_features inside torch.compile or a tracer, where ids "
@@ -162,8 +193,10 @@ def _counted(ids: list[Tensor], name: str) -> tuple[int, tuple[Tensor, ...]]:
         )
     try:
         known = torch.unique(torch.cat([i.flatten() for i in ids]))
+        negative = int((known < 0).sum())
         # searchsorted warns where what it looks up is not contiguous
-        return len(known), tuple([torch.searchsorted(known, i.contiguous()) for i in ids])
+        places = [torch.searchsorted(known, i.contiguous()) - negative for i in ids]
+        return len(known) - negative, places, negative > 0
     except RuntimeError as error:
         # Inside vmap this fails only where the mask itself is mapped over: the number of ids would
         # be a shape that depends on values. No public question tells the two cases apart.
@@ -175,15 +208,19 @@ def _counted(ids: list[Tensor], name: str) -> tuple[int, tuple[Tensor, ...]]:
         ) from error
 
 
-def _check_range(ids: list[Tensor], n: int, name: str) -> None:
+def _check_range(ids: list[Tensor], n: int, name: str) -> bool:
+    """Whether ids are negative, or may be where they cannot be read."""
     if transforming():
-        return
+        return True
+    least = 0
     for i in ids:
-        if i.numel() and not 0 <= int(i.min()) <= int(i.max()) < n:
+        if i.numel() and int(i.max()) >= n:
             raise ValueError(
-                f"{name} has ids from {int(i.min())} to {int(i.max())}, expected 0 to {n - 1} with "
-                f"n_features={n}: without n_features any ids will do"
+                f"{name} has ids up to {int(i.max())}, expected at most {n - 1} with n_features="
+                f"{n}: without n_features any ids will do"
             )
+        least = min(least, int(i.min())) if i.numel() else least
+    return least < 0
 
 
 def _pick(z: Tensor, ids: Tensor | int, x: Tensor) -> Tensor:

@@ -221,6 +221,7 @@ class FeatureOptions(ChunkOptions, total=False):
     feature_mask: FeatureMask
     """The feature of each element: integers that broadcast to the inputs, or a pytree prefix of
     those. Equal ids are one feature, also in different tensors; gaps between ids do not matter.
+    Elements with a negative id are fixed: never replaced, no feature, attribution 0.
     ``None``: each element is a feature."""
 
     n_features: int | None

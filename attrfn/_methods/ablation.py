@@ -6,7 +6,7 @@ import torch
 
 from attrfn._copies.chunks import Chunks
 from attrfn._explain.baseline import fill_baselines
-from attrfn._explain.features import features
+from attrfn._explain.features import features, masked_features
 from attrfn._explain.forms import documented, form_of
 from attrfn._explain.masked import masked
 from attrfn._explain.options import (
@@ -73,7 +73,7 @@ def feature_ablation(
     """
     chunks = Chunks(chunk_size, batching, progress, "feature_ablation", backward=False)
     p = masked(model_fn, inputs, target, baselines, chunks, create_graph=create_graph)
-    these = features(feature_mask, inputs, p.x, n_features)
+    p, these = masked_features(p, feature_mask, inputs, n_features)
     # Copy i of the batch lacks feature i. Masks are made for the copies of a chunk alone: those of
     # all n features at once would be n times the inputs.
     ids = torch.arange(these.n, device=p.device)

@@ -12,6 +12,7 @@ from attrfn._explain.baseline import fill_baselines
 from attrfn._explain.black_box import as_tensors, fit_for
 from attrfn._explain.explain import explain
 from attrfn._explain.feature_scores import scored
+from attrfn._explain.features import features
 from attrfn._explain.forms import documented
 from attrfn._explain.options import Arguments, GraphOptions
 from attrfn._explain.shared import mark_of
@@ -69,6 +70,7 @@ def completeness_delta(
             f"attributions has {leaves[0].shape[0]} examples in dimension 0, expected {p.batch} as "
             "in inputs"
         )
+    given = leaves
     if feature_mask is not None:
         leaves = (scored(attributions, feature_mask, scores, n_features),)
     elif mark_of(leaves) == "shared":
@@ -77,6 +79,8 @@ def completeness_delta(
             "the feature_mask that the method had, so that each score counts once"
         )
     x0 = fill_baselines(baselines, inputs, p.x)
+    if feature_mask is not None and [t.shape for t in given] == [t.shape for t in p.x]:
+        x0 = features(feature_mask, inputs, p.x, n_features).kept(x0)
     differentiable = create_graph or transforming()
     with torch.set_grad_enabled(create_graph or (differentiable and torch.is_grad_enabled())):
         change = p.values(p.x) - p.values(x0)

@@ -70,8 +70,8 @@ def integrated_hessians(
         Networks, 2021.
     """
     p = explain(model_fn, inputs, target, create_graph=create_graph)
-    x0 = fill_baselines(baselines, inputs, p.x)
     these = features(feature_mask, inputs, p.x, n_features)
+    x0 = these.kept(fill_baselines(baselines, inputs, p.x))
     n, device = these.n, p.x[0].device
     d = each(lambda x, x0: x - x0, p.x, x0)
     t, for_slope, for_curve = _rule(n_steps, d[0])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attrfn._copies.batch import is_one_of
 from attrfn._copies.chunks import Chunks, add
-from attrfn._explain.features import Features, features
+from attrfn._explain.features import Features, masked_features
 from attrfn._explain.forms import documented
 from attrfn._explain.masked import Masked, Part, masked
 from attrfn._explain.noise import count_of
@@ -90,7 +90,7 @@ def interactions(
         )
     chunks = Chunks(chunk_size, batching, progress, "interactions", backward=False)
     p = masked(model_fn, inputs, target, baselines, chunks, create_graph=create_graph)
-    these = features(feature_mask, inputs, p.x, n_features)
+    p, these = masked_features(p, feature_mask, inputs, n_features)
     keys = row_keys(key, p.batch, p.device)  # also where all coalitions leave nothing to draw
     if n_samples is None:
         return p.number(_exact(p, these, index))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from attrfn._copies.batch import is_count, weighted_sum
 from attrfn._copies.chunks import Chunks
-from attrfn._explain.features import features
+from attrfn._explain.features import masked_features
 from attrfn._explain.forms import documented
 from attrfn._explain.masked import masked
 from attrfn._explain.options import BlackBox, PerturbationOptions, SamplingOptions
@@ -77,7 +77,7 @@ def kernel_shap(
         raise ValueError(f"n_samples is {say(n_samples)}, expected an int of at least 2, or None")
     chunks = Chunks(chunk_size, batching, progress, "kernel_shap", backward=False)
     p = masked(model_fn, inputs, target, baselines, chunks, create_graph=create_graph)
-    these = features(feature_mask, inputs, p.x, n_features)
+    p, these = masked_features(p, feature_mask, inputs, n_features)
     keys = row_keys(key, p.batch, p.device)
     p.check_rows(len(keys))
     count = _default(these.n) if n_samples is None else n_samples

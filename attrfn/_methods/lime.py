@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attrfn import random, surrogates
 from attrfn._copies.chunks import Chunks, at_once
-from attrfn._explain.features import features
+from attrfn._explain.features import masked_features
 from attrfn._explain.forms import documented
 from attrfn._explain.masked import Part, add_lists, masked
 from attrfn._explain.noise import count_of
@@ -93,7 +93,7 @@ def lime(
     p = masked(model_fn, inputs, target, baselines, chunks, create_graph=create_graph)
     x, x0 = p.rebuild(p.x), p.rebuild(p.x0)
     if transform is None:
-        these = features(feature_mask, inputs, p.x, n_features)
+        p, these = masked_features(p, feature_mask, inputs, n_features)
         n = these.n
     else:
         n = _count(n_features, feature_mask)

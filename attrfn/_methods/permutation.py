@@ -128,7 +128,7 @@ def feature_permutation(
         if permute is not None:
             _check_order(order, (i.stop - i.start, p.batch))
         moved = torch.arange(i.start, i.stop, device=p.device) % n
-        masks = these.masks((moved[:, None] == ids)[:, None])
+        masks = these.masks((moved[:, None] == ids)[:, None], fixed=False)
         return each(lambda z, x: torch.where(z, x[order], x), masks, p.x)
 
     shuffled = p.at(copies, points)

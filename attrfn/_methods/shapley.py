@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attrfn import random
 from attrfn._copies.chunks import Chunks, add
-from attrfn._explain.features import Features, features
+from attrfn._explain.features import Features, masked_features
 from attrfn._explain.forms import documented
 from attrfn._explain.masked import Masked, Part, masked
 from attrfn._explain.noise import count_of
@@ -65,7 +65,7 @@ def shapley_values(
     """
     chunks = Chunks(chunk_size, batching, progress, "shapley_values", backward=False)
     p = masked(model_fn, inputs, target, baselines, chunks, create_graph=create_graph)
-    these = features(feature_mask, inputs, p.x, n_features)
+    p, these = masked_features(p, feature_mask, inputs, n_features)
     n = these.n
     if n > _MOST_FEATURES:
         raise ValueError(
@@ -156,7 +156,7 @@ def shapley_value_sampling(
         )
     chunks = Chunks(chunk_size, batching, progress, "shapley_value_sampling", backward=False)
     p = masked(model_fn, inputs, target, baselines, chunks, create_graph=create_graph)
-    these = features(feature_mask, inputs, p.x, n_features)
+    p, these = masked_features(p, feature_mask, inputs, n_features)
     count = _default(these.n) if n_samples is None else n_samples
     rank = orderings(row_keys(key, p.batch, p.device), count, these.n, antithetic)
     found = _marginals(p, these, rank)

@@ -14,7 +14,7 @@ from attrfn import random
 from attrfn._copies.batch import flat_rows, wide
 from attrfn._copies.chunks import Chunks, at_once
 from attrfn._explain.baseline import broadcasts
-from attrfn._explain.features import Features, features
+from attrfn._explain.features import Features, masked_features
 from attrfn._explain.forms import documented
 from attrfn._explain.masked import Masked, masked
 from attrfn._explain.options import BlackBox, PerturbationOptions
@@ -162,7 +162,7 @@ def scored(
             f"the explained function returns {_kind_of(p)}, expected one scalar for each example: "
             "choose one with target"
         )
-    parts = features(feature_mask, inputs, p.x, n_features)
+    p, parts = masked_features(p, feature_mask, inputs, n_features)
     if parts.n == 0:
         raise ValueError("inputs has no feature, expected at least one element in each example")
     leaves = tuple(map(p.detached, like_inputs(attributions, inputs, p.x)))

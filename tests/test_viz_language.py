@@ -106,7 +106,7 @@ def test_colours_of_a_matrix_share_one_scale_and_the_total_has_its_own() -> None
 
 def test_one_row_that_is_the_total_is_shown_once() -> None:
     one = result(1, 3)
-    assert "whole answer" not in viz.text_matrix(one)
+    assert "whole answer" not in viz.text_matrix(one).lower()
     assert viz.answer(one).count('type="radio"') == 1
     other = one._replace(total=2 * one.total)
     assert "whole answer" in viz.text_matrix(other)
@@ -114,6 +114,17 @@ def test_one_row_that_is_the_total_is_shown_once() -> None:
     # One number for a whole answer of several tokens.
     whole = one._replace(answer=(" Paris", "."))
     assert "Paris." in viz.text_matrix(whole)
+
+
+def test_a_total_that_is_not_known_is_left_out() -> None:
+    given = result(total=torch.full((5,), torch.nan))
+    assert "whole answer" not in viz.text_matrix(given).lower()
+    page = viz.answer(given)
+    assert "whole answer" not in page.lower()
+    assert page.count('type="radio"') == 5
+    assert page.count("checked>") == 1
+    with pytest.raises(ValueError, match="total is nan, which has no order: explain"):
+        viz.passages(given)
 
 
 def test_many_parts_have_upright_names_and_their_numbers_for_screen_readers() -> None:

@@ -58,13 +58,10 @@ def answer(result: TextAttribution, *, prompt: str | None = None, title: str = "
         3
     """
     data = read(result)
-    one = len(data.answer) == 1 and data.values[0].equal(data.total)
-    end, top = limit(data.values), limit(data.total)
-    # The rows that can be chosen: the whole answer, then each token, unless these are the same.
-    rows = [data.total.tolist()] + ([] if one else data.values.tolist())
-    ends = [top] + [end] * (len(rows) - 1)
+    rows = data.lines()
+    lines = [data.line(row) for row in rows]
     words = "".join(
-        _piece(text, [(row[k], e) for row, e in zip(rows, ends, strict=True)] if k >= 0 else [])
+        _piece(text, [(row[k], end) for row, end in lines] if k >= 0 else [])
         for text, k in pieces(data, prompt)
     )
     head = f'<div class="attrfn-title">{html.escape(title)}</div>\n' if title else ""
@@ -72,8 +69,8 @@ def answer(result: TextAttribution, *, prompt: str | None = None, title: str = "
         f"<style>\n{MATRIX}{ANSWER}{_rules(len(rows))}</style>\n"
         f'<form class="attrfn-answer">\n{head}'
         f'<div class="attrfn-head">Prompt</div>\n<p class="attrfn-text" dir="auto">{words}</p>\n'
-        f"{_choices(data, one)}\n"
-        f'<div class="attrfn-says" aria-live="polite">\n{_says(data, rows, ends, one)}\n</div>\n'
+        f"{_choices(data, rows)}\n"
+        f'<div class="attrfn-says" aria-live="polite">\n{_says(data, rows)}\n</div>\n'
         f"<details><summary>All numbers{', ' * bool(about(data))}{about(data)}</summary>\n"
         f"{table(data)}\n</details>\n</form>"
     )
@@ -109,44 +106,46 @@ def _piece(text: str, shares: list[tuple[float, float]]) -> str:
     )
 
 
-def _choices(data: Result, one: bool) -> str:
-    """The answer: one radio button per token, which its text covers."""
+def _choices(data: Result, rows: list[int]) -> str:
+    """The answer: one radio button per token, which its text covers; the first is checked."""
     sizes = data.values.abs().sum(1)
     most = limit(sizes)
-    labels = [
-        _choice(0, f"<span>{shown(data.answer[0]) if one else 'whole answer'}</span>", " checked")
-    ]
-    for i, token in enumerate([] if one else data.answer):
-        share = float(sizes[i]) / most if most else 0.0
+    labels = []
+    for i, row in enumerate(rows):
+        if row < 0:
+            labels.append(_choice(i, "<span>whole answer</span>"))
+            continue
+        token = data.answer[row]
+        share = float(sizes[row]) / most if most and len(rows) > 1 else 0.0
         text = f'<bdi style="border-color:rgba(128, 128, 128, {share:.2f})">{shown(token)}</bdi>'
-        blank = " " if i and token[:1] == " " and token.strip(" ") else ""
-        labels.append(f"{blank}{_choice(i + 1, text)}{'<br>' * token.count(chr(10))}")
-    if one:
-        told, choices = "Answer", labels[0]
-    else:
-        told = "Answer: choose a token (under the darker line: the prompt did more for it) or the "
-        told, choices = told + labels[0], "".join(labels[1:])
+        blank = " " if row and token[:1] == " " and token.strip(" ") else ""
+        labels.append(f"{blank}{_choice(i, text)}{'<br>' * token.count(chr(10))}")
+    told = "Answer"
+    if len(rows) > 1:
+        told += ": choose a token (under the darker line: the prompt did more for it)"
+    if rows[0] < 0:
+        told += f" or the {labels.pop(0)}"
     return (
         f'<fieldset><legend class="attrfn-head">{told}</legend>\n'
-        f'<p class="attrfn-text" dir="auto">{choices}</p></fieldset>'
+        f'<p class="attrfn-text" dir="auto">{"".join(labels)}</p></fieldset>'
     )
 
 
-def _choice(i: int, text: str, checked: str = "") -> str:
-    button = f'<input class="attrfn-a{i}" type="radio" name="row"{checked}>'
-    return f"<label>{button}{text}</label>"
+def _choice(i: int, text: str) -> str:
+    checked = " checked" * (i == 0)
+    return f'<label><input class="attrfn-a{i}" type="radio" name="row"{checked}>{text}</label>'
 
 
-def _says(data: Result, rows: list[list[float]], ends: list[float], one: bool) -> str:
+def _says(data: Result, rows: list[int]) -> str:
     lines = []
-    for i, (row, end) in enumerate(zip(rows, ends, strict=True)):
-        token = i if one else i - 1
-        name = shown(data.answer[token]) if token >= 0 else "Whole answer"
-        more = from_to(data, token) if token >= 0 else ""
-        told = f": <span>{more}</span>" if more else ""
+    for i, row in enumerate(rows):
+        name = "Whole answer" if row < 0 else shown(data.answer[row])
+        told = "" if row < 0 else from_to(data, row)
+        told = f": <span>{told}</span>" if told else ""
+        numbers, end = data.line(row)
         lines.append(
-            f'<div class="attrfn-d{i}"><b><bdi>{name}</bdi></b>{told}<br>{_strongest(data, row)}'
-            f"\n{scale_line(end)}</div>"
+            f'<div class="attrfn-d{i}"><b><bdi>{name}</bdi></b>{told}<br>'
+            f"{_strongest(data, numbers)}\n{scale_line(end)}</div>"
         )
     return "\n".join(lines)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import Tensor
 
 from attrfn._explain.flags import say
-from attrfn.viz._scale import numbers, signed
+from attrfn.viz._scale import limit, numbers, signed
 
 if TYPE_CHECKING:
     from attrfn.text import TextAttribution
@@ -28,7 +28,7 @@ class Result(NamedTuple):
     """A result whose numbers were checked: float64 copies on the CPU."""
 
     values: Tensor  # (N, n)
-    total: Tensor  # (n,)
+    total: Tensor | None  # (n,), None where it is not known
     scores: Tensor | None  # (N,), as the next one
     empty: Tensor | None
     stderr: Tensor | None  # (N, n)
@@ -37,6 +37,18 @@ class Result(NamedTuple):
     spans: list[tuple[int, int]] | None
     score: str
     method: str
+
+    def lines(self) -> list[int]:
+        """The rows that there are to see: -1 is the whole answer, unless it equals the one row."""
+        rows = list(range(len(self.answer)))
+        known = self.total is not None and not (len(rows) == 1 and self.values[0].equal(self.total))
+        return [-1] * known + rows
+
+    def line(self, row: int) -> tuple[list[float], float]:
+        """The numbers of a row, and where their scale ends; -1 is the whole answer."""
+        if row < 0 and self.total is not None:
+            return self.total.tolist(), limit(self.total)
+        return self.values[row].tolist(), limit(self.values)
 
 
 def read(result: TextAttribution) -> Result:
@@ -66,7 +78,7 @@ def read(result: TextAttribution) -> Result:
             )
     return Result(
         values,
-        _shaped(result.total, "total", (n,)),
+        _total(result.total, n),
         _optional(result, "scores", (rows,)),
         _optional(result, "empty", (rows,)),
         _optional(result, "stderr", (rows, n)),
@@ -89,8 +101,15 @@ def _texts(texts: object, name: str) -> list[str]:
     return list(texts)
 
 
-def _shaped(value: Tensor, name: str, shape: tuple[int, ...]) -> Tensor:
-    data = numbers(value, f"result.{name}", {len(shape): str(shape)})
+def _total(total: Tensor, n: int) -> Tensor | None:
+    """The total; None for nan, which a selection of an answer has where it is no sum of rows."""
+    if bool(_shaped(total, "total", (n,), finite=False).isnan().all()):
+        return None
+    return _shaped(total, "total", (n,))
+
+
+def _shaped(value: Tensor, name: str, shape: tuple[int, ...], *, finite: bool = True) -> Tensor:
+    data = numbers(value, f"result.{name}", {len(shape): str(shape)}, finite=finite)
     if data.shape != shape:
         raise ValueError(
             f"result.{name} has shape {tuple(data.shape)}, expected {shape}, which fits "

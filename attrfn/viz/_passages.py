@@ -63,6 +63,11 @@ def passages(
     """
     _check(order, top)
     data = read(result)
+    if data.total is None:
+        raise ValueError(
+            "result.total is nan, which has no order: explain that part of the answer by itself, "
+            "because the score of the whole is no sum over its tokens"
+        )
     values, errors = data.total.tolist(), _errors(data)
     by_rank = sorted(range(len(values)), key=lambda k: -values[k])
     kept = set(sorted(range(len(values)), key=lambda k: -abs(values[k]))[:top])
@@ -99,7 +104,7 @@ def _check(order: object, top: object) -> None:
 
 def _errors(data: Result) -> list[float] | None:
     """Standard errors of the totals, or their upper bound; None where nothing is known."""
-    if data.stderr is None:
+    if data.stderr is None or data.total is None:
         return None
     summed: Tensor = data.values.sum(0)
     # Where the total is no sum over the tokens (odds, probabilities), theirs say nothing of it.

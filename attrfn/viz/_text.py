@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from attrfn._explain.flags import checks_flags, say
-from attrfn.viz._file import write_whole
+from attrfn._torch.files import write_whole
 from attrfn.viz._scale import Array, limit, numbers, signed
 from attrfn.viz._style import page
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import html
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from attrfn._explain.flags import checks_flags
 from attrfn.viz._language import Result, about, aligned, from_to, read, shown
 from attrfn.viz._language_style import MATRIX
-from attrfn.viz._scale import limit, signed
+from attrfn.viz._scale import signed
 from attrfn.viz._text import Html, colour, scale_line
 
 if TYPE_CHECKING:
@@ -59,38 +57,36 @@ def text_matrix(result: TextAttribution, *, title: str = "") -> Html:
 
 def table(data: Result) -> str:
     """The table and its scales, without the style sheet."""
-    rows, n = data.values.shape
-    end, top = limit(data.values), limit(data.total)
     names = [shown(part, LABEL) for part in data.parts]
     hints = [shown(part, TITLE) for part in data.parts]
     head = "".join(
         f'<th scope="col" title="{hint}"><div><bdi>{name}</bdi></div></th>'
         for name, hint in zip(names, hints, strict=True)
     )
-    lines = [
-        _line(shown(token), from_to(data, i), data.values[i], end, hints)
-        for i, token in enumerate(data.answer)
+    rows = sorted(data.lines(), key=lambda row: row < 0)  # the whole answer below the others
+    ends = {row < 0: data.line(row)[1] for row in rows}
+    lines = [_line(data, row, hints) for row in rows]
+    scales = [
+        f"<div>{'Whole answer' if whole else 'Answer tokens'}{scale_line(end)}</div>"
+        for whole, end in ends.items()
     ]
-    ends = f"<div>Answer tokens</div>{scale_line(end)}" if rows > 1 else scale_line(end)
-    if rows > 1 or not data.values[0].equal(data.total):
-        lines.append(_line("whole answer", "", data.total, top, hints, ' class="attrfn-total"'))
-        ends += f"</div>\n<div><div>Whole answer</div>{scale_line(top)}"
-    kind = "attrfn-few" if n <= FEW else "attrfn-many"
+    kind = "attrfn-few" if len(names) <= FEW else "attrfn-many"
     return (
         '<div class="attrfn-scroll" tabindex="0" role="group" aria-label="Answer by prompt">'
         f'<table class="attrfn-matrix {kind}">\n<thead><tr><td></td>{head}</tr></thead>\n<tbody>\n'
         + "\n".join(lines)
-        + f'\n</tbody>\n</table></div>\n<div class="attrfn-ends"><div>{ends}</div></div>'
+        + f'\n</tbody>\n</table></div>\n<div class="attrfn-ends">{"".join(scales)}</div>'
     )
 
 
-def _line(
-    name: str, says: str, values: Tensor, end: float, hints: list[str], kind: str = ""
-) -> str:
-    numbers = values.tolist()
+def _line(data: Result, row: int, hints: list[str]) -> str:
+    numbers, end = data.line(row)
     cells = "".join(
         f'<td style="background-color:{colour(value, end)}" title="{hint}: {signed(value)}">'
         f"<i>{text}</i></td>"
         for value, text, hint in zip(numbers, aligned(numbers, end), hints, strict=True)
     )
-    return f'<tr{kind}><th scope="row" title="{name}: {says}"><bdi>{name}</bdi></th>{cells}</tr>'
+    name = "whole answer" if row < 0 else shown(data.answer[row])
+    hint = "" if row < 0 else f' title="{name}: {from_to(data, row)}"'
+    kind = ' class="attrfn-total"' if row < 0 else ""
+    return f'<tr{kind}><th scope="row"{hint}><bdi>{name}</bdi></th>{cells}</tr>'

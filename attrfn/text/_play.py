@@ -1,0 +1,209 @@
+"""The model of a game: from which parts are there to the scores of an answer."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from attrfn._torch.say import say
+from attrfn.text._adapter import Adapter
+from attrfn.text._kinds import Causal
+from attrfn.text._prefix import Prefix, agrees, prefix_of
+from attrfn.text._removal import Removal
+from attrfn.text._rows import Rows, Text, groups
+from attrfn.text._scores import Score, scores_of
+
+# What a call costs beside its tokens, in tokens: more rows run together, or fewer tokens. On a CPU
+# a call of a small model takes as long as this many of its tokens; on a GPU short calls cost the
+# same as long ones.
+_CALL_ON_CPU, _CALL = 64, 4096
+
+
+class Side(NamedTuple):
+    """An answer, and the text in which it is predicted.
+
+    Attributes:
+        text: The prompt and the answer.
+        answer: (1, N).
+        foil: (1, N), or None.
+        reference: Log-probabilities with the whole prompt (1, N, V), or None.
+    """
+
+    text: Text
+    answer: Tensor
+    foil: Tensor | None = None
+    reference: Tensor | None = None
+
+
+class Options(NamedTuple):
+    """How a game is played.
+
+    Attributes:
+        score: The score.
+        remove: How parts are removed.
+        whole: Whether the whole answer's score is the last column.
+        most: The most tokens of one call of the model, or None.
+        pad_to: Lengths are multiples of this.
+        extras: Tensors with an entry for each prompt token (P, ...), by the argument's name.
+        others: Further arguments, tensors with one row among them.
+    """
+
+    score: Score
+    remove: Removal
+    whole: bool
+    most: int | None
+    pad_to: int
+    extras: dict[str, Tensor]
+    others: dict[str, Any]
+
+
+class Known:
+    """The prefixes that are known; an object that private copies of a model share."""
+
+    def __init__(self, wanted: bool) -> None:
+        self.wanted = wanted
+        self.first: Prefix | None = None
+        self.whole: Prefix | None = None
+
+
+class Play(nn.Module):
+    """A game as a model: z (R, n) to the scores (R, N)."""
+
+    def __init__(self, adapter: Adapter, side: Side, other: Side | None, options: Options) -> None:
+        super().__init__()
+        self.adapter, self.training = adapter, adapter.training
+        self.sides = _Held((side, other))
+        self.options = _Held(options)
+        self.known = Known(False)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """The scores of the rows, or those of the answer less those of another one."""
+        side, other = self.sides.value
+        n = side.text.n
+        if z.ndim != 2 or z.shape[1] != n or not bool(((z == 0) | (z == 1)).all()):
+            raise ValueError(
+                f"inputs is {say(z)}, expected (R, {n}) with 1 where a part is there and 0 where "
+                "it is removed: methods that replace features, such as attrfn.kernel_shap, do that"
+            )
+        if other is None:
+            return self._scores(z, side)
+        return self._scores(z, side)[:, -1:] - self._scores(z, other)[:, -1:]
+
+    def rows(self, z: Tensor, side: Side) -> Rows:
+        """The texts of the rows."""
+        remove: Removal = self.options.value.remove
+        return remove.rows(side.text, z, remove.value)
+
+    def logits(self, z: Tensor, side: Side) -> Tensor:
+        """The logits of the answer (R, N, V), without a prefix."""
+        rows = self.rows(z, side)
+        every = torch.arange(len(z), device=z.device)
+        return self._run(rows.pick(every), None, 0)
+
+    def learn(self, z: Tensor) -> None:
+        """Compute the prefix that all rows share, unless it is short or the cache is wrong."""
+        side = self.sides.value[0]
+        ends = self.rows(torch.cat([z, torch.zeros_like(z)]), side)
+        first, last = (ends.pick(torch.tensor([i], device=z.device)) for i in (0, 1))
+        size = int(last.same_as(first)[0])
+        if size < 2:  # a first token alone is not worth its check
+            return
+        found = prefix_of(self.adapter, first.ids[0, :size])
+        if found is not None and self._agrees(found, ends, size):
+            self.known.first = found
+        else:
+            self.known.wanted = False
+
+    def _agrees(self, prefix: Prefix | None, rows: Rows, skip: int) -> bool:
+        return (
+            isinstance(self.adapter, Causal)
+            and prefix is not None
+            and agrees(self.adapter, prefix, rows, self.options.value.remove.value, skip)
+        )
+
+    def _scores(self, z: Tensor, side: Side) -> Tensor:
+        options: Options = self.options.value
+        rows = self.rows(z, side)
+        shared, prefix = self._prefix(rows, side)
+        call = _CALL_ON_CPU if z.device.type == "cpu" else _CALL
+        found, order = [], []
+        for index in groups(rows, shared, call, options.most, options.pad_to):
+            skip = int(shared[index].min())
+            logits = self._run(rows.pick(index, options.pad_to), prefix, skip)
+            answer = side.answer.expand(len(index), -1)
+            foil = None if side.foil is None else side.foil.expand(len(index), -1)
+            found.append(
+                scores_of(logits, answer, options.score, foil, side.reference, options.whole)
+            )
+            order.append(index)
+        every = torch.cat(order)
+        return torch.cat(found)[every.argsort()] if len(found) > 1 else found[0][every.argsort()]
+
+    def _run(self, rows: Rows, prefix: Prefix | None, skip: int) -> Tensor:
+        options: Options = self.options.value
+        extras = {k: _of_tokens(v, rows) for k, v in options.extras.items()}
+        extras |= {k: _expanded(v, len(rows.ids)) for k, v in options.others.items()}
+        if prefix is None or skip == 0 or not isinstance(self.adapter, Causal):
+            return self.adapter.of_rows(rows, options.remove.value, extras)
+        past = prefix.past(skip, len(rows.ids))
+        extras = {k: v[:, skip:] if k in options.extras else v for k, v in extras.items()}
+        return self.adapter.of_rows(rows, options.remove.value, extras, past, skip)
+
+    def _prefix(self, rows: Rows, side: Side) -> tuple[Tensor, Prefix | None]:
+        """How many tokens of each row are known, and the prefix that has them."""
+        known, first = self.known, self.known.first
+        saved = torch.zeros_like(rows.length)
+        if not known.wanted or self._differentiated():
+            return saved, None
+        whole = self.rows(torch.ones(1, side.text.n, device=rows.ids.device), side)
+        shared = rows.same_as(whole)
+        if first is not None:
+            saved = first.common(shared)
+            if not first.cuts:
+                return saved, first
+        # The prompt as a whole costs a row once, and saves each row what precedes its first change.
+        # Whether it pays depends on these rows alone, so that equal calls give equal bits.
+        size = int(whole.at[0, 0])
+        price = 4 * int(whole.length) if first is None else 2 * (size - first.size)
+        if int((shared - saved).sum()) <= price:
+            return saved, first
+        if known.whole is None:
+            found = prefix_of(self.adapter, whole.ids[0, :size], first)
+            if (
+                found is None
+                or not found.cuts
+                or not (first or self._agrees(found, whole, size // 2))
+            ):
+                known.wanted = False
+                return torch.zeros_like(saved), None
+            known.whole = found
+        return known.whole.common(shared), known.whole
+
+    def _differentiated(self) -> bool:
+        """Whether gradients may reach the weights, which those through a prefix would not."""
+        return torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
+
+
+class _Held:
+    """A value that private copies of a module share."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+def _of_tokens(value: Tensor, rows: Rows) -> Tensor:
+    """An argument (P, ...) with an entry for each token of rows, (R, T, ...)."""
+    if rows.place is None:
+        raise ValueError(
+            "model binds arguments with an entry for each token, which no template can follow: use "
+            "another removal, such as text.delete()"
+        )
+    return value[rows.place.clamp(max=len(value) - 1)]
+
+
+def _expanded(value: Any, rows: int) -> Any:
+    if isinstance(value, Tensor) and value.ndim and value.shape[0] == 1:
+        return value.expand(rows, *value.shape[1:])
+    return value

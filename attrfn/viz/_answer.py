@@ -96,10 +96,10 @@ def _piece(text: str, shares: list[tuple[float, float]]) -> str:
     if not shares or not bare:
         return html.escape(text)
     before, after = text.split(bare, 1)
-    percents = ";".join(
-        f"--r{i}:{round(100 * value / end) if end else 0}" for i, (value, end) in enumerate(shares)
-    )
-    style = f"background-color:{colour(*shares[0])};{percents}"
+    percents = [round(100 * value / end) if end else 0 for value, end in shares]
+    # No colour needs no word: most shares of a long prompt are that small.
+    told = "".join(f";--r{i}:{percent}" for i, percent in enumerate(percents) if percent)
+    style = f"background-color:{colour(*shares[0])}{told}"
     return (
         f'{html.escape(before)}<span class="attrfn-p" style="{style}">{html.escape(bare)}</span>'
         f"{html.escape(after)}"

@@ -54,6 +54,8 @@ SENTENCES = {
     "Wait... what? Yes": ["Wait... what?", "Yes"],
     "كيف حالك؟ بخير.": ["كيف حالك؟", "بخير."],
     "no end": ["no end"],
+    "it rains. we walk. so": ["it rains.", "we walk.", "so"],
+    "cats, dogs etc. and at 5 p.m. too": ["cats, dogs etc. and at 5 p.m. too"],
 }
 
 

@@ -108,6 +108,7 @@ def each_output(
 
     # Its copies are those of vmap, inside which nothing is compiled.
     every.loops_over_chunks = False  # type: ignore[attr-defined]
+    every.explains_each_output = True  # type: ignore[attr-defined]  # for attrfn.text
     return every
 
 

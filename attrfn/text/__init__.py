@@ -8,6 +8,7 @@ from attrfn.text._adapters import causal as causal
 from attrfn.text._adapters import classifier as classifier
 from attrfn.text._adapters import masked as masked
 from attrfn.text._adapters import seq2seq as seq2seq
+from attrfn.text._attribute import attribute as attribute
 from attrfn.text._from_text import parts as parts
 from attrfn.text._game import game as game
 from attrfn.text._parts_type import Game as Game

@@ -32,6 +32,8 @@ COUNTED = re.compile(
     r"nos?|nr|figs?|eqs?|vol|pp?|sec|ch|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec",
     re.IGNORECASE,
 )
+# ... and after these none where a small letter follows.
+WITHIN = re.compile(r"etc|inc|ltd|corp|co|dept|est", re.IGNORECASE)
 MARKER = re.compile(r"\W*(\d{1,3}|[A-Za-z]|[ivxIVX]{1,4})\.")  # of an entry of a list
 LAST_WORD = re.compile(r"[\w.]*\w(?=\.+\W*$)")
 BLANK = re.compile(r"\n[^\S\n]*\n\s*")
@@ -108,7 +110,8 @@ def _sentences_of(text: str, start: int, end: int) -> Iterator[Span]:
 
 def _ends(sentence: str, sign: str, rest: str) -> bool:
     """Whether a sign with a space behind it ends a sentence."""
-    if rest[:1].islower():
+    lower = rest[:1].islower()
+    if lower and (len(sign) > 1 or sign == "\u2026"):  # "Why?" he asked; wait... what
         return False
     if not sign.startswith(".") or sign.startswith(".."):
         return True
@@ -117,6 +120,8 @@ def _ends(sentence: str, sign: str, rest: str) -> bool:
     word = LAST_WORD.search(sentence)
     last = word[0] if word else ""
     if len(last) == 1 and last.isupper() and last != "I":  # an initial
+        return False
+    if lower and ("." in last or WITHIN.fullmatch(last)):
         return False
     counted = rest[:1].isdigit() and COUNTED.fullmatch(last)
     return not (TITLES.fullmatch(last) or counted)

@@ -1,0 +1,83 @@
+"""How a method explains a text: as a game over its parts, or by embeddings and activations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from attrfn._explain.introspect import explains_all_outputs
+from attrfn._torch.say import say
+from attrfn._torch.typing import Method
+from attrfn.text._game import game
+from attrfn.text._layers import by_embeddings, is_at_layer, name_of
+from attrfn.text._parts_type import TextAttribution
+from attrfn.text._plan import Plan, outputs, result
+
+# What a game says itself.
+OWN = ("baselines", "feature_mask", "n_features")
+
+
+def explained_by(method: Method, plan: Plan, options: dict[str, Any]) -> TextAttribution:
+    """The values, total, scores and standard errors of a method.
+
+    Raises:
+        TypeError: It is no method, or an option is given that the text decides.
+    """
+    if not callable(method):
+        raise TypeError(f"method is {say(method)}, expected one such as attrfn.feature_ablation")
+    if "target" in options:
+        raise TypeError("target is given, expected none: the scores of the answer are explained")
+    if explains_all_outputs(method) and not is_at_layer(method, options):
+        return _by_game(method, plan, options)
+    return by_embeddings(method, plan, options)
+
+
+def _by_game(method: Method, plan: Plan, options: dict[str, Any]) -> TextAttribution:
+    for name in OWN:
+        if name in options:
+            raise TypeError(
+                f"{name} is given, expected none: the parts are the features, and remove says what "
+                "stands in the place of one"
+            )
+    played = game(
+        plan.model,
+        plan.parts,
+        answer=plan.answer,
+        foil=plan.foil,
+        other=plan.other,
+        score=plan.score,
+        remove=plan.default() if plan.remove is None else plan.remove,
+        whole=plan.other is None,
+    )
+    if plan.batch is not None:
+        options = {"chunk_size": plan.batch, **options}
+    seen: dict[int, Tensor] = {}
+    found = method(_noting(played.fn, seen), played.full, **options)
+    values, stderr = found if isinstance(found, tuple) else (found, None)
+    n = plan.parts.n
+    if isinstance(values, Tensor) and values.ndim == 2:  # of one output
+        values, stderr = values[:, None], None if stderr is None else stderr[:, None]
+    if not isinstance(values, Tensor) or values.ndim != 3 or tuple(values.shape)[::2] != (1, n):
+        raise ValueError(
+            f"method {name_of(method)} returned {say(values)}, expected values (1, N, {n}), a "
+            "number for each part: give others the function and the inputs of text.game"
+        )
+    scores = seen[1] if 1 in seen else outputs(played.fn, played.full)[0]
+    errors = None if stderr is None else stderr[0]
+    return result(method, plan, values[0], scores, seen.get(0), errors)
+
+
+def _noting(fn: Callable[[Tensor], Tensor], seen: dict[int, Tensor]) -> Callable[[Tensor], Tensor]:
+    """The same function, which keeps the scores of all parts and of none when it runs them."""
+
+    def noting(z: Tensor) -> Tensor:
+        found = fn(z)
+        for value in {0, 1} - seen.keys():
+            rows = (z == value).all(1)
+            if bool(rows.any()):
+                seen[value] = found[int(rows.int().argmax())].detach()
+        return found
+
+    return noting

@@ -18,10 +18,9 @@ FLAGS += " --hide-scrollbars --remote-debugging-pipe"
 
 
 class Browser:
-    """One page in a window of the given width; a context manager."""
+    """A browser with one page; a context manager."""
 
-    def __init__(self, file: Path, width: int = 1024, *, dark: bool = False) -> None:
-        self.file, self.width, self.dark = file, width, dark
+    def __init__(self) -> None:
         self.numbers = itertools.count(1)
         self.buffer = b""
 
@@ -43,13 +42,19 @@ class Browser:
         pages = self("Target.getTargets")["targetInfos"]
         page = next(p["targetId"] for p in pages if p["type"] == "page")
         self.session = self("Target.attachToTarget", targetId=page, flatten=True)["sessionId"]
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if self.dark else "light"}
+        self("Page.enable")
+        return self
+
+    def open(self, file: Path, width: int = 1024, *, dark: bool = False) -> Browser:
+        """Show a file in a window of this width."""
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self("Emulation.setEmulatedMedia", features=[scheme])
         # A window has a least width, which phones fall below.
-        size = {"width": self.width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
         self("Emulation.setDeviceMetricsOverride", **size)
-        self("Page.enable")
-        self("Page.navigate", url=self.file.as_uri())
+        self("Emulation.setTouchEmulationEnabled", enabled=False)
+        self("Input.dispatchMouseEvent", type="mouseMoved", x=0, y=0)
+        self("Page.navigate", url=file.as_uri())
         self.wait("Page.loadEventFired")
         return self
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,13 @@ ODD = (
 )
 VOID = {"meta", "input", "br"}
 
-browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium")
+    with Browser() as one:
+        yield one
 
 
 def result(rows: int = 5, n: int = 5, **more: Any) -> TextAttribution:
@@ -343,8 +350,7 @@ def visible(page: Browser) -> str:
     )
 
 
-@browser
-def test_pointer_keys_and_touch_choose_a_row(tmp_path: Path) -> None:
+def test_pointer_keys_and_touch_choose_a_row(browser: Browser, tmp_path: Path) -> None:
     given = result()
     given.values[1, 2] = given.values[4, 0] = 0.0  # parts without a colour
     file = viz.answer(given, title="t").save(tmp_path / "a.html")
@@ -355,83 +361,82 @@ def test_pointer_keys_and_touch_choose_a_row(tmp_path: Path) -> None:
         assert [r for r, _ in opacities(page)] == pytest.approx([r for r, _ in want], abs=0.004)
         assert [b for _, b in opacities(page)] == pytest.approx([b for _, b in want], abs=0.004)
 
-    with Browser(file) as page:
-        near(page, given.total, top)
-        assert visible(page) == "Whole answer"
-        page.point(".attrfn-a2")  # the pointer over the second token
-        near(page, given.values[1], end)
-        assert visible(page) == ","
-        page.point(".attrfn-title")  # and away: the choice is as it was
-        near(page, given.total, top)
-        page.point(".attrfn-a1", click=True)
-        page.point(".attrfn-title")
-        near(page, given.values[0], end)
-        page.press("ArrowRight", 39)
-        page.press("ArrowRight", 39)
-        near(page, given.values[2], end)
-        assert visible(page) == "and"
-        assert page.js("document.activeElement.className") == "attrfn-a3"
-        page.tap(".attrfn-a5")
-        near(page, given.values[4], end)
-        assert visible(page) == "<|im_end|>"
-        assert page.js("document.scripts.length") == 0
+    page = browser.open(file)
+    near(page, given.total, top)
+    assert visible(page) == "Whole answer"
+    page.point(".attrfn-a2")  # the pointer over the second token
+    near(page, given.values[1], end)
+    assert visible(page) == ","
+    page.point(".attrfn-title")  # and away: the choice is as it was
+    near(page, given.total, top)
+    page.point(".attrfn-a1", click=True)
+    page.point(".attrfn-title")
+    near(page, given.values[0], end)
+    page.press("ArrowRight", 39)
+    page.press("ArrowRight", 39)
+    near(page, given.values[2], end)
+    assert visible(page) == "and"
+    assert page.js("document.activeElement.className") == "attrfn-a3"
+    page.tap(".attrfn-a5")
+    near(page, given.values[4], end)
+    assert visible(page) == "<|im_end|>"
+    assert page.js("document.scripts.length") == 0
     fresh = file.with_name("b.html")
     fresh.write_text(file.read_text("utf-8"), "utf-8")
-    with Browser(fresh) as page:
-        page.press("Tab", 9)  # the keyboard alone
-        page.press("ArrowRight", 39)
-        near(page, given.values[0], end)
+    page = browser.open(fresh)
+    page.press("Tab", 9)  # the keyboard alone
+    page.press("ArrowRight", 39)
+    near(page, given.values[0], end)
 
 
-@browser
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [390, 1440])
-def test_pages_fit_their_windows_in_light_and_dark(tmp_path: Path, width: int, dark: bool) -> None:
+def test_pages_fit_their_windows_in_light_and_dark(
+    browser: Browser, tmp_path: Path, width: int, dark: bool
+) -> None:
     """No page scrolls sideways (tables do, in their own frame); letters stand off the ground."""
     wide = result(30, 60)
     for name, view in VIEWS.items():
         file = view(wide).save(tmp_path / f"{name}.html")
-        with Browser(file, width, dark=dark) as page:
-            page.js("document.querySelectorAll('details').forEach(d => d.open = true)")
-            assert page.js("document.documentElement.scrollWidth") <= width, name
-            colour, ground = (
-                [
-                    int(n)
-                    for n in re.findall(r"\d+", page.js(f"getComputedStyle(document.body).{p}"))[:3]
-                ]
-                for p in ("color", "backgroundColor")
-            )
-            assert (sum(colour) > sum(ground)) == dark
-            assert abs(sum(colour) - sum(ground)) > 500
-
-
-@browser
-def test_a_matrix_of_30_by_60_fits_a_desktop(tmp_path: Path) -> None:
-    file = viz.text_matrix(result(30, 60)).save(tmp_path / "m.html")
-    with Browser(file, 1440) as page:
-        width = page.js("document.querySelector('.attrfn-matrix').offsetWidth")
-        assert width <= page.js("document.querySelector('.attrfn-scroll').clientWidth")
-        cell = page.js(
-            "(c => [c.width, c.height])(document.querySelector('tbody td').getBoundingClientRect())"
+        page = browser.open(file, width, dark=dark)
+        page.js("document.querySelectorAll('details').forEach(d => d.open = true)")
+        assert page.js("document.documentElement.scrollWidth") <= width, name
+        colour, ground = (
+            [
+                int(n)
+                for n in re.findall(r"\d+", page.js(f"getComputedStyle(document.body).{p}"))[:3]
+            ]
+            for p in ("color", "backgroundColor")
         )
-        assert min(cell) > 15
-        names = page.js("[...document.querySelectorAll('thead th')].map(e => e.innerText)")
-        assert len(names) == 60
+        assert (sum(colour) > sum(ground)) == dark
+        assert abs(sum(colour) - sum(ground)) > 500
 
 
-@browser
+def test_a_matrix_of_30_by_60_fits_a_desktop(browser: Browser, tmp_path: Path) -> None:
+    file = viz.text_matrix(result(30, 60)).save(tmp_path / "m.html")
+    page = browser.open(file, 1440)
+    width = page.js("document.querySelector('.attrfn-matrix').offsetWidth")
+    assert width <= page.js("document.querySelector('.attrfn-scroll').clientWidth")
+    cell = page.js(
+        "(c => [c.width, c.height])(document.querySelector('tbody td').getBoundingClientRect())"
+    )
+    assert min(cell) > 15
+    names = page.js("[...document.querySelectorAll('thead th')].map(e => e.innerText)")
+    assert len(names) == 60
+
+
 @pytest.mark.parametrize("view", VIEWS)
-def test_no_text_becomes_markup(tmp_path: Path, view: str) -> None:
+def test_no_text_becomes_markup(browser: Browser, tmp_path: Path, view: str) -> None:
     n = len(ODD)
     file = VIEWS[view](result(n, n, parts=ODD, answer=ODD)).save(tmp_path / "o.html", title="kept")
-    with Browser(file) as page:
-        assert page.js("document.title") == "kept"
-        assert page.js("document.scripts.length") == 0
-        assert page.js("document.querySelectorAll('[onclick]').length") == 0
-        assert ODD[0] in page.js("document.body.textContent")
-        lines = page.js(
-            "[...document.querySelectorAll('p, bdi, details')].filter(e =>"
-            " e.textContent.trim() == 'שלום').map(e => getComputedStyle(e).direction)"
-        )
-        assert lines
-        assert set(lines) == {"rtl"}
+    page = browser.open(file)
+    assert page.js("document.title") == "kept"
+    assert page.js("document.scripts.length") == 0
+    assert page.js("document.querySelectorAll('[onclick]').length") == 0
+    assert ODD[0] in page.js("document.body.textContent")
+    lines = page.js(
+        "[...document.querySelectorAll('p, bdi, details')].filter(e =>"
+        " e.textContent.trim() == 'שלום').map(e => getComputedStyle(e).direction)"
+    )
+    assert lines
+    assert set(lines) == {"rtl"}

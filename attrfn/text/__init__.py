@@ -25,6 +25,9 @@ from attrfn.text._results import frame as frame
 from attrfn.text._results import merge as merge
 from attrfn.text._results import normalise as normalise
 from attrfn.text._results import select as select
+from attrfn.text._retrieval import leave_one_out as leave_one_out
+from attrfn.text._retrieval import levels as levels
+from attrfn.text._retrieval import retrieval as retrieval
 from attrfn.text._saved import from_json as from_json
 from attrfn.text._saved import load as load
 from attrfn.text._saved import save as save

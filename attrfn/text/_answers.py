@@ -39,6 +39,8 @@ def answer_of(
         TypeError: It is neither.
         ValueError: It has no token.
     """
+    if isinstance(answer, Answer):
+        return answer
     if answer is None:
         ids = generated(model, parts.ids, most, ends_of(model.model, tokenizer))
     elif isinstance(answer, str):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from attrfn._explain.flags import checks_flags
 from attrfn._torch.say import say
 from attrfn._torch.typing import Method
@@ -84,16 +82,25 @@ def attribute(
             for each part.
 
     Example:
-        >>> import torch, attrfn, attrfn.text as text
+        >>> import re, torch, attrfn
+        >>> from attrfn import text
+        >>> words = ["<pad>", "is", "Paris", "Rome", "France", "Italy"]
         >>> def tokenizer(text, **options):
-        ...     spans = [(i, i + 1) for i in range(len(text))]
-        ...     return {"input_ids": [ord(c) - 97 for c in text], "offset_mapping": spans}
-        >>> tokenizer.decode = lambda ids: "".join(chr(97 + i) for i in ids)
+        ...     found = [m for m in re.finditer(r"\\s*\\w+", text)]
+        ...     ids = [words.index(m[0].strip()) for m in found]
+        ...     return {"input_ids": ids, "offset_mapping": [m.span() for m in found]}
+        >>> tokenizer.decode = lambda ids: "".join(" " + words[i] for i in ids)
+        >>> tokenizer.pad_token_id = 0
+        >>> weight = torch.zeros(6, 6)
+        >>> weight[4, 2] = weight[5, 3] = 9.0  # France: Paris; Italy: Rome
+        >>> model = lambda ids: weight[ids].cumsum(1)
+        >>> a = text.attribute(attrfn.feature_ablation, model, tokenizer, "France is", foil=" Rome")
+        >>> a.answer, a.parts, a.values
+        ((' Paris',), ('France', 'is'), tensor([[9., 0.]]))
     """
     check_score(score, foil)
-    these = prompt_of(prompt, tokenizer, by)
     given = adapter(model)
-    these = these._replace(ids=these.ids.to(device_of(given)), mask=these.mask.to(device_of(given)))
+    these = on_device(prompt_of(prompt, tokenizer, by), given)
     target = answer_of(given, tokenizer, these, answer, max_new_tokens)
     _warn_of_end(given, tokenizer, these)
     plan = Plan(
@@ -137,10 +144,12 @@ def prompt_of(prompt: Any, tokenizer: Any, by: By) -> Parts:
     return found
 
 
-def device_of(model: Adapter) -> torch.device:
-    """Where the model's first parameter is; the CPU for a function."""
+def on_device(these: Parts, model: Adapter) -> Parts:
+    """Parts on the device of the model's first parameter."""
     first = next(model.parameters(), None)
-    return torch.device("cpu") if first is None else first.device
+    if first is None:
+        return these
+    return these._replace(ids=these.ids.to(first.device), mask=these.mask.to(first.device))
 
 
 def _foil(model: Adapter, tokenizer: Any, these: Parts, foil: Any, answer: Answer) -> Any:

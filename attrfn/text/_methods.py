@@ -53,6 +53,12 @@ def _by_game(method: Method, plan: Plan, options: dict[str, Any]) -> TextAttribu
     )
     if plan.batch is not None:
         options = {"chunk_size": plan.batch, **options}
+    if getattr(method, "takes_tokens", False):
+        n = plan.answer.shape[1]
+        options = {
+            "tokens": played.full.new_tensor([n] if plan.other is not None else [*[1] * n, n]),
+            **options,
+        }
     seen: dict[int, Tensor] = {}
     found = method(_noting(played.fn, seen), played.full, **options)
     values, stderr = found if isinstance(found, tuple) else (found, None)

@@ -105,10 +105,16 @@ class Play(nn.Module):
     def learn(self, z: Tensor) -> None:
         """Compute the prefix that all rows share, unless it is short or the cache is wrong."""
         side = self.sides.value[0]
-        ends = self.rows(torch.cat([z, torch.zeros_like(z)]), side)
+        leading = int((side.text.part < 0).long().cumprod(0).sum())
+        if leading < 2 and self.options.value.remove.name != "template":
+            return  # a first token alone is not worth its check
+        try:
+            ends = self.rows(torch.cat([z, torch.zeros_like(z)]), side)
+        except ValueError:  # a template that makes nothing of no parts
+            return
         first, last = (ends.pick(torch.tensor([i], device=z.device)) for i in (0, 1))
         size = int(last.same_as(first)[0])
-        if size < 2:  # a first token alone is not worth its check
+        if size < 2:
             return
         found = prefix_of(self.adapter, first.ids[0, :size])
         if found is not None and self._agrees(found, ends, size):
@@ -132,6 +138,7 @@ class Play(nn.Module):
         for index in groups(rows, shared, call, options.most, options.pad_to):
             skip = int(shared[index].min())
             logits = self._run(rows.pick(index, options.pad_to), prefix, skip)
+            _check_seen(logits, rows)
             answer = side.answer.expand(len(index), -1)
             foil = None if side.foil is None else side.foil.expand(len(index), -1)
             found.append(
@@ -184,6 +191,15 @@ class Play(nn.Module):
     def _differentiated(self) -> bool:
         """Whether gradients may reach the weights, which those through a prefix would not."""
         return torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
+
+
+def _check_seen(logits: Tensor, rows: Rows) -> None:
+    """Refuse what attention makes of a token that sees nothing, not even itself."""
+    if rows.attend is not None and bool(logits.isnan().any()):
+        raise ValueError(
+            "remove is unattended, and the model gives nan where a token sees no other, as in a "
+            "sliding window whose tokens are all removed: use text.replace(id) or text.delete()"
+        )
 
 
 class _Held:

@@ -101,6 +101,8 @@ def agrees(adapter: Causal, prefix: Prefix, rows: Rows, value: Any, skip: int) -
             "text.game computes prefixes again in each row: prefix=False says so"
         )
         return False
+    if bool(plain.isnan().any()):  # no text at all for some token; told where the row is asked for
+        return False
     tolerance = max(_TOLERANCE, 8 * torch.finfo(plain.dtype).eps)
     gap, scale = (cached - plain).abs().max(), plain.abs().max()
     if bool(gap <= tolerance * scale):

@@ -81,8 +81,8 @@ def test_options_exist(page: str) -> None:
     for source in code(page):
         for name, given in calls(source):
             takes = set(inspect.signature(found(name)).parameters)
-            if name == "text.attribute":
-                takes |= PASSED_ON
+            if name in ("text.attribute", "text.levels"):
+                takes |= PASSED_ON | set(inspect.signature(text.attribute).parameters)
             if name == "text.documents":
                 takes |= {"question"}
             for option in re.findall(r"\b(\w+)=", given):

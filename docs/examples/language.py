@@ -108,24 +108,17 @@ def handbook(model: Any, tokenizer: Any, out: Path) -> None:
     chat = [{"role": "user", "content": content}]
     keep = [TASK, QUESTION]
     passages = text.chat_parts(chat, tokenizer, by="paragraph", keep=keep)
-    with timed(f"passages, {passages.ids.shape[1]} tokens, exact Shapley values"):
-        found = text.attribute(attrfn.shapley_values, model, tokenizer, passages, max_new_tokens=24)
-    answer = "".join(found.answer)
-    print(f"  answer: {answer!r}\n  passage: {strongest(found, 1)}")
-    best = int(found.total.argmax())
-    if "4711" not in found.parts[best]:
-        raise SystemExit("the passage with the code is not the first")
-    picture(viz.passages(found, title=answer), out / "language_passages", "Which passage?")
-
-    others = [passage for k, passage in enumerate(HANDBOOK) if k != best]
-    sentences = text.chat_parts(chat, tokenizer, by="sentence", keep=[*keep, *others])
-    with timed("sentences of that passage"):
-        found = text.attribute(
-            attrfn.shapley_values, model, tokenizer, sentences, max_new_tokens=24
+    with timed(f"passages, {passages.ids.shape[1]} tokens, then sentences, exact Shapley values"):
+        first, second = text.levels(
+            text.retrieval(), model, tokenizer, passages, by=["sentence"], max_new_tokens=24
         )
-    print("  sentence:", strongest(found, 1))
-    if "4711" not in found.parts[int(found.total.argmax())]:
-        raise SystemExit("the sentence with the code is not the first")
+    answer = "".join(first.answer)
+    print(f"  answer: {answer!r}")
+    for name, found in (("passage", first), ("sentence", second)):
+        print(f"  {name}: {strongest(found, 1)}")
+        if "4711" not in found.parts[int(found.total.argmax())]:
+            raise SystemExit(f"the {name} with the code is not the first")
+    picture(viz.passages(first, title=answer), out / "language_passages", "Which passage?")
 
 
 def note(model: Any, tokenizer: Any, out: Path) -> None:

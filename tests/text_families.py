@@ -194,4 +194,4 @@ def encoder(name: str, task: str, attention: str = "sdpa") -> nn.Module:
     config = getattr(transformers, f"{kind}Config")(
         **sizes, num_labels=3, attn_implementation=attention
     )
-    return zoo.make(getattr(transformers, f"{kind}For{task}"), config)
+    return zoo.make(getattr(transformers, f"{kind}{task}"), config)

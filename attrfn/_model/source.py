@@ -75,6 +75,12 @@ def is_functional(model_fn: ModelFn) -> bool:
     )
 
 
+def inside(root: nn.Module) -> nn.Module:
+    """The module whose names of layers hold: a wrapper may say that they are those of a part."""
+    inner = getattr(root, "attrfn_inside", None)
+    return inner if isinstance(inner, nn.Module) else root
+
+
 def find(root: nn.Module, layer: nn.Module | str) -> nn.Module:
     """The module that a layer argument names.
 
@@ -91,6 +97,7 @@ def find(root: nn.Module, layer: nn.Module | str) -> nn.Module:
         )
     # A module may have several names (reuse, ties), and each of them is right.
     names = {unwrapped_name(name): m for name, m in root.named_modules(remove_duplicate=False)}
+    names = {unwrapped_name(name): m for name, m in inside(root).named_modules()} | names
     wanted = unwrapped_name(layer)
     if wanted not in names:
         near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.3)

@@ -8,7 +8,7 @@ from typing import Any
 
 from attrfn._layers.split import tail_of, with_tail
 from attrfn._model.bind import bind_source, uncompiled
-from attrfn._model.source import source, unwrapped_name
+from attrfn._model.source import inside, source, unwrapped_name
 from attrfn._rules.errors import UnsupportedOpError
 from attrfn._rules.formulas import LinearRule
 from attrfn._rules.modules import run_whole
@@ -37,7 +37,7 @@ def scoped(model_fn: ModelFn, rules: Rules, scope: list[LinearRule], *, frozen: 
             "rules name modules, but no module can be found in model_fn: give a torch.nn.Module or "
             "functools.partial of one"
         )
-    modules = dict(src.module.named_modules())
+    modules = dict(inside(src.module).named_modules())
     matched: dict[str, tuple[str, ...]] = {}
     interventions: dict[str, _Scope] = {}
     for pattern, rule in _named(rules.linear):

@@ -21,10 +21,10 @@ def token_ids(value: Any, name: str, device: torch.device | None = None) -> Tens
         ids = torch.as_tensor(value, device=device)
     except (TypeError, ValueError, RuntimeError):
         ids = torch.zeros(1)
-    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool or ids.ndim > 2:
-        raise TypeError(f"{name} is {say(value)}, expected token ids, integers (1, N)")
     if not ids.numel():
         raise ValueError(f"{name} is {say(value)}, expected at least one token id")
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool or ids.ndim > 2:
+        raise TypeError(f"{name} is {say(value)}, expected token ids, integers (1, N)")
     return ids.reshape(1, -1).long() if ids.ndim < 2 else ids.long()
 
 

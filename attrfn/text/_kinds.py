@@ -49,18 +49,24 @@ class Causal(Adapter):
             tokens = {"input_ids": torch.cat([x, tail], 1)}
         more = {k: _longer(v, len(x), size, n - 1, k) for k, v in bound.items()}
         mask = more.get("attention_mask")
+        at: Tensor | None = None
+        if _ends_early(mask, size):
+            # What follows the last token of a prompt moves behind the answer, which takes its
+            # place: windows and relative positions then see no gap.
+            places = torch.arange(size, device=x.device)
+            last = places.where(more["attention_mask"][:, :size] != 0, -1).amax(1, keepdim=True)
+            late = torch.nn.functional.pad(places > last, (0, n - 1))
+            order = torch.argsort(late.long(), dim=1, stable=True)
+            tokens = {k: _sorted(v, order) for k, v in tokens.items()}
+            more = {k: _sorted(v, order) if _is_long(v, order) else v for k, v in more.items()}
+            mask, at = more["attention_mask"], last + torch.arange(n, device=x.device)
         if mask is not None and "position_ids" in self.names:
             more.setdefault("position_ids", (mask.long().cumsum(-1) - 1).clamp(min=0))
-        if not _ends_early(mask, size):
-            if self.keeps:
-                more["logits_to_keep"] = n
-            return self.found(self.call(tokens, more))[:, -n:]
-        places = torch.arange(size, device=x.device)
-        last = places.where(mask[:, :size] != 0, -1).amax(1, keepdim=True)  # type: ignore[index]
-        at = torch.cat(
-            [last, torch.arange(size, size + n - 1, device=x.device).expand(len(x), -1)], 1
-        )
-        return pick(self.found(self.call(tokens, more)), at)
+        if at is not None:
+            return pick(self.found(self.call(tokens, more)), at)
+        if self.keeps:
+            more["logits_to_keep"] = n
+        return self.found(self.call(tokens, more))[:, -n:]
 
 
 class Seq2seq(Adapter):
@@ -202,3 +208,13 @@ def _ends_early(mask: Any, size: int) -> bool:
     if not isinstance(mask, Tensor) or mask.ndim != 2:
         return False
     return transforming() or not bool(mask[:, size - 1].all())
+
+
+def _is_long(value: Any, order: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 1 and value.shape[:2] == order.shape
+
+
+def _sorted(t: Tensor, order: Tensor) -> Tensor:
+    """Tokens (R, T, ...) in another order (R, T)."""
+    index = order.reshape(*order.shape, *[1] * (t.ndim - 2))
+    return t.gather(1, index.expand(-1, -1, *t.shape[2:]))

@@ -12,12 +12,12 @@ from attrfn.text._adapter import Adapter
 from attrfn.text._kinds import Causal
 from attrfn.text._prefix import Prefix, agrees, prefix_of
 from attrfn.text._removal import Removal
-from attrfn.text._rows import Rows, Text, groups
+from attrfn.text._rows import Plan, Rows, Text, planned
 from attrfn.text._scores import Score, scores_of
 
-# What a call costs beside its tokens, in tokens: more rows run together, or fewer tokens. On a CPU
-# a call of a small model takes as long as this many of its tokens; on a GPU short calls cost the
-# same as long ones.
+# What a call costs beside its tokens, in tokens: where fewer tokens are worth another call. On a
+# CPU a call of a small model takes as long as this many of its tokens; on a GPU short calls cost
+# the same as long ones.
 _CALL_ON_CPU, _CALL = 64, 4096
 
 
@@ -132,21 +132,20 @@ class Play(nn.Module):
     def _scores(self, z: Tensor, side: Side) -> Tensor:
         options: Options = self.options.value
         rows = self.rows(z, side)
-        shared, prefix = self._prefix(rows, side)
-        call = _CALL_ON_CPU if z.device.type == "cpu" else _CALL
-        found, order = [], []
-        for index in groups(rows, shared, call, options.most, options.pad_to):
-            skip = int(shared[index].min())
-            logits = self._run(rows.pick(index, options.pad_to), prefix, skip)
+        way = self._way(rows, side)
+        found = []
+        for group in way.plan.groups:
+            index = torch.tensor(group, device=z.device)
+            skip = int(way.shared[index].min())
+            logits = self._run(rows.pick(index, options.pad_to), way.prefix, skip)
             _check_seen(logits, rows)
             answer = side.answer.expand(len(index), -1)
             foil = None if side.foil is None else side.foil.expand(len(index), -1)
             found.append(
                 scores_of(logits, answer, options.score, foil, side.reference, options.whole)
             )
-            order.append(index)
-        every = torch.cat(order)
-        return torch.cat(found)[every.argsort()] if len(found) > 1 else found[0][every.argsort()]
+        order = [i for group in way.plan.groups for i in group]
+        return torch.cat(found)[torch.tensor(order, device=z.device).argsort()]
 
     def _run(self, rows: Rows, prefix: Prefix | None, skip: int) -> Tensor:
         options: Options = self.options.value
@@ -158,35 +157,38 @@ class Play(nn.Module):
         extras = {k: v[:, skip:] if k in options.extras else v for k, v in extras.items()}
         return self.adapter.of_rows(rows, options.remove.value, extras, past, skip)
 
-    def _prefix(self, rows: Rows, side: Side) -> tuple[Tensor, Prefix | None]:
-        """How many tokens of each row are known, and the prefix that has them."""
-        known, first = self.known, self.known.first
-        saved = torch.zeros_like(rows.length)
+    def _way(self, rows: Rows, side: Side) -> _Way:
+        """The cheapest way to run rows: without a prefix, or with one of the two."""
+        known = self.known
+        nothing = torch.zeros_like(rows.length)
         if not known.wanted or self._differentiated():
-            return saved, None
+            return self._planned(rows, nothing, None)
         whole = self.rows(torch.ones(1, side.text.n, device=rows.ids.device), side)
         shared = rows.same_as(whole)
-        if first is not None:
-            saved = first.common(shared)
-            if not first.cuts:
-                return saved, first
+        first = known.first
+        way = self._planned(rows, nothing if first is None else first.common(shared), first)
+        if first is not None and not first.cuts:
+            return way
         # The prompt as a whole costs a row once, and saves each row what precedes its first change.
         # Whether it pays depends on these rows alone, so that equal calls give equal bits.
         size = int(whole.at[0, 0])
-        price = 4 * int(whole.length) if first is None else 2 * (size - first.size)
-        if int((shared - saved).sum()) <= price:
-            return saved, first
+        deep = self._planned(rows, shared.clamp(max=size), None)
+        checks = 0 if first is not None else 3 * int(whole.length)
+        price = size - (0 if first is None else first.size) + checks + _call(rows.ids)
+        if way.plan.cost - deep.plan.cost <= price:
+            return way
         if known.whole is None:
             found = prefix_of(self.adapter, whole.ids[0, :size], first)
-            if (
-                found is None
-                or not found.cuts
-                or not (first or self._agrees(found, whole, size // 2))
-            ):
+            if not (found and found.cuts and (first or self._agrees(found, whole, size // 2))):
                 known.wanted = False
-                return torch.zeros_like(saved), None
+                return self._planned(rows, nothing, None)
             known.whole = found
-        return known.whole.common(shared), known.whole
+        return deep._replace(prefix=known.whole)
+
+    def _planned(self, rows: Rows, shared: Tensor, prefix: Prefix | None) -> _Way:
+        options: Options = self.options.value
+        plan = planned(rows, shared, _call(rows.ids), options.most, options.pad_to)
+        return _Way(plan, shared, prefix)
 
     def _differentiated(self) -> bool:
         """Whether gradients may reach the weights, which those through a prefix would not."""
@@ -200,6 +202,19 @@ def _check_seen(logits: Tensor, rows: Rows) -> None:
             "remove is unattended, and the model gives nan where a token sees no other, as in a "
             "sliding window whose tokens are all removed: use text.replace(id) or text.delete()"
         )
+
+
+class _Way(NamedTuple):
+    """How rows run: their groups, how many tokens of each are known, and the prefix with them."""
+
+    plan: Plan
+    shared: Tensor
+    prefix: Prefix | None
+
+
+def _call(like: Tensor) -> int:
+    """What a call of the model costs beside its tokens, in tokens."""
+    return _CALL_ON_CPU if like.device.type == "cpu" else _CALL
 
 
 class _Held:

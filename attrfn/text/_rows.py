@@ -126,8 +126,20 @@ def in_place(text: Text, rows: int) -> Rows:
     )
 
 
-def groups(rows: Rows, shared: Tensor, call: int, most: int | None, pad_to: int) -> list[Tensor]:
-    """Indices of rows that run together, so that few tokens are computed more often than needed.
+class Plan(NamedTuple):
+    """Rows that run together.
+
+    Attributes:
+        groups: Indices of rows, a tensor for each call of the model.
+        cost: What the calls cost, in tokens.
+    """
+
+    groups: list[list[int]]
+    cost: int
+
+
+def planned(rows: Rows, shared: Tensor, call: int, most: int | None, pad_to: int) -> Plan:
+    """Groups of rows in which few tokens are computed more often than needed.
 
     Rows of a group lose the tokens that not all of them share with the prefix, and are padded to
     the longest. A new group starts where that waste exceeds what a call costs.
@@ -141,16 +153,17 @@ def groups(rows: Rows, shared: Tensor, call: int, most: int | None, pad_to: int)
     """
     lengths = [-(-t // pad_to) * pad_to for t in rows.length.tolist()]
     starts = shared.tolist()
-    found: list[list[int]] = []
-    first, longest, own = 0, 0, 0
+    groups: list[list[int]] = []
+    first, longest, own, cost = 0, 0, 0, 0
     for i in sorted(range(len(lengths)), key=lambda i: (starts[i], lengths[i], i)):
-        count = len(found[-1]) + 1 if found else 1
+        count = len(groups[-1]) + 1 if groups else 1
         size = max(longest, lengths[i])
         waste = count * (size - first) - own - (lengths[i] - starts[i])
-        if not found or waste > call or (most is not None and count * size > most):
-            found.append([])
+        if not groups or waste > call or (most is not None and count * size > most):
+            cost += call + (count - 1) * (longest - first)
+            groups.append([])
             first, longest, own = starts[i], lengths[i], 0
-        found[-1].append(i)
+        groups[-1].append(i)
         longest = max(longest, lengths[i])
         own += lengths[i] - starts[i]
-    return [torch.tensor(g, device=rows.ids.device) for g in found]
+    return Plan(groups, cost + len(groups[-1]) * (longest - first))

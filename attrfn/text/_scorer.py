@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -47,13 +46,10 @@ class Scorer(nn.Module):
         foil = None if foil is None else foil.expand(len(x), -1)
         return scores_of(logits, answer, self.score, foil, reference, self.whole)
 
-    def named_modules(
-        self, memo: Any = None, prefix: str = "", remove_duplicate: bool = True
-    ) -> Iterator[tuple[str, nn.Module]]:
-        """The modules, those of the model by the names that they have there, too."""
-        yield from super().named_modules(memo, prefix, remove_duplicate)
-        if not remove_duplicate and isinstance(self.adapter.model, nn.Module):
-            yield from self.adapter.model.named_modules(None, prefix, remove_duplicate)
+    @property
+    def attrfn_inside(self) -> object:
+        """The model, whose names of layers hold here, too."""
+        return self.adapter.model
 
 
 def scorer(

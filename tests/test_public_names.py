@@ -64,6 +64,11 @@ PUBLIC = {
         baselines_for check_method check_model games inputs_for models parametrize_with_checks
         symmetric targets_for with_dummy
     """,
+    "attrfn.text": """
+        Game Parts TextAttribution attribute causal chat_parts classifier delete documents embedding
+        frame from_json game leave_one_out levels load masked merge normalise parts replace
+        retrieval runner_up save scorer select seq2seq template to_json unattended
+    """,
     "attrfn.viz": """
         Html answer bar compare curves dependence image image_grid image_overlay passages report
         sanity strip text text_matrix time_series waterfall

@@ -54,7 +54,9 @@ class Grammar(nn.Module):
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
-        self.mix = nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width))
+        self.mix = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width)
+        )
         self.head = nn.Linear(width, len(WORDS))
         self.config = SimpleNamespace(pad_token_id=0, bos_token_id=1, eos_token_id=2)
 

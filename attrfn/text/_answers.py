@@ -97,7 +97,7 @@ def follows(model: Adapter, parts: Parts) -> bool:
 
 def together(parts: Parts, tokenizer: Any, answer: str) -> list[int] | None:
     """The ids of an answer behind the prompt's; None if the prompt's ids are others then."""
-    prompt = parts.ids[0].tolist()
+    prompt, size = parts.ids[0].tolist(), len(parts.text)
     for special in (True, False):
         tokens = tokens_of(parts.text + answer, tokenizer, special=special)
         ids = tokens.ids
@@ -105,7 +105,12 @@ def together(parts: Parts, tokenizer: Any, answer: str) -> list[int] | None:
             ids = ids[:-1]  # marks of the end of a text
         if len(ids) > len(prompt) and ids[: len(prompt)] == prompt:
             return ids[len(prompt) :]
-    return None
+    # Ids that the tokenizer does not give for this prompt: what it makes of the text says where the
+    # answer begins.
+    alone = tokens_of(parts.text, tokenizer, special=False).ids
+    clean = len(ids) > len(alone) and tokens.offsets[len(alone)][0] >= size
+    other = alone not in (prompt, prompt[1:])
+    return ids[len(alone) :] if other and clean and ids[: len(alone)] == alone else None
 
 
 def _is_empty(tokens: Tokens, k: int) -> bool:

@@ -41,7 +41,7 @@ def attribute(
     max_new_tokens: int = 64,
     **options: Any,
 ) -> TextAttribution:
-    """Which part of a prompt drove which token of an answer, and the answer as a whole.
+    r"""Which part of a prompt drove which token of an answer, and the answer as a whole.
 
     Perturbation methods explain the game of :func:`game`, in which parts are there or removed. All
     others explain the embeddings of the prompt's tokens, or a layer's activation there; a part has
@@ -86,7 +86,7 @@ def attribute(
         >>> from attrfn import text
         >>> words = ["<pad>", "is", "Paris", "Rome", "France", "Italy"]
         >>> def tokenizer(text, **options):
-        ...     found = [m for m in re.finditer(r"\\s*\\w+", text)]
+        ...     found = [m for m in re.finditer(r"\s*\w+", text)]
         ...     ids = [words.index(m[0].strip()) for m in found]
         ...     return {"input_ids": ids, "offset_mapping": [m.span() for m in found]}
         >>> tokenizer.decode = lambda ids: "".join(" " + words[i] for i in ids)

@@ -37,7 +37,7 @@ def _log_odds(logits: Tensor, answer: Tensor) -> Tensor:
 def _entropy(logits: Tensor, answer: Tensor) -> Tensor:
     logs = logits.log_softmax(-1)
     # A token that cannot come has the logit -inf and adds nothing.
-    return -(logs.exp() * logs.masked_fill(logs == -torch.inf, 0)).sum(-1)
+    return -(logs.exp() * logs.clamp_min(torch.finfo(logs.dtype).min)).sum(-1)
 
 
 _OF_TOKENS = {

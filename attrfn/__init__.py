@@ -11,6 +11,8 @@ Layers and neurons: layer_..., neuron_..., internal_influence; of any method: at
 Class activation maps: ..._cam, grad_cam_plus_plus.
 From method to method: noise_tunnel, each_output, over_baselines, ensemble, average, pooled,
 normalized, absolute, relative_to, chain.
+What is bound to a model: shared, per_example.
+Many layers in one pass: Site, activations, intervene.
 Tools: contrast, with_rules, compile, split, completeness_delta, attrfn.features.
 
 See help(attrfn.integrated_gradients), and so for each.
@@ -24,6 +26,9 @@ from attrfn._compile.compiled import CompileError as CompileError
 from attrfn._compile.compiled import compile as compile
 from attrfn._layers.at import at_layer as at_layer
 from attrfn._layers.at import at_neuron as at_neuron
+from attrfn._layers.intervene import activations as activations
+from attrfn._layers.intervene import intervene as intervene
+from attrfn._layers.sites import Site as Site
 from attrfn._layers.split import Split as Split
 from attrfn._layers.split import split as split
 from attrfn._methods.ablation import feature_ablation as feature_ablation
@@ -93,6 +98,8 @@ from attrfn._methods.rise import rise as rise
 from attrfn._methods.shapley import shapley_value_sampling as shapley_value_sampling
 from attrfn._methods.shapley import shapley_values as shapley_values
 from attrfn._methods.with_rules import with_rules as with_rules
+from attrfn._model.bound import per_example as per_example
+from attrfn._model.bound import shared as shared
 from attrfn._rules.errors import UnsupportedOpError as UnsupportedOpError
 
 __version__ = "0.2.0"

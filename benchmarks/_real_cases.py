@@ -24,6 +24,7 @@ from torch.nn import functional as F
 import attrfn
 
 GROUPS = 16
+STEPS = 20
 HALF = ", half the points"
 REFERENCE_NODES = 384  # of the path from which distances are measured
 
@@ -38,7 +39,7 @@ class Net(NamedTuple):
         target: A class for each row.
         others: Four other inputs.
         layer: The name of a layer.
-        steps: Points of a path: fewer where a pass takes long.
+        steps: Points of a path.
         large: Whether a pass of one row takes long enough for a chunk to be a few rows.
     """
 
@@ -136,8 +137,7 @@ def net(name: str, batch: int, device: str) -> Net:
     layer = LAYERS.get(name) or getattr(model, "layer", "_conv_head")
     with torch.no_grad():
         target = model(x).argmax(1)
-    steps = 20 if name not in LARGE or name == "EfficientNet" else 8
-    return Net(name, model, x, target, others, layer, steps, name in LARGE)
+    return Net(name, model, x, target, others, layer, STEPS, name in LARGE)
 
 
 Passes = tuple[tuple[str, int], ...]  # what is done, and how many copies of the batch it is done to
@@ -229,6 +229,9 @@ EVALS = evals(4, 8)
 NOISE = ({}, {"nt_samples_batch_size": 1}, {"nt_samples_batch_size": 3})
 DRAWN = both(fixed(n_samples=ORDERINGS), captums_groups)
 
+# Integrated gradients look whether they sum to the change of the output, at both ends of the path.
+CHECK = ("forward", 2)
+
 METHODS: dict[str, Method] = {
     "gradient": Method(
         attrfn.gradient,
@@ -244,7 +247,7 @@ METHODS: dict[str, Method] = {
     "integrated_gradients": Method(
         attrfn.integrated_gradients,
         steps,
-        along("gradient"),
+        along("gradient", CHECK),
         1.10,
         captum(attr.IntegratedGradients, steps),
         INNER,
@@ -353,7 +356,7 @@ METHODS: dict[str, Method] = {
     "layer_integrated_gradients": Method(
         attrfn.layer_integrated_gradients,
         both(at_layer, steps),
-        along("layer", ("head", 2)),
+        along("layer", ("head", 2), CHECK),
         1.10,
         OF_LAYER(attr.LayerIntegratedGradients, steps),
         INNER,

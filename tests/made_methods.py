@@ -107,6 +107,40 @@ def at_neuron(method: Callable[..., Any], **where: Any) -> Callable[..., Any]:
     return moved
 
 
+def edited(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of the model that an edit at the layer's input and one at its output change."""
+
+    def of_edited(model_fn: Any, inputs: Any, *, layer: Any, **options: Any) -> Any:
+        before = attrfn.Site(layer, at="input")
+
+        def larger(a: Tensor, seen: Any) -> Tensor:
+            size = seen[before].reshape(len(a), -1).mean(1)
+            return a * 1.5 + 0.1 * size.reshape(-1, *[1] * (a.ndim - 1))
+
+        edits = {before: lambda a, seen: 1.1 * a, layer: larger}
+        return method(attrfn.intervene(model_fn, edits), inputs, **options)
+
+    return of_edited
+
+
+def with_layer(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of the model's output times the mean square of a layer, in one pass."""
+
+    def of_both(
+        model_fn: Any, inputs: Any, *, layer: Any, target: Any = None, **options: Any
+    ) -> Any:
+        def product(found: Any) -> Tensor:
+            outputs, values = found
+            rows = len(outputs)
+            size = (values[layer] ** 2).reshape(rows, -1).mean(1)
+            return select(outputs, choose(target, rows), rows) * (1 + size)
+
+        read = attrfn.activations(model_fn, [layer])
+        return method(read, inputs, target=product, **options)
+
+    return of_both
+
+
 def groups(inputs: Any, n: int = 3) -> Any:
     """A mask of n features, to which the elements of the inputs belong in turn."""
     leaves, spec = optree.tree_flatten(inputs)

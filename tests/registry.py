@@ -16,6 +16,7 @@ from made_methods import (
     at_layer,
     at_neuron,
     delta_of_squares,
+    edited,
     gradient_by,
     grouped,
     of_each,
@@ -23,6 +24,7 @@ from made_methods import (
     of_two,
     there_and_back,
     tunnel,
+    with_layer,
 )
 from models import NETS, RECTIFIED, Net, targets
 
@@ -365,6 +367,8 @@ REGISTRY = [
         create_graph=False,
         gradient=False,
     ),
+    row("edited", edited(attrfn.gradient), ["intervene", "Site"], layer=True),
+    row("read_with_a_layer", with_layer(attrfn.gradient), ["activations"], layer=True),
     _layer("layer_activation", target=False, gradient=False),
     _layer("layer_saliency", at_layer(attrfn.saliency), ["at_layer"]),
     _layer(

@@ -36,7 +36,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "integrated_hessians": MASK | {"n_steps": 4},
 }
 # Of few steps and samples, which show the same for all.
-pytestmark = pytest.mark.filterwarnings("ignore:.*(error|completeness|n_steps|n_samples)")
+pytestmark = pytest.mark.filterwarnings("ignore:.*(error|completeness|n_steps|n_samples|missed)")
 
 
 def by_targets(method: Any, model: Any, x: Any, n: int = 5, **options: Any) -> Tensor:
@@ -129,3 +129,98 @@ def test_wrong_arguments(make, call, error, message):
 def test_a_model_of_one_output():
     with pytest.raises(ValueError, match="model_fn returned"):
         attrfn.each_output(attrfn.gradient)(lambda x: x.flatten(1).sum(1), X)
+
+
+RUNS: list[int] = []
+
+
+class Counted(nn.Module):
+    """The net, which notes the numbers of rows of its runs."""
+
+    def __init__(self, inner: nn.Module = NET) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor, scale: Any = 1) -> Tensor:
+        RUNS.append(len(x))
+        return self.inner(x) * scale
+
+
+@pytest.mark.parametrize("method", [attrfn.gradient, attrfn.saliency, attrfn.input_x_gradient])
+def test_outputs_one_by_one_share_a_forward_pass(method):
+    RUNS.clear()
+    got = attrfn.each_output(method, n=5, chunk_size=1)(Counted(), X)
+    assert RUNS == [2]
+    torch.testing.assert_close(got, by_targets(method, NET, X), rtol=0, atol=0)
+
+
+def _two_models(model, inputs, **options):
+    return attrfn.ensemble(attrfn.gradient)([model, lambda x: NET(2 * x)], inputs, **options)
+
+
+def _two_points(model, inputs, **options):
+    return attrfn.gradient(lambda x: model(x) + model(x.flip(0)).flip(0), inputs, **options)
+
+
+def _other_derivative(model, inputs, **options):
+    first = attrfn.gradient(model, inputs, **options)
+    return first + attrfn.gradient(lambda x: model(first.detach() * x), inputs, **options)
+
+
+def _halves(model, inputs, **options):
+    layers = [attrfn.layer_conductance(model, inputs, layer=n, n_steps=2, **options) for n in "01"]
+    return layers[0] + layers[1]
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        _two_models,
+        _two_points,
+        _other_derivative,
+        _halves,
+        attrfn.relative_to(attrfn.gradient, attrfn.deep_lift),
+        functools.partial(attrfn.integrated_gradients, n_steps=6, chunk_size=2),
+        functools.partial(attrfn.integrated_gradients, tolerance=1e-6),
+        functools.partial(attrfn.gradient, create_graph=True),
+        attrfn.at_layer(attrfn.gradient, ["0", "1"][0]),
+        attrfn.noise_tunnel(attrfn.integrated_gradients, n_samples=2),
+    ],
+)
+@pytest.mark.parametrize("x", [X, X[:1].expand_as(X).clone(), torch.full_like(X, torch.nan)])
+def test_a_shared_forward_pass_belongs_to_one_model_and_its_rows(method, x):
+    """Methods that run other models, the same rows for other models, or rows that differ."""
+    expected = by_targets(method, NET, x)
+    got = attrfn.each_output(method, chunk_size=1)(NET, x)
+    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12, equal_nan=True)
+
+
+def test_a_target_may_write_into_the_outputs_that_are_shared():
+    got = attrfn.each_output(attrfn.gradient, chunk_size=1)(NET, X, target=lambda y: y.mul_(2))
+    torch.testing.assert_close(got, 2 * by_targets(attrfn.gradient, NET, X))
+
+
+def test_rows_of_the_target_follow_copies():
+    scale, other = torch.tensor([1.0, 3.0]).double(), torch.tensor([[2.0, 5.0]]).double()
+
+    def scaled(y, own, mine):
+        return y * own[:, None] * mine[0, :, None]
+
+    target = functools.partial(scaled, own=scale, mine=attrfn.per_example(other, dim=1))
+    for method in (attrfn.gradient, functools.partial(attrfn.integrated_gradients, n_steps=3)):
+        got = attrfn.each_output(method)(NET, X, target=target)
+        factor = (scale * other[0])[:, None, None, None, None]
+        torch.testing.assert_close(got, factor * by_targets(method, NET, X))
+
+
+@pytest.mark.parametrize("width", [2, 48])
+def test_the_size_of_chunks_follows_from_operations(width):
+    """Large convolutions are explained one after the other, and small ones together."""
+    wide = nn.Sequential(
+        nn.Conv2d(3, width, 3), nn.ReLU(), nn.Flatten(), nn.Linear(13924 * width, 7)
+    )
+    x = torch.randn(1, 3, 120, 120)
+    RUNS.clear()
+    got = attrfn.each_output(attrfn.gradient)(model := Counted(wide), x)
+    assert len(RUNS) == (2 if width == 48 else 3)  # the shape, the first output, the rest
+    torch.testing.assert_close(got, by_targets(attrfn.gradient, model, x, 7))

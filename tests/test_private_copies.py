@@ -257,6 +257,30 @@ def test_a_run_that_wrote_starts_the_next_one_fresh(
     assert len(builds) == len(SEEN)
 
 
+NESTED: dict[str, Callable[[nn.Module, Tensor], Any]] = {
+    "noise_tunnel": lambda f, x: attrfn.noise_tunnel(
+        attrfn.gradient, n_samples=4, stdevs=0.1, chunk_size=1
+    )(f, x),
+    "noise_tunnel of a layer": lambda f, x: attrfn.noise_tunnel(
+        attrfn.layer_gradient_x_activation, n_samples=4, stdevs=0.1, chunk_size=1
+    )(f, x, layer="linear"),
+    "over_baselines": lambda f, x: attrfn.over_baselines(attrfn.feature_ablation, chunk_size=1)(
+        f, x, baselines=randn(4, 3)
+    ),
+    "layer_conductance": lambda f, x: attrfn.layer_conductance(
+        f, x, layer="linear", n_steps=4, chunk_size=1
+    ),
+}
+
+
+@pytest.mark.parametrize("method", NESTED.values(), ids=NESTED)
+def test_a_method_inside_of_another_reuses_its_copies(method: Any, builds: list[int]) -> None:
+    """It is bound anew for each chunk."""
+    method(Holds([1], None).double(), randn(1, 3))
+    assert len(SEEN) >= 4
+    assert len(builds) == 1
+
+
 def test_writes_of_one_run_are_seen_within_it() -> None:
     """A model that counts its layers' calls in a list counts from zero in each run."""
 

@@ -11,12 +11,14 @@ import pytest
 
 PUBLIC = {
     "attrfn": """
-        CompileError Split UnsupportedOpError ablation_cam absolute at_layer at_neuron average
+        CompileError Site Split UnsupportedOpError ablation_cam absolute activations at_layer
+        at_neuron average
         chain compile completeness_delta contrast deconvolution deep_lift deep_lift_shap
         each_output eigen_cam ensemble feature_ablation feature_permutation feature_scores
         features grad_cam grad_cam_plus_plus gradient gradient_shap guided_backprop
         guided_grad_cam hires_cam input_x_gradient integrated_gradients integrated_hessians
-        interactions internal_influence kernel_shap layer_activation layer_cam layer_conductance
+        interactions internal_influence intervene kernel_shap layer_activation layer_cam
+        layer_conductance
         layer_deep_lift layer_deep_lift_shap layer_feature_ablation layer_feature_permutation
         layer_gradient_shap layer_gradient_x_activation layer_integrated_gradients layer_lrp lime
         lrp neuron_conductance neuron_deconvolution neuron_deep_lift neuron_deep_lift_shap

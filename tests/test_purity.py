@@ -164,7 +164,7 @@ class Remembers(nn.Module):
 
 def survives_overwriting(r: Row) -> bool:
     """Not the gradient of a model with its own parameters, and not rules that need x again."""
-    return not r.frozen and r.name != "lrp_gamma"
+    return not r.frozen and r.name not in ("lrp_gamma", "read_with_a_layer")
 
 
 @rows(lambda r: r.net is NETS["mlp"] and survives_overwriting(r))

@@ -100,9 +100,11 @@ def test_reused_module_gradients():
         model, x, layer=RESIDUAL_ACT, target=2, call=0, multiply_by_inputs=False
     )
     torch.testing.assert_close(got, expected)
-    both = attrfn.layer_gradient_x_activation
-    with pytest.raises(ValueError, match=r"layer 'blocks.1.act' depends on what another layer"):
-        both(model, x, layer=RESIDUAL_ACT, target=2, call=None)
+    # the calls lie behind each other, and each gets what it gets alone
+    both = attrfn.layer_gradient_x_activation(
+        model, x, layer=RESIDUAL_ACT, target=2, call=None, multiply_by_inputs=False
+    )
+    equal(both, (got, model.out.weight[2].expand(3, 5)))
 
 
 def test_calls_beside_each_other_are_explained_together():

@@ -238,6 +238,71 @@ def test_a_wrong_cache_is_found() -> None:
         text.game(Broken(families.causal("llama")).eval(), parts(), answer=ANSWER)
 
 
+def test_weights_that_change_are_noticed() -> None:
+    """A step of an optimiser, or other tensors: the prefix is computed anew, and checked."""
+    model = families.zoo.make(
+        families.transformers.LlamaForCausalLM,
+        families.transformers.LlamaConfig(**families.LLAMA),
+    )
+    g = text.game(model, parts(), answer=ANSWER)
+    before = attrfn.feature_ablation(g.fn, g.full)
+    with torch.no_grad():
+        model.model.embed_tokens.weight.mul_(1.5)
+    after = attrfn.feature_ablation(g.fn, g.full)
+    fresh = text.game(model, parts(), answer=ANSWER, prefix=False)
+    close(after, attrfn.feature_ablation(fresh.fn, fresh.full), NEAR)
+    assert (after - before).abs().max() > 100 * NEAR
+    model.model.layers[0].mlp.up_proj.weight = torch.nn.Parameter(
+        -model.model.layers[0].mlp.up_proj.weight
+    )
+    again = attrfn.feature_ablation(g.fn, g.full)
+    close(again, attrfn.feature_ablation(fresh.fn, fresh.full), NEAR)
+    assert (again - after).abs().max() > 100 * NEAR
+
+
+def test_a_model_that_gives_all_logits_in_any_case() -> None:
+    """It takes ``logits_to_keep`` and ignores it."""
+
+    class All(Counted):
+        def forward(self, input_ids: Any = None, logits_to_keep: Any = 0, **more: Any) -> Any:
+            return self.model(input_ids=input_ids)
+
+    expected = text.game(families.causal("llama"), parts(), answer=ANSWER)
+    g = text.game(All(families.causal("llama")).eval(), parts(), answer=ANSWER)
+    f = text.scorer(All(families.causal("llama")).eval(), ANSWER)
+    with torch.no_grad():
+        close(g.fn(Z), expected.fn(Z), NEAR)
+        close(f(torch.tensor([IDS])), expected.fn(Z[:1]), NEAR)
+
+
+def test_what_a_partial_binds_reaches_all_rows() -> None:
+    """Flags, and tensors with one row; token types follow their tokens, in games and scorers."""
+
+    class Shifted(Counted):
+        def forward(self, input_ids: Any = None, shift: Any = 0, scale: Any = 1.0) -> Any:
+            out = self.model(input_ids=input_ids)
+            return out.logits * scale + shift
+
+    net = Shifted(families.causal("llama")).eval()
+    shift = torch.linspace(-2, 2, 40)[None, None]
+    bound = functools.partial(net, shift=shift, scale=1.5)
+    g = text.game(bound, parts(), answer=ANSWER)
+    ids = torch.tensor([IDS])
+    with torch.no_grad():
+        close(g.fn(Z[:1]), text.scorer(bound, ANSWER)(ids), NEAR)
+        there = torch.tensor([m < 0 or bool(Z[2, m]) for m in MASK])
+        close(g.fn(Z[2:3]), text.scorer(bound, ANSWER)(ids[:, there]), NEAR)
+        plain = text.scorer(families.causal("llama"), ANSWER)(ids)
+        assert (g.fn(Z[:1]) - plain).abs().max() > NEAR
+    places = torch.arange(len(IDS))[None]
+    model = families.causal("llama")
+    same = text.game(functools.partial(model, position_ids=places), parts(), answer=ANSWER)
+    with torch.no_grad():
+        close(same.fn(Z), text.game(model, parts(), answer=ANSWER).fn(Z), NEAR)
+    with pytest.raises(ValueError, match="position_ids that do not count from 0"):
+        text.game(functools.partial(model, position_ids=places + 1), parts(), answer=ANSWER)
+
+
 def test_gradients_of_the_weights_go_through_the_prefix() -> None:
     """Where a graph of the weights is wanted, no prefix is taken from before."""
     model = families.causal("llama")

@@ -138,6 +138,16 @@ def test_models_that_cannot() -> None:
     long = with_config(Bag(), max_position_embeddings=3)
     with pytest.raises(ValueError, match="has 4 tokens, expected at most 3"):
         text.game(long, PARTS, answer=ANSWER)
+    few = with_config(Bag(), vocab_size=3, num_labels=2)
+    for wrong in ({"answer": [[3]]}, {"answer": [[-1]]}, {"answer": [[0]], "foil": [[3]]}):
+        with pytest.raises(ValueError, match=r"has ids from .*, expected 0 to 2 .*vocab_size"):
+            text.game(few, PARTS, **wrong)
+        with pytest.raises(ValueError, match=r"has ids from .*, expected 0 to 2 .*vocab_size"):
+            text.scorer(few, **wrong)
+    with pytest.raises(ValueError, match="parts has ids from 0 to 3, expected 0 to 2"):
+        text.game(few, parts_of([0, 3]), answer=[[0]])
+    with pytest.raises(ValueError, match=r"answer has ids from 2 to 2, expected 0 to 1"):
+        text.scorer(text.classifier(few), [[2]])
     with pytest.raises(ValueError, match="target is 3, expected less than the 3 tokens"):
         text.game(text.seq2seq(families.seq2seq("t5"), target=3), PARTS, answer=ANSWER)
     with pytest.raises(ValueError, match="no decoder_start_token_id"):
@@ -149,8 +159,19 @@ def test_wrong_rows() -> None:
     for wrong in (torch.ones(1, 3), torch.ones(2), torch.tensor([[0.5, 1.0]])):
         with pytest.raises(ValueError, match=r"expected \(R, 2\) with 1 where a part is there"):
             g.fn(wrong)
-    with pytest.raises(ValueError, match="expected"):
-        attrfn.integrated_gradients(g.fn, g.full, target=0)
+    assert g.fn(torch.ones(0, 2)).shape == (0, 2)
+    for run in (
+        lambda: attrfn.gradient(g.fn, g.full, target=0),
+        lambda: attrfn.integrated_gradients(g.fn, g.full, target=0),
+        lambda: torch.func.vmap(lambda z: attrfn.feature_ablation(g.fn, z[None]))(g.full),
+    ):
+        with pytest.raises(ValueError, match=r"a text\.game inside a transform, .* run eagerly"):
+            run()
+    compiled = torch.compile(
+        lambda z: attrfn.feature_ablation(g.fn, z), fullgraph=True, backend="eager"
+    )
+    with pytest.raises(Exception, match=r"a text\.game inside a transform, compiled code"):
+        compiled(g.full)
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,9 @@ def test_bound_arguments_of_a_partial() -> None:
     ids, mask = torch.tensor([[2, 2, 5, 6]]), torch.tensor([[0, 0, 1, 1]])
     f = text.scorer(functools.partial(model, attention_mask=mask), ANSWER)
     close(f(ids).detach(), loop(model, ids[:, 2:], ANSWER[0]), 1e-9)
+    one = text.scorer(functools.partial(model, attention_mask=mask), [[20]])
+    both = one(torch.cat([ids, ids])).detach()  # a single row of a mask is that of all prompts
+    close(both, loop(model, ids[:, 2:], [20]).expand(2, 1), 1e-9)
 
 
 def test_written_out_activations_are_one_function_for_lrp() -> None:
@@ -238,5 +241,9 @@ def test_wrong_arguments() -> None:
         bare(IDS)
     with pytest.raises(ValueError, match="without get_input_embeddings"):
         text.scorer(lambda ids: ids, ANSWER, inputs="embeds")(torch.zeros(1, 2, 3))
+    with pytest.raises(ValueError, match=r"BertForMaskedLM, .* use text\.masked"):
+        text.scorer(families.encoder("bert", "ForMaskedLM"), ANSWER)
+    with pytest.raises(ValueError, match=r"expected logits \(R, T, V\)"):
+        text.scorer(families.encoder("bert", "ForSequenceClassification"), ANSWER)(IDS)
     with pytest.raises(ValueError, match="positional arguments"):
         text.scorer(functools.partial(model, IDS), ANSWER)

@@ -47,8 +47,7 @@ def static_size(
         return None
     if unmeasured_copies(leaves) >= demand.copies:
         return None
-    fit = budget(leaves[0].device) // one_copy(model_fn, inputs, demand)
-    size = rounded(demand.copies, fit)
+    size = rounded(demand.copies, _fit(model_fn, inputs, demand))
     if size is None:
         return None
     return max([k for k in known if size // _ALIKE <= k <= size], default=size)
@@ -66,10 +65,7 @@ def unit_size(run: Callable[[Any], object], model_fn: ModelFn, inputs: Tree) -> 
     leaves = flatten(inputs)[0]
     if demand is None or leaves[0].shape[0] == 0 or unmeasured_copies(leaves) >= demand.copies:
         return None
-    device, took = leaves[0].device, _took(model_fn, inputs, demand)
-    with_graph = demand.backward and device.type == "cpu"
-    room = budget(device) * (ROOM_WITH_BACKWARD if with_graph else 1)
-    return equal(demand.copies, copies_that_fit(took, room, device, leaves))
+    return equal(demand.copies, _fit(model_fn, inputs, demand))
 
 
 def rounded(copies: int, fit: int) -> int | None:
@@ -80,19 +76,19 @@ def rounded(copies: int, fit: int) -> int | None:
     return None if max(size, fit) >= copies else size
 
 
-def one_copy(model_fn: ModelFn, inputs: Tree, demand: Demand) -> int:
-    """The bytes that one copy of the batch takes, with the results kept for backward passes."""
-    return _took(model_fn, inputs, demand).bytes
-
-
-def _took(model_fn: ModelFn, inputs: Tree, demand: Demand) -> Took:
+def _fit(model_fn: ModelFn, inputs: Tree, demand: Demand) -> int:
+    """How many copies of the batch fit, by a run of the model on one."""
     leaves, rebuild = flatten(inputs)
+    device = leaves[0].device
     frozen = any(t.is_floating_point() for t in leaves)
     model = bind(uncompiled(model_fn), frozen=frozen, forward_only=not demand.backward)
     with torch.inference_mode(False), torch.set_grad_enabled(demand.backward), Peak() as peak:
         x = [_leaf(t, demand.backward) for t in leaves]
         call_model(model, rebuild(x), fresh=True)
-    return Took(max(1, peak.bytes) * demand.passes, peak.largest)
+    took = Took(max(1, peak.bytes) * demand.passes, peak.largest)
+    with_graph = demand.backward and device.type == "cpu"
+    room = budget(device) * (ROOM_WITH_BACKWARD if with_graph else 1)
+    return copies_that_fit(took, room, device, leaves)
 
 
 def shapes(tree: Tree) -> object:

@@ -13,6 +13,7 @@ import optree
 import torch
 from torch import Tensor
 
+from attrfn._model.bound import Rows, put_rows, rows_of
 from attrfn._torch import pytree
 from attrfn._torch.autodiff import normal_tensors
 from attrfn._torch.private import is_view
@@ -149,19 +150,36 @@ class CompiledUnits:
 
     def _given(self, sizes: tuple[int, ...], t: Tensor) -> Tensor:
         """A tensor as the graph takes it: of dense rows, whose number may change."""
+        rows = rows_of(t)
+        if rows is not None:
+            return self._marked(t, rows, sizes)
         if t.ndim == 0 or t.shape[0] not in sizes or isinstance(t, torch.nn.Parameter):
             return t
-        t = normal_tensors(t)
-        if 0 in t.stride():
-            t = t.contiguous()
-        # Of a view the graph would contain the sizes of what it is a view of.
-        if is_view(t):
-            t = t.clone() if torch.is_grad_enabled() else t.data
+        t = _own(t)
         if self.dynamic is None:
             changing_size(t, 0)
             if len(sizes) > 1 and t.shape[: len(sizes)] == sizes:
                 changing_size(t, 1)
         return t
+
+    def _marked(self, t: Tensor, rows: Rows, sizes: tuple[int, ...]) -> Tensor:
+        """A bound tensor, which says itself where its rows are."""
+        if t.layout != torch.strided:
+            return t
+        t = _own(t)
+        if rows != "shared" and self.dynamic is None and t.shape[rows] in sizes:
+            changing_size(t, rows)
+        return put_rows(t, rows)
+
+
+def _own(t: Tensor) -> Tensor:
+    """A dense tensor that is no view, of which a graph would contain the sizes of its base."""
+    t = normal_tensors(t)
+    if 0 in t.stride():
+        t = t.contiguous()
+    if is_view(t):
+        t = t.clone() if torch.is_grad_enabled() else t.data
+    return t
 
 
 @contextlib.contextmanager

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from attrfn._model.arguments import Copies, is_object, tensors_of
+from attrfn._model.bound import alias, put_rows, rows_of
 from attrfn._model.source import is_functional
 from attrfn._torch import pytree
 from attrfn._torch.compiling import is_compiling
+from attrfn._torch.explanation import current
 from attrfn._torch.precision import full_precision
 from attrfn._torch.typing import Leaves
 
@@ -48,9 +50,19 @@ def split_rows(rows: Leaves, copies: int) -> Leaves:
     return tuple([t.reshape(copies, t.shape[0] // copies, *t.shape[1:]) for t in rows])
 
 
+def repeat_rows(rows: Leaves, copies: int) -> Leaves:
+    """(B, ...) -> (copies * B, ...)."""
+    return tuple([t.repeat(copies, *[1] * (t.ndim - 1)) for t in rows])
+
+
 def along(values: Tensor, like: Tensor) -> Tensor:
     """(S,) -> (S, 1, ..., 1), which broadcasts to copies (S, B, ...) of ``like`` (B, ...)."""
     return values.to(like.device, wide(like.dtype)).reshape(-1, *[1] * like.ndim)
+
+
+def join_copies(a: Leaves, b: Leaves) -> Leaves:
+    """Some copies (S, ...) and others (T, ...) as (S + T, ...), a merge."""
+    return tuple([torch.cat([s, t]) for s, t in zip(a, b, strict=True)])
 
 
 def row_sums(t: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -80,27 +92,35 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 def repeat_bound(bound: Any, batch: int, copies: int) -> Any:
     """Repeat the tensors that ``functools.partial`` binds for each example, as the batch is.
 
-    Those are the tensors in the partial's arguments, and in objects among them, whose dimension 0
-    is the batch size, but not parameters (``nn.Parameter``, or those of ``functional_call``).
+    Those are the tensors in the partial's arguments, and in objects among them, that are marked so
+    (:func:`attrfn.per_example`), and of those without a mark the ones whose dimension 0 is the
+    batch size, but not parameters (``nn.Parameter``, or those of ``functional_call``).
     """
     if copies == 1:
         return bound
-    return _of_rows(bound, batch, lambda t: t.repeat(copies, *[1] * (t.ndim - 1)))
+
+    def repeated(t: Tensor, dim: int) -> Tensor:
+        return t.repeat([copies if d == dim else 1 for d in range(t.ndim)])
+
+    return _of_rows(bound, batch, repeated)
 
 
 def flip_bound(bound: Any, batch: int) -> Any:
     """The same tensors with their rows in reverse order."""
-    return _of_rows(bound, batch, lambda t: t.flip(0))
+    return _of_rows(bound, batch, lambda t, dim: t.flip(dim))
 
 
 def pick_bound(bound: Any, batch: int, index: Tensor) -> Any:
     """The rows of the same tensors for some examples, each any number of times."""
-    return _of_rows(bound, batch, lambda t: t[index.to(t.device)])
+    return _of_rows(bound, batch, lambda t, dim: t.index_select(dim, index.to(t.device)))
 
 
-def _of_rows(bound: Any, batch: int, f: Callable[[Tensor], Tensor]) -> Any:
-    if not isinstance(bound, functools.partial) or is_functional(bound):
+def _of_rows(bound: Any, batch: int, f: Callable[[Tensor, int], Tensor]) -> Any:
+    if not isinstance(bound, functools.partial) or (is_functional(bound) and not bound.keywords):
         return bound
+    # What is decided here is marked, so that a method inside of this one, whose batch has another
+    # size, decides the same. A tensor that is bound in two places stays one.
+    known: dict[int, tuple[Tensor, Tensor]] = {}
 
     def changed(value: Any) -> Any:
         if isinstance(value, functools.partial):
@@ -110,34 +130,84 @@ def _of_rows(bound: Any, batch: int, f: Callable[[Tensor], Tensor]) -> Any:
         return Copies(rows)(value) if not is_compiling() and is_object(value) else value
 
     def rows(value: Tensor) -> Tensor:
-        return f(value) if is_row(value, batch) else value
+        if is_compiling():  # where id() of a tensor would be a guard
+            return decided(value)
+        if id(value) not in known:
+            known[id(value)] = value, decided(value)
+        return known[id(value)][1]
 
-    arguments: Any = (bound.args, dict(bound.keywords))
-    args, kwargs = optree.tree_map(changed, arguments)
+    def decided(value: Tensor) -> Tensor:
+        dim = row_dim(value, batch)
+        if dim is not None:
+            return put_rows(f(value, dim), dim)
+        if isinstance(value, nn.Parameter) or rows_of(value) is not None:
+            return value
+        return alias(value, "shared")
+
+    given: Any = (_arguments(bound), dict(bound.keywords))
+    args, kwargs = optree.tree_map(changed, given)
+    if is_functional(bound):
+        return functools.partial(bound.func, *bound.args, **kwargs)
     return functools.partial(_of_rows(bound.func, batch, f), *args, **kwargs)
+
+
+def _arguments(bound: functools.partial[Any]) -> tuple[Any, ...]:
+    """What a partial binds by place, but not the module and parameters of ``functional_call``."""
+    return () if is_functional(bound) else bound.args
 
 
 def binds_rows(bound: Any, batch: int) -> bool:
     """Whether :func:`repeat_bound` would repeat anything."""
-    if not isinstance(bound, functools.partial) or is_functional(bound):
-        return False
-    arguments: Any = (bound.func, bound.args, dict(bound.keywords))
+    return any(row_dim(t, batch) is not None for _, t in bound_tensors(bound))
+
+
+def unmarked_rows(bound: Any, batch: int) -> list[tuple[str, Tensor]]:
+    """The tensors, with their names, that count as rows for the sake of their size alone."""
+    return [
+        (name, t)
+        for name, t in bound_tensors(bound)
+        if rows_of(t) is None and row_dim(t, batch) is not None
+    ]
+
+
+def bound_tensors(bound: Any) -> list[tuple[str, Tensor]]:
+    """The tensors that ``functools.partial`` binds, with the names of their arguments."""
+    if not isinstance(bound, functools.partial):
+        return []
+    found = [] if is_functional(bound) else bound_tensors(bound.func)
     # optree knows the user's classes that are registered with it alone; torch.compile cannot enter
     # optree for trees that hold functions, such as the partial's own.
     leaves_of = pytree.tree_leaves if is_compiling() else optree.tree_leaves
-    found = False
-    for value in leaves_of(arguments):
-        if isinstance(value, functools.partial):
-            if binds_rows(value, batch):
-                return True
-        elif isinstance(value, Tensor):
-            if is_row(value, batch):
-                return True
-        elif not is_compiling() and is_object(value):
-            found = found or any(is_row(t, batch) for t in tensors_of(value))
+    named = [("", value) for value in _arguments(bound)] + list(bound.keywords.items())
+    for name, argument in named:
+        for value in leaves_of(argument):
+            if isinstance(value, functools.partial):
+                found += bound_tensors(value)
+            elif isinstance(value, Tensor):
+                found.append((name, value))
+            elif not is_compiling() and is_object(value):
+                found += [(name, t) for t in tensors_of(value)]
     return found
 
 
-def is_row(value: Tensor, batch: int) -> bool:
-    """Whether a bound tensor has a row for each example, as it seems."""
-    return not isinstance(value, nn.Parameter) and value.ndim > 0 and value.shape[0] == batch
+def row_dim(value: Tensor, batch: int) -> int | None:
+    """The dimension in which a bound tensor has a row for each example; None if it has none.
+
+    Raises:
+        ValueError: It is marked, and has another number of rows.
+    """
+    rows = rows_of(value)
+    if rows == "shared" or (rows is None and isinstance(value, nn.Parameter)):
+        return None
+    if rows is None:
+        if value.ndim == 0 or value.shape[0] != batch:
+            return None
+        one = current()
+        return None if one is not None and id(value) in one.shared else 0
+    if value.shape[rows] != batch:
+        raise ValueError(
+            f"model_fn, or the target, binds a tensor of shape {tuple(value.shape)} that "
+            f"attrfn.per_example marks with dim={rows}, expected {batch} there, as many as there "
+            "are examples"
+        )
+    return rows

@@ -139,7 +139,7 @@ def over_chunks(
     if one is not None and n > 1 and chunks.batching == "fold" and chunks.size != 1:
         if not (one.one_by_one or transforming() or makes_fakes()):
             with using(None):  # whose passes say nothing to an explanation
-                check_rows(one, evaluate, n)
+                check_rows(one, evaluate, n, len(x[0]) if x and x[0].ndim else 0)
         if one.one_by_one:
             chunks = chunks._replace(size=1)
     if not chunks.progress or is_compiling():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import optree
 import torch
 from torch import Tensor
 
-from attrfn._copies.batch import binds_rows, flat_rows, is_row, pick_bound, repeat_bound, split_rows
+from attrfn._copies.batch import flat_rows, pick_bound, repeat_bound, split_rows, unmarked_rows
 from attrfn._explain.shared import marked
 from attrfn._explain.target import Chosen, IndexPerExample, choose, select
 from attrfn._explain.tree import batch_size, call_model, flatten, require_floating
@@ -22,6 +23,7 @@ from attrfn._torch.autodiff import (
 )
 from attrfn._torch.compiling import is_compiling
 from attrfn._torch.explanation import current
+from attrfn._torch.one_run import shared_run
 from attrfn._torch.typing import Batching, Leaves, ModelFn, Target, Tree
 from attrfn._torch.units import Units, active_units, padded
 
@@ -38,6 +40,7 @@ class Explained(NamedTuple):
         create_graph: Whether ``.backward()`` on the result reaches inputs and parameters.
         undifferentiated: Whether the result of compiled code will not be differentiated.
         name: The target's name in messages.
+        origin: The model function as it was bound, and the user's.
     """
 
     model: ModelFn
@@ -48,6 +51,7 @@ class Explained(NamedTuple):
     create_graph: bool
     undifferentiated: bool
     name: str
+    origin: tuple[Any, Any] = (None, None)
 
     def values(
         self,
@@ -67,7 +71,13 @@ class Explained(NamedTuple):
         chosen = repeat_chosen(self.chosen, self.batch, copies)
         if mode is None:
             try:
-                outputs = call_model(model, self.rebuild(rows))
+                run = None if self.create_graph else shared_run()
+                if run is None:
+                    outputs = call_model(model, self.rebuild(rows))
+                else:
+                    called = functools.partial(call_model, model, self.rebuild(rows))
+                    bound, given = self.origin  # of half a model, nothing is known
+                    outputs = run.of(given if bound is self.model else None, rows, called)
             except RuntimeError as error:
                 refuse_rows(error, self.model, self.batch, copies)
                 raise
@@ -190,17 +200,16 @@ def refuse_rows(error: RuntimeError, bound: ModelFn, batch: int, copies: int) ->
     """Name the rule by which tensors were repeated, if that may be why copies of a batch failed.
 
     Raises:
-        ValueError: A bound tensor has as many rows as the batch, and sizes did not fit.
+        ValueError: A bound tensor without a mark has as many rows as the batch, and sizes did not
+            fit.
     """
-    if copies == 1 or "size" not in str(error) or not binds_rows(bound, batch):
+    if copies == 1 or "size" not in str(error) or not (found := unmarked_rows(bound, batch)):
         return
-    keywords = getattr(bound, "keywords", {}).items()
-    names = [k for k, v in keywords if isinstance(v, Tensor) and is_row(v, batch)]
+    names = " and ".join(dict.fromkeys([name for name, _ in found if name])) or "what"
     raise ValueError(
-        f"the model failed on {copies} copies of the batch, where {' and '.join(names) or 'what'} "
-        f"functools.partial binds was repeated, because its {batch} rows are as many as the "
-        "examples: if they are no rows of examples, bind it with a dimension in front, as t[None], "
-        "or use chunk_size=1"
+        f"the model failed on {copies} copies of the batch, where {names} functools.partial binds "
+        f"was repeated, because its {batch} rows are as many as the examples: if they are no rows "
+        "of examples, bind attrfn.shared(tensor), or use chunk_size=1"
     ) from error
 
 
@@ -245,7 +254,8 @@ def explain(
     model = bind(model_fn, frozen=not keeps_graph(create_graph), forward_only=forward_only)
     undifferentiated = create_graph is None and is_compiling()
     chosen = choose(target, batch, name)
-    return Explained(model, x, rebuild, batch, chosen, bool(create_graph), undifferentiated, name)
+    found = model, x, rebuild, batch, chosen, bool(create_graph), undifferentiated, name
+    return Explained(*found, (model, model_fn))
 
 
 def repeat_chosen(chosen: Chosen, batch: int, copies: int) -> Chosen:

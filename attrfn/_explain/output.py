@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from attrfn._explain.called_target import called_target
 from attrfn._explain.said import complex_outputs, main_tensor, not_one_per_row, picks
 from attrfn._explain.target import Chosen, select
 from attrfn._torch.autodiff import transforming
-from attrfn._torch.guard import called
 from attrfn._torch.precision import widest
 from attrfn._torch.warn import warn
 
@@ -49,7 +49,7 @@ def outcome(outputs: Any, chosen: Chosen, batch: int, copies: int, name: str) ->
     rows = copies * batch
     if callable(chosen):
         outputs, dtype, integers = _tensor(
-            called(name, chosen, outputs), f"the callable {name}", name
+            called_target(name, chosen, outputs), f"the callable {name}", name
         )
         if outputs.numel() not in (copies, rows):
             raise ValueError(not_one_per_row(outputs, rows, name, ", or one for the whole batch"))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from attrfn._explain import said
+from attrfn._explain.called_target import called_target, noted
 from attrfn._explain.said import index_text, not_one_per_row, picks, shown
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.compiling import is_compiling
@@ -68,7 +69,7 @@ def choose(target: Target, batch: int, name: str = "target") -> Chosen:
     if isinstance(target, tuple) and any(isinstance(t, Tensor) for t in target):
         return _with_tensors(target, batch, name)
     if callable(target):
-        return target
+        return noted(target)
     raise TypeError(
         f"{name} is {shown(target)}, expected None, an int, a tuple of ints and slices, an integer "
         "tensor, a list with one int or tuple per example, or a callable of the outputs"
@@ -85,7 +86,7 @@ def select(outputs: Any, chosen: Chosen, rows: int, name: str = "target") -> Ten
         name: The argument's name for messages.
     """
     if callable(chosen):
-        return _called(called(name, chosen, outputs), rows, name)
+        return _called(called_target(name, chosen, outputs), rows, name)
     outputs = said.main_tensor(outputs)
     if not isinstance(outputs, Tensor):
         raise TypeError(

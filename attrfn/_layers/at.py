@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import optree
 import torch
 from torch import Tensor
 
-from attrfn._copies.batch import binds_rows, flat_rows, repeat_bound
+from attrfn._copies.batch import binds_rows, flat_rows, repeat_bound, repeat_rows
+from attrfn._copies.rows import check_bound
 from attrfn._explain.baseline import baseline_distribution, fill_baselines, per_example
 from attrfn._explain.forms import documented
 from attrfn._explain.introspect import is_over_distribution, takes_baselines, wraps
@@ -208,6 +209,12 @@ class Located(NamedTuple):
         return like(self.activation, read(self.halves, inputs, self.create_graph))
 
 
+def _head_of_copies(halves: Split, inputs: Tree, copies: int) -> Tree:
+    x, rebuild = flatten(inputs)
+    many = halves._replace(head=repeat_bound(halves.head, len(x[0]), copies))
+    return read(many, rebuild(repeat_rows(x, copies)), False)
+
+
 def locate(
     model_fn: ModelFn,
     inputs: Tree,
@@ -225,16 +232,50 @@ def locate(
     frozen = not keeps_graph(create_graph)
     halves = split_once(model_fn, layer, at=at, call=call, frozen=frozen)
     place = rows.place_of(model_fn, layer, at, call)
+    check_bound(functools.partial(_head_of_copies, halves, inputs), batch, place.key)
     value = read(halves, inputs, create_graph)
     activation = with_examples(value, halves, inputs, batch, layer, place)
-    planted, flags = activation, have_parts(activation, as_dicts(value))
-    if any(flags):
-        planted = present(activation, as_dicts(value))
-        halves = halves._replace(tail=functools.partial(of_parts, flags, halves.tail))
+    planted, halves = _planted(value, activation, halves)
     # One layer with one call cannot depend on itself, and the check costs a forward pass.
     if (isinstance(layer, (list, tuple)) or call is None) and not is_compiling():
         check_independent(model_fn, layer, at, call, planted, inputs)
-    model = functools.partial(
-        of_activation, halves.tail, inputs=inputs, unpacked=is_arguments(activation)
-    )
+    return _located(activation, halves, inputs, create_graph)
+
+
+def locate_each(
+    model_fn: ModelFn, inputs: Tree, layers: Sequence[Any], *, at: At, call: int, create_graph: bool
+) -> tuple[list[Located], ModelFn]:
+    """:func:`locate` of each of some layers by itself, and the head of them all.
+
+    The layers may lie behind each other, because the head runs once for all.
+    """
+    x, rebuild = flatten(inputs)
+    if not (create_graph or transforming()):
+        inputs = rebuild([t.detach() for t in x])
+    frozen = not keeps_graph(create_graph)
+    layer: Layer = list(layers)
+    together = split_once(model_fn, layer, at=at, call=call, frozen=frozen)
+    place = rows.place_of(model_fn, layer, at, call)
+    values = read(together, inputs, create_graph)
+    activations = with_examples(values, together, inputs, batch_size(x), layer, place)
+    found = []
+    for named, value, activation in zip(layers, values, activations, strict=True):
+        halves = split_once(model_fn, named, at=at, call=call, frozen=frozen)
+        halves = _planted(value, activation, halves)[1]
+        found.append(_located(activation, halves, inputs, create_graph))
+    return found, together.head
+
+
+def _planted(value: Tree, activation: Tree, halves: Split) -> tuple[Tree, Split]:
+    """What is planted for an activation, and the halves that take the activation itself."""
+    flags = have_parts(activation, as_dicts(value))
+    if not any(flags):
+        return activation, halves
+    tail = functools.partial(of_parts, flags, halves.tail)
+    return present(activation, as_dicts(value)), halves._replace(tail=tail)
+
+
+def _located(activation: Tree, halves: Split, inputs: Tree, create_graph: bool) -> Located:
+    unpacked = is_arguments(activation)
+    model = functools.partial(of_activation, halves.tail, inputs=inputs, unpacked=unpacked)
     return Located(model, activation, inputs, halves, create_graph)

@@ -13,14 +13,12 @@ from torch import Tensor
 
 from attrfn._copies.batch import repeat_bound, split_rows
 from attrfn._copies.memory import out_of_memory
-from attrfn._explain.explain import Explained, explain, repeat_chosen
+from attrfn._explain.explain import Explained, repeat_chosen
 from attrfn._explain.target import select
 from attrfn._explain.tree import call_model, each, flatten, is_arguments, row_total
-from attrfn._layers.at import locate
 from attrfn._layers.probe import LayerValue
 from attrfn._layers.rows import like
-from attrfn._layers.split import Split, layers_of, of_activation, watched
-from attrfn._model.source import find, source
+from attrfn._layers.split import Split, of_activation
 from attrfn._torch import pytree
 from attrfn._torch.autodiff import (
     autograd_leaves,
@@ -30,11 +28,11 @@ from attrfn._torch.autodiff import (
     twice_differentiable,
     values_and_gradients,
 )
-from attrfn._torch.typing import At, Layer, Leaves, ModelFn, Target, Tree
+from attrfn._torch.typing import Leaves, ModelFn, Tree
 from attrfn._torch.units import Units, active_units
 
 
-class Site(NamedTuple):
+class Cut(NamedTuple):
     """A layer, or several that are explained as one.
 
     Attributes:
@@ -63,19 +61,30 @@ class Flow(NamedTuple):
         watched: Head and tail in one pass (:func:`attrfn._layers.split.watched`), or None where
             the two have to run one after the other.
         listed: Whether the user gave a list of the sites.
+        head: The head of all sites of a list, or None.
     """
 
     p: Explained
-    sites: tuple[Site, ...]
+    sites: tuple[Cut, ...]
     watched: ModelFn | None
     listed: bool
+    head: ModelFn | None = None
 
     def heads(self, rows: Leaves, copies: int) -> Leaves:
         """The activations of all sites, one after the other."""
         graph = self.p.create_graph or (transforming() and torch.is_grad_enabled())
         with torch.set_grad_enabled(graph):
+            return self._heads(copies, *rows)
+
+    def _heads(self, copies: int, *rows: Tensor) -> Leaves:
+        if self.head is None:
             found = [self._head(s, copies, *rows) for s in self.sites]
-        return tuple(itertools.chain(*found))
+            return tuple(itertools.chain(*found))
+        head = repeat_bound(self.head, self.p.batch, copies)
+        with twice_differentiable(self.p.create_graph):
+            values: Any = call_model(head, self.p.rebuild(rows))
+        each_value = zip(self.sites, values, strict=True)
+        return tuple(itertools.chain(*[s.leaves(value) for s, value in each_value]))
 
     def both(self, rows: Leaves, copies: int) -> tuple[Leaves, Leaves]:
         """The activations of all sites, one after the other, and df/da there."""
@@ -101,9 +110,8 @@ class Flow(NamedTuple):
             found: tuple[Leaves, Leaves] = self._in_unit(units, _along, rows, copies, tangents)
             return found
         grads = self.both(rows, copies)[1]
-        heads = [functools.partial(self._head, s, copies) for s in self.sites]
-        changes = [push_forward(head, rows, tangents)[1] for head in heads]
-        return tuple(itertools.chain(*changes)), grads
+        head = functools.partial(self._heads, copies)
+        return push_forward(head, rows, tangents)[1], grads
 
     def back(self, pick: Callable[[Leaves, int], Leaves], rows: Leaves, copies: int) -> Leaves:
         """The gradient of ``<df/da * pick(a), a(rows)>`` by the rows, the factors held constant.
@@ -186,14 +194,14 @@ class Flow(NamedTuple):
             trees.append(p.result(leaves))
         return trees if self.listed else trees[0]
 
-    def _head(self, site: Site, copies: int, *rows: Tensor) -> Leaves:
+    def _head(self, site: Cut, copies: int, *rows: Tensor) -> Leaves:
         """The activation of a site, (copies * B, ...) each."""
         head = repeat_bound(site.halves.head, self.p.batch, copies)
         with twice_differentiable(self.p.create_graph):
             value = call_model(head, self.p.rebuild(rows))
         return site.leaves(value)
 
-    def _gradients(self, site: Site, a: Leaves, rows: Leaves, copies: int) -> Leaves:
+    def _gradients(self, site: Cut, a: Leaves, rows: Leaves, copies: int) -> Leaves:
         """df/da at the activation ``a`` of a site for the inputs ``rows``."""
         tail = repeat_bound(site.halves.tail, self.p.batch, copies)
         # The tail explained at the activation: the same target, but other leaves and another batch.
@@ -226,7 +234,7 @@ class Flow(NamedTuple):
         return values, [_of_site(s, left) for s in self.sites]
 
 
-def _of_site(site: Site, found: Any) -> tuple[Leaves, Leaves]:
+def _of_site(site: Cut, found: Any) -> tuple[Leaves, Leaves]:
     if not site.many:
         one: LayerValue = next(found)
         return site.leaves(one.value), site.leaves(one.natural)
@@ -239,7 +247,7 @@ def _at_rows(p: Explained, *given: Any) -> Flow:
     """The same at all rows, from its parts: heads and tails, forms of activations, flags."""
     *halves, forms, many = given
     sites = [
-        Site(Split(*halves[2 * i : 2 * i + 2]), *flatten(form, "layer"), many[i])
+        Cut(Split(*halves[2 * i : 2 * i + 2]), *flatten(form, "layer"), many[i])
         for i, form in enumerate(forms)
     ]
     return Flow(p, tuple(sites), None, False)
@@ -255,46 +263,3 @@ def _along(p: Explained, mapped: bool, tangents: Leaves, *given: Any) -> tuple[L
 
 def _back(p: Explained, mapped: bool, factors: Leaves, *given: Any) -> Leaves:
     return _at_rows(p, *given)._passed_on(p.x, factors, 1)
-
-
-def flow_of(
-    model_fn: ModelFn,
-    inputs: Tree,
-    layer: Layer,
-    target: Target,
-    at: At,
-    call: int | None,
-    create_graph: bool,
-    *,
-    apart: bool = False,
-) -> Flow:
-    """Check the arguments, split the model at the layer and evaluate the head.
-
-    Args:
-        apart: Explain each layer of a list for itself, also layers downstream of one another.
-    """
-    p = explain(model_fn, inputs, target, create_graph=create_graph)
-    listed = apart and _is_list(layer)
-    sites = []
-    for one in layers_of(layer) if listed else (layer,):
-        here = locate(model_fn, inputs, one, at=at, call=call, create_graph=create_graph)
-        sites.append(Site(here.halves, *flatten(here.activation, "layer"), _is_list(one)))
-    # One pass ends the graph at the layer, so that the result has no derivatives by the inputs and
-    # parameters; of several calls of the layer each would have to start a graph, and a layer that
-    # is listed twice would have to start two.
-    in_one_pass = call is not None and not create_graph and p.batch > 0
-    if in_one_pass and (not listed or _are_different(model_fn, layer)):
-        run = watched(model_fn, layer, at=at, call=call, apart=listed)
-    else:
-        run = None
-    return Flow(p, tuple(sites), run, listed)
-
-
-def _is_list(layer: Layer) -> bool:
-    return isinstance(layer, (list, tuple))
-
-
-def _are_different(model_fn: ModelFn, layer: Layer) -> bool:
-    root: Any = source(model_fn)
-    modules = [find(root.module, named) for named in layers_of(layer)]
-    return len({*map(id, modules)}) == len(modules)

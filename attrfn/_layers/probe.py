@@ -65,6 +65,11 @@ class Probe:
         self.marks = marks
         self.downstream = False
 
+    @property
+    def plants(self) -> bool:
+        """Whether it overwrites the layer's value."""
+        return self.plant is not None
+
     def __call__(self, run: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         number = self.count
         self.count = number + 1
@@ -81,7 +86,7 @@ class Probe:
     def _read(self, run: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.at == "input":
             # Cloned, because the layer may write into its input, and what follows into its output.
-            self.read.append(clone_tensors(_arguments(args, kwargs)))
+            self.read.append(clone_tensors(arguments(args, kwargs)))
             self._leave_when_done()
             return run(*args, **kwargs)
         out = run(*args, **kwargs)
@@ -102,7 +107,7 @@ class Probe:
                 f"activation holds {len(plant)} values, expected one for each call of the layer"
             )
         if self.at == "input":
-            return call_with(run, merge(plant[i], _arguments(args, kwargs)), args, kwargs)
+            return call_with(run, merge(plant[i], arguments(args, kwargs)), args, kwargs)
         if _is_complete(plant[i]):
             one = current()
             if one is not None and one.draws:
@@ -133,13 +138,13 @@ class Watch(Probe):
 
     def _read(self, run: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.at == "input":
-            return call_with(run, self._start(_arguments(args, kwargs)), args, kwargs)
+            return call_with(run, self._start(arguments(args, kwargs)), args, kwargs)
         return self._start(run(*args, **kwargs))
 
     def _start(self, value: Tree) -> Tree:
         # Cloned, because the model may write into the value later.
-        natural = _of_tensors(lambda t: real_view(t.clone()), as_dicts(value))
-        leaves = _of_tensors(self._leaf, natural)
+        natural = of_tensors(lambda t: real_view(t.clone()), as_dicts(value))
+        leaves = of_tensors(self._leaf, natural)
         self.found.append(LayerValue(leaves, natural))
         return merge(leaves, value)
 
@@ -149,12 +154,12 @@ class Watch(Probe):
         return t.detach().requires_grad_() if t.is_floating_point() else t
 
 
-def _of_tensors(f: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
+def of_tensors(f: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
     """``f`` of each tensor, None for everything else."""
     return optree.tree_map(lambda t: f(t) if isinstance(t, Tensor) else None, tree)
 
 
-def _arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tree:
+def arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tree:
     """A layer's input: its positional arguments, or the keyword ones where there are no others."""
     if not args:
         return kwargs
@@ -162,7 +167,7 @@ def _arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tree:
 
 
 def call_with(run: Forward, new: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run a layer on another input, of the form of :func:`_arguments`."""
+    """Run a layer on another input, of the form of :func:`arguments`."""
     if not args:
         return run(**new)
     return run(*(new if len(args) > 1 else (new,)), **kwargs)

@@ -13,6 +13,7 @@ from attrfn._copies.batch import is_one_of
 from attrfn._explain.flags import check_flags
 from attrfn._explain.tree import call_model
 from attrfn._layers.probe import Done, LayerValue, Probe, Watch, Where, check_called, value_of
+from attrfn._layers.sites import Site
 from attrfn._model.bind import Reused, bind_source
 from attrfn._model.source import Source, describe, shown, source
 from attrfn._torch.autodiff import transforming
@@ -85,9 +86,15 @@ def layers_of(layer: Layer) -> tuple[Any, ...]:
     """The layers that an argument ``layer`` names.
 
     Raises:
+        TypeError: It is a site.
         ValueError: There are none.
     """
     layers = tuple(layer) if isinstance(layer, (list, tuple)) else (layer,)
+    if isinstance(layer, Site) or any(isinstance(one, Site) for one in layers):
+        raise TypeError(
+            "layer is a Site, expected a module of the model, its qualified name or a list of "
+            "either: give the parts of the site as layer=, at= and call="
+        )
     if not layers:
         raise ValueError("layer is an empty list, expected at least one layer")
     return layers
@@ -157,7 +164,7 @@ def _checked(
     bare = src._replace(args=(), kwargs={})
     # A private copy with attached parameters, or made inside a transform, holds tensors of this
     # graph or of this level, which another run must not meet.
-    reused = Reused(bare, layers=layers) if reuse and frozen and not transforming() else None
+    reused = Reused.of(bare, layers=layers) if reuse and frozen and not transforming() else None
     return Where(layers, at, call, many, frozen, reused), bare, src.args, src.kwargs
 
 

@@ -18,7 +18,7 @@ from attrfn._explain.path import on_copies, over_path
 from attrfn._explain.quadrature import Rule
 from attrfn._explain.target import choose, select
 from attrfn._explain.tree import each
-from attrfn._layers.flow import flow_of
+from attrfn._layers.flow_of import flow_of
 from attrfn._torch.autodiff import transforming, values_and_gradients
 from attrfn._torch.typing import (
     At,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from attrfn._explain.said import main_tensor
 from attrfn._explain.target import choose, select
+from attrfn._model.bound import per_example, rows_of, shared
 from attrfn._torch.typing import Target
 
 
@@ -30,7 +31,15 @@ def contrast(a: Target, b: Target) -> Target:
         True
     """
     # Tensors are bound by a partial, in which they follow copies of the batch.
-    return functools.partial(_difference, a=a, b=b)
+    return functools.partial(_difference, a=_marked(a), b=_marked(b))
+
+
+def _marked(target: Target) -> Target:
+    """A tensor with an index for each example says so; one with a single index is for all."""
+    if not isinstance(target, Tensor) or target.ndim != 1 or rows_of(target) is not None:
+        return target
+    said: Tensor = shared(target) if len(target) == 1 else per_example(target)
+    return said
 
 
 def _difference(outputs: Any, a: Target, b: Target) -> Tensor:

@@ -10,8 +10,8 @@ from attrfn._explain.explain import explain
 from attrfn._explain.forms import documented, form_of
 from attrfn._explain.options import Arguments, AtLayer, AtNeuron, GraphOptions
 from attrfn._explain.tree import each, flatten
-from attrfn._layers.at import at_neuron, each_layer
-from attrfn._layers.one_pass import activation_and_gradient
+from attrfn._layers.at import at_neuron
+from attrfn._layers.one_pass import each_gradient
 from attrfn._layers.rows import read
 from attrfn._layers.split import split_once
 from attrfn._torch.autodiff import keeps_graph, values_and_gradients
@@ -179,13 +179,19 @@ def layer_gradient_x_activation(
         Interpretation of Neural Networks, 2016.
     """
 
-    def one(layer: Layer) -> Tree:
-        activation, grads = activation_and_gradient(
-            model_fn, inputs, layer, target=target, at=at, call=call, create_graph=create_graph
-        )
+    def times(activation: Tree, grads: Tree, _: Layer) -> Tree:
         return optree.tree_map(torch.mul, activation, grads) if multiply_by_inputs else grads
 
-    return each_layer(one, layer)
+    return each_gradient(
+        times,
+        model_fn,
+        inputs,
+        layer,
+        target=target,
+        at=at,
+        call=call,
+        create_graph=create_graph,
+    )
 
 
 @form_of(gradient, AtNeuron)

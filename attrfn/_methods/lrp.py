@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import optree
 import torch
+from torch import Tensor
 
 from attrfn._explain.explain import explain
 from attrfn._explain.forms import documented
 from attrfn._explain.options import Arguments, AtLayer, GraphOptions
+from attrfn._explain.shared import marked
 from attrfn._explain.tree import each
 from attrfn._layers.at import at_layer, each_layer
+from attrfn._layers.split import layers_of
+from attrfn._rules.at_sites import relevances
 from attrfn._rules.conservation import Audit, Leak
 from attrfn._rules.formulas import LinearRule
 from attrfn._rules.gradient import gradients_by_rules
@@ -186,9 +191,25 @@ def layer_lrp(
     chosen = lrp_rules(rules)
     inner = chosen._replace(linear=chosen.linear._replace(first=None))
 
+    if isinstance(layer, (list, tuple)) and not create_graph:
+        found = relevances(
+            model_fn, inputs, layers_of(layer), target=target, at=at, call=call, rules=inner
+        )
+        if found is not None:
+            return [_times(*pair) for pair in found]
+
     def one(layer: Layer) -> Any:
         return at_layer(lrp, layer, at=at, call=call)(
             model_fn, inputs, target=target, rules=inner, create_graph=create_graph
         )
 
     return each_layer(one, layer)
+
+
+def _times(activation: Tree, grads: Tree) -> Tree:
+    """The relevance of an activation."""
+
+    def relevance(a: Tensor, g: Tensor) -> Tensor:
+        return marked([(a * g).to(a.dtype).detach()], "divided")[0]
+
+    return optree.tree_map(relevance, activation, grads)

@@ -13,8 +13,7 @@ from torch import Tensor
 from attrfn._copies.batch import is_one_of
 from attrfn._explain.options import GraphOptions
 from attrfn._explain.tree import flatten
-from attrfn._layers.at import each_layer
-from attrfn._layers.one_pass import activation_and_gradient
+from attrfn._layers.one_pass import each_gradient
 from attrfn._model.source import describe
 from attrfn._torch.guard import called
 from attrfn._torch.say import say
@@ -80,11 +79,7 @@ def channel_map(
 ) -> Tree:
     """Sum over the channels of ``weigh(activation, gradient)``, rectified and resized."""
 
-    def one(layer: Layer) -> Tree:
-        a, g = activation_and_gradient(
-            model_fn, inputs, layer, target=target, at=at, call=call, create_graph=create_graph
-        )
-
+    def one(a: Tree, g: Tree, layer: Layer) -> Tree:
         def of_tensor(a: Any, g: Any) -> Tensor:
             weighted = weigh(channels(a, layer, reshape), channels(g, layer, reshape))
             weighted = weighted if per_channel else weighted.sum(1, keepdim=True)
@@ -93,7 +88,16 @@ def channel_map(
         # A layer with several tensors has a map of each, unless reshape makes one of them.
         return of_tensor(a, g) if reshape is not None else optree.tree_map(of_tensor, a, g)
 
-    return each_layer(one, layer)
+    return each_gradient(
+        one,
+        model_fn,
+        inputs,
+        layer,
+        target=target,
+        at=at,
+        call=call,
+        create_graph=create_graph,
+    )
 
 
 def channels(value: Any, layer: Layer, reshape: Reshape | None) -> Tensor:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attrfn._model.bound import alias, rows_of
 from attrfn._model.source import is_functional
 
 _ATOMS = frozenset(
@@ -94,7 +95,7 @@ def own_tensor(t: Tensor) -> Tensor:
     if t.layout == torch.strided and any(
         s == 0 and n > 1 for s, n in zip(t.stride(), t.shape, strict=True)
     ):
-        return t.clone() if t.is_inference() else t
+        return t.clone() if t.is_inference() else t if rows_of(t) is None else alias(t, None)
     return t.clone()
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from attrfn._model.classes import Intervention
 from attrfn._model.clone import run_clone
+from attrfn._model.edits import inside, joined, one_each
 from attrfn._model.hidden import check_hidden
 from attrfn._model.parameters import refuse_writes
 from attrfn._model.private_copy import PrivateCopy
@@ -28,6 +29,7 @@ from attrfn._model.training import refuse_tied
 from attrfn._torch import private_compiler
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.compiling import is_compiling, require_compiler
+from attrfn._torch.explanation import current
 from attrfn._torch.typing import ModelFn
 
 
@@ -58,7 +60,7 @@ def bind(model_fn: ModelFn, *, frozen: bool, forward_only: bool = False) -> Mode
     # Inside a transform copies may hold its wrapped tensors, which die with it, and no value tells
     # whether a run has changed a copy. So each run builds one.
     if frozen and not transforming():
-        reused = Reused(src._replace(args=(), kwargs={}), fused=forward_only)
+        reused = Reused.of(src, fused=forward_only)
         return functools.partial(reused, *src.args, **src.kwargs)
     return bind_source(src, (), (), frozen=frozen)
 
@@ -97,6 +99,23 @@ class Reused:
         self.layers = layers
         self.idle: list[_Built] = []  # a thread takes a copy out while it runs it
 
+    @staticmethod
+    def of(src: Source, *, fused: bool = False, layers: Sequence[nn.Module | str] = ()) -> Reused:
+        """The copies that the call of a method has of a source, or new ones."""
+        made = functools.partial(
+            Reused, src._replace(args=(), kwargs={}), fused=fused, layers=layers
+        )
+        explanation = current()
+        if explanation is None or src.params is not None or src.around:
+            return made()
+        # A method inside of another, such as that of a noise tunnel, is bound for each chunk. The
+        # module of an entry is alive, so that no other one has its id.
+        key = (id(src.module), src.method, fused, *[id(find(src.module, one)) for one in layers])
+        if key not in explanation.copies:
+            explanation.copies[key] = made()
+        found: Reused = explanation.copies[key]
+        return found
+
     def prepare(self) -> None:
         """Build a private copy for the next run now."""
         if is_compiling():  # which runs a clone
@@ -111,16 +130,20 @@ class Reused:
         self, interventions: Sequence[Intervention], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Run the model with interventions at the layers."""
+        now = inside(self.src, self.layers, interventions, args)
         if is_compiling():  # the unit of an attribution, whose surroundings are eager
-            src, layers = self.src, tuple(self.layers)
-            return run_clone(src, layers, tuple(interventions), True, args, kwargs)
+            around = tuple(now.layers), tuple(now.interventions)
+            out = run_clone(self.src, *around, True, now.args, kwargs)
+            now.over()
+            return out
         built = self._take()
-        sites = [built.private.memo[id(find(self.src.module, layer))] for layer in self.layers]
-        for site, intervention in zip(sites, interventions, strict=False):
+        sites = [built.private.memo[id(find(self.src.module, layer))] for layer in now.layers]
+        for site, intervention in zip(sites, one_each(sites, now.interventions), strict=False):
             site._attrfn_intervention = intervention
         try:
-            out = built.model(*args, **kwargs)
+            out = built.model(*now.args, **kwargs)
             refuse_writes(built.private.shared, built.private.written)
+            now.over()
             return out
         finally:
             for site in sites:
@@ -132,9 +155,10 @@ class Reused:
             built = self.idle.pop()
             if built.ready or built.private.unchanged():
                 return built
-        interventions = [None] * len(self.layers)
+        layers = [*self.layers, *[m for plan in self.src.edits for m in plan.modules]]
+        interventions = [None] * len(layers)
         return _Built(
-            *_private_copy(self.src, self.layers, interventions, True, self.fused), ready=False
+            *_private_copy(self.src, layers, interventions, True, self.fused), ready=False
         )
 
 
@@ -171,20 +195,23 @@ def bind_source(
 
     Its bound arguments stay visible as those of a ``functools.partial``.
     """
-    if src.around:
-        layers, interventions = _joined(src, layers, interventions)
     if is_compiling():
         require_compiler()
-        return _compiled(src, layers, interventions, frozen)
     unbound = src._replace(args=(), kwargs={})
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        if is_compiling():  # the unit of an attribution, whose surroundings are eager
-            inside = tuple(layers), tuple(interventions)
-            return run_clone(unbound, *inside, frozen, args, kwargs)
-        private, model = _private_copy(unbound, layers, interventions, frozen)
-        out = model(*args, **kwargs)
-        refuse_writes(private.shared, private.written)
+        now = inside(unbound, layers, interventions, args)
+        at, around = now.layers, now.interventions
+        if src.around:
+            at, around = joined(src, at, around)
+        # Also inside the unit of an attribution, whose surroundings are eager.
+        if is_compiling():
+            out = run_clone(unbound, tuple(at), tuple(around), frozen, now.args, kwargs)
+        else:
+            private, model = _private_copy(unbound, at, around, frozen)
+            out = model(*now.args, **kwargs)
+            refuse_writes(private.shared, private.written)
+        now.over()
         return out
 
     return functools.partial(run, *src.args, **src.kwargs)
@@ -204,26 +231,6 @@ class Bare:
         return bind_source(self.attrfn_source, (), (), frozen=False)(*args, **kwargs)
 
 
-def _joined(
-    src: Source, layers: Sequence[nn.Module | str], interventions: Sequence[Intervention]
-) -> tuple[list[nn.Module | str], list[Intervention]]:
-    """Layers and interventions with those around the source, which are the inner ones."""
-    joined: dict[int, tuple[nn.Module | str, Intervention]] = {
-        id(find(src.module, layer)): (layer, inner) for layer, inner in src.around
-    }
-    for layer, outer in zip(layers, interventions, strict=True):
-        key = id(find(src.module, layer))
-        joined[key] = (layer, _nested(outer, joined[key][1]) if key in joined else outer)
-    return [layer for layer, _ in joined.values()], [found for _, found in joined.values()]
-
-
-def _nested(outer: Intervention, inner: Intervention) -> Intervention:
-    def both(forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return outer(lambda *a, **k: inner(forward, a, k), args, kwargs)
-
-    return both
-
-
 def _private_copy(
     src: Source,
     layers: Sequence[nn.Module | str],
@@ -233,7 +240,7 @@ def _private_copy(
 ) -> tuple[PrivateCopy, ModelFn]:
     """A private copy and its model function for one run, which starts from the user's state."""
     found = [find(src.module, layer) for layer in layers]
-    at = dict(zip(map(id, found), interventions, strict=True))
+    at = dict(zip(map(id, found), one_each(found, interventions), strict=True))
     private = PrivateCopy(frozen=frozen, interventions=at, fused=fused)
     private.clone_rescaled(src.module)
     for name, value in (src.params or {}).items():
@@ -246,20 +253,6 @@ def _private_copy(
             raise foreign(src.module, layer)
     private.warn()
     return private, module if src.method is None else types.MethodType(src.method, module)
-
-
-def _compiled(
-    src: Source,
-    layers: Sequence[nn.Module | str],
-    interventions: Sequence[Intervention],
-    frozen: bool,
-) -> ModelFn:
-    unbound = src._replace(args=(), kwargs={})
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        return run_clone(unbound, tuple(layers), tuple(interventions), frozen, args, kwargs)
-
-    return functools.partial(run, *src.args, **src.kwargs)
 
 
 def _tensor(module: nn.Module, name: str) -> Tensor:

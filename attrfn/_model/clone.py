@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from attrfn._model.classes import Intervention
+from attrfn._model.edits import one_each
 from attrfn._model.private_copy import MOST_GUARDED, PrivateCopy
 from attrfn._model.source import Source, find, foreign, unwrapped_name
 from attrfn._torch.compiling import constant_result
@@ -154,7 +155,8 @@ def run_clone(
         tensors[name] = t
     prefix = "" if src.method is None else "inner."
     tensors = {prefix + unwrapped_name(name): t for name, t in tensors.items()}
-    for site, intervention in zip(clone.sites, interventions, strict=True):
+    around = one_each(clone.sites, interventions)
+    for site, intervention in zip(clone.sites, around, strict=True):
         site._attrfn_intervention = intervention
     plain = [
         (part, name, value)

@@ -207,7 +207,7 @@ class PrivateCopy:
         if isinstance(value, Tensor):
             return self.buffer(value)
         if kind is tuple:
-            immutable = all(type(v) in _IMMUTABLE for v in value)
+            immutable = _IMMUTABLE.issuperset(map(type, value))
             return value if immutable else tuple(map(self.value, value))
         if isinstance(value, _CONTAINERS):
             return self.container(value)

@@ -27,6 +27,8 @@ class Source(NamedTuple):
         args: Bound positional arguments.
         kwargs: Bound keyword arguments.
         around: Layers with the interventions that run around their forward.
+        edits: Plans of edits (see :mod:`attrfn._model.edits`); what each needs in a run is one of
+            the first bound arguments.
     """
 
     module: nn.Module
@@ -35,6 +37,7 @@ class Source(NamedTuple):
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     around: tuple[tuple[nn.Module | str, Any], ...] = ()
+    edits: tuple[Any, ...] = ()
 
 
 def source(model_fn: ModelFn) -> Source | None:

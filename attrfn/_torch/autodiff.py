@@ -13,6 +13,7 @@ from attrfn._torch import pytree
 from attrfn._torch.compiling import is_compiling, unreadable
 from attrfn._torch.decomposed import Decomposed
 from attrfn._torch.layouts import FlatNorms, unmistaken
+from attrfn._torch.one_run import shared_run
 from attrfn._torch.private import (
     NODE_WITHOUT_DERIVATIVE,
     in_transform,
@@ -98,8 +99,13 @@ def _autograd(f: Callable[..., Tensor], x: Leaves, create_graph: bool) -> tuple[
     # The caller may be in no_grad or in inference mode, as code that predicts usually is.
     with torch.inference_mode(False), torch.enable_grad():
         z = tuple(_leaf(t, create_graph) for t in x)
-        values = f(*z)
-        grads = _pull(values, z, create_graph)
+        run = None if create_graph else shared_run()
+        if run is None:
+            values = f(*z)
+            grads = _pull(values, z, create_graph)
+        else:
+            values, leaves = run.around(f, z)
+            grads = _pull(values, leaves, False, again=bool(run.served))
     return (values, grads) if create_graph else (values.detach(), grads)
 
 
@@ -109,27 +115,39 @@ def autograd_leaves(x: Leaves) -> Leaves:
         return tuple([_leaf(t, False) for t in x])
 
 
-def gradients_inside(f: Callable[[], tuple[Tensor, Leaves]]) -> tuple[Leaves, Leaves]:
+def gradients_inside(
+    f: Callable[[], tuple[Tensor, Leaves]], *, create_graph: bool = False
+) -> tuple[Leaves, Leaves]:
     """The tensors from which a function starts a graph, and the gradients with respect to them.
 
     For eager code without a surrounding transform.
 
     Args:
         f: Makes leaves of autograd while it runs; returns its values, and those leaves.
+        create_graph: Let the results be differentiated.
     """
     with torch.inference_mode(False), torch.enable_grad():
         values, z = f()
-        return tuple([t.detach() for t in z]), _pull(values, z, False)
+        grads = _pull(values, z, create_graph)
+        return (z if create_graph else tuple([t.detach() for t in z])), grads
 
 
-def _pull(values: Tensor, z: Leaves, create_graph: bool) -> Leaves:
-    """The gradients of the values' sum; zeros, and a warning, where there are none."""
+def _pull(values: Tensor, z: Leaves, create_graph: bool, again: bool = False) -> Leaves:
+    """The gradients of the values' sum; zeros, and a warning, where there are none.
+
+    Where the graph serves another call, its results stay (``again``).
+    """
     if not values.requires_grad:
         warn_constant()
         return tuple(map(torch.zeros_like, z))
     with unmistaken(values, z, keep=create_graph):
         found: tuple[Tensor | None, ...] = torch.autograd.grad(
-            values, z, torch.ones_like(values), create_graph=create_graph, allow_unused=True
+            values,
+            z,
+            torch.ones_like(values),
+            retain_graph=create_graph or again,
+            create_graph=create_graph,
+            allow_unused=True,
         )
     if all(g is None for g in found):
         if _undifferentiable(values):

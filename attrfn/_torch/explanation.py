@@ -36,6 +36,10 @@ class Explanation:
         outputs: Grows by what the model returns while a method asks for it; else None.
         mixes: Whether a warning has said that rows depend on each other.
         draws: Whether the model draws random numbers.
+        copies: Private copies of modules that later runs of this call reuse, by what they are of.
+        shared: Tensors, by their id, that are as long as the batch, and that runs have shown to
+            hold no rows of examples.
+        targets: The targets of this call that are functions.
     """
 
     def __init__(self, model: Any, key: Any) -> None:
@@ -44,6 +48,9 @@ class Explanation:
         self.one_by_one = False
         self.mixes = False
         self.draws = False
+        self.copies: dict[Any, Any] = {}
+        self.shared: dict[int, Tensor] = {}
+        self.targets: list[Any] = []
         self.outputs: list[Any] | None = None
         self.running = False
         self.generators: list[torch.Generator] = []

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import optree
 import torch
 from torch import Tensor
 
-from attrfn._copies.batch import flat_rows, repeat_bound, split_rows, wide
+from attrfn._copies.batch import flat_rows, pick_bound, repeat_bound, split_rows, wide
 from attrfn._copies.chunks import Chunks, over_chunks
 from attrfn._explain.baseline import fill_baselines
 from attrfn._explain.forms import documented
@@ -154,7 +153,7 @@ def batch_independence(
     for i in range(c.batch):
         one = slice(i, i + 1)
         alone = Case(
-            _row_of(model_fn, c, i),
+            pick_bound(model_fn, c.batch, torch.tensor([i])),
             c.rebuild([t[one] for t in c.x]),
             c.method,
             _options_of(c, i),
@@ -165,15 +164,6 @@ def batch_independence(
         )
         gaps.append(largest(differences(tuple([t[one] for t in together]), alone.maps())))
     return torch.cat(gaps) if gaps else largest(together)
-
-
-def _row_of(value: Any, c: Case, i: int) -> Any:
-    """What is bound to a function, for one example."""
-    if not isinstance(value, functools.partial):
-        return value
-    bound: Tree = (value.args, value.keywords)
-    args, keywords = optree.tree_map(lambda t: _row(t, c.batch, i), bound, none_is_leaf=True)
-    return functools.partial(_row_of(value.func, c, i), *args, **keywords)
 
 
 def _row(t: Any, batch: int, i: int, dim: int = 0) -> Any:
@@ -189,8 +179,7 @@ def _options_of(c: Case, i: int) -> dict[str, Any]:
     for name, value in c.bound.items():
         form = PER_EXAMPLE.get(name)
         if form == "index":
-            found[name] = value[i : i + 1] if isinstance(value, list) else _row_of(value, c, i)
-            found[name] = _row(found[name], c.batch, i)
+            found[name] = value[i : i + 1] if isinstance(value, list) else _index_of(value, c, i)
         elif form == "key":
             found[name] = value[i : i + 1] if getattr(value, "ndim", 0) == 2 else value
         elif form is not None and value is not None:
@@ -201,6 +190,10 @@ def _options_of(c: Case, i: int) -> dict[str, Any]:
                 none_is_leaf=True,
             )
     return found
+
+
+def _index_of(value: Any, c: Case, i: int) -> Any:
+    return pick_bound(_row(value, c.batch, i), c.batch, torch.tensor([i]))
 
 
 def _rank(t: Any) -> int:

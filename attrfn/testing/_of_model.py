@@ -11,7 +11,7 @@ import optree
 import torch
 from torch import Tensor, nn
 
-from attrfn._copies.batch import binds_rows
+from attrfn._copies.batch import binds_rows, pick_bound, unmarked_rows
 from attrfn._copies.progress import steps
 from attrfn._explain.tree import as_dicts, batch_size, flatten
 from attrfn._torch.typing import ModelFn, Target, Tree
@@ -133,20 +133,28 @@ def _rows(c: Case, deterministic: bool) -> Finding:
             return Finding("rows", None, "not checked: give two examples or more")
         near = [t + 0.1 * normal(*t.shape, seed=i).to(t) for i, t in enumerate(x)]
         x, batch = tuple([torch.cat([t, n]) for t, n in zip(x, near, strict=True)]), 2
+    unsure = [name for name, _ in unmarked_rows(c.model_fn, batch)]
     try:
         together = c.values(x)
         for i in range(min(batch, 4)):
             others = tuple([_with_row(t.roll(1, 0), i, t) for t in x])
             if not _close(c.values(others)[i], together[i]):
                 return Finding("rows", False, f"output {i} changes with the other rows: rows mix")
-            if binds_rows(c.model_fn, batch):
+            if unsure:
                 continue
-            alone = c.values(tuple([t[i : i + 1] for t in x]))
+            own = c._replace(model_fn=pick_bound(c.model_fn, batch, torch.tensor([i])))
+            alone = own.values(tuple([t[i : i + 1] for t in x]))
             if not _close(alone[0], together[i]):
                 return Finding("rows", False, f"row {i} alone has other outputs than in the batch")
     except Exception as error:
         return Finding("rows", False, f"other rows raise {said(error)}")
     text = "each row is explained by itself: alone and among others the outputs are the same"
+    if unsure:
+        names = " and ".join(dict.fromkeys([name or "what" for name in unsure]))
+        text += (
+            f"; {names} that functools.partial binds counts as rows of the examples for its size: "
+            "mark it with attrfn.per_example or attrfn.shared"
+        )
     return Finding("rows", True, text)
 
 

@@ -25,6 +25,7 @@ class Adapter(nn.Module):
 
     predicts = True
     dims = 3
+    answers = "vocab_size"
 
     def __init__(self, model: Any, logits: Read | None = None, keep_logits: bool = True) -> None:
         super().__init__()
@@ -114,10 +115,10 @@ def pick(logits: Tensor, at: Tensor) -> Tensor:
     return logits.gather(1, at[..., None].expand(-1, -1, logits.shape[-1]))
 
 
-def bare(to: Adapter) -> Adapter:
-    """An adapter that binds nothing itself: what is bound follows the batch."""
+def bare(to: Adapter, bound: dict[str, Any] | None = None) -> Adapter:
+    """An adapter that binds nothing but this itself: other tensors follow the batch."""
     if not to.bound:
         return to
     other = object.__new__(type(to))
-    other.__dict__ = {**to.__dict__, "bound": {}}
+    other.__dict__ = {**to.__dict__, "bound": bound or {}}
     return other

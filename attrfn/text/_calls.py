@@ -70,6 +70,21 @@ def check_length(model: Any, length: int, what: str) -> None:
         )
 
 
+def check_ids(model: Any, ids: Tensor, name: str, of: str = "vocab_size") -> None:
+    """Refuse ids that are no tokens, or classes, of a model: on a GPU they would end the process.
+
+    Raises:
+        ValueError: An id is negative, or not below the number in the configuration.
+    """
+    size = of_config(model, of)
+    most = size - 1 if isinstance(size, int) and size > 0 else int(ids.max())
+    if int(ids.min()) < 0 or int(ids.max()) > most:
+        raise ValueError(
+            f"{name} has ids from {int(ids.min())} to {int(ids.max())}, expected 0 to {most} "
+            f"(the model's {of})"
+        )
+
+
 def embedding_of(model: Any) -> Any:
     """The table of embeddings of a model, by the method that Hugging Face's models have.
 

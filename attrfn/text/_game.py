@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attrfn._copies.batch import is_count
+from attrfn._copies.batch import is_count, wide
 from attrfn._explain.explain import explain
 from attrfn._torch.say import say
 from attrfn.text._adapter import Adapter, bare
 from attrfn.text._adapters import adapter
 from attrfn.text._answer import foil_ids, token_ids
-from attrfn.text._calls import check_length
+from attrfn.text._calls import check_ids, check_length
 from attrfn.text._parts_type import Game, Parts
 from attrfn.text._play import Options, Play, Side
 from attrfn.text._removal import Removal, chosen, delete
@@ -61,7 +61,8 @@ def game(
         remove: What stands for a removed part: :func:`delete` (the default), :func:`replace`,
             :func:`template`, :func:`unattended` or :func:`embedding`.
         whole: Add the score of the whole answer as a last column.
-        answer_context: Add the answer's tokens as N further parts. Each matters to later ones only.
+        answer_context: Add the answer's tokens as N further parts. Each matters to later ones only,
+            and the last one to none.
         prefix: Whether to compute shared prefixes once.
         max_tokens: The most tokens in one call of the model, padding included; None: all rows that
             the method's ``chunk_size`` gives.
@@ -89,9 +90,11 @@ def game(
         2024. https://arxiv.org/abs/2409.00729
     """
     _check(parts, foil, other, score, max_tokens, pad_to)
-    to = adapter(model)
-    parts, extras, others = _without_padding(to, parts)
-    to = bare(to)
+    given = adapter(model)
+    parts, extras, others = _without_padding(given, parts)
+    to = bare(given, {k: v for k, v in others.items() if not isinstance(v, Tensor)})
+    others = {k: v for k, v in others.items() if isinstance(v, Tensor)}
+    check_ids(to.model, parts.ids, "parts")
     a = token_ids(answer, "answer", parts.ids.device)
     if len(a) != 1:
         raise ValueError(f"answer has {len(a)} rows, expected one, (1, N), as the prompt is one")
@@ -105,16 +108,17 @@ def game(
     if isinstance(foil, str) or score == "kl":
         logits = _pure(functools.partial(play.logits, side=side), full)
         if score == "kl":
-            side = side._replace(reference=logits.float().log_softmax(-1))
+            side = side._replace(reference=logits.to(wide(logits.dtype)).log_softmax(-1))
         if isinstance(foil, str):
             side = side._replace(foil=runner_up_of(logits, a))
     if foil is not None and not isinstance(foil, str):
         side = side._replace(foil=foil_ids(foil, a))
+        check_ids(to.model, foil_ids(foil, a), "foil", to.answers)
     against = None
     if other is not None:
         against = _side(to, parts, token_ids(other, "other", parts.ids.device), False)
     play = Play(to, side, against, options)
-    if prefix and not extras and removal.name != "embedding":
+    if prefix and not extras and not others and removal.name != "embedding":
         play.known.wanted = True
         with torch.no_grad():
             _pure(play.learn, full)
@@ -157,6 +161,7 @@ def _check(
 
 def _side(to: Adapter, parts: Parts, answer: Tensor, context: bool) -> Side:
     """An answer in its text."""
+    check_ids(to.model, answer, "answer", to.answers)
     text = to.text(parts.ids[0], parts.mask.to(parts.ids.device), parts.n, answer[0], context)
     if text.source:
         check_length(to.model, text.source, "the source")
@@ -179,6 +184,12 @@ def _without_padding(to: Adapter, parts: Parts) -> tuple[Parts, dict[str, Tensor
         there = mask.bool().to(parts.ids.device)
         parts = parts._replace(ids=parts.ids[:, there], mask=parts.mask[there])
         own = {k: v[there] for k, v in own.items()}
+    places = own.pop("position_ids", None)
+    if places is not None and not torch.equal(places, torch.arange(len(places)).to(places)):
+        raise ValueError(
+            "model binds position_ids that do not count from 0, which texts of another length do "
+            "not have: leave them out"
+        )
     return parts, own, bound
 
 

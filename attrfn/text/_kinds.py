@@ -37,7 +37,9 @@ class Causal(Adapter):
             more["logits_to_keep"] = last if last == len(keep) else keep
         out = self.call(self.tokens(rows, value, slice(skip, None)), more)
         logits = self.found(out)
-        return pick(logits, at if keep is None else torch.searchsorted(keep, at))
+        if keep is not None and logits.shape[1] == len(keep):
+            return pick(logits, torch.searchsorted(keep, at))
+        return pick(logits, at)  # a model may take logits_to_keep and ignore it
 
     def of_prompt(self, x: Tensor, answer: Tensor, embeds: bool, bound: dict[str, Any]) -> Tensor:
         size, n = x.shape[1], answer.shape[1]
@@ -152,7 +154,8 @@ class Encoder(Adapter):
     def __init__(self, model: Any, positions: Tensor | None, **more: Any) -> None:
         super().__init__(model, **more)
         self.positions = positions
-        self.dims = 2 if positions is None else 3
+        if positions is None:
+            self.dims, self.answers = 2, "num_labels"
 
     def of_rows(self, rows: Rows, value: Any, extras: dict[str, Any]) -> Tensor:
         size = rows.ids.shape[1]
@@ -192,9 +195,11 @@ class Encoder(Adapter):
 
 def _longer(value: Any, rows: int, size: int, more: int, name: str) -> Any:
     """A bound argument with entries for the answer's tokens: masks with 1, positions go on."""
-    if not isinstance(value, Tensor) or value.ndim != 2 or value.shape[1] != size or not more:
+    if not isinstance(value, Tensor) or value.ndim != 2 or value.shape[1] != size:
         return value
     value = value.expand(rows, -1)
+    if not more:
+        return value
     last = value[:, -1:].expand(-1, more)
     if name == "attention_mask":
         last = torch.ones_like(last)

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from attrfn._torch.autodiff import transforming
+from attrfn._torch.private import version
 from attrfn._torch.say import say
 from attrfn.text._adapter import Adapter
 from attrfn.text._kinds import Causal
@@ -62,10 +64,23 @@ class Options(NamedTuple):
 class Known:
     """The prefixes that are known; an object that private copies of a model share."""
 
-    def __init__(self, wanted: bool) -> None:
-        self.wanted = wanted
+    def __init__(self, adapter: Adapter) -> None:
+        self.adapter = adapter  # of the user, whose weights may change
+        self.wanted = False
         self.first: Prefix | None = None
         self.whole: Prefix | None = None
+        self.weights: list[tuple[int, int]] = []
+
+    def outdated(self) -> bool:
+        """Whether weights have changed since this was asked last; the prefixes are then dropped."""
+        weights = [
+            (p.data_ptr(), 0 if p.is_inference() else version(p)) for p in self.adapter.parameters()
+        ]
+        changed = weights != self.weights
+        if changed:
+            self.first = self.whole = None
+            self.weights = weights
+        return changed
 
 
 class Play(nn.Module):
@@ -76,17 +91,25 @@ class Play(nn.Module):
         self.adapter, self.training = adapter, adapter.training
         self.sides = _Held((side, other))
         self.options = _Held(options)
-        self.known = Known(False)
+        self.known = Known(adapter)
 
     def forward(self, z: Tensor) -> Tensor:
         """The scores of the rows, or those of the answer less those of another one."""
         side, other = self.sides.value
         n = side.text.n
+        if transforming() or z.requires_grad:
+            raise ValueError(
+                "model_fn is a text.game inside a transform, compiled code or a gradient, expected "
+                "a method that replaces features, run eagerly: use text.scorer there, with layer= "
+                "the model's embedding for gradients"
+            )
         if z.ndim != 2 or z.shape[1] != n or not bool(((z == 0) | (z == 1)).all()):
             raise ValueError(
                 f"inputs is {say(z)}, expected (R, {n}) with 1 where a part is there and 0 where "
                 "it is removed: methods that replace features, such as attrfn.kernel_shap, do that"
             )
+        if len(z) == 0:
+            return torch.zeros(0, side.answer.shape[1], device=z.device)
         if other is None:
             return self._scores(z, side)
         return self._scores(z, side)[:, -1:] - self._scores(z, other)[:, -1:]
@@ -104,6 +127,7 @@ class Play(nn.Module):
 
     def learn(self, z: Tensor) -> None:
         """Compute the prefix that all rows share, unless it is short or the cache is wrong."""
+        self.known.outdated()
         side = self.sides.value[0]
         leading = int((side.text.part < 0).long().cumprod(0).sum())
         if leading < 2 and self.options.value.remove.name != "template":
@@ -163,7 +187,10 @@ class Play(nn.Module):
         nothing = torch.zeros_like(rows.length)
         if not known.wanted or self._differentiated():
             return self._planned(rows, nothing, None)
-        whole = self.rows(torch.ones(1, side.text.n, device=rows.ids.device), side)
+        full = torch.ones(1, side.text.n, device=rows.ids.device)
+        if known.outdated():
+            self.learn(full)
+        whole = self.rows(full, side)
         shared = rows.same_as(whole)
         first = known.first
         way = self._planned(rows, nothing if first is None else first.common(shared), first)

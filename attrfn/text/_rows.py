@@ -141,8 +141,9 @@ class Plan(NamedTuple):
 def planned(rows: Rows, shared: Tensor, call: int, most: int | None, pad_to: int) -> Plan:
     """Groups of rows in which few tokens are computed more often than needed.
 
-    Rows of a group lose the tokens that not all of them share with the prefix, and are padded to
-    the longest. A new group starts where that waste exceeds what a call costs.
+    Rows of a group lose the tokens that not all of them share with the prefix, are padded to the
+    longest, and get logits wherever one of them needs some. A new group starts where that waste
+    exceeds what a call costs; the logits of a token count like the token.
 
     Args:
         rows: All rows.
@@ -152,18 +153,33 @@ def planned(rows: Rows, shared: Tensor, call: int, most: int | None, pad_to: int
         pad_to: Lengths are rounded up to a multiple of this.
     """
     lengths = [-(-t // pad_to) * pad_to for t in rows.length.tolist()]
-    starts = shared.tolist()
+    starts, at = shared.tolist(), rows.at.tolist()
     groups: list[list[int]] = []
-    first, longest, own, cost = 0, 0, 0, 0
+    cost, own, group = 0, 0, _Group(0, 0, frozenset())
     for i in sorted(range(len(lengths)), key=lambda i: (starts[i], lengths[i], i)):
         count = len(groups[-1]) + 1 if groups else 1
-        size = max(longest, lengths[i])
-        waste = count * (size - first) - own - (lengths[i] - starts[i])
-        if not groups or waste > call or (most is not None and count * size > most):
-            cost += call + (count - 1) * (longest - first)
+        joined = group.joined(lengths[i], at[i])
+        alone = _Group(starts[i], lengths[i], frozenset(at[i]))
+        over = most is not None and count * joined.size > most
+        if not groups or over or joined.cost(count) - own - alone.cost(1) > call:
+            cost += call + group.cost(count - 1)
             groups.append([])
-            first, longest, own = starts[i], lengths[i], 0
+            joined, own = alone, 0
         groups[-1].append(i)
-        longest = max(longest, lengths[i])
-        own += lengths[i] - starts[i]
-    return Plan(groups, cost + len(groups[-1]) * (longest - first))
+        own += alone.cost(1)
+        group = joined
+    return Plan(groups, cost + group.cost(len(groups[-1])))
+
+
+class _Group(NamedTuple):
+    """Rows that run together: where they start, their length, and the places with logits."""
+
+    start: int
+    size: int
+    at: frozenset[int]
+
+    def joined(self, size: int, at: list[int]) -> _Group:
+        return _Group(self.start, max(self.size, size), self.at.union(at))
+
+    def cost(self, rows: int) -> int:
+        return rows * (self.size - self.start + len(self.at))

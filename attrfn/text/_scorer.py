@@ -14,6 +14,7 @@ from attrfn._torch.typing import ModelFn
 from attrfn.text._adapter import Adapter, Read, bare
 from attrfn.text._adapters import adapter
 from attrfn.text._answer import foil_ids, token_ids
+from attrfn.text._calls import check_ids
 from attrfn.text._scores import Score, check_score, runner_up_of, scores_of
 
 
@@ -34,7 +35,8 @@ class Scorer(nn.Module):
         **bound: Any,
     ) -> Tensor:
         """The scores (R, N) of the answers after prompts; the logits (R, N, V) without a score."""
-        if x.ndim != 2 + self.embeds or x.shape[1] == 0:
+        given: object = x
+        if not isinstance(given, Tensor) or x.ndim != 2 + self.embeds or x.shape[1] == 0:
             form = "embeddings (R, P, D)" if self.embeds else "token ids (R, P)"
             raise ValueError(
                 f"inputs is {say(x)}, expected {form} with at least one token before the answer"
@@ -113,6 +115,7 @@ def scorer(
         raise ValueError(f"inputs is {say(inputs)}, expected 'ids' or 'embeds'")
     to = adapter(model, logits, keep_logits)
     ids = token_ids(answer, "answer")
+    check_ids(to.model, ids, "answer", to.answers)
     given: dict[str, Any] = {"answer": ids}
     if foil is not None:
         if isinstance(foil, str):
@@ -121,6 +124,7 @@ def scorer(
                 "foil=text.runner_up(model, prompt, answer)"
             )
         given["foil"] = foil_ids(foil, ids)
+        check_ids(to.model, given["foil"], "foil", to.answers)
     if reference is not None:
         given["reference"] = reference
     module = Scorer(bare(to), score, whole, inputs == "embeds")

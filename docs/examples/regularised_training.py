@@ -11,8 +11,11 @@ Reference:
 """
 
 import argparse
+import contextlib
 import shutil
+import threading
 import time
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -59,8 +62,27 @@ def loss(model: nn.Module, x: Tensor, y: Tensor, weight: float) -> Tensor:
     return plain + weight * (reasons * MARGIN).square().sum((1, 2, 3)).mean()
 
 
+@contextlib.contextmanager
+def saying(what: str, seconds: float = 5) -> Iterator[None]:
+    """Print every few seconds that something still goes on."""
+    over = threading.Event()
+
+    def say() -> None:
+        start = time.perf_counter()
+        while not over.wait(seconds):
+            print(f"{what} for {time.perf_counter() - start:.0f} s", flush=True)
+
+    thread = threading.Thread(target=say, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 def train(
-    x: Tensor, y: Tensor, weight: float, steps: int, compiled: bool
+    x: Tensor, y: Tensor, weight: float, steps: int, name: str, compiled: bool
 ) -> tuple[nn.Module, float]:
     """The trained network, and how many steps it took per second, without the compilation."""
     model = network()
@@ -70,9 +92,13 @@ def train(
     for step in range(steps):
         if step == 5:
             start = time.perf_counter()
+        if step % 50 == 0:
+            print(f"{name}: step {step} of {steps}", flush=True)
         batch = torch.randint(len(x), (64,))
         optimizer.zero_grad()
-        objective(model, x[batch], y[batch], weight).backward()
+        # The first step of a compiled objective waits for the compiler.
+        with saying(f"{name}: compiling") if step == 0 else contextlib.nullcontext():
+            objective(model, x[batch], y[batch], weight).backward()
         optimizer.step()
     return model.eval(), (steps - 5) / (time.perf_counter() - start)
 
@@ -91,7 +117,7 @@ def main(weight: float, steps: int) -> None:
     kinds = ("", ", compiled") if any(map(shutil.which, ("c++", "g++", "clang++"))) else ("",)
     for name, w in (("plain", 0.0), ("regularised", weight)):
         for kind in kinds:
-            model, speed[name + kind] = train(train_x, y[:1300], w, steps, bool(kind))
+            model, speed[name + kind] = train(train_x, y[:1300], w, steps, name + kind, bool(kind))
             found[name + kind] = accuracy(model, test_x, y[1300:])
             seen = accuracy(model, with_margin(x[1300:], y[1300:]), y[1300:])
             print(

@@ -36,7 +36,7 @@ def transformer(images: Tensor, labels: Tensor) -> nn.Module:
     optimizer = torch.optim.AdamW(model.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=1500)
     for step in range(1500):
-        if step % 300 == 0:
+        if step % 150 == 0:
             print(f"transformer: step {step} of 1500", flush=True)
         x, y = boards(images, labels, 64, blank=0.3)
         optimizer.zero_grad()

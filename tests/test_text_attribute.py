@@ -165,8 +165,10 @@ def test_ablation_runs_each_part_once(n: int) -> None:
 
 def test_gradients_take_one_forward_for_all_tokens() -> None:
     """One for the scores, and one in which vmap passes all cotangents back."""
-    COUNT.update(rows=0, tokens=0)
-    text.attribute(attrfn.gradient, Bag(), letters, "d b e d", " c f b")
+    model = Bag()
+    for _ in range(2):  # a first call also looks whether the model's rows are independent
+        COUNT.update(rows=0, tokens=0)
+        text.attribute(attrfn.gradient, model, letters, "d b e d", " c f b")
     assert COUNT["rows"] == 2
 
 
@@ -394,6 +396,21 @@ WRONG: dict[str, tuple[Any, str]] = {
     "no offsets": (
         lambda: Prompt(lambda text, **o: {"input_ids": [1]}, "a b", " c"),
         "tokenizer gives no offsets",
+    ),
+    "batch": (lambda: Prompt(letters, "a b", " c", batch=0), "batch is 0, expected None or a"),
+    "foil and other": (
+        lambda: Prompt(letters, "a b", " c", foil=" d", other=" e"),
+        "other is given with a foil, expected one of them",
+    ),
+    "other and entropy": (
+        lambda: text.attribute(
+            attrfn.gradient, Bag(), letters, "a b", " c", other=" e", score="entropy"
+        ),
+        "other is given with score='entropy', expected one of them",
+    ),
+    "hessians": (
+        lambda: text.attribute(attrfn.integrated_hessians, Bag(), letters, "a b", " c"),
+        r"method integrated_hessians returned .*it gives no number for a part",
     ),
     "overlap": (lambda: Prompt(letters, "a b", " c", by=[(0, 2), (1, 3)]), "which overlap"),
 }

@@ -195,9 +195,53 @@ def test_encodings_of_all_forms() -> None:
             assert torch.equal(found.mask, expected.mask)
 
 
+def test_two_texts() -> None:
+    """As one text with a new line between them; marks are fixed."""
+    transformers = pytest.importorskip("transformers", minversion="5.0")
+    tokenizers = pytest.importorskip("tokenizers")
+    inner = trained("wordpiece").backend_tokenizer
+    inner = tokenizers.Tokenizer.from_str(inner.to_str())
+    marks = [("<s>", 2), ("</s>", 3)]
+    inner.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=marks
+    )
+    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, **names)
+    pair = ("The cat sat. A dog", "cats are")
+    for tokenizer in (fast, inner):
+        found = text.parts(pair, tokenizer)
+        assert found.text == "The cat sat. A dog\ncats are"
+        assert found.labels == ("The", "cat", "sat", ".", "A", "dog", "cats", "are")
+        assert found.ids.tolist() == [fast(*pair)["input_ids"]]
+        marked = torch.isin(found.ids[0], torch.tensor([2, 3]))
+        assert marked.sum() == 3
+        assert torch.equal(found.mask < 0, marked)
+        assert text.parts(pair, tokenizer, by="sentence").labels == (
+            "The cat sat.",
+            "A dog",
+            "cats are",
+        )
+    with pytest.raises(ValueError, match="neither sequence_ids nor token_type_ids"):
+        text.parts(pair, lambda a, b, **o: spaced()(a, True))
+    typed = {"input_ids": [5, 6], "offset_mapping": [(0, 1), (0, 1)], "token_type_ids": [0, 1]}
+    assert text.parts(("a", "b"), None, encoding=typed).mask.tolist() == [0, 1]
+
+
+def test_words_behind_the_end_of_a_truncated_text_have_no_token() -> None:
+    bpe = trained("bpe")
+    cut = bpe("the cat sat on", truncation=True, max_length=3, return_offsets_mapping=True)
+    found = text.parts("the cat sat on", bpe, encoding=cut)
+    assert found.labels == ("the", "cat", "sat", "on")
+    assert found.mask.tolist() == [-1, 0, 1]
+
+
 WRONG: dict[str, tuple[Any, type[Exception], str]] = {
     "empty": (lambda: text.parts(" ", spaced()), ValueError, "text is ' ', which has no part"),
-    "no text": (lambda: text.parts(["a"], spaced()), TypeError, r"text is \['a'\], expected a str"),
+    "no text": (
+        lambda: text.parts(["a"], spaced()),
+        TypeError,
+        r"text is \['a'\], expected a text",
+    ),
     "overlap": (
         lambda: text.parts("abcdef", spaced(), by=[(0, 3), (2, 5)]),
         ValueError,

@@ -7,6 +7,7 @@ name: "bob" is followed by "blue" because of the fact about bob, and of nothing 
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from types import SimpleNamespace
 from typing import Any
@@ -103,7 +104,7 @@ def _batch(rows: int, length: int, generator: torch.Generator) -> tuple[Tensor, 
         row = [IDS[w] for w in ["<bos>", *words]][: length + 1]
         ids[r, : len(row) - 1] = torch.tensor(row[:-1])
         seen: set[int] = set()
-        for t, (word, after) in enumerate(zip(row, row[1:], strict=False)):
+        for t, (word, after) in enumerate(itertools.pairwise(row)):
             if word in seen or WORDS[word] in COLOURS:
                 targets[r, t] = after
             if WORDS[word] in NAMES:

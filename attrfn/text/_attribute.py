@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from attrfn._copies.batch import is_count
 from attrfn._explain.flags import checks_flags
 from attrfn._torch.say import say
 from attrfn._torch.typing import Method
@@ -20,7 +25,7 @@ from attrfn.text._prompts import chat_parts
 from attrfn.text._removal import Removal, delete, replace
 from attrfn.text._scorer import runner_up
 from attrfn.text._scores import Score, check_score
-from attrfn.text._tokens import id_of
+from attrfn.text._tokens import decoded, id_of
 
 
 @checks_flags
@@ -37,6 +42,7 @@ def attribute(
     other: Any = None,
     score: Score = "log_prob",
     whole: bool = False,
+    answer_context: bool = False,
     batch: int | None = None,
     max_new_tokens: int = 64,
     **options: Any,
@@ -53,7 +59,8 @@ def attribute(
         model: A causal language model, an encoder-decoder, or what :func:`causal`, :func:`seq2seq`
             or :func:`classifier` makes of a model.
         tokenizer: One with offsets, as of :func:`parts`, and with ``decode``.
-        prompt: A text; the messages of a chat; or parts, whose tokens are taken as they are.
+        prompt: A text; the messages of a chat; two texts, for a classifier; or parts, whose tokens
+            are taken as they are.
         answer: A text, which begins where the prompt ends, with its space; its token ids; for a
             classifier a class; or None, for the answer that the model finds most likely token by
             token.
@@ -68,6 +75,8 @@ def attribute(
         other: Another answer of any length, which the whole answer is compared with.
         score: The score of each token; see :func:`scorer`.
         whole: Explain the score of the whole answer only.
+        answer_context: Take the tokens of the answer as further parts, which matter to later ones;
+            for perturbation methods.
         batch: How many texts, or answer tokens, run at once; None: what memory holds.
         max_new_tokens: The most tokens of an answer that is None.
         **options: The method's options.
@@ -94,11 +103,13 @@ def attribute(
         >>> weight = torch.zeros(6, 6)
         >>> weight[4, 2] = weight[5, 3] = 9.0  # France: Paris; Italy: Rome
         >>> model = lambda ids: weight[ids].cumsum(1)
-        >>> a = text.attribute(attrfn.feature_ablation, model, tokenizer, "France is", foil=" Rome")
+        >>> ablation = attrfn.feature_ablation
+        >>> a = text.attribute(ablation, model, tokenizer, "France is", " Paris", foil=" Rome")
         >>> a.answer, a.parts, a.values
         ((' Paris',), ('France', 'is'), tensor([[9., 0.]]))
     """
     check_score(score, foil)
+    _check(foil, other, score, batch)
     given = adapter(model)
     these = on_device(prompt_of(prompt, tokenizer, by), given)
     target = answer_of(given, tokenizer, these, answer, max_new_tokens)
@@ -113,24 +124,48 @@ def attribute(
         remove=remove,
         default=lambda: _default_removal(these, tokenizer),
         whole=whole or other is not None,
+        context=answer_context,
         batch=batch,
     )
     found = explained_by(method, plan, options)
     texts = ("".join(target.texts),) if len(found.values) != len(target.texts) else target.texts
+    labels, spans = these.labels, these.spans
+    if answer_context:
+        labels, spans = labels + target.texts, _with_answer(spans, target.texts, these.text)
     return found._replace(
-        parts=these.labels,
+        parts=labels,
         answer=texts,
-        spans=these.spans,
+        spans=spans,
         score=score if isinstance(score, str) else getattr(score, "__name__", "score"),
         method=name_of(method),
     )
+
+
+def _check(foil: Any, other: Any, score: Score, batch: Any) -> None:
+    """Refuse options that exclude each other."""
+    if other is not None and (foil is not None or score in ("entropy", "kl")):
+        what = "a foil" if foil is not None else f"score={score!r}"
+        raise ValueError(
+            f"other is given with {what}, expected one of them: other= compares whole answers, "
+            "foil= each token"
+        )
+    if batch is not None and not is_count(batch):
+        raise ValueError(f"batch is {say(batch)}, expected None or a number of at least 1")
+
+
+def _with_answer(spans: Tensor | None, texts: tuple[str, ...], prompt: str) -> Tensor | None:
+    """The characters of the parts and of the answer's tokens, in the prompt with the answer."""
+    if spans is None:
+        return None
+    ends = list(itertools.accumulate(map(len, texts), initial=len(prompt)))
+    return torch.cat([spans, spans.new_tensor(list(itertools.pairwise(ends)))])
 
 
 def prompt_of(prompt: Any, tokenizer: Any, by: By) -> Parts:
     """The parts of a prompt: a text, the messages of a chat, or parts."""
     if isinstance(prompt, Parts):
         found = prompt
-    elif isinstance(prompt, str):
+    elif isinstance(prompt, str) or (isinstance(prompt, tuple) and _is_pair(prompt)):
         found = parts(prompt, tokenizer, by=by)
     elif isinstance(prompt, (list, tuple)) and prompt and hasattr(prompt[0], "keys"):
         found = chat_parts(prompt, tokenizer, by=by)
@@ -141,7 +176,14 @@ def prompt_of(prompt: Any, tokenizer: Any, by: By) -> Parts:
         )
     if found.ids.numel() == 0 or found.n == 0:
         raise ValueError("prompt has no part, expected at least one to explain: give some text")
-    return found
+    if len(found.labels) == found.n:
+        return found
+    ids = [found.ids[0, found.mask == k].tolist() for k in range(found.n)]
+    return found._replace(labels=tuple([decoded(tokenizer, i) if i else "" for i in ids]))
+
+
+def _is_pair(prompt: tuple[Any, ...]) -> bool:
+    return [type(t) for t in prompt] == [str, str]
 
 
 def on_device(these: Parts, model: Adapter) -> Parts:

@@ -14,7 +14,7 @@ from attrfn._torch.guard import called
 from attrfn._torch.say import say
 from attrfn.text._parts_type import Parts
 from attrfn.text._segment import SEGMENTS, Span, strip
-from attrfn.text._tokens import Tokens, tokens_of
+from attrfn.text._tokens import Tokens, tokens_of, tokens_of_pair
 
 By: TypeAlias = "str | re.Pattern[str] | Sequence[Span] | Callable[[str], Iterable[Span]]"
 Keep: TypeAlias = "str | Sequence[str | Span]"
@@ -24,7 +24,12 @@ UNITS = ("token", *SEGMENTS)
 
 @checks_flags
 def parts(
-    text: str, tokenizer: Any, *, by: By = "word", keep: Keep = (), encoding: Any = None
+    text: str | tuple[str, str],
+    tokenizer: Any,
+    *,
+    by: By = "word",
+    keep: Keep = (),
+    encoding: Any = None,
 ) -> Parts:
     """The parts of a text: token ids, and the part that each token belongs to.
 
@@ -32,7 +37,7 @@ def parts(
     to the part after it. Special tokens and tokens in no part are fixed.
 
     Args:
-        text: A prompt.
+        text: A prompt; or two texts for a classifier of pairs, which are cut up one by one.
         tokenizer: One with offsets: any fast one of transformers or tokenizers, or a callable
             ``(text, return_offsets_mapping=True, add_special_tokens=True)`` that returns
             ``input_ids`` and ``offset_mapping``.
@@ -43,7 +48,8 @@ def parts(
 
     Returns:
         The parts, in the order of the text, or in that of the spans. Words that share a token are
-        one part; a span without a token is a part without tokens, whose attribution is 0.
+        one part; a span without a token is a part without tokens, whose attribution is 0. Of two
+        texts ``text``, and with it the spans, is both with a new line between them.
 
     Raises:
         TypeError: An argument is of another kind.
@@ -59,8 +65,14 @@ def parts(
         >>> found.labels, found.mask.tolist()
         (('To', 'be', ',', 'or'), [0, 0, 1, 1, 1, 2, 3, 3, 3])
     """
+    if isinstance(text, tuple) and [type(t) for t in text] == [str, str]:
+        first, second = text
+        start = len(first) + 1
+        inside = [(0, len(first)), (start, start + len(second))]
+        tokens = tokens_of_pair(first, second, tokenizer, encoding)
+        return of_tokens(f"{first}\n{second}", tokens, by, keep, inside)
     if not isinstance(text, str):
-        raise TypeError(f"text is {say(text)}, expected a str")
+        raise TypeError(f"text is {say(text)}, expected a text, or a tuple of two")
     if not text.strip():
         raise ValueError(f"text is {text!r}, which has no part to explain: give a prompt of words")
     return of_tokens(text, tokens_of(text, tokenizer, encoding), by, keep)
@@ -91,7 +103,7 @@ def of_tokens(
         spans = [s for s in _spans(text, by, inside) if s[0] == s[1] or not _covers(kept, text, s)]
         owner = _owners(text, tokens, spans, kept)
     if unit in SEGMENTS:
-        spans, owner = _merged(spans, owner)
+        spans, owner = _merged(tokens, spans, owner)
     if not spans or (unit != "span" and max(owner) < 0):
         raise ValueError(
             f"by is {say(by)}, which finds no part in text {say(text)} that is not kept, expected "
@@ -250,12 +262,18 @@ def _continues(text: str, tokens: Tokens, t: int) -> bool:
     return tokens.offsets[t - 1][1] == a
 
 
-def _merged(spans: list[Span], owner: list[int]) -> tuple[list[Span], list[int]]:
-    """Parts that were found, where one whose only token belongs to the one before joins it."""
+def _merged(tokens: Tokens, spans: list[Span], owner: list[int]) -> tuple[list[Span], list[int]]:
+    """Parts that were found, where one whose only token belongs to the one before joins it.
+
+    Parts without any token, because the text was cut off, stay.
+    """
+    host = {}  # of each character that a token has
+    for (a, b), k in zip(tokens.offsets, owner, strict=True):
+        host.update(dict.fromkeys(range(a, b), k))
     used, number = set(owner), dict[int, int]()
     found: list[Span] = []
     for k, (a, b) in enumerate(spans):
-        if k in used or not found:
+        if k in used or host.get(a, -1) < 0 or not found:
             number[k] = len(found)
             found.append((a, b))
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,9 @@ from attrfn.text._removal import embedding
 from attrfn.text._scorer import Scorer, scorer
 
 Model = Callable[[Tensor], Tensor]
+# What torch says where vmap cannot run an operation of a model, such as a custom Function of Bloom.
+VMAP = re.compile(r"\bvmap\b|functorch|[Bb]atching rule")
+Place = tuple[Any, Any, Any]  # a layer, its side and its call, as of attrfn.at_layer
 
 
 def is_at_layer(method: Method, options: dict[str, Any]) -> bool:
@@ -47,19 +51,26 @@ def by_embeddings(method: Method, plan: Plan, options: dict[str, Any]) -> TextAt
     table = embedding_of(plan.model.model)
     with torch.no_grad():
         x = table(plan.parts.ids)
-    method, options, layer = _placed(method, plan, options, table)
+    method, options, place = _placed(method, plan, options, table)
     fn = _scores_of(plan, whole=plan.whole or not plan.sums(method))
     options = _with_baselines(method, plan, options, x, table)
     scores, x0 = outputs(fn, x), options.get("baselines")
     empty = None
-    if isinstance(x0, Tensor) and x0.shape == x.shape and layer is None:
+    if isinstance(x0, Tensor) and x0.shape == x.shape and place is None:
         empty = outputs(fn, x0)[0]
-    if explains_all_outputs(method):
-        values = _perturbed(method, plan, fn, x, layer, options)
+    stderr = None
+    if explains_all_outputs(method) and place is not None:
+        values, stderr = _perturbed(method, plan, fn, x, place, options)
     else:
         found = _each(method, plan, fn, x, scores.shape[1], options)
+        pooled = (x.shape[1:2], x.shape[1:])
+        if place is None and any(a.shape[2:] not in pooled for a in found):
+            raise ValueError(
+                f"method {name_of(method)} returned {say(found[0])}, expected values like the "
+                f"embeddings, {(1, scores.shape[1], *x.shape[1:])}: it gives no number for a part"
+            )
         values = _per_part(found, plan.parts)
-    return result(method, plan, values, scores[0], empty)
+    return result(method, plan, values, scores[0], empty, stderr)
 
 
 def _scores_of(plan: Plan, *, whole: bool) -> Model:
@@ -85,7 +96,7 @@ def _scores_of(plan: Plan, *, whole: bool) -> Model:
 
 def _placed(
     method: Method, plan: Plan, options: dict[str, Any], table: nn.Module
-) -> tuple[Method, dict[str, Any], Any]:
+) -> tuple[Method, dict[str, Any], Place | None]:
     """The method with the layer of the user's model, by name or module; None for embeddings."""
     if "layer" in options:
         layer = _modules(options["layer"], plan)
@@ -94,16 +105,17 @@ def _placed(
                 f"layer is the embedding of the tokens, which {name_of(method)} explains without "
                 "one: give the method for inputs, such as attrfn.integrated_gradients"
             )
-        return method, {**options, "layer": layer}, layer
+        place = (layer, options.get("at", "output"), options.get("call", 0))
+        return method, {**options, "layer": layer}, place
     inner = getattr(method, "__wrapped__", None)
-    if not hasattr(method, "moved_to") or hasattr(inner, "moved_to"):
+    if inner is None or not hasattr(method, "moved_to") or hasattr(inner, "moved_to"):
         # What wraps a method at a layer, such as a noise tunnel, has the layer that it was given.
-        return method, options, getattr(_plain(method), "moved_to", (None,))[0]
+        return method, options, getattr(_plain(method), "moved_to", None)
     layer, at, call = method.moved_to
     layer = _modules(layer, plan)
     if layer is table and at == "output":
-        return inner, options, None  # type: ignore[return-value]
-    return attrfn.at_layer(inner, layer, at=at, call=call), options, layer  # type: ignore[arg-type]
+        return inner, options, None
+    return attrfn.at_layer(inner, layer, at=at, call=call), options, (layer, at, call)
 
 
 def _modules(layer: Any, plan: Plan) -> Any:
@@ -170,11 +182,10 @@ def _each(
         found = method(fn, x, target=n - 1, **options)
         found = optree.tree_map(lambda a: a[:, None], found)
     else:
-        at_once: ChunkSize = "auto" if plan.batch is None else plan.batch
-        found = attrfn.each_output(method, n=n, chunk_size=at_once)(fn, x, **options)
+        found = _every(method, plan, fn, x, n, options)
     leaves = [a for a in optree.tree_leaves(found) if isinstance(a, Tensor)]
-    size = plan.parts.ids.shape[1]
-    if not leaves or any(a.ndim < 3 or a.shape[0] != 1 or a.shape[2] < size for a in leaves):
+    size, least = plan.parts.ids.shape[1], 4 if is_at_layer(method, options) else 3
+    if not leaves or any(a.ndim < least or a.shape[0] != 1 or a.shape[2] < size for a in leaves):
         raise ValueError(
             f"method {name_of(method)} explains {say(leaves[0] if leaves else found)}, expected a "
             f"place for each of the {size} tokens of the prompt, (1, N, T, ...): take another layer"
@@ -182,22 +193,36 @@ def _each(
     return leaves
 
 
+def _every(
+    method: Method, plan: Plan, fn: Model, x: Tensor, n: int, options: dict[str, Any]
+) -> Any:
+    """What a method makes of all outputs together; one by one for models that vmap cannot run."""
+    at_once: ChunkSize = "auto" if plan.batch is None else plan.batch
+    try:
+        return attrfn.each_output(method, n=n, chunk_size=at_once)(fn, x, **options)
+    except RuntimeError as error:
+        if plan.batch is not None or not VMAP.search(str(error)):
+            raise
+    return attrfn.each_output(method, n=n, chunk_size=1)(fn, x, **options)
+
+
 def _per_part(leaves: list[Tensor], parts: Parts) -> Tensor:
     """Sums over the tokens of each part, (K, n)."""
     size, owner = parts.ids.shape[1], parts.mask
     # A layer has places for the answer's tokens too, behind those of the prompt.
-    each = torch.stack([a[0, :, :size].flatten(2).sum(2) for a in leaves]).sum(0)
+    each = torch.stack([a[0, :, :size].reshape(len(a[0]), size, -1).sum(2) for a in leaves]).sum(0)
     zeros = each.new_zeros(len(each), parts.n + 1)
     return zeros.index_add(1, owner.where(owner >= 0, parts.n), each)[:, : parts.n]
 
 
 def _perturbed(
-    method: Method, plan: Plan, fn: Model, x: Tensor, layer: Any, options: dict[str, Any]
-) -> Tensor:
+    method: Method, plan: Plan, fn: Model, x: Tensor, place: Place, options: dict[str, Any]
+) -> tuple[Tensor, Tensor | None]:
     """A perturbation method at a layer: a part is all that its tokens have there, (K, n)."""
     mask, n = plan.parts.mask, plan.parts.n
-    activation = attrfn.layer_activation(fn, x, layer=layer)
-    if not isinstance(activation, Tensor) or activation.ndim < 3:
+    layer, at, call = place
+    activation = attrfn.layer_activation(fn, x, layer=layer, at=at, call=call)
+    if not isinstance(activation, Tensor) or activation.ndim < 3 or activation.shape[1] < len(mask):
         raise ValueError(
             f"layer gives {say(activation)}, expected one tensor (1, T, ...) with a place for each "
             "token, because a perturbation method is moved there: take another layer"
@@ -208,10 +233,17 @@ def _perturbed(
     if plan.batch is not None:
         options = {"chunk_size": plan.batch, **options}
     found = method(fn, x, feature_mask=ids, n_features=n, **options)
-    scores = found[0].flatten(2)[..., 0]  # all places of a part have its score
-    values: Tensor = scores.new_zeros(len(scores), n)
-    for k in range(n):
-        at = (mask == k).nonzero()
-        if len(at):
-            values[:, k] = scores[:, int(at[0])]
-    return values[-1:] if plan.whole else values
+    many = found if isinstance(found, tuple) else (found,)
+    values = [_of_parts(a, mask, n, a.ndim > activation.ndim) for a in many]
+    values = [v[-1:] for v in values] if plan.whole else values
+    return values[0], values[1] if len(values) > 1 else None
+
+
+def _of_parts(found: Tensor, mask: Tensor, n: int, several: bool) -> Tensor:
+    """The scores of parts, all of whose elements have them: (1, K, T, ...) to (K, n)."""
+    scores = (found[0] if several else found).flatten(2)[..., 0]
+    firsts = torch.tensor(
+        [next(iter((mask == k).nonzero().flatten().tolist()), -1) for k in range(n)]
+    )
+    firsts = firsts.to(scores.device)
+    return scores[:, firsts.clamp(min=0)].where(firsts >= 0, 0)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from attrfn._explain.introspect import explains_all_outputs
 from attrfn._torch.say import say
 from attrfn._torch.typing import Method
+from attrfn.text._adapter import Adapter
 from attrfn.text._game import game
 from attrfn.text._layers import by_embeddings, is_at_layer, name_of
 from attrfn.text._parts_type import TextAttribution
@@ -31,6 +33,11 @@ def explained_by(method: Method, plan: Plan, options: dict[str, Any]) -> TextAtt
         raise TypeError("target is given, expected none: the scores of the answer are explained")
     if explains_all_outputs(method) and not is_at_layer(method, options):
         return _by_game(method, plan, options)
+    if plan.context:
+        raise ValueError(
+            f"answer_context is True for {name_of(method)}, which explains embeddings of the "
+            "prompt, expected a perturbation method such as attrfn.feature_ablation"
+        )
     return by_embeddings(method, plan, options)
 
 
@@ -50,7 +57,10 @@ def _by_game(method: Method, plan: Plan, options: dict[str, Any]) -> TextAttribu
         score=plan.score,
         remove=plan.default() if plan.remove is None else plan.remove,
         whole=plan.other is None,
+        answer_context=plan.context,
     )
+    # Values have the dtype of what is explained: that of a model in double precision.
+    full = played.full.to(_dtype(plan.model))
     if plan.batch is not None:
         options = {"chunk_size": plan.batch, **options}
     if getattr(method, "takes_tokens", False):
@@ -60,9 +70,9 @@ def _by_game(method: Method, plan: Plan, options: dict[str, Any]) -> TextAttribu
             **options,
         }
     seen: dict[int, Tensor] = {}
-    found = method(_noting(played.fn, seen), played.full, **options)
+    found = method(_noting(played.fn, seen), full, **options)
     values, stderr = found if isinstance(found, tuple) else (found, None)
-    n = plan.parts.n
+    n = played.full.shape[1]
     if isinstance(values, Tensor) and values.ndim == 2:  # of one output
         values, stderr = values[:, None], None if stderr is None else stderr[:, None]
     if not isinstance(values, Tensor) or values.ndim != 3 or tuple(values.shape)[::2] != (1, n):
@@ -73,6 +83,11 @@ def _by_game(method: Method, plan: Plan, options: dict[str, Any]) -> TextAttribu
     scores = seen[1] if 1 in seen else outputs(played.fn, played.full)[0]
     errors = None if stderr is None else stderr[0]
     return result(method, plan, values[0], scores, seen.get(0), errors)
+
+
+def _dtype(model: Adapter) -> torch.dtype:
+    floating = (p.dtype for p in model.parameters() if p.is_floating_point())
+    return torch.float64 if next(floating, None) == torch.float64 else torch.float32
 
 
 def _noting(fn: Callable[[Tensor], Tensor], seen: dict[int, Tensor]) -> Callable[[Tensor], Tensor]:

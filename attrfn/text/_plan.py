@@ -45,6 +45,7 @@ class Plan(NamedTuple):
         remove: How parts are removed, or None.
         default: The removal of a game if that is None.
         whole: Whether to explain the whole answer only.
+        context: Whether the answer's tokens are parts too.
         batch: How many rows, or outputs, run at once, or None.
     """
 
@@ -57,6 +58,7 @@ class Plan(NamedTuple):
     remove: Removal | None
     default: Callable[[], Removal]
     whole: bool
+    context: bool
     batch: int | None
 
     def sums(self, method: Method) -> bool:

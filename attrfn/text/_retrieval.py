@@ -106,7 +106,7 @@ def _lasso(tokens: Tensor | None) -> surrogates.Surrogate:
     fit = surrogates.lasso(ALPHA * DEVIATION)
 
     def scaled(z: Tensor, y: Tensor, w: Tensor) -> Tensor:
-        size = y.new_ones(y.shape[2]) if tokens is None else tokens.to(y)
+        size = y.new_ones(y.shape[2]) if tokens is None else tokens.to(y)[-y.shape[2] :]
         return fit(z, y / size, w) * size[:, None]
 
     return scaled

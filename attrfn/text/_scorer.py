@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+import attrfn
 from attrfn._explain.explain import explain
 from attrfn._torch.say import say
 from attrfn._torch.typing import ModelFn
@@ -128,7 +129,14 @@ def scorer(
     if reference is not None:
         given["reference"] = reference
     module = Scorer(bare(to), score, whole, inputs == "embeds")
-    return functools.partial(module, **given, **to.bound, **bound)
+    marked = {name: _marked(t) for name, t in given.items()}
+    return functools.partial(module, **marked, **to.bound, **bound)
+
+
+def _marked(t: Tensor) -> Tensor:
+    """A tensor of one row for all prompts, or of one for each: one row of one prompt is as good."""
+    found: Tensor = attrfn.shared(t) if len(t) == 1 else attrfn.per_example(t)
+    return found
 
 
 def runner_up(model: Any, prompt: Tensor, answer: Any, **bound: Any) -> Tensor:
@@ -149,7 +157,9 @@ def runner_up(model: Any, prompt: Tensor, answer: Any, **bound: Any) -> Tensor:
     """
     ids = token_ids(answer, "answer", prompt.device)
     to = adapter(model)
-    f = functools.partial(Scorer(bare(to), None, False, False), answer=ids, **to.bound, **bound)
+    f = functools.partial(
+        Scorer(bare(to), None, False, False), answer=_marked(ids), **to.bound, **bound
+    )
     p = explain(f, prompt, None, differentiated=False, forward_only=True)
     with torch.no_grad():
         return runner_up_of(p.model(prompt), ids.expand(len(prompt), -1))

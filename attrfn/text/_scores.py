@@ -108,8 +108,11 @@ def scores_of(
     else:
         each = _own(logits, answer, score)
         each = each if foil is None else each - _own(logits, foil, score)
-    if not whole or not isinstance(score, str):
+    if not whole:
         return each
+    if not isinstance(score, str):  # a sum, unless the callable is about whole answers
+        several = each.shape[1] == answer.shape[1]
+        return torch.cat([each, each.sum(1, keepdim=True)], 1) if several else each
     total = whole_of(logits, answer, score, each)
     if foil is not None and score not in ADDITIVE:
         total = total - whole_of(logits, foil, score, _OF_TOKENS[score](logits, foil))

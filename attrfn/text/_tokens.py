@@ -39,31 +39,66 @@ def tokens_of(text: str, tokenizer: Any, encoding: Any = None, *, special: bool 
         ValueError: It gave no offsets, or such as do not fit the text.
     """
     given = encoding is not None
-    if not given:
-        encoding = _encoded(text, tokenizer, special)
+    encoding = encoding if given else _encoded([text], tokenizer, special)
+    ids, spans = _rows(encoding, tokenizer, given)
+    found = _checked(text, ids, spans, encoding, tokenizer)
+    return found if given else _without_second_start(found, tokenizer)
+
+
+def tokens_of_pair(first: str, second: str, tokenizer: Any, encoding: Any = None) -> Tokens:
+    """The tokens of two texts, as those of one text with a new line between them.
+
+    Raises:
+        ValueError: The encoding does not say which token is of which text.
+    """
+    given = encoding is not None
+    encoding = encoding if given else _encoded([first, second], tokenizer, True)
+    ids, spans = _rows(encoding, tokenizer, given)
+    of = getattr(encoding, "sequence_ids", None)
+    of = of(0) if callable(of) else of
+    of = _row(encoding, "token_type_ids") if of is None else of
+    if of is None:
+        raise ValueError(
+            "encoding of two texts has neither sequence_ids nor token_type_ids, expected one of "
+            "them, which says which token is of which text: load a fast tokenizer"
+        )
+    start = len(first) + 1
+    spans = [
+        (a + start, b + start) if k == 1 and (a, b) != (0, 0) else (a, b)
+        for (a, b), k in zip(spans, of, strict=True)
+    ]
+    return _checked(f"{first}\n{second}", ids, spans, encoding, tokenizer)
+
+
+def _rows(encoding: Any, tokenizer: Any, given: bool) -> tuple[list[int], list[tuple[int, int]]]:
+    """Ids and offsets of an encoding."""
     ids, offsets = _row(encoding, "input_ids", "ids"), _row(encoding, "offset_mapping", "offsets")
     if ids is None or offsets is None:
         raise ValueError(_no_offsets("encoding" if given else "tokenizer", tokenizer))
     if any(not isinstance(i, int) for i in ids):
         raise ValueError("encoding holds several texts, expected that of one: give one text's row")
-    pairs = [(int(a), int(b)) for a, b in offsets]
-    wrong = [p for p in pairs if not 0 <= p[0] <= p[1] <= len(text)]
-    if wrong or len(pairs) != len(ids):
+    return ids, [(int(a), int(b)) for a, b in offsets]
+
+
+def _checked(
+    text: str, ids: list[int], spans: list[tuple[int, int]], encoding: Any, tokenizer: Any
+) -> Tokens:
+    wrong = [p for p in spans if not 0 <= p[0] <= p[1] <= len(text)]
+    if wrong or len(spans) != len(ids):
         raise ValueError(
-            f"the tokenizer gave {len(ids)} ids and {len(pairs)} offsets{_example(wrong)} for a "
+            f"the tokenizer gave {len(ids)} ids and {len(spans)} offsets{_example(wrong)} for a "
             f"text of {len(text)} characters, expected one span of characters per id: give the "
             "encoding of this very text"
         )
-    found = Tokens([int(i) for i in ids], pairs, [])
-    found = found._replace(special=_special(text, found, encoding, tokenizer))
-    return found if given else _without_second_start(found, tokenizer)
+    found = Tokens(ids, spans, [])
+    return found._replace(special=_special(text, found, encoding, tokenizer))
 
 
 def _example(wrong: list[tuple[int, int]]) -> str:
     return f", one of them {wrong[0]}," if wrong else ""
 
 
-def _encoded(text: str, tokenizer: Any, special: bool) -> Any:
+def _encoded(texts: list[str], tokenizer: Any, special: bool) -> Any:
     if not callable(tokenizer):
         encode = getattr(tokenizer, "encode", None)  # tokenizers.Tokenizer
         if encode is None:
@@ -71,9 +106,9 @@ def _encoded(text: str, tokenizer: Any, special: bool) -> Any:
                 f"tokenizer is {say(tokenizer)}, expected one of transformers or tokenizers, or a "
                 "callable (text, return_offsets_mapping=, add_special_tokens=)"
             )
-        return called("tokenizer", lambda t: encode(t, add_special_tokens=special), text)
+        return called("tokenizer", lambda t: encode(*t, add_special_tokens=special), texts)
     try:
-        return tokenizer(text, return_offsets_mapping=True, add_special_tokens=special)
+        return tokenizer(*texts, return_offsets_mapping=True, add_special_tokens=special)
     except (NotImplementedError, TypeError) as error:
         raise ValueError(_no_offsets("tokenizer", tokenizer)) from error
 
@@ -164,6 +199,10 @@ def _without_second_start(tokens: Tokens, tokenizer: Any) -> Tokens:
 
 def decoded(tokenizer: Any, ids: Sequence[int]) -> str:
     """The text of ids, special tokens too."""
+    if not hasattr(tokenizer, "decode"):
+        raise TypeError(
+            f"tokenizer is {say(tokenizer)}, expected one with decode, from ids to text"
+        )
     return str(called("tokenizer", tokenizer.decode, list(ids)))
 
 

@@ -83,9 +83,9 @@ def picture(page: viz.Html, file: Path, title: str, width: int = 1000) -> None:
     from matplotlib import image
 
     pixels = image.imread(png)
-    # White rows at the bottom go.
-    used = (pixels[..., :3].min(axis=(1, 2)) < 0.98).nonzero()[0]
-    image.imsave(png, pixels[: used[-1] + 40])
+    ink = pixels[..., :3].min(axis=2) < 0.98  # what is white below and at the right goes
+    height, width = (int(ink.any(axis=axis).nonzero()[0].max()) + 40 for axis in (1, 0))
+    image.imsave(png, pixels[:height, :width])
 
 
 def words(model: Any, tokenizer: Any, out: Path) -> None:

@@ -85,7 +85,7 @@ def superpixels(image: Tensor, n: int = 100, *, compactness: float = 1.0) -> Ten
         Integers (H, W), which broadcast to images (B, C, H, W); ids from 0 without gaps.
 
     Raises:
-        TypeError: The image is no tensor of real numbers.
+        TypeError: The image is not a tensor of real numbers.
         ValueError: Its shape does not fit, its values are not finite, or an option is out of range.
 
     Reference:
@@ -210,7 +210,7 @@ def _alone(token: str) -> bool:
     """Whether a token is a special one, or has neither letters nor digits."""
     if SPECIAL.fullmatch(token):
         return True
-    # Half of a character is no sign.
+    # U+FFFD stands for half of a character, which tells nothing.
     return not any(c.isalnum() or c == "\ufffd" for c in _text([token]))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -45,14 +47,17 @@ def of_each(method: Callable[..., Any]) -> Callable[..., Any]:
     """A method for each output, of which the target is the only one."""
 
     def first(model_fn: Any, inputs: Any, *, target: Any = None, **options: Any) -> Any:
-        def chosen(outputs: Any) -> Tensor:
-            rows = len(outputs)
-            return select(outputs, choose(target, rows), rows)[:, None]
-
+        target = torch.tensor(target) if isinstance(target, list) else target
+        chosen = functools.partial(_only, target=target)
         found = attrfn.each_output(method, n=1)(model_fn, inputs, target=chosen, **options)
         return optree.tree_map(lambda a: a[:, 0], found)
 
     return first
+
+
+def _only(outputs: Any, target: Any) -> Tensor:
+    rows = len(outputs)
+    return select(outputs, choose(target, rows), rows)[:, None]
 
 
 def against_another(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -87,6 +92,28 @@ def of_two(method: Callable[..., Any]) -> Callable[..., Any]:
         return attrfn.ensemble(method)([model_fn, model_fn], inputs, **options)
 
     return both
+
+
+def with_rows(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of a model that binds a factor for each example, and a table for all of them."""
+
+    def bound(model_fn: Any, inputs: Any, **options: Any) -> Any:
+        x = optree.tree_leaves(inputs)[0]
+        own = attrfn.per_example(torch.ones(1, x.shape[0], device=x.device, dtype=x.dtype), dim=1)
+        table = [attrfn.shared(torch.ones(3, device=x.device, dtype=x.dtype))]
+        bind: Any = functools.partial
+        if isinstance(model_fn, torch.nn.Module) and not torch.compiler.is_compiling():
+            bind = types.MethodType  # in which methods find the module
+        run = bind(_scaled, model_fn)
+        return method(functools.partial(run, own=own, table=table), inputs, **options)
+
+    return bound
+
+
+def _scaled(model_fn: Any, *inputs: Any, own: Tensor, table: list[Tensor]) -> Tensor:
+    outputs: Tensor = model_fn(*inputs)
+    factor = own[0].to(outputs.dtype).reshape(-1, *[1] * (outputs.ndim - 1))
+    return outputs * factor * table[0].mean()
 
 
 def at_layer(method: Callable[..., Any], **where: Any) -> Callable[..., Any]:

@@ -25,6 +25,7 @@ from made_methods import (
     there_and_back,
     tunnel,
     with_layer,
+    with_rows,
 )
 from models import NETS, RECTIFIED, Net, targets
 
@@ -242,6 +243,30 @@ REGISTRY = [
         baselines="pool",
         chunked=False,
     ),
+    row("contrasted_noise", against_another(tunnel(attrfn.gradient)), ["contrast"], **_noisy),
+    row(
+        "contrasted_background",
+        against_another(attrfn.over_baselines(attrfn.input_x_gradient)),
+        ["contrast", "over_baselines"],
+        baselines="pool",
+        chunked=False,
+    ),
+    row("contrasted_ensemble", against_another(of_two(attrfn.gradient)), ["contrast"]),
+    row(
+        "each_of_a_background",
+        of_each(attrfn.over_baselines(attrfn.input_x_gradient)),
+        ["each_output", "over_baselines"],
+        baselines="pool",
+        chunked=False,
+    ),
+    row("rows_of_a_model", with_rows(attrfn.gradient), ["per_example", "shared"]),
+    row(
+        "rows_of_a_model_on_a_path",
+        with_rows(attrfn.integrated_gradients),
+        ["per_example", "shared"],
+        complete=True,
+        **_path,
+    ),
     row(
         "completeness_delta",
         delta_of_squares,
@@ -380,6 +405,12 @@ REGISTRY = [
     ),
     _layer("layer_smoothgrad", at_layer(tunnel(attrfn.gradient)), ["at_layer"], **_noisy),
     _layer("noisy_layer_saliency", tunnel(at_layer(attrfn.saliency)), ["at_layer"], **_noisy),
+    _layer(
+        "ensemble_of_noisy_layers",
+        of_two(tunnel(at_layer(attrfn.gradient))),
+        ["ensemble", "noise_tunnel", "at_layer"],
+        **_noisy,
+    ),
     _layer("layer_gradient_x_activation"),
     _layer("layer_integrated_gradients", complete=True, **_path),
     _layer("layer_gradient_shap", stdevs=0.2, **_shap),

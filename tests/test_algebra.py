@@ -141,6 +141,55 @@ def test_five_lines():
 
 
 @pytest.mark.compiles
+def test_five_lines_compiled_and_differentiated():
+    """For models in a list too, of which every one is compiled, and followed when it changes."""
+    lrp = attrfn.at_layer(attrfn.lrp, "1")
+    smooth = functools.partial(attrfn.noise_tunnel, n_samples=3, stdevs=0.1)
+    method = attrfn.chain(lrp, attrfn.ensemble, smooth, functools.partial(attrfn.pooled, dims=1))
+    nets = copy.deepcopy(NETS)
+    explain = attrfn.compile(method, nets, backend="aot_eager")
+    x, z = X.clone().requires_grad_(), X.clone().requires_grad_()
+    for _ in range(2):
+        close(explain(X, target=1), method(nets, X, target=1))
+        explain(x, target=1).pow(2).sum().backward()
+        method(nets, z, target=1, create_graph=True).pow(2).sum().backward()
+        close(x.grad, z.grad)
+        with torch.no_grad():
+            nets[1][0].weight.mul_(0.5)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda m: attrfn.ensemble(attrfn.noise_tunnel(attrfn.at_layer(m, "1"), n_samples=2)),
+        lambda m: attrfn.noise_tunnel(attrfn.ensemble(attrfn.at_layer(m, "1")), n_samples=2),
+        lambda m: attrfn.at_layer(attrfn.noise_tunnel(m, n_samples=2), "1"),
+        lambda m: attrfn.each_output(attrfn.over_baselines(m)),
+        lambda m: attrfn.over_baselines(attrfn.noise_tunnel(m, n_samples=2)),
+        lambda m: attrfn.noise_tunnel(attrfn.over_baselines(m), n_samples=2),
+        lambda m: attrfn.ensemble(attrfn.each_output(m)),
+        lambda m: attrfn.each_output(attrfn.noise_tunnel(attrfn.at_layer(m, "1"), n_samples=2)),
+    ],
+)
+@pytest.mark.parametrize("inner", [attrfn.input_x_gradient, attrfn.deep_lift, IG])
+def test_combinators_nest(wrap, inner):
+    """A row alone and vmap give what the batch gives; the target sets two outputs apart."""
+    method = wrap(inner)
+    listed = "ensemble" in str(wrap.__code__.co_names)
+    model = NETS[:2] if listed else CONV
+    options = {"target": attrfn.contrast(1, 3)}
+    if "each_output" in wrap.__code__.co_names:
+        options = {"target": lambda out: out[:, [1]] - out[:, [3]]}
+    if "over_baselines" in wrap.__code__.co_names:
+        options["baselines"] = POOL
+    found = method(model, X, **options)
+    for i in range(2):
+        close(method(model, X[i : i + 1], **options), found[i : i + 1])
+    rows = torch.func.vmap(lambda row: method(model, row[None], **options)[0])(X)
+    close(rows, found)
+
+
+@pytest.mark.compiles
 def test_compiled():
     method = attrfn.chain(GRADIENT, attrfn.absolute, functools.partial(attrfn.pooled, dims=1))
     compiled = torch.compile(

@@ -22,12 +22,17 @@ PAGE = Path(__file__).parents[1] / "docs" / "methods" / "index.md"
 NO_METHODS = {"at_layer", "at_neuron", "completeness_delta", "feature_scores", "noise_tunnel"}
 NO_METHODS |= {"split", "Split", "with_rules", "each_output", "over_baselines", "ensemble"}
 NO_METHODS |= {"absolute", "average", "chain", "contrast", "normalized", "pooled", "relative_to"}
+NO_METHODS |= {"per_example", "shared"}
 UNMARKED = (
     "layer_activation",
     "chained",
     "contrasted",
     "each_gradient",
     "each_rescale",
+    "contrasted_noise",
+    "contrasted_background",
+    "contrasted_ensemble",
+    "each_of_a_background",
 )  # the rows of each_output take a part
 N = 3
 MASK = torch.tensor([0, 1, 0, 2, 1, 0])

@@ -44,6 +44,8 @@ METHODS_ON_METHODS = {
     ("guided_grad_cam", "guided"),
     ("interactions", "shapley"),
     ("kernel_shap", "kernel_design"),
+    ("averages", "samples"),
+    ("noise_tunnel", "samples"),
 }
 
 MOST_LINES = {"attrfn": 300, "tests": 600}

@@ -23,9 +23,9 @@ PUBLIC = {
         layer_gradient_shap layer_gradient_x_activation layer_integrated_gradients layer_lrp lime
         lrp neuron_conductance neuron_deconvolution neuron_deep_lift neuron_deep_lift_shap
         neuron_feature_ablation neuron_gradient neuron_gradient_shap neuron_guided_backprop
-        neuron_integrated_gradients noise_tunnel normalized occlusion over_baselines pooled random
-        relative_to rise rules saliency score_cam shapley_value_sampling shapley_values split
-        surrogates with_rules xgrad_cam
+        neuron_integrated_gradients noise_tunnel normalized occlusion over_baselines per_example
+        pooled random relative_to rise rules saliency score_cam shapley_value_sampling
+        shapley_values shared split surrogates with_rules xgrad_cam
     """,
     "attrfn.axioms": """
         batch_independence completeness conservation dummy implementation_invariance linearity

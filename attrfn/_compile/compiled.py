@@ -59,7 +59,7 @@ def compile(
 
     Args:
         method: A method of attrfn, or a function with the same arguments.
-        model_fn: See :func:`gradient`.
+        model_fn: See :func:`gradient`; a list of model functions for an :func:`ensemble`.
         backend: What ``torch.compile`` takes.
         mode: What ``torch.compile`` takes, such as ``"max-autotune"`` or ``"reduce-overhead"``
             (CUDA graphs; the attributions are copied, so that the next call does not overwrite
@@ -89,8 +89,10 @@ def compile(
         torch.Size([4, 3])
     """
     require_compiler()
-    for name, value in (("method", method), ("model_fn", model_fn)):
-        if not callable(value):
+    given: dict[str, Any] = {"method": method, "model_fn": model_fn}
+    for name, value in given.items():
+        many = name == "model_fn" and isinstance(value, (list, tuple)) and len(value) > 0
+        if not (callable(value) or (many and all(map(callable, value)))):
             raise TypeError(
                 f"{name} is a {type(value).__name__}, expected something to call: "
                 "attrfn.compile(attrfn.integrated_gradients, model)"

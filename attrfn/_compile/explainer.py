@@ -26,7 +26,7 @@ from attrfn._explain.introspect import is_ours
 from attrfn._explain.method_unit import loops_over_chunks
 from attrfn._explain.target import select
 from attrfn._explain.tree import clone_tensors, flatten, output_width
-from attrfn._model.bind import bind, uncompiled
+from attrfn._model.bind import bind, one_of, uncompiled
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.generators import unmoved
 from attrfn._torch.private_compiler import compilations, compiler_error, limit_errors
@@ -188,11 +188,15 @@ class Compiled:
         leaves = flatten(inputs)[0]
         shape = tuple([t.shape[1:] for t in leaves])
         if shape not in self.widths and not transforming() and all(t.numel() for t in leaves):
-            self.widths[shape] = output_width(bind(uncompiled(self.model_fn), frozen=True), inputs)
+            self.widths[shape] = output_width(self.bound(), inputs)
         width = self.widths.get(shape)
         if width is not None and not -width <= target < width:
             select(torch.zeros(1, width), (target,), 1)  # raises
         return torch.full((), target, device=leaves[0].device)
+
+    def bound(self) -> ModelFn:
+        """The model, or one of an ensemble, on private copies."""
+        return bind(uncompiled(one_of(self.model_fn)), frozen=True)
 
     def size(self, inputs: Tree, changing: dict[str, Any]) -> Any:
         """The size of chunks in the graph, or "given" if the options determine it."""

@@ -69,13 +69,14 @@ def _in_tuples(value: Any, inside: bool, depth: int = 0) -> Iterable[Any]:
         yield from _in_tuples(part, inside or type(value) is tuple, depth + 1)
 
 
-def _attributes(model_fn: ModelFn) -> Iterable[tuple[nn.Module, str, Any]]:
+def _attributes(model_fn: Any) -> Iterable[tuple[nn.Module, str, Any]]:
     """The attributes of all modules in a model function."""
-    src = source(model_fn)
-    for module in () if src is None else src.module.modules():
-        for name, value in module.__dict__.items():
-            if name not in (PARAMETERS, BUFFERS, MODULES):
-                yield module, name, value
+    for model in model_fn if isinstance(model_fn, (list, tuple)) else (model_fn,):
+        src = source(model)
+        for module in () if src is None else src.module.modules():
+            for name, value in module.__dict__.items():
+                if name not in (PARAMETERS, BUFFERS, MODULES):
+                    yield module, name, value
 
 
 def _stale(value: Any, depth: int = 0) -> str:

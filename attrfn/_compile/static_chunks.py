@@ -17,7 +17,7 @@ from attrfn._copies.chunks import ROOM_WITH_BACKWARD, Demand, copies_that_fit, d
 from attrfn._copies.memory import Peak, budget, unmeasured_copies
 from attrfn._copies.sizes import Took, equal
 from attrfn._explain.tree import call_model, flatten
-from attrfn._model.bind import bind, uncompiled
+from attrfn._model.bind import bind, one_of, uncompiled
 from attrfn._torch.typing import ModelFn, Tree
 
 # Chunks in a graph. The loop over them is unrolled, and the time to compile grows with them; with
@@ -81,7 +81,7 @@ def _fit(model_fn: ModelFn, inputs: Tree, demand: Demand) -> int:
     leaves, rebuild = flatten(inputs)
     device = leaves[0].device
     frozen = any(t.is_floating_point() for t in leaves)
-    model = bind(uncompiled(model_fn), frozen=frozen, forward_only=not demand.backward)
+    model = bind(uncompiled(one_of(model_fn)), frozen=frozen, forward_only=not demand.backward)
     with torch.inference_mode(False), torch.set_grad_enabled(demand.backward), Peak() as peak:
         x = [_leaf(t, demand.backward) for t in leaves]
         call_model(model, rebuild(x), fresh=True)

@@ -19,7 +19,7 @@ from attrfn._copies.memory import (
 )
 from attrfn._copies.progress import bar
 from attrfn._copies.rows import check_rows
-from attrfn._copies.sizes import Took, equal, fitting, fitting_on_cpu
+from attrfn._copies.sizes import Took, equal, fitting, fitting_on_cpu, rows_on_cpu
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.compiling import constant_result, is_compiling, makes_fakes
 from attrfn._torch.explanation import current
@@ -142,10 +142,15 @@ def over_chunks(
                 check_rows(one, evaluate, n, len(x[0]) if x and x[0].ndim else 0)
         if one.one_by_one:
             chunks = chunks._replace(size=1)
-    if not chunks.progress or is_compiling():
-        return _run(evaluate, merge, n, chunks, device, one_copy, x, lambda count: None)
-    with bar(n, chunks.label) as advance:
-        return _run(evaluate, merge, n, chunks, device, one_copy, x, advance)
+    rows = None if one is None else one.rows
+    try:
+        if not chunks.progress or is_compiling():
+            return _run(evaluate, merge, n, chunks, device, one_copy, x, lambda count: None)
+        with bar(n, chunks.label) as advance:
+            return _run(evaluate, merge, n, chunks, device, one_copy, x, advance)
+    finally:
+        if one is not None:
+            one.rows = rows
 
 
 def check_chunks(chunks: Chunks) -> None:
@@ -185,7 +190,7 @@ def add(a: Leaves, b: Leaves) -> Leaves:
 
 # The loop is plain Python, which compiled code unrolls. In eager mode "auto" adapts in two ways.
 # While the bytes of a copy are unknown, a chunk is measured as it runs, and the size of the others
-# follows, by the rule of sizes.py; the first chunk is not measured if there is no other. And if
+# follows, by the rule of sizes.py; a first chunk that holds all copies is not measured. And if
 # memory runs out all the same, the same copies run again, half as many at once, and the size stays
 # there: what ran before does not run again. Sizes follow from bytes, and never from values or
 # clocks.
@@ -268,7 +273,11 @@ def _measured(
     took = Took(max(peak.bytes, least) // copies, max(peak.largest, least) // copies)
     on_cpu = device.type == "cpu"
     room = budget(device) * (ROOM_WITH_BACKWARD if peak.has_graph and on_cpu else 1)
-    return new, copies_that_fit(took, room, device, x)
+    size = copies_that_fit(took, room, device, x)
+    if (one := current()) is not None and on_cpu and peak.has_graph and size == copies == 1:
+        one.rows = rows_on_cpu(took, room, len(x[0]), most_on_cpu()) if x and x[0].ndim else None
+        one.rows_agree = False
+    return new, size
 
 
 def copies_that_fit(took: Took, room: int, device: torch.device, x: Leaves) -> int:

@@ -28,7 +28,7 @@ class _Sum(NamedTuple):
 
     Attributes:
         total: Over the panels so far, (B, ...) each; empty before the first.
-        a: Values at the nodes behind them, (S, B, ...).
+        a: Values at the nodes that follow them, (S, B, ...).
         g: The same of g.
         start: The number of the first of these nodes; that of x0 is 0.
     """

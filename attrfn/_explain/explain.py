@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from attrfn._copies.batch import flat_rows, pick_bound, repeat_bound, split_rows, unmarked_rows
+from attrfn._explain.in_parts import in_parts
 from attrfn._explain.shared import marked
 from attrfn._explain.target import Chosen, IndexPerExample, choose, select
 from attrfn._explain.tree import batch_size, call_model, flatten, require_floating
@@ -101,6 +102,9 @@ class Explained(NamedTuple):
         if batching == "vmap" and self.batch:
             mapped = vmapped(self.values)
             return values_and_gradients(mapped, points, create_graph=self.create_graph)
+        one = current()
+        if copies == 1 and one is not None and (one.rows or self.batch) < self.batch:
+            return in_parts(self, one, points)
         values, grads = values_and_gradients(
             lambda *z: self.values(z, copies), flat_rows(points), create_graph=self.create_graph
         )

@@ -10,8 +10,7 @@ import optree
 import torch
 from torch import Tensor
 
-from attrfn._copies.batch import binds_rows, flat_rows, repeat_bound, repeat_rows
-from attrfn._copies.rows import check_bound
+from attrfn._copies.batch import binds_rows, flat_rows, repeat_bound
 from attrfn._explain.baseline import baseline_distribution, fill_baselines, per_example
 from attrfn._explain.forms import documented
 from attrfn._explain.introspect import is_over_distribution, takes_baselines, wraps
@@ -209,12 +208,6 @@ class Located(NamedTuple):
         return like(self.activation, read(self.halves, inputs, self.create_graph))
 
 
-def _head_of_copies(halves: Split, inputs: Tree, copies: int) -> Tree:
-    x, rebuild = flatten(inputs)
-    many = halves._replace(head=repeat_bound(halves.head, len(x[0]), copies))
-    return read(many, rebuild(repeat_rows(x, copies)), False)
-
-
 def locate(
     model_fn: ModelFn,
     inputs: Tree,
@@ -232,7 +225,6 @@ def locate(
     frozen = not keeps_graph(create_graph)
     halves = split_once(model_fn, layer, at=at, call=call, frozen=frozen)
     place = rows.place_of(model_fn, layer, at, call)
-    check_bound(functools.partial(_head_of_copies, halves, inputs), batch, place.key)
     value = read(halves, inputs, create_graph)
     activation = with_examples(value, halves, inputs, batch, layer, place)
     planted, halves = _planted(value, activation, halves)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import weakref
 from typing import Any, NamedTuple
 
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from attrfn._copies.batch import binds_rows, flip_bound, repeat_bound
-from attrfn._explain.tree import as_dicts
+from attrfn._copies.batch import binds_rows, flip_bound, repeat_bound, repeat_rows
+from attrfn._copies.rows import check_bound
+from attrfn._explain.tree import as_dicts, flatten
 from attrfn._layers.leaves import real_view
 from attrfn._layers.split import Split, layers_of
 from attrfn._model.source import describe, source
@@ -83,6 +85,7 @@ def with_examples(
             f"layer {describe(named[0])} has a PackedSequence as its {place.at}, whose rows are "
             "steps of several examples: choose a layer before it is packed or after it is padded"
         )
+    check_bound(functools.partial(_head_of_copies, halves, inputs), batch, place.key)
     many = isinstance(layer, (list, tuple))
     looked = activation = explainable(value, batch)
     if batch and optree.tree_leaves(activation):
@@ -101,6 +104,12 @@ def with_examples(
             f"layer {describe(one)} gives {what}: choose another layer, or at={other!r}"
         )
     return activation
+
+
+def _head_of_copies(halves: Split, inputs: Tree, copies: int) -> Tree:
+    x, rebuild = flatten(inputs)
+    many = halves._replace(head=repeat_bound(halves.head, len(x[0]), copies))
+    return read(many, rebuild(repeat_rows(x, copies)), False)
 
 
 def _that_follow(activation: Tree, halves: Split, inputs: Tree, batch: int, place: Place) -> Tree:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
-import optree
 import torch
 from torch import Tensor
 
-from attrfn._copies.batch import flat_rows, is_one_of, repeat_bound, wide
-from attrfn._copies.chunks import Chunks, add, over_chunks
+from attrfn._copies.batch import flat_rows, is_one_of, repeat_rows
+from attrfn._copies.chunks import Chunks, over_chunks
 from attrfn._explain.baseline import baseline_distribution, per_example
 from attrfn._explain.forms import documented
 from attrfn._explain.introspect import (
@@ -20,17 +19,16 @@ from attrfn._explain.introspect import (
     takes_distribution,
     wraps,
 )
-from attrfn._explain.method_unit import whole_or_in_units
 from attrfn._explain.options import ChunkOptions
-from attrfn._explain.shared import marked, scores_of
 from attrfn._explain.tree import batch_size, each, flatten
-from attrfn._layers.repeated import repeat_options
+from attrfn._methods.samples import Samples, of_copies, samples_of, statistic
 from attrfn._model.source import is_functional
 from attrfn._torch.explanation import explained
 from attrfn._torch.guard import guarded
 from attrfn._torch.say import say
 from attrfn._torch.typing import Baselines, ChunkSize, Leaves, Method, ModelFn, Tree
 
+T = TypeVar("T")
 Reduce: TypeAlias = Literal["mean", "std"] | None
 
 
@@ -90,32 +88,19 @@ def over_baselines(
     @explained
     def averaged(model_fn: ModelFn, inputs: Tree, *, baselines: Baselines, **options: Any) -> Tree:
         x, rebuild = flatten(inputs)
-        batch = batch_size(x)
+        batch_size(x)
         pool = each(per_example, baseline_distribution(baselines, inputs, x), x)
-        k, specs, dtypes = len(pool[0]), [], []
 
-        # The method sees copies of the batch, each with a baseline of its own.
-        def part(i: slice) -> Leaves:
+        def part(i: slice) -> Samples:  # copies of the batch, each with a baseline of its own
             copies = i.stop - i.start
-            rows = each(lambda t: t.repeat(copies, *[1] * (t.ndim - 1)), x)
-            repeated = repeat_options(method, options, model_fn, inputs, copies)
-            repeated["baselines"] = rebuild(flat_rows(each(lambda b: b[i], pool)))
-            bound = repeat_bound(model_fn, batch, copies)
-            found = whole_or_in_units(method, bound, rebuild(rows), repeated)
-            leaves, spec = optree.tree_flatten(found)
-            specs.append(spec)
-            dtypes.append([a.dtype for a in leaves])
-            samples = [a.reshape(copies, batch, *a.shape[1:]) for a in leaves]
-            if reduce is None:
-                return tuple(samples)
-            return tuple([a.sum(0, dtype=wide(a.dtype)) for a in samples])
+            own = {"baselines": rebuild(flat_rows(each(lambda b: b[i], pool)))}
+            rows = rebuild(repeat_rows(x, copies))
+            return of_copies(method, model_fn, inputs, options, copies, rows, **own)
 
-        merge = _joined if reduce is None else add
         chunks = Chunks(chunk_size, "fold", progress, "over_baselines")
-        found = over_chunks(part, merge, k, chunks, x[0].device, x=x)
-        if reduce is not None:
-            found = tuple([(t / k).to(d) for t, d in zip(found, dtypes[-1], strict=True)])
-        return optree.tree_unflatten(specs[-1], marked(found, scores_of(method)))
+        n = len(pool[0])
+        loop = functools.partial(over_chunks, n=n, chunks=chunks, device=x[0].device, x=x)
+        return statistic("all" if reduce is None else reduce, n, part, loop)
 
     averaged.loops_over_chunks = True  # type: ignore[attr-defined]
     return averaged
@@ -161,53 +146,76 @@ def ensemble(method: Method, *, reduce: Reduce = "mean", stacked: bool = False) 
     @wraps(method)
     @guarded
     def every(model_fn: Any, inputs: Tree, **options: Any) -> Tree:
-        specs: list[Any] = []
-        run = functools.partial(_flat, method, inputs, options, specs)
-        found = _of_stacked(run, model_fn) if stacked else _of_list(run, model_fn)
-        if reduce == "std" and len(found[0]) < 2:
+        models = _stack(model_fn) if stacked else _listed(model_fn)
+        if reduce == "std" and models.n < 2:
             raise ValueError("model_fn holds 1 model, expected at least 2 for reduce='std'")
-        if reduce is not None:
-            statistic = Tensor.mean if reduce == "mean" else Tensor.std
-            found = tuple([statistic(a, 0) for a in found])
-        return optree.tree_unflatten(specs[-1], marked(found, scores_of(method)))
+
+        def part(i: slice) -> Samples:
+            return models.samples(i, method, inputs, options)
+
+        return statistic("all" if reduce is None else reduce, models.n, part, models.loop)
 
     return every
 
 
-def _flat(
-    method: Method, inputs: Tree, options: dict[str, Any], specs: list[Any], model_fn: ModelFn
-) -> Leaves:
-    leaves, spec = optree.tree_flatten(method(model_fn, inputs, **options))
-    specs.append(spec)
-    return tuple(leaves)
+class _Listed(NamedTuple):
+    """Models that run one after the other."""
+
+    models: Sequence[ModelFn]
+
+    @property
+    def n(self) -> int:
+        return len(self.models)
+
+    def loop(self, part: Callable[[slice], T], merge: Callable[[T, T], T]) -> T:
+        return functools.reduce(merge, (part(slice(i, i + 1)) for i in range(self.n)))
+
+    def samples(self, i: slice, method: Method, inputs: Tree, options: dict[str, Any]) -> Samples:
+        one = samples_of(method, method(self.models[i.start], inputs, **options))
+        return one._replace(leaves=each(lambda a: a[None], one.leaves))
 
 
-def _of_list(run: Callable[[ModelFn], Leaves], models: Any) -> Leaves:
+class _Stacked(NamedTuple):
+    """A module with the stacked parameters of models, which run together."""
+
+    model_fn: Any
+    stacks: dict[str, Tensor]
+
+    @property
+    def n(self) -> int:
+        return len(next(iter(self.stacks.values())))
+
+    def loop(self, part: Callable[[slice], T], merge: Callable[[T, T], T]) -> T:
+        return part(slice(0, self.n))
+
+    def samples(self, i: slice, method: Method, inputs: Tree, options: dict[str, Any]) -> Samples:
+        f, module = self.model_fn.func, self.model_fn.args[0]
+        forms: list[Samples] = []
+
+        def one(parameters: dict[str, Tensor]) -> Leaves:
+            model = functools.partial(f, module, parameters, **self.model_fn.keywords)
+            forms.append(samples_of(method, method(model, inputs, **options)))
+            return forms[-1].leaves
+
+        found: Leaves = torch.func.vmap(one, randomness="same")(self.stacks)
+        return forms[-1]._replace(leaves=found)
+
+
+def _listed(models: Any) -> _Listed:
     if not isinstance(models, (list, tuple)) or not models:
         raise TypeError(
             f"model_fn is {say(models)}, expected a list or tuple of model functions, because the "
             "method is an ensemble: for stacked parameters give stacked=True to ensemble"
         )
-    found = [run(model) for model in models]
-    return each(lambda *a: torch.stack(a), *found)
+    return _Listed(models)
 
 
-def _of_stacked(run: Callable[[ModelFn], Leaves], model_fn: Any) -> Leaves:
+def _stack(model_fn: Any) -> _Stacked:
     if not is_functional(model_fn):
         raise TypeError(
             f"model_fn is {say(model_fn)}, expected functools.partial(torch.func.functional_call, "
             "module, parameters) with stacked parameters, because of stacked=True"
         )
-    module, given = model_fn.args
+    given = model_fn.args[1]
     dicts: Sequence[Any] = (given,) if isinstance(given, dict) else given
-    stacks = {name: t for part in dicts for name, t in part.items()}
-
-    def one(parameters: dict[str, Tensor]) -> Leaves:
-        return run(functools.partial(model_fn.func, module, parameters, **model_fn.keywords))
-
-    found: Leaves = torch.func.vmap(one, randomness="same")(stacks)
-    return found
-
-
-def _joined(a: Leaves, b: Leaves) -> Leaves:
-    return each(lambda s, t: torch.cat([s, t]), a, b)
+    return _Stacked(model_fn, {name: t for part in dicts for name, t in part.items()})

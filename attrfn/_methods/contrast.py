@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from attrfn._explain.said import main_tensor
@@ -17,7 +19,8 @@ def contrast(a: Target, b: Target) -> Target:
     """A target: how much more the model says ``a`` than ``b``, f_a(x) - f_b(x).
 
     Args:
-        a: An int, a tuple of ints and slices, or an integer tensor (B,) with one for each example.
+        a: An int, a tuple of ints and slices, an integer tensor (B,) with one for each example, or
+            a list of ints or of tuples of ints.
         b: Another one.
 
     Returns:
@@ -36,6 +39,10 @@ def contrast(a: Target, b: Target) -> Target:
 
 def _marked(target: Target) -> Target:
     """A tensor with an index for each example says so; one with a single index is for all."""
+    if isinstance(target, list):  # a list does not follow copies of the batch
+        with contextlib.suppress(TypeError, ValueError):
+            indices: Tensor = per_example(torch.tensor(target))
+            return indices
     if not isinstance(target, Tensor) or target.ndim != 1 or rows_of(target) is not None:
         return target
     said: Tensor = shared(target) if len(target) == 1 else per_example(target)
@@ -44,6 +51,8 @@ def _marked(target: Target) -> Target:
 
 def _difference(outputs: Any, a: Target, b: Target) -> Tensor:
     def of(target: Target, name: str) -> Tensor:
+        if isinstance(target, Tensor) and target.ndim == 2:
+            target = [tuple(index) for index in target.tolist()]
         return select(outputs, choose(target, rows, name), rows, name)
 
     rows = len(main_tensor(outputs))

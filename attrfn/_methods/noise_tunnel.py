@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any, Literal
 
-import optree
-import torch
-from torch import Tensor
-
-from attrfn._copies.batch import flat_rows, is_one_of, repeat_bound, wide
+from attrfn._copies.batch import flat_rows, is_one_of
 from attrfn._copies.chunks import Chunks, at_once, over_chunks
 from attrfn._explain.baseline import baseline_distribution
 from attrfn._explain.forms import documented
 from attrfn._explain.introspect import wraps
-from attrfn._explain.method_unit import whole_or_in_units
 from attrfn._explain.noise import Noise, count_of
 from attrfn._explain.options import SamplingOptions
-from attrfn._explain.shared import mark_of, marked
 from attrfn._explain.tree import batch_size, each, flatten, require_floating
-from attrfn._explain.uncertain import squares, warn_of_spread
-from attrfn._layers.repeated import repeat_options
+from attrfn._methods.samples import Samples, of_copies, statistic
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.explanation import explained
 from attrfn._torch.guard import guarded
 from attrfn._torch.say import say
 from attrfn._torch.typing import ChunkSize, Key, Leaves, Method, ModelFn, Tree
 
-Found = tuple[list[Any], list[torch.dtype], str | None, Any]
 Kind = Literal["smoothgrad", "smoothgrad_sq", "vargrad", "samples"]
+
+_KINDS = {
+    "smoothgrad": "mean",
+    "smoothgrad_sq": "mean of squares",
+    "vargrad": "variance",
+    "samples": "all",
+}
 
 
 @documented(SamplingOptions, scores=None)
@@ -82,7 +80,7 @@ def noise_tunnel(
     """
     if not callable(method):
         raise TypeError(f"method is {say(method)}, expected a method such as attrfn.gradient")
-    if not is_one_of(kind, "smoothgrad", "smoothgrad_sq", "vargrad", "samples"):
+    if not is_one_of(kind, *_KINDS):
         raise ValueError(
             f"kind is {say(kind)}, expected 'smoothgrad', 'smoothgrad_sq', 'vargrad' or 'samples'"
         )
@@ -101,41 +99,19 @@ def noise_tunnel(
         pool: Leaves = ()
         if draw_baselines:
             pool = baseline_distribution(options.get("baselines"), inputs, x)
-        start, merge, finish = _REDUCTIONS[kind]
-        # Of the other kinds the error is not known from squares.
-        spread = kind in ("smoothgrad", "smoothgrad_sq") and batch > 0 and not transforming()
         noisy_inputs = at_once(noise.inputs, n_samples, n_samples * sum(t.numel() for t in x))
 
-        # The method sees the samples of a chunk as one batch: any method can be inside, and its own
-        # copies are copies of this batch. What has a row per example is repeated with it.
-        def part(i: slice) -> Found:
-            copies = i.stop - i.start
+        def part(i: slice) -> Samples:
             rows = each(lambda r, t: r.to(t.dtype), flat_rows(noisy_inputs(i)), x)
-            repeated = repeat_options(method, options, model_fn, inputs, copies)
-            if draw_baselines:
-                repeated["baselines"] = rebuild(_drawn(noise, i, pool, x))
-            bound = repeat_bound(model_fn, batch, copies)
-            found = whole_or_in_units(method, bound, rebuild(rows), repeated)
-            leaves, spec = optree.tree_flatten(found)
-            if not leaves or not all(isinstance(a, Tensor) for a in leaves):
-                raise TypeError(f"method returned {say(found)}, expected tensors")
-            samples = [a.reshape(copies, batch, *a.shape[1:]).to(wide(a.dtype)) for a in leaves]
-            states = [start(a) for a in samples]
-            if spread:
-                power = 2 if kind == "smoothgrad_sq" else 1
-                states.append(squares(tuple([a**power for a in samples])))
-            return states, [a.dtype for a in leaves], mark_of(leaves), spec
-
-        def both(a: Found, b: Found) -> Found:
-            return [merge(s, t) for s, t in zip(a[0], b[0], strict=True)], *a[1:]
+            own = {"baselines": rebuild(_drawn(noise, i, pool, x))} if draw_baselines else {}
+            copies = i.stop - i.start
+            return of_copies(method, model_fn, inputs, options, copies, rebuild(rows), **own)
 
         chunks = Chunks(chunk_size, "fold", progress, "noise_tunnel")
-        states, dtypes, mark, spec = over_chunks(part, both, n_samples, chunks, x[0].device, x=x)
-        found = [finish(m, n_samples) for m in states[: len(dtypes)]]
-        if spread:
-            warn_of_spread("noise_tunnel", tuple(found), states[-1], n_samples)
-        results = [m.to(d) for m, d in zip(found, dtypes, strict=True)]
-        return optree.tree_unflatten(spec, marked(results, mark))
+        loop = functools.partial(over_chunks, n=n_samples, chunks=chunks, device=x[0].device, x=x)
+        # Of the other kinds the error is not known from squares.
+        told = kind in ("smoothgrad", "smoothgrad_sq") and batch > 0 and not transforming()
+        return statistic(_KINDS[kind], n_samples, part, loop, "noise_tunnel" if told else "")
 
     noisy.loops_over_chunks = True  # type: ignore[attr-defined]
     return noisy
@@ -146,38 +122,3 @@ def _drawn(noise: Noise, i: slice, pool: Leaves, x: Leaves) -> Leaves:
     copies = i.stop - i.start
     drawn = noise.choice(i, pool)
     return flat_rows(each(lambda b, t: b.to(t.dtype).expand(copies, *t.shape), drawn, x))
-
-
-# The variance as mean(A^2) - mean(A)^2 loses all digits where the noise moves A little. Counts,
-# means and sums of squared deviations can be merged chunk by chunk without that difference.
-Moments = tuple[int, Tensor, Tensor]
-
-
-def _moments(a: Tensor) -> Moments:
-    """Count, mean and sum of squared deviations over the samples."""
-    mean = a.mean(0)
-    return a.shape[0], mean, ((a - mean) ** 2).sum(0)
-
-
-def _merge_moments(a: Moments, b: Moments) -> Moments:
-    """Chan, Golub and LeVeque, Updating Formulae and a Pairwise Algorithm, 1979."""
-    n = a[0] + b[0]
-    step = b[1] - a[1]
-    return n, a[1] + step * (b[0] / n), a[2] + b[2] + step**2 * (a[0] * b[0] / n)
-
-
-def _add(a: Tensor, b: Tensor) -> Tensor:
-    return a + b
-
-
-def _over(total: Tensor, n: int) -> Tensor:
-    return total / n
-
-
-Reduction = tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]
-_REDUCTIONS: dict[str, Reduction] = {
-    "smoothgrad": (lambda a: a.sum(0), _add, _over),
-    "smoothgrad_sq": (lambda a: (a**2).sum(0), _add, _over),
-    "vargrad": (_moments, _merge_moments, lambda m, n: m[2] / n),
-    "samples": (lambda a: a, lambda a, b: torch.cat([a, b]), lambda a, n: a),
-}

@@ -65,8 +65,12 @@ def bind(model_fn: ModelFn, *, frozen: bool, forward_only: bool = False) -> Mode
     return bind_source(src, (), (), frozen=frozen)
 
 
-def uncompiled(model_fn: ModelFn) -> ModelFn:
+def uncompiled(model_fn: Any) -> ModelFn:
     """The function that ``torch.compile(function)`` compiles: a mode sees its operations."""
+    if isinstance(model_fn, (list, tuple)):  # the models of an ensemble
+        models: Any = [uncompiled(model) for model in model_fn]
+        found: ModelFn = models
+        return found
     if isinstance(model_fn, functools.partial):
         inner = uncompiled(model_fn.func)
         if inner is model_fn.func:
@@ -75,6 +79,12 @@ def uncompiled(model_fn: ModelFn) -> ModelFn:
     if isinstance(model_fn, nn.Module):
         return model_fn
     return private_compiler.uncompiled(model_fn)
+
+
+def one_of(model_fn: Any) -> ModelFn:
+    """A model function, or the first one of an ensemble."""
+    found: ModelFn = model_fn[0] if isinstance(model_fn, (list, tuple)) else model_fn
+    return found
 
 
 class Reused:

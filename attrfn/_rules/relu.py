@@ -173,7 +173,7 @@ def _noted(run: Replay, name: str, y: Tensor) -> Tensor:
 def _guided_in_place(
     run: Replay, spelling: Spelling, func: Any, z: Tensor, kwargs: dict[str, Any]
 ) -> Tensor | None:
-    """A call that writes into z, by torch: no clone of z before it, and no copy into z behind it.
+    """A call that writes into z, by torch, without a clone of z before or a copy into z after it.
 
     That wins 1.1: ResNet, batch 1, in benchmarks/special_cases_earn_their_place.py.
     """

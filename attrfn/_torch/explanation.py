@@ -36,6 +36,8 @@ class Explanation:
         outputs: Grows by what the model returns while a method asks for it; else None.
         mixes: Whether a warning has said that rows depend on each other.
         draws: Whether the model draws random numbers.
+        rows: How many rows of a single copy of the batch run at once; None: all.
+        rows_agree: Whether so many rows have been seen to give what they give in the batch.
         copies: Private copies of modules that later runs of this call reuse, by what they are of.
         shared: Tensors, by their id, that are as long as the batch, and that runs have shown to
             hold no rows of examples.
@@ -48,6 +50,8 @@ class Explanation:
         self.one_by_one = False
         self.mixes = False
         self.draws = False
+        self.rows: int | None = None
+        self.rows_agree = False
         self.copies: dict[Any, Any] = {}
         self.shared: dict[int, Tensor] = {}
         self.targets: list[Any] = []
@@ -154,6 +158,8 @@ def explained(function: F, key: Any = None) -> F:
         if is_compiling() or _THREAD.explanation is not None or not args or unreadable():
             return function(*args, **options)
         explanation = Explanation(args[0], options.get("key", key))
+        if callable(target := options.get("target")):
+            explanation.targets.append(target)
         _THREAD.explanation = explanation
         try:
             while True:

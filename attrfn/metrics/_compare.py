@@ -55,7 +55,7 @@ class Comparison(NamedTuple):
         """The methods by their means of a metric, the best first; undefined ones are last.
 
         Raises:
-            ValueError: There is no such metric, or neither of its ends is better.
+            ValueError: The metric is unknown, or neither of its ends is better.
         """
         if metric not in self.better:
             raise ValueError(f"metric is {metric!r}, expected one of {', '.join(self.better)}")
@@ -128,7 +128,7 @@ def compare(
 
     Raises:
         TypeError: An argument has a wrong type.
-        ValueError: There is no method or no metric, or a metric returns another shape.
+        ValueError: Methods or metrics are empty, or a metric returns another shape.
 
     Example:
         >>> import torch, attrfn

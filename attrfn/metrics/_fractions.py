@@ -103,7 +103,7 @@ def counts(fractions: Sequence[float], n: int) -> list[int]:
     """How many of n features the shares are, at least one.
 
     Raises:
-        ValueError: There is no share, or one is not above 0 and at most 1.
+        ValueError: Fractions are empty, or one is outside of (0, 1].
     """
     fits, expected = (lambda p: 0 < p <= 1), "a number above 0 and at most 1"
     found = [number("one of fractions", p, fits, expected) for p in fractions]

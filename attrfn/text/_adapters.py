@@ -89,7 +89,7 @@ def adapter(model: Any, logits: Read | None = None, keep_logits: bool = True) ->
         return Seq2seq(model, 0, None, logits=logits)
     if type(inner).__name__.endswith("ForMaskedLM"):  # its logits at a token have seen that token
         raise ValueError(
-            f"model is a {type(inner).__name__}, which sees the tokens after a place, too, expected "
-            "a causal model: use text.masked(model, positions)"
+            f"model is a {type(inner).__name__}, which also sees the tokens after a place, "
+            "expected a causal model: use text.masked(model, positions)"
         )
     return Causal(model, logits, keep_logits)

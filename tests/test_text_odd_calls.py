@@ -187,6 +187,14 @@ def test_layers_by_module_and_by_name() -> None:
     torch.testing.assert_close(together.values, alone[0] + alone[1], atol=1e-6, rtol=1e-5)
 
 
+def test_paths_that_miss_the_change_are_told() -> None:
+    """Also for several tokens, which the method explains inside of vmap."""
+    for answer in (" blue", " blue."):
+        with pytest.warns(UserWarning, match="n_steps=2 misses the change of the output by"):
+            explain(attrfn.integrated_gradients, answer=answer, n_steps=2)
+    explain(attrfn.integrated_gradients, n_steps=2, check_completeness=False)
+
+
 def test_methods_made_of_methods() -> None:
     a, b = explain(attrfn.feature_ablation), explain(attrfn.shapley_values)
     both = explain(attrfn.average(attrfn.feature_ablation, attrfn.shapley_values))

@@ -345,6 +345,18 @@ def test_chat_parts_of_contents_in_pieces() -> None:
     assert found.spans[-1].tolist() == [12, 13]
 
 
+def test_messages_of_other_roles_may_be_changed_by_the_template() -> None:
+    """As templates do that leave out what a model thought before."""
+    template = "{% for m in messages %}[{{ m.content.split('>')[-1] }}]{% endfor %}"
+    messages = [
+        {"role": "assistant", "content": "<think>Hm.</think>Yes."},
+        {"role": "user", "content": "Yes. And?"},
+    ]
+    found = text.chat_parts(messages, chat(template))
+    assert found.text == "[Yes.][Yes. And?]"
+    assert found.spans.tolist() == [[7, 11], [12, 16]]
+
+
 CHAT_WRONG: dict[str, tuple[Any, type[Exception], str]] = {
     "changed": (
         lambda: text.chat_parts(

@@ -15,6 +15,7 @@ import attrfn
 from attrfn._explain.introspect import explains_all_outputs, takes_baselines
 from attrfn._torch.say import say
 from attrfn._torch.typing import ChunkSize, Method
+from attrfn._torch.warn import warn
 from attrfn.text._adapter import bare
 from attrfn.text._calls import embedding_of
 from attrfn.text._parts_type import Parts, TextAttribution
@@ -25,6 +26,7 @@ from attrfn.text._scorer import Scorer, scorer
 Model = Callable[[Tensor], Tensor]
 # What torch says where vmap cannot run an operation of a model, such as a custom Function of Bloom.
 VMAP = re.compile(r"\bvmap\b|functorch|[Bb]atching rule")
+MOST_GAP = 0.05  # as a share of the change of a score
 Place = tuple[Any, Any, Any]  # a layer, its side and its call, as of attrfn.at_layer
 
 
@@ -70,6 +72,8 @@ def by_embeddings(method: Method, plan: Plan, options: dict[str, Any]) -> TextAt
                 f"embeddings, {(1, scores.shape[1], *x.shape[1:])}: it gives no number for a part"
             )
         values = _per_part(found, plan.parts)
+        if method is attrfn.integrated_gradients and empty is not None and len(values) > 1:
+            _warn_of_gap(values, scores[0] - empty, options)
     return result(method, plan, values, scores[0], empty, stderr)
 
 
@@ -191,6 +195,23 @@ def _each(
             f"place for each of the {size} tokens of the prompt, (1, N, T, ...): take another layer"
         )
     return leaves
+
+
+def _warn_of_gap(values: Tensor, change: Tensor, options: dict[str, Any]) -> None:
+    """Warn of a path that misses the change, as the method does, but not inside of vmap."""
+    if not options.get("check_completeness", True):
+        return
+    size = torch.maximum(change.abs(), values.norm(dim=1))
+    gap = (values.sum(1) - change).abs()
+    rounding = 64 * torch.finfo(change.dtype).eps * change.abs().amax()
+    wrong = (gap > MOST_GAP * size) & (gap > rounding)
+    if bool(wrong.any()):
+        warn(
+            f"integrated_gradients with n_steps={options.get('n_steps', 50)} misses the change of "
+            f"the output by {float((gap / size)[wrong].max()):.0%}: raise n_steps, or start from "
+            "a token by remove=text.replace(id), because models with norms are steep near "
+            "embedding(0) (check_completeness=False does not look)"
+        )
 
 
 def _every(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import string
 from collections.abc import Sequence
 from typing import Any
@@ -74,8 +75,7 @@ def chat_parts(
 
     roles = (roles,) if isinstance(roles, str) else tuple(roles)
     text = called("tokenizer", render, chat)
-    places = _places(chat, text, render)
-    inside = [span for role, span in places if role in roles and span[0] < span[1]]
+    inside = [span for span in _places(chat, text, render, roles) if span[0] < span[1]]
     if not inside:
         said = ", ".join(dict.fromkeys(m["role"] for m in chat))
         raise ValueError(f"roles is {roles!r}, of which no message has a text, expected of {said}")
@@ -115,37 +115,34 @@ def _with_texts(message: dict[str, Any], texts: list[str]) -> dict[str, Any]:
     return message if content is None else {**message, "content": next(rest)}
 
 
-def _places(chat: list[dict[str, Any]], text: str, render: Any) -> list[tuple[str, Span]]:
-    """Where the texts of the messages stand in the prompt, found without looking for them.
+def _places(
+    chat: list[dict[str, Any]], text: str, render: Any, roles: tuple[str, ...]
+) -> list[Span]:
+    """Where texts of messages of some roles stand in the prompt, found without looking for them.
 
     A message such as "user" may also occur in the template. So the template is shown messages that
     occur nowhere else, and what it prints between them is what it prints between the real ones.
     """
-    signs = [[_sign(i, k) for k in range(len(_texts(m)))] for i, m in enumerate(chat)]
-    frame = called(
-        "tokenizer", render, [_with_texts(m, s) for m, s in zip(chat, signs, strict=True)]
-    )
-    flat = [
-        (sign, m["role"], content)
-        for m, of in zip(chat, signs, strict=True)
-        for sign, content in zip(of, _texts(m), strict=True)
-    ]
-    flat = [f for f in flat if f[0] in frame]
-    found: list[tuple[str, Span]] = []
+    texts = [_texts(m) if m["role"] in roles else [] for m in chat]
+    signs = [[_sign(i, k) for k in range(len(of))] for i, of in enumerate(texts)]
+    shown = [_with_texts(m, s) if s else m for m, s in zip(chat, signs, strict=True)]
+    frame = called("tokenizer", render, shown)
+    pairs = zip(itertools.chain(*signs), itertools.chain(*texts), strict=True)
+    flat = [(sign, content) for sign, content in pairs if sign in frame]
+    found: list[Span] = []
     at, rest = 0, frame
-    for sign, role, content in flat:
+    for k, (sign, content) in enumerate(flat):
         before, _, rest = rest.partition(sign)
         at += len(before)
-        start = at
-        after = rest.partition(flat[len(found) + 1][0])[0] if len(found) + 1 < len(flat) else rest
+        after = rest.partition(flat[k + 1][0])[0] if k + 1 < len(flat) else rest
         fits = [c for c in _variants(content) if text.startswith(c + after, at)]
         if not text.startswith(before, at - len(before)) or not fits or sign in rest:
             raise ValueError(
                 f"the chat template does not print the message {say(content)} once and as it is, "
                 "so that its place is unknown: give parts(text, tokenizer, by=spans, encoding=...)"
             )
-        at += len(fits[0])
-        found.append((role, (start, at)))
+        found.append((at, at + len(fits[0])))
+        at = found[-1][1]
     return found
 
 

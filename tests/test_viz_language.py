@@ -237,6 +237,12 @@ def test_texts_are_texts(view: str) -> None:
     assert all(text in told for text in (ODD[0], "שלום", "مرحبا", "\N{WAVING HAND SIGN}", ODD[1]))
 
 
+def test_tokens_without_a_letter_are_seen() -> None:
+    page = viz.text_matrix(result(4, 4, parts=("", " ", "  ", "\t"), answer=("\n", "", " ", "a\n")))
+    names = re.findall(r"<bdi>(.*?)</bdi>", page)
+    assert names == [*"∅␣", "␣␣", "⇥", *"↵∅␣", "a↵", "whole answer"]
+
+
 @pytest.mark.parametrize("view", VIEWS)
 def test_same_call_same_page_and_nothing_changes(view: str, tmp_path: Path) -> None:
     given = result()

@@ -166,8 +166,9 @@ def _between(gap: tuple[int, int], first: bool) -> str:
 
 
 def shown(text: str, most: int | None = None) -> str:
-    """A text in one line, escaped: line breaks and blanks alone get marks; cut after ``most``."""
-    text = text if text.strip(" ") else "\N{OPEN BOX}" * max(1, len(text))
+    """A text in one line, escaped: breaks, blanks alone and no text get marks; cut to ``most``."""
+    # A token may add no text: the first bytes of a character that has several.
+    text = text if text.strip(" ") else "\N{OPEN BOX}" * len(text) or "\N{EMPTY SET}"
     text = re.sub(r"[\n\t]", lambda found: MARKS[found[0]], text).strip(" ")
     if most is not None and len(text) > most:
         text = text[: most - 1].rstrip() + "\N{HORIZONTAL ELLIPSIS}"

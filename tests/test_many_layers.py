@@ -267,3 +267,45 @@ def test_rules_by_name_in_one_pass() -> None:
     rules = RULES.composite(dense=RULES.epsilon(), names={"blocks.1.*": RULES.gamma()})
     expected = alone(attrfn.layer_lrp, model, x, CHAIN, target=1, rules=rules)
     assert_close(attrfn.layer_lrp(model, x, layer=CHAIN, target=1, rules=rules), expected)
+
+
+class Asks(nn.Module):
+    """Asks for the value of a tensor while it runs."""
+
+    def __init__(self, runs: Runs, ask: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.counted, self.layer, self.last = Counted(runs), nn.Linear(4, 4), nn.Linear(4, 3)
+        self.ask = ask
+
+    def forward(self, x: Tensor) -> Tensor:
+        asked = bool(self.ask(x))
+        h = self.layer(self.counted(x))
+        return self.last(torch.tanh(h) if asked else h)
+
+
+def written(x: Tensor) -> Tensor:
+    buffer = torch.zeros(4, dtype=x.dtype)
+    row = buffer[:2]
+    row.copy_(x[0, :2])
+    return buffer.sum() > 0
+
+
+ASKED: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
+    "positions": (lambda x: (torch.arange(4).cumsum(0)[-1] == 6).all(), False),
+    "the inputs": (lambda x: (x > 0).any(), True),
+    "zeros like the inputs": (lambda x: x.new_zeros(3).any(), True),
+    "what was written into a buffer": (written, True),
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_what_depends_on_no_input_chooses_no_rows(name: str) -> None:
+    """Else each call looks at the examples again, in reverse order, as transformers would need."""
+    ask, by_inputs = ASKED[name]
+    runs = Runs()
+    model = make(lambda: Asks(runs, ask))
+    method = attrfn.layer_gradient_x_activation
+    method(model, randn(3, 4), layer="layer", target=1)
+    runs.number = 0
+    method(model, randn(3, 4), layer="layer", target=1)
+    assert (runs.number > 1) == by_inputs

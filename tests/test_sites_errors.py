@@ -121,6 +121,21 @@ ERRORS = {
         TypeError,
         r"the edit at '0' does not take two arguments",
     ),
+    "a module as an edit": Case(
+        lambda m, x: intervene(m, {"0": nn.ReLU()}),
+        TypeError,
+        r"the edit at '0' does not take two arguments",
+    ),
+    "an edit that fails": Case(
+        lambda m, x: intervene(m, {"0": lambda a, s: a @ a})(x),
+        RuntimeError,
+        r"the edit at '0' failed: mat1 and mat2 shapes cannot be multiplied",
+    ),
+    "a function in C of one argument": Case(
+        lambda m, x: attrfn.gradient(intervene(m, {"0": torch.relu}), x, target=1),
+        TypeError,
+        r"the edit at '0' failed: relu\(\) takes 1 positional argument",
+    ),
     "no module": Case(
         lambda m, x: intervene(lambda x: x, {"0": plus_one}),
         TypeError,

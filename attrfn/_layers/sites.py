@@ -217,7 +217,7 @@ def check_edit(key: Any, edit: Any) -> None:
 
 def _check_takes_two(key: Any, edit: Callable[..., Any]) -> None:
     try:
-        signature = inspect.signature(edit)
+        signature = inspect.signature(edit.forward if isinstance(edit, nn.Module) else edit)
     except (TypeError, ValueError):  # of functions in C
         return
     try:

@@ -14,9 +14,10 @@ import torch
 import attrfn
 from attrfn._torch.compiling import require_compiler
 
-# The packages of each extra for users, as pyproject.toml has them; a test compares the two.
+# The (first) package of each extra for users, as pyproject.toml has them; a test compares the two.
 EXTRAS = {
     "viz": "matplotlib",
+    "data": "safetensors",
     "progress": "tqdm",
     "surrogates": "scikit-learn",
     "testing": "hypothesis",

@@ -31,6 +31,10 @@ PUBLIC = {
         batch_independence completeness conservation dummy implementation_invariance linearity
         scale_invariance sensitivity symmetry
     """,
+    "attrfn.data": """
+        AUC Accuracy Attributions Loss Top explain importance quantiles read to_pandas to_parquet
+        top_k
+    """,
     "attrfn.features": """
         Words patches superpixels words
     """,

@@ -9,7 +9,7 @@ from attrfn._copies.batch import flat_rows, is_one_of
 from attrfn._copies.chunks import Chunks, at_once, over_chunks
 from attrfn._explain.baseline import baseline_distribution
 from attrfn._explain.forms import documented
-from attrfn._explain.introspect import wraps
+from attrfn._explain.introspect import takes_distribution, wraps
 from attrfn._explain.noise import Noise, count_of
 from attrfn._explain.options import SamplingOptions
 from attrfn._explain.tree import batch_size, each, flatten, require_floating
@@ -114,7 +114,7 @@ def noise_tunnel(
         return statistic(_KINDS[kind], n_samples, part, loop, "noise_tunnel" if told else "")
 
     noisy.loops_over_chunks = True  # type: ignore[attr-defined]
-    return noisy
+    return takes_distribution(noisy) if draw_baselines else noisy
 
 
 def _drawn(noise: Noise, i: slice, pool: Leaves, x: Leaves) -> Leaves:

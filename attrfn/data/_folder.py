@@ -1,0 +1,220 @@
+"""A folder of results: shards, a manifest, and a log of what is done.
+
+``manifest.json`` says what was run, and never changes. ``done.jsonl`` gets a line for each shard. A
+shard is written beside its place, given to the disk (fsync) and renamed; then its line is added and
+given to the disk. So a line stands for a whole shard, whatever the moment at which a process ends,
+and a shard without a line is written again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from attrfn._torch.say import say
+from attrfn.data._sources import first_line
+
+MANIFEST, LOG = "manifest.json", "done.jsonl"
+_COMPARED = ("method", "model", "options", "columns", "key", "length")
+_NAMES = {"length": "number of examples"}
+
+
+class Folder:
+    """A folder that results are written to.
+
+    Args:
+        path: Where.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.manifest: dict[str, Any] = {}
+        self.lines: list[dict[str, Any]] = []
+
+    def open(self, wanted: Mapping[str, Any], resume: bool) -> None:
+        """Begin, or find out what is done already.
+
+        Raises:
+            FileExistsError: There is something else.
+            ValueError: The folder belongs to another run, or is damaged.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not (self.path / MANIFEST).exists():
+            others = [p.name for p in self.path.iterdir() if not p.name.startswith(".")]
+            if others:
+                raise FileExistsError(
+                    f"out is {self.path}, which holds {say(others[0])} and no manifest, expected a "
+                    "new folder or one of an earlier call"
+                )
+            return
+        self.manifest = read_json(self.path / MANIFEST)
+        if not resume:
+            raise FileExistsError(
+                f"out is {self.path}, which holds results already: pass resume=True to go on, or "
+                "another folder"
+            )
+        self._compare(wanted)
+        self.lines, whole = read_log(self.path / LOG)
+        if whole is not None:  # the line that a crash has cut goes away
+            with open(self.path / LOG, "r+b") as file:
+                file.truncate(whole)
+
+    def _compare(self, wanted: Mapping[str, Any]) -> None:
+        for name in _COMPARED:
+            old, new = self.manifest.get(name), wanted[name]
+            if old == new:
+                continue
+            if isinstance(old, dict) and isinstance(new, dict):
+                keys = [k for k in {**old, **new} if old.get(k) != new.get(k)]
+                name, old, new = f"{keys[0]} in {name}", old.get(keys[0]), new.get(keys[0])
+            raise ValueError(
+                f"out is {self.path}, whose {_NAMES.get(name, name)} was {say(old)} and is now "
+                f"{say(new)}: give what it was begun with, or another folder"
+            )
+
+    def begin(self, manifest: Mapping[str, Any]) -> None:
+        """Write the manifest, unless there is one."""
+        if not self.manifest:
+            self.manifest = dict(manifest)
+            text = json.dumps(self.manifest, indent=1, ensure_ascii=False)
+            put(self.path / MANIFEST, text.encode())
+
+    def done(self) -> list[dict[str, Any]]:
+        """The lines of shards that are there, in the order of their rows; the newest of each."""
+        return [line for line in current(self.lines) if _is_there(self.path, line)]
+
+    def total(self) -> int | None:
+        """How many examples there were, if all have been explained."""
+        ends = [line["complete"] for line in self.lines if "complete" in line]
+        return int(ends[-1]) if ends else None
+
+    def add(self, name: str, content: bytes, line: Mapping[str, Any]) -> None:
+        """Write a shard, and then its line."""
+        put(self.path / name, content)
+        sha = hashlib.sha256(content).hexdigest()
+        self.log({**line, "file": name, "bytes": len(content), "sha256": sha})
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Add a line to the log."""
+        text = json.dumps(line, ensure_ascii=False) + "\n"
+        with open(self.path / LOG, "ab") as file:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        _sync_folder(self.path)
+        self.lines.append(dict(line))
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out of the folder; a process that ends lets go by itself.
+
+        Raises:
+            BlockingIOError: Another one writes.
+        """
+        try:
+            import fcntl
+        except ImportError:  # not on this system
+            yield
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / ".lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise BlockingIOError(
+                    f"out is {self.path}, to which another process writes: wait for it, or give "
+                    "another folder"
+                ) from error
+            yield
+
+
+def current(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines of shards that hold, in the order of their rows: newer ones replace older ones."""
+    found: list[dict[str, Any]] = []
+    for line in lines:
+        if "file" in line:
+            apart = [f for f in found if f["stop"] <= line["start"] or line["stop"] <= f["start"]]
+            found = [*apart, line]
+    return sorted(found, key=lambda line: int(line["start"]))
+
+
+def put(path: Path, content: bytes) -> None:
+    """Write a file that is there as a whole or not at all, also if the power goes."""
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        with open(beside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    """Give the names in a folder to the disk, where the system can."""
+    with contextlib.suppress(OSError):
+        place = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(place)
+        finally:
+            os.close(place)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A manifest.
+
+    Raises:
+        ValueError: It is none.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} cannot be read: {first_line(error)}: restore it, or explain into a new folder"
+        ) from error
+    if not isinstance(found, dict) or found.get("format") != 1:
+        raise ValueError(
+            f"{path} is no manifest that this version reads: give a folder that "
+            "attrfn.data.explain has written"
+        )
+    return found
+
+
+def read_log(path: Path) -> tuple[list[dict[str, Any]], int | None]:
+    """The lines of a log, and where a line that was cut begins, if there is one.
+
+    Raises:
+        ValueError: A line in the middle is damaged.
+    """
+    if not path.exists():
+        return [], None
+    lines, at = [], 0
+    parts = path.read_bytes().split(b"\n")
+    for number, text in enumerate(parts[:-1], 1):
+        try:
+            lines.append(json.loads(text))
+        except ValueError as error:
+            raise ValueError(
+                f"{path}, line {number} is damaged: delete this line and those after it, and call "
+                "explain again, which writes their rows anew"
+            ) from error
+        at += len(text) + 1
+    return lines, at if parts[-1] else None
+
+
+def _is_there(folder: Path, line: Mapping[str, Any]) -> bool:
+    """Whether a shard has the length that it was written with."""
+    try:
+        size = (folder / str(line["file"])).stat().st_size
+        return size == int(line["bytes"])
+    except OSError:
+        return False

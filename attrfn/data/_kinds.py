@@ -1,0 +1,79 @@
+"""Which source serves a data set of which kind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, default_collate
+
+from attrfn._torch.say import say
+from attrfn.data._columns import Columns
+from attrfn.data._files import file_source
+from attrfn.data._sources import Examples, Held, Indexed, Source, Stream, plain
+
+_EXAMPLES = 32  # of a stream, which are put together
+_SHUFFLES = {"RandomSampler", "WeightedRandomSampler", "SubsetRandomSampler"}
+
+
+def source(data: Any, columns: Columns) -> Source:
+    """The source of a data set of any kind.
+
+    Raises:
+        TypeError: It is of none of the kinds.
+    """
+    if isinstance(data, (str, os.PathLike)):
+        return file_source(data, columns)
+    if isinstance(data, DataLoader):
+        return _loader(data, columns)
+    if hasattr(data, "iloc") and hasattr(data, "columns"):  # a table of pandas
+        data = {name: data[name].to_numpy() for name in data.columns}
+    if isinstance(data, (Tensor, Mapping, tuple)) or hasattr(data, "__array__"):
+        return Held(columns.rows(data), columns)
+    if hasattr(data, "column_names") and hasattr(data, "__getitem__"):  # Hugging Face
+        return Indexed(lambda a, b: plain(data[a:b], columns), columns, length=len(data))
+    if isinstance(data, IterableDataset):
+        return Stream(data, lambda items: _grouped(items, columns), columns, batch=_EXAMPLES)
+    if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, list):
+        return Examples(data, default_collate, columns)
+    if isinstance(data, Iterable):
+        return Stream(data, lambda items: _plain(items, columns), columns)
+    raise TypeError(
+        f"data is {say(data)}, expected a DataLoader, a Dataset, tensors, an iterable of batches, "
+        "or the path of a Parquet or safetensors file"
+    )
+
+
+def _loader(data: DataLoader[Any], columns: Columns) -> Source:
+    batches = data.batch_sampler
+    inner = getattr(batches, "sampler", data.sampler)
+    kind = type(inner).__name__
+    if kind in _SHUFFLES:
+        raise ValueError(
+            f"data is a DataLoader with a {kind}, whose order no one could match with the results: "
+            "make it with shuffle=False"
+        )
+    length = None
+    if type(batches) is BatchSampler and isinstance(inner, Sized):
+        size = batches.batch_size
+        length = len(inner) // size * size if batches.drop_last else len(inner)
+    of_parts = lambda items: _plain(items, columns)  # noqa: E731
+    return Stream(data, of_parts, columns, length=length, batch=data.batch_size)
+
+
+def _plain(items: Iterator[Any], columns: Columns) -> Iterator[Any]:
+    return (plain(item, columns) for item in items)
+
+
+def _grouped(items: Iterator[Any], columns: Columns) -> Iterator[Any]:
+    """Single examples put together."""
+    group: list[Any] = []
+    for item in items:
+        group.append(plain(item, columns))
+        if len(group) == _EXAMPLES:
+            yield default_collate(group)
+            group = []
+    if group:
+        yield default_collate(group)

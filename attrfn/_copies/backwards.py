@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
-from typing import Any
+import functools
+import warnings
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from attrfn._copies.batch import join_copies
 from attrfn._copies.chunks import Chunks, over_chunks
-from attrfn._copies.memory import Peak, budget, unmeasured_copies
+from attrfn._copies.memory import Peak, budget, out_of_memory, unmeasured_copies
 from attrfn._copies.sizes import Took
-from attrfn._torch.autodiff import transforming
+from attrfn._torch.autodiff import batched_pull, transforming
 from attrfn._torch.compiling import is_compiling
-from attrfn._torch.one_run import one_run
+from attrfn._torch.one_run import OneRun, one_run
 from attrfn._torch.typing import Leaves
 
 # Backward passes that vmap runs together read the results of one forward pass, and make gradients
@@ -71,43 +72,96 @@ class Passes(Peak):
         return many if many >= fewest else 1
 
 
-def all_outputs(
-    part: Callable[[slice], Leaves], n: int, chunks: Chunks, x: Leaves, *, in_chunks: bool
-) -> Leaves:
+class Outputs(Protocol):
+    """A method, which explains some of the outputs of a model."""
+
+    @property
+    def in_chunks(self) -> bool:
+        """Whether the method has chunks of copies."""
+
+    @property
+    def backward(self) -> bool:
+        """Whether the method takes gradients."""
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is a method of this library, which explains the target that it is given."""
+
+    def part(self, i: slice) -> Leaves:
+        """The attributions of some outputs, (S, B, ...) each, by vmap if there are several."""
+
+    def columns(self, outputs: Any) -> Tensor:
+        """All that is explained of the outputs, (B, N)."""
+
+    def from_gradients(self, i: slice, run: OneRun, grads: Leaves) -> tuple[Leaves, Leaves]:
+        """The attributions of some outputs, and the values (S, B) whose gradients they took."""
+
+
+def all_outputs(of: Outputs, n: int, chunks: Chunks, x: Leaves) -> Leaves:
     """The attributions of n outputs, (n, B, ...) each.
 
     Where the size of chunks is ``"auto"``, the first output is explained by itself, and measured.
-    Outputs that are explained one after the other share a forward pass where the method has one.
+    If the method took one gradient of the model for it, the forward pass of the first output serves
+    all others.
 
     Args:
-        part: From a slice of the outputs to their attributions, by vmap if there are several.
+        of: Explains some of them.
         n: The number of outputs.
         chunks: How many at once.
         x: The leaves of the inputs.
-        in_chunks: Whether the method has chunks of copies.
     """
     device = x[0].device
-    measured = chunks.size == "auto" and not (is_compiling() or transforming())
-    if not measured or unmeasured_copies(x) >= n:
+    if chunks.size != "auto" or n == 1 or not of.backward or is_compiling() or transforming():
         with one_run() if chunks.size == 1 else contextlib.nullcontext():
-            return over_chunks(part, join_copies, n, chunks, device, x=x)
+            return over_chunks(of.part, join_copies, n, chunks, device, x=x)
+    few = unmeasured_copies(x) < n
     with one_run() as run:
-        with Passes() as peak:
-            first = part(slice(0, 1))
-        if n == 1:
-            return first
-        size = peak.together(device, bool(run.rows), in_chunks) if peak.has_graph else n
-        if size > 1:
-            run.stop()
+        with Passes() if few else contextlib.nullcontext() as peak:
+            first = of.part(slice(0, 1))
+        size = n
+        if peak is not None and peak.has_graph:
+            size = peak.together(device, bool(run.rows), of.in_chunks)
+        if size == 1:
+            chunks = chunks._replace(size=1)
+        shares = size > 1 and of.ours and bool(run.rows)
+        together = functools.partial(_from_one_run, of, run) if shares else of.part
         # If memory runs out, there are fewer.
         one_copy = Took(budget(device) // size, 2**62)
         rest = over_chunks(
-            lambda i: part(slice(i.start + 1, i.stop + 1)),
-            join_copies,
-            n - 1,
-            chunks if size > 1 else chunks._replace(size=1),
-            device,
-            one_copy,
-            x,
+            lambda i: together(slice(i.start + 1, i.stop + 1)),
+            *(join_copies, n - 1, chunks, device, one_copy, x),
         )
         return join_copies(first, rest)
+
+
+def _from_one_run(of: Outputs, run: OneRun, i: slice) -> Leaves:
+    """The attributions of some outputs from their gradients, by one batched backward pass."""
+    if i.stop - i.start == 1 or not run.rows:
+        return of.part(i)
+    try:
+        values, grads = _gradients(of, run, i)
+        found, seen = of.from_gradients(i, run, grads)
+        if seen and all(_equal(v, values) for v in seen):
+            return found
+    except RuntimeError as error:
+        if out_of_memory(error):
+            raise  # else an operation whose backward pass cannot be batched
+    run.stop()  # the method takes gradients of something else
+    return of.part(i)
+
+
+def _gradients(of: Outputs, run: OneRun, i: slice) -> tuple[Tensor, Leaves]:
+    """The values (S, B) of some outputs and their gradients (S, B, ...), over the shared run."""
+    with torch.inference_mode(False), torch.enable_grad():
+        columns = of.columns(run.again())
+    one_hot = torch.zeros(i.stop - i.start, *columns.shape, device=columns.device).to(columns)
+    one_hot.diagonal(i.start, 0, 2).fill_(1)
+    with warnings.catch_warnings():
+        # An operation without a batching rule runs once for each output, as it would otherwise.
+        warnings.filterwarnings("ignore", message="There is a performance drop")
+        grads = batched_pull(columns, run.rows, one_hot)
+    return columns.detach()[:, i].T, grads
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())

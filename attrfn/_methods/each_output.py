@@ -18,7 +18,7 @@ from attrfn._copies.batch import is_count, repeat_bound, repeat_rows
 from attrfn._copies.chunks import Chunks
 from attrfn._copies.rows import check_bound
 from attrfn._explain.forms import documented
-from attrfn._explain.introspect import explains_all_outputs, takes_target, wraps
+from attrfn._explain.introspect import explains_all_outputs, is_ours, takes_target, wraps
 from attrfn._explain.options import ChunkOptions
 from attrfn._explain.said import main_tensor
 from attrfn._explain.shared import marked, scores_of
@@ -28,6 +28,7 @@ from attrfn._torch.autodiff import gradients_allowed, transforming
 from attrfn._torch.compiling import is_compiling
 from attrfn._torch.explanation import explained, unnoticed
 from attrfn._torch.guard import called, guarded
+from attrfn._torch.one_run import OneRun
 from attrfn._torch.say import say
 from attrfn._torch.typing import ChunkSize, Leaves, Method, ModelFn, Target, Tree
 
@@ -92,9 +93,10 @@ def each_output(
         check_bound(outputs, len(x[0]) if x and x[0].ndim else 0, "each_output")
         shape = _shape(outputs(1), target) if n is None else (n,)
         ungraphed = takes_graph and not (options.get("create_graph") or transforming())
-        each_k = _Each(method, model_fn, inputs, target, shape, options, ungraphed, [])
+        flags = ungraphed, in_chunks, not explains_all_outputs(method), is_ours(method)
+        each_k = _Each(method, model_fn, inputs, target, shape, options, *flags, [])
         chunks = Chunks(chunk_size, "vmap", progress, "each_output")
-        found = all_outputs(each_k.part, math.prod(shape), chunks, x, in_chunks=in_chunks)
+        found = all_outputs(each_k, math.prod(shape), chunks, x)
         leaves = [a.movedim(0, 1).reshape(a.shape[1], *shape, *a.shape[2:]) for a in found]
         return optree.tree_unflatten(each_k.specs[-1], marked(leaves, scores_of(method)))
 
@@ -110,10 +112,13 @@ class _Each(NamedTuple):
     method: Method
     model_fn: ModelFn
     inputs: Tree
-    target: Target
+    target: Callable[..., Any] | None
     shape: tuple[int, ...]
     options: dict[str, Any]
     ungraphed: bool  # whether the result has no graph
+    in_chunks: bool  # whether the method has chunks of copies
+    backward: bool  # whether it takes gradients
+    ours: bool  # whether it is one of this library
     specs: list[Any]
 
     def part(self, i: slice) -> Leaves:
@@ -125,6 +130,26 @@ class _Each(NamedTuple):
             ids = torch.arange(i.start, i.stop, device=device)
         mapped: Leaves = torch.func.vmap(self.one, randomness="same")(ids)
         return mapped
+
+    def columns(self, outputs: Any) -> Tensor:
+        """All outputs that are explained, (B, N)."""
+        found = outputs if self.target is None else self.target(outputs)
+        columns: Tensor = main_tensor(found).flatten(1)
+        return columns
+
+    def from_gradients(self, i: slice, run: OneRun, grads: Leaves) -> tuple[Leaves, Leaves]:
+        """The attributions of some outputs whose gradients are known, and the explained values."""
+
+        def one(k: Tensor, *g: Tensor) -> tuple[Leaves, Leaves]:
+            run.grads, run.seen = g, []
+            return self.one(k), tuple(run.seen)
+
+        ids = torch.arange(i.start, i.stop, device=grads[0].device)
+        try:
+            found: tuple[Leaves, Leaves] = torch.func.vmap(one, randomness="same")(ids, *grads)
+        finally:
+            run.grads = None
+        return found
 
     def one(self, k: Tensor | int) -> Leaves:
         """The attributions of output number k."""

@@ -76,6 +76,9 @@ def values_and_gradients(
         # torch.func.vjp records its backward pass, which a surrounding transform differentiates.
         # Without one, autograd.grad records nothing and so takes less time and memory.
         if transforming():
+            run = None if is_compiling() else shared_run()
+            if run is not None and (known := run.known(f, x)) is not None:
+                return known
             values, pull = torch.func.vjp(f, *x)[:2]
             return values, tuple(pull(torch.ones_like(values)))
         return _autograd(f, x, create_graph)
@@ -154,6 +157,24 @@ def _pull(values: Tensor, z: Leaves, create_graph: bool, again: bool = False) ->
             refuse_undifferentiable()
         warn_constant()
     return tuple([torch.zeros_like(t) if g is None else g for g, t in zip(found, z, strict=True)])
+
+
+def batched_pull(values: Tensor, z: Leaves, cotangents: Tensor) -> Leaves:
+    """The gradients of several sums of values, (S, ...) each; the graph stays.
+
+    Args:
+        values: Of a graph that starts at z.
+        z: Leaves.
+        cotangents: The weights of the values in each sum, (S, *values.shape).
+    """
+    if not values.requires_grad:
+        return tuple([t.new_zeros(len(cotangents), *t.shape) for t in z])
+    with unmistaken(values, z):
+        found: tuple[Tensor | None, ...] = torch.autograd.grad(
+            *(values, z, cotangents), retain_graph=True, is_grads_batched=True, allow_unused=True
+        )
+    none = [t.new_zeros(1).expand(len(cotangents), *t.shape) for t in z]
+    return tuple([o if g is None else g for g, o in zip(found, none, strict=True)])
 
 
 def refuse_undifferentiable() -> NoReturn:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from attrfn._torch import pytree
-from attrfn._torch.private import in_transform
+from attrfn._torch.private import in_transform, is_wrapped
 from attrfn._torch.typing import Leaves
 
 
@@ -28,6 +28,8 @@ class OneRun:
         self.outputs: Any = None
         self.served: Leaves = ()
         self.stopped = False
+        self.grads: Leaves | None = None  # which stand for a backward pass
+        self.seen: list[Tensor] = []  # the values whose gradients they are
 
     def stop(self) -> None:
         """Share nothing from now on."""
@@ -45,6 +47,20 @@ class OneRun:
         values = f(*z)
         return values, self.served
 
+    def known(self, f: Callable[..., Tensor], x: Leaves) -> tuple[Tensor, Leaves] | None:
+        """Values ``f(*x)`` and the gradients that stand for theirs; None for another function."""
+        if self.grads is None:
+            return None
+        values, served = self._watched(f, x)
+        if not served:
+            return None
+        self.seen.append(values)
+        return values, self.grads
+
+    def again(self) -> Any:
+        """The outputs of the run; a target may write into them."""
+        return pytree.tree_map_only(Tensor, Tensor.clone, self.outputs)
+
     def of(self, model: Any, rows: Leaves, run: Callable[[], Any]) -> Any:
         """What a run of the model returns for rows that are leaves of a graph.
 
@@ -53,17 +69,22 @@ class OneRun:
             rows: Its inputs.
             run: Runs it.
         """
-        fit = not in_transform() and all(t.requires_grad and t.is_leaf for t in rows)
-        if self.stopped or model is None or not fit:
+        if self.grads is not None:
+            plain = not any(is_wrapped(t) for t in rows)
+            if not (plain and model is self.model and _equal(rows, self.rows)):
+                return run()
+        elif self.stopped or model is None or not self._fit(rows):
             return run()
-        if not self.rows:
+        elif not self.rows:
             self.model, self.rows, self.outputs = model, rows, run()
         elif model is not self.model or not _equal(rows, self.rows):
             self.stop()
             return run()
         self.served = self.rows
-        # A target may write into the outputs.
-        return pytree.tree_map_only(Tensor, Tensor.clone, self.outputs)
+        return self.again()
+
+    def _fit(self, rows: Leaves) -> bool:
+        return not in_transform() and all(t.requires_grad and t.is_leaf for t in rows)
 
 
 class _Thread(threading.local):

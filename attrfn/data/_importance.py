@@ -24,7 +24,7 @@ from attrfn._torch.say import say
 from attrfn._torch.typing import Baselines, FeatureMask, Key, Leaves, Method, ModelFn, Tree
 from attrfn.data._ahead import ahead
 from attrfn.data._columns import Columns
-from attrfn.data._digest import device_of
+from attrfn.data._digest import device_of, dtype_of
 from attrfn.data._kinds import source
 from attrfn.data._metrics import Metric, metric_of
 from attrfn.data._options import moved, parameters_of, permutes
@@ -110,7 +110,9 @@ def importance(
         )
     if not (is_one_of(batch_size, "auto") or is_count(batch_size)):
         raise ValueError(f"batch_size is {say(batch_size)}, expected 'auto' or at least 1")
-    found = source(data, Columns(columns, ["target"]))
+    read_columns = Columns(columns, ["target"])
+    read_columns.dtype = dtype_of(model_fn)
+    found = source(data, read_columns)
     if isinstance(target, Tensor) and found.length not in (None, len(target)):
         raise ValueError(f"target has {len(target)} entries, expected {found.length}, as data has")
     size = (found.batch or _WITHOUT_A_SIZE) if is_one_of(batch_size, "auto") else int(batch_size)

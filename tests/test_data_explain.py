@@ -173,6 +173,37 @@ def test_trees_bound_arguments_and_options_of_columns() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
 
 
+def test_what_is_bound_for_all_may_be_as_long_as_a_batch() -> None:
+    """W of 10 rows, and batches of 10: no row of it belongs to an example."""
+    x, _ = examples(25)
+    w, p = x[:10] + 1, torch.nn.Parameter(x[:10])
+    model = functools.partial(lambda x, w, p: torch.tanh(x @ (w + p).T), w=w, p=p)
+    expected = attrfn.integrated_gradients(lambda x: model(x), x, target=3)
+    for batch_size in (4, 5, 10):
+        found = explain(attrfn.integrated_gradients, model, x, target=3, batch_size=batch_size)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+    parameters = {k: v.detach() + 0.1 for k, v in NET.named_parameters()}
+    functional = functools.partial(torch.func.functional_call, NET, parameters)
+    found = explain(attrfn.gradient, functional, x, target=1, batch_size=8)
+    torch.testing.assert_close(found, attrfn.gradient(functional, x, target=1))
+
+
+def test_tensors_alone_are_the_inputs_as_they_are() -> None:
+    x, _ = examples(20)
+    model = lambda d: NET(d["a"] + d["b"])  # noqa: E731
+    data = {"a": x, "b": x * 2}
+    found = explain(attrfn.gradient, model, data, target=1, batch_size=6)
+    torch.testing.assert_close(found, attrfn.gradient(model, data, target=1))
+
+
+def test_a_table_takes_the_type_of_the_model() -> None:
+    columns = {"inputs": list("abcdef")}
+    data = {name: X[:, i].numpy() for i, name in enumerate("abcdef")}
+    found = explain(attrfn.gradient, network(torch.float32), data, columns=columns, target=1)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, attrfn.gradient(NET, X, target=1).float())
+
+
 def test_arguments_with_a_row_for_each_example() -> None:
     x, y = examples(20)
     x0, mask = x.flip(0), (torch.arange(120).reshape(20, 6) // 2) % 3
@@ -437,8 +468,8 @@ LATE = [X[:9], X[9:18, :3]]
         ({"resume": 1}, "resume is 1, expected True or False"),
         ({"data": "x.csv"}, "ends in .parquet or .safetensors"),
         (
-            {"model_fn": functools.partial(lambda x, w: x @ w.T, w=X[:10]), "batch_size": 10},
-            "binds",
+            {"model_fn": functools.partial(lambda x, w: (x * w).sum(1), w=X)},
+            r"model_fn binds a tensor of 100 rows, .*columns\['bind'\]",
         ),
     ],
 )

@@ -23,6 +23,7 @@ from attrfn._random.keys import as_key
 from attrfn._torch.say import say
 from attrfn._torch.typing import Baselines, FeatureMask, Key, Leaves, Method, ModelFn, Tree
 from attrfn.data._ahead import ahead
+from attrfn.data._bound import bound_to, shared_by_all
 from attrfn.data._columns import Columns
 from attrfn.data._digest import device_of, dtype_of
 from attrfn.data._kinds import source
@@ -186,7 +187,7 @@ class _Game:
         target: Tensor | None,
         progress: bool,
     ) -> None:
-        self.model_fn = model_fn
+        self.model_fn = shared_by_all(model_fn, data.length)
         self.data = data
         self.metric = metric
         self.size = size
@@ -255,7 +256,7 @@ class _Game:
         other = self._x0
         if order is not None:
             other, _ = flatten(moved(self.data.at(order[batch.places]).inputs, self.device))
-        model = functools.partial(self.model_fn, **bound) if bound else self.model_fn
+        model = bound_to(self.model_fn, bound, batch.size)
         p = explain(
             model, inputs, None, create_graph=False, differentiated=False, forward_only=True
         )

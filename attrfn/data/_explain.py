@@ -67,7 +67,7 @@ def explain(
             model to names; ``"index"`` the number of an example, by which it draws in place of its
             position.
         reduce: A running statistic in place of the attributions: ``"mean"``, ``"mean_abs"``,
-            ``"quantiles"``, :class:`quantiles`, :class:`top_k`, a pair ``(update, compute)`` of
+            ``"quantiles"``, ``quantiles``, ``top_k``, a pair ``(update, compute)`` of
             functions, or an object with ``init``, ``update`` and ``compute``.
         engine: ``"local"``: this process.
         resume: Go on in a folder that holds results; ``False`` refuses it.
@@ -77,7 +77,7 @@ def explain(
         options: Options of the method.
 
     Returns:
-        With ``out`` what :func:`read` returns; else a pytree of attributions (N, ...) on the CPU,
+        With ``out`` what ``read`` returns; else a pytree of attributions (N, ...) on the CPU,
         or what ``reduce`` computes.
 
     Raises:

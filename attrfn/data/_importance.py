@@ -65,8 +65,8 @@ def importance(
             ``feature_permutation``, ``shapley_values``, ``shapley_value_sampling``,
             ``kernel_shap``, ``lime`` or ``interactions``.
         model_fn: The model function.
-        data: What :func:`explain` takes; for a permutation it needs rows by number, so no stream.
-        metric: :class:`Accuracy`, :class:`AUC`, :class:`Loss`, an object with ``init``, ``update``,
+        data: What ``explain`` takes; for a permutation it needs rows by number, so no stream.
+        metric: ``Accuracy``, ``AUC``, ``Loss``, an object with ``init``, ``update``,
             ``merge`` and ``compute``, or a function ``(outputs, target)`` of all outputs, which are
             then kept.
         target: One target for each example, (N,), if it is no column.
@@ -76,7 +76,7 @@ def importance(
             is one.
         batch_size: How many examples run at once.
         key: An int or a key (2,).
-        columns: As in :func:`explain`.
+        columns: As in ``explain``.
         progress: Show a bar.
         options: Options of the method.
 

@@ -34,7 +34,7 @@ _WITHOUT_A_GUESS = 32  # a token has few bytes, and its embedding has many
 
 
 class Run:
-    """One call of :func:`explain`."""
+    """One call of ``explain``."""
 
     def __init__(
         self, model_fn: ModelFn, data: Source, options: Options, skip: bool, progress: bool

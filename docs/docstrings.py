@@ -38,7 +38,9 @@ class Docstrings(griffe.Extension):
 def _linked(text: str, obj: griffe.Object) -> str:
     def link(role: re.Match[str]) -> str:
         home = obj if obj.is_module else obj.module
-        here = "._" not in home.path and role[2] in home.members
+        while "._" in home.path and home.parent:
+            home = home.parent  # the package that has the names of its files
+        here = role[2] in home.members
         return f"[`{role[2]}`][{home.path if here else 'attrfn'}.{role[2]}]"
 
     return EXAMPLE.sub("Examples:", ROLE.sub(link, text))

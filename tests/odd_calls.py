@@ -19,6 +19,7 @@ from torch import nn
 
 import attrfn
 from attrfn import features, random, rules, surrogates, viz
+from attrfn.text import TextAttribution
 
 Given = dict[str, Any]
 
@@ -227,6 +228,8 @@ def _features() -> dict[str, Callee]:
 def _pictures() -> dict[str, Callee]:
     rows, names = np.linspace(-1, 1, 12).reshape(3, 4), ["a", "b", "c", "d"]
     images, maps = np.ones((2, 3, 4, 4)), {"a": np.ones((2, 4, 4))}
+    spans, two = torch.tensor([[0, 1], [2, 3]]), torch.ones(2)
+    result = TextAttribution(two[None], two, two[:1], None, ("a", "b"), ("c",), spans)
     return {
         "viz.bar": _picture(
             viz.bar,
@@ -270,6 +273,9 @@ def _pictures() -> dict[str, Callee]:
             **{"words": ["a", "b"], "attributions": np.array([1.0, -1.0]), "labels": None},
             **{"separator": " ", "title": ""},
         ),
+        "viz.text_matrix": _plain(viz.text_matrix, result=result, title=""),
+        "viz.answer": _plain(viz.answer, result=result, prompt="a b", title=""),
+        "viz.passages": _plain(viz.passages, result=result, order="rank", top=None, title=""),
         "viz.report": Callee(_of_report, _report),
     }
 

@@ -46,6 +46,26 @@ class Streamed(IterableDataset):
         return iter(zip(*examples(), strict=True))
 
 
+class Lists(Dataset):
+    """Examples of Python's numbers; a batch of 6 is a square, whose axes could be exchanged."""
+
+    def __len__(self) -> int:
+        return ROWS
+
+    def __getitem__(self, i: int) -> Any:
+        x, y = examples()
+        return {"x": x[i].tolist(), "y": int(y[i])}
+
+
+class HuggingFaceStream(IterableDataset):
+    """As ``datasets.IterableDataset`` behaves: it has columns, and no length."""
+
+    column_names = ("x", "y")
+
+    def __iter__(self) -> Iterator[Any]:
+        return (Lists()[i] for i in range(ROWS))
+
+
 class HuggingFace:
     """As ``datasets.Dataset`` behaves: slices are dicts of lists."""
 
@@ -76,17 +96,24 @@ DATA: dict[str, Callable[[], tuple[Any, Any]]] = {
     "generator": lambda: ((b for b in batches()), PAIR),
     "list of batches": lambda: (batches(), PAIR),
     "Hugging Face": lambda: (HuggingFace(), NAMED),
+    "stream of Hugging Face": lambda: (HuggingFaceStream(), NAMED),
+    "lists": lambda: (Lists(), NAMED),
 }
 
 
-@pytest.mark.parametrize("batch_size", ["auto", 1, 7, 32, 1000])
+@pytest.mark.parametrize("batch_size", ["auto", 1, 6, 7, 1000])
 @pytest.mark.parametrize("kind", DATA)
 def test_every_kind_of_data_gives_what_one_call_gives(kind: str, batch_size: Any) -> None:
     data, columns = DATA[kind]()
     x, y = examples()
     expected = attrfn.integrated_gradients(NET, x, target=y)
-    found = explain(attrfn.integrated_gradients, NET, data, columns=columns, batch_size=batch_size)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+    model = network(torch.float32) if kind in ("lists", "stream of Hugging Face") else NET
+    found = explain(
+        attrfn.integrated_gradients, model, data, columns=columns, batch_size=batch_size
+    )
+    # Python's numbers become float32, as everywhere in torch.
+    rounding = 1e-5 if found.dtype == torch.float32 else 1e-12
+    torch.testing.assert_close(found.double(), expected, rtol=rounding, atol=rounding)
 
 
 def same_for_all(method: Any, x: Tensor, **options: Any) -> Any:
@@ -171,6 +198,37 @@ def test_trees_bound_arguments_and_options_of_columns() -> None:
         functools.partial(model, mask=m), (x, {"w": w}), baselines=(x0, {"w": 0.0}), target=y
     )
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_what_is_bound_for_all_may_be_as_long_as_a_batch() -> None:
+    """W of 10 rows, and batches of 10: no row of it belongs to an example."""
+    x, _ = examples(25)
+    w, p = x[:10] + 1, torch.nn.Parameter(x[:10])
+    model = functools.partial(lambda x, w, p: torch.tanh(x @ (w + p).T), w=w, p=p)
+    expected = attrfn.integrated_gradients(lambda x: model(x), x, target=3)
+    for batch_size in (4, 5, 10):
+        found = explain(attrfn.integrated_gradients, model, x, target=3, batch_size=batch_size)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+    parameters = {k: v.detach() + 0.1 for k, v in NET.named_parameters()}
+    functional = functools.partial(torch.func.functional_call, NET, parameters)
+    found = explain(attrfn.gradient, functional, x, target=1, batch_size=8)
+    torch.testing.assert_close(found, attrfn.gradient(functional, x, target=1))
+
+
+def test_tensors_alone_are_the_inputs_as_they_are() -> None:
+    x, _ = examples(20)
+    model = lambda d: NET(d["a"] + d["b"])  # noqa: E731
+    data = {"a": x, "b": x * 2}
+    found = explain(attrfn.gradient, model, data, target=1, batch_size=6)
+    torch.testing.assert_close(found, attrfn.gradient(model, data, target=1))
+
+
+def test_a_table_takes_the_type_of_the_model() -> None:
+    columns = {"inputs": list("abcdef")}
+    data = {name: X[:, i].numpy() for i, name in enumerate("abcdef")}
+    found = explain(attrfn.gradient, network(torch.float32), data, columns=columns, target=1)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, attrfn.gradient(NET, X, target=1).float())
 
 
 def test_arguments_with_a_row_for_each_example() -> None:
@@ -437,8 +495,8 @@ LATE = [X[:9], X[9:18, :3]]
         ({"resume": 1}, "resume is 1, expected True or False"),
         ({"data": "x.csv"}, "ends in .parquet or .safetensors"),
         (
-            {"model_fn": functools.partial(lambda x, w: x @ w.T, w=X[:10]), "batch_size": 10},
-            "binds",
+            {"model_fn": functools.partial(lambda x, w: (x * w).sum(1), w=X)},
+            r"model_fn binds a tensor of 100 rows, .*columns\['bind'\]",
         ),
     ],
 )

@@ -76,8 +76,8 @@ PUBLIC = {
         retrieval runner_up save scorer select seq2seq template to_json unattended
     """,
     "attrfn.viz": """
-        Html bar compare curves dependence image image_grid image_overlay report sanity strip text
-        time_series waterfall
+        Html answer bar compare curves dependence image image_grid image_overlay passages report
+        sanity strip text text_matrix time_series waterfall
     """,
 }
 

@@ -171,6 +171,38 @@ def test_arguments_that_are_bound(name: str) -> None:
     assert found.answer == expected.answer
 
 
+class Mixed(text_grammar.Grammar):
+    """Its rows depend on each other, as those of experts with a capacity do."""
+
+    runs = 0
+
+    def forward(self, input_ids: Any = None, inputs_embeds: Any = None) -> Any:
+        Mixed.runs += 1
+        out = super().forward(input_ids, inputs_embeds)
+        out.logits = out.logits - 2 * out.logits.mean((0, 1))
+        return out
+
+
+def test_rows_that_depend_on_each_other_are_found_in_each_model_once() -> None:
+    for _ in range(2):
+        model = Mixed().eval()
+        with pytest.warns(UserWarning, match="rows depend on each other"):
+            found = explain(attrfn.feature_ablation, model)
+        alone = explain(attrfn.feature_ablation, model, batch=1)
+        torch.testing.assert_close(found.values, alone.values, atol=1e-5, rtol=0)
+    model = text_grammar.Grammar().eval()
+    counts = []
+    for method in (attrfn.feature_ablation, attrfn.feature_ablation, attrfn.shapley_values):
+        rows = []
+        hook = model.words.register_forward_hook(
+            lambda m, args, out, rows=rows: rows.append(len(out))
+        )
+        explain(method, model)
+        hook.remove()
+        counts.append(sum(rows))
+    assert counts[1:] == [6, 32]
+
+
 def test_layers_by_module_and_by_name() -> None:
     model, _ = text_grammar.trained()
     for layer in ("before", model.before):

@@ -442,3 +442,76 @@ def test_wrong_documents() -> None:
         text.documents("{documents}", "ab", spaced())
     with pytest.raises(ValueError, match="documents is empty"):
         text.documents("{documents}", [], spaced())
+
+
+# --- random texts --------------------------------------------------------------------------------
+
+PIECES = ["a", "Cat", "dogs", " ", "  ", "\n", "\n\n", "\r\n", "\t", ".", "!", "?", ",", "...", '"']
+PIECES += [
+    "'",
+    "3",
+    ".5",
+    "é",
+    "e\u0301",
+    "שָ",
+    "عر",
+    "中",
+    "。",
+    "の",
+    "😀",
+    "👩\u200d👧",
+    "🇩🇪",
+    "\u200b",
+]
+PIECES += ["</s>", "<unk>", "_", "-", "\u00a0", "\ufeff", "ß", "İ", "\u2028", "हि"]
+
+
+def _random(seed: int) -> str:
+    draw = torch.Generator().manual_seed(seed)
+    size = int(torch.randint(1, 14, (), generator=draw))
+    return "".join(PIECES[i] for i in torch.randint(len(PIECES), (size,), generator=draw))
+
+
+def _check(seed: int, name: str) -> None:
+    of, tokenizer = _random(seed), TOKENIZERS[name]()
+    if not of.strip():
+        return
+    marks = set(tokenizer.all_special_ids) - {getattr(tokenizer, "unk_token_id", None)}
+    for by in ("word", "sentence", "paragraph", "token"):
+        try:
+            found = text.parts(of, tokenizer, by=by)
+        except ValueError as error:  # nothing but marks, or signs that a tokenizer drops
+            assert "finds no part" in str(error) or "makes no token" in str(error), (of, error)  # noqa: PT017
+            continue
+        spans = found.spans.tolist()
+        offsets = tokenizer(of, return_offsets_mapping=True)["offset_mapping"]
+        offsets = offsets[len(offsets) - found.ids.shape[1] :]  # less a second mark of the start
+        assert found.labels == tuple(of[a:b] for a, b in spans), of
+        assert [tuple(s) for s in spans] == sorted(map(tuple, spans)), of
+        owners = found.mask.tolist()
+        assert owners == sorted(owners) or -1 in owners, of
+        free = [k for k in owners if k >= 0]
+        assert free == sorted(free), of
+        for (a, b), owner, i in zip(offsets, owners, found.ids[0].tolist(), strict=True):
+            signs = [c for c in range(a, b) if not of[c].isspace()]
+            if i in marks:
+                assert owner == -1, of
+            elif signs and by != "token":
+                inside = [k for k, (s, e) in enumerate(spans) if s <= signs[0] < e]
+                assert [owner] == (inside or [-1]), (of, by)
+        if by in ("word", "sentence", "paragraph"):
+            covered = {c for a, b in spans for c in range(a, b)}
+            assert {c for c in range(len(of)) if not of[c].isspace()} <= covered, (of, by)
+
+
+@each_tokenizer
+def test_random_texts(name: str) -> None:
+    for seed in range(40):
+        _check(seed, name)
+
+
+@pytest.mark.fuzz
+@each_tokenizer
+def test_many_random_texts(name: str) -> None:
+    for seed in range(40, 1500):
+        _check(seed, name)

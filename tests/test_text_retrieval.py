@@ -132,6 +132,7 @@ def test_levels_of_a_text_and_of_several_parts() -> None:
 def test_wrong_levels() -> None:
     model, tokenizer = text_grammar.trained()
     for options, message in (
+        ({"by": []}, "by is empty, expected the parts of at least one level"),
         ({"best": 0}, "best is 0, expected a number of parts"),
         ({"remove": [text.delete()]}, "remove has 1 entries, expected one for each of 3 levels"),
     ):

@@ -76,7 +76,7 @@ def check_rows(
     agree, apart = False, []
     try:
         apart = _outputs(one, evaluate, [slice(i, i + 1), slice(i + 1, i + 2)], anchors, way)
-        agree = _all_agree(together(), apart)
+        agree = _all_agree(together(), apart, anchors)
     except Exception as error:
         # Memory ran out, so that one copy at a time is what will run; or the model fails with a few
         # copies, as one does whose number of steps depends on the batch. If it fails with all of
@@ -84,7 +84,7 @@ def check_rows(
         if not (unsure and apart) or out_of_memory(error):
             return
     if not agree:
-        share_by_runs(one, unsure, lambda: _all_agree(together(), apart))
+        share_by_runs(one, unsure, lambda: _all_agree(together(), apart, anchors))
         warn(
             "the model returns something else for a batch alone than for several copies of it "
             "together, so its rows depend on each other (as in a mean over the batch): each "
@@ -152,8 +152,10 @@ def share_by_runs(
 
 def _places(model: Any) -> tuple[list[Any], Any]:
     """What a model function is made of, by which it is known again, and its code and modes."""
-    while isinstance(model, functools.partial):
-        model = model.func
+    # A game or a score of attrfn.text is made anew for each call, and its rows are those of the
+    # model that it asks.
+    while isinstance(model, functools.partial) or hasattr(model, "asks_model"):
+        model = model.func if isinstance(model, functools.partial) else model.asks_model
     code = None
     if isinstance(model, types.MethodType) and isinstance(model.__self__, nn.Module):
         model, code = model.__self__, model.__func__.__code__
@@ -176,22 +178,38 @@ def _known(anchors: list[Any], way: Any) -> bool:
     return bool(anchors) and all(way in _CHECKED.get(a, ()) for a in anchors)
 
 
-def _all_agree(together: list[Any], apart: list[Any]) -> bool:
+def _coarsest(anchors: list[Any]) -> float:
+    """The rounding of the weights, which outputs in a finer type have, too."""
+    modules = [a for a in anchors if isinstance(a, nn.Module)]
+    kinds = {p.dtype for m in modules for p in m.parameters() if p.is_floating_point()}
+    return max([float(torch.finfo(dtype).eps) for dtype in kinds], default=0.0)
+
+
+def _all_agree(together: list[Any], apart: list[Any], anchors: list[Any]) -> bool:
     """Whether runs on two copies together gave what those on one after the other gave."""
     half = len(together)
     if len(apart) != 2 * half:  # other chunks, which tell nothing
         return True
-    return all(agree(*pair) for pair in zip(together, apart[:half], apart[half:], strict=True))
+    eps = _coarsest(anchors) if half else 0.0
+    pairs = zip(together, apart[:half], apart[half:], strict=True)
+    return all(agree(*pair, eps) for pair in pairs)
 
 
-def agree(together: Any, first: Any, second: Any) -> bool:
-    """Whether outputs are equal up to rounding, which depends on the size of a batch."""
+def agree(together: Any, first: Any, second: Any, eps: float = 0.0) -> bool:
+    """Whether outputs are equal up to rounding, which depends on the size of a batch.
+
+    Args:
+        together: What the model returns for two copies.
+        first: What it returns for the first of them alone.
+        second: What it returns for the second.
+        eps: The relative rounding of what the model computes, if it exceeds that of the outputs.
+    """
     for both, a, b in zip(_tensors(together), _tensors(first), _tensors(second), strict=True):
         if a.ndim == 0 or len(both) != len(a) + len(b):
             continue
         apart = torch.cat([a, b])
         scale = apart.abs().nan_to_num(0.0, 0.0, 0.0).amax()
-        near = (both - apart).abs() <= torch.finfo(both.dtype).eps ** 0.5 * scale
+        near = (both - apart).abs() <= max(torch.finfo(both.dtype).eps, eps) ** 0.5 * scale
         if not bool((near | (both == apart) | apart.isnan()).all()):
             return False
     return True

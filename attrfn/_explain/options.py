@@ -97,9 +97,9 @@ class AtLayer(TypedDict):
     are not differentiated."""
 
     layer: Layer
-    """A module, its qualified name, or a list of either. The layers of a list are explained
-    together, and the result is a list. Methods that replace activations refuse a layer that depends
-    on another layer of the list."""
+    """A module, its qualified name, or a list of either; then the result is a list. Methods that
+    replace activations explain the layers of a list together, and refuse one that depends on
+    another; the others give each what it gets alone, and share the passes."""
 
     at: At
     """``"output"`` or ``"input"`` of the layer."""

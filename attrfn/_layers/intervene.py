@@ -10,7 +10,7 @@ from attrfn._explain.flags import check_flags
 from attrfn._explain.tree import call_model
 from attrfn._layers.sites import Key, check_edit, check_sites, keys_of
 from attrfn._layers.taps import Edit, Plan, Recorder
-from attrfn._model.bind import bind_source
+from attrfn._model.kept import Kept
 from attrfn._model.source import Source, shown, source
 from attrfn._torch.guard import guarded
 from attrfn._torch.typing import ModelFn, Tree
@@ -70,14 +70,14 @@ def activations(
 
 def reading(src: Source, plan: Plan, *, frozen: bool) -> Callable[..., tuple[Any, dict[Any, Tree]]]:
     """``read(args, kwargs, inputs) -> (outputs, values)``, of a source with bound arguments."""
-    bare = with_plan(src, plan)
+    kept = Kept(with_plan(src, plan), frozen=frozen)
     first = len(src.edits)
 
     def read(
         args: tuple[Any, ...], kwargs: dict[str, Any], inputs: Tree
     ) -> tuple[Any, dict[Any, Tree]]:
         recorder = Recorder()
-        model = bind_source(bare, (), (), frozen=frozen)
+        model = kept.model()
         bound = functools.partial(model, *args[:first], recorder, *args[first:], **kwargs)
         outputs = call_model(bound, inputs)
         return outputs, {key: recorder.seen[key] for key in plan.sites.keys}
@@ -121,9 +121,10 @@ def intervene(
     Example:
         >>> import torch, attrfn
         >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU())
-        >>> without = attrfn.intervene(model, {"0": lambda a, seen: 0 * a})
-        >>> without(torch.randn(1, 3))
-        tensor([[0., 0., 0., 0.]], grad_fn=<ReluBackward0>)
+        >>> twice = attrfn.intervene(model, {"0": lambda a, seen: 2 * a})
+        >>> x = torch.randn(5, 3)
+        >>> torch.equal(twice(x), 2 * model(x))
+        True
 
     Reference:
         Vig et al., Investigating Gender Bias in Language Models Using Causal Mediation Analysis,
@@ -145,11 +146,12 @@ def intervene(
 def with_edits(src: Source, plan: Plan, edits: Any, *, frozen: bool) -> ModelFn:
     """A source with one more plan as a model function, in which its parts are found again."""
     bare = with_plan(src, plan)
+    kept = Kept(bare, frozen=frozen)
     first = len(src.edits)
 
     # A function, because runs get copies of all other objects that a model function binds.
     def run(*args: Any, **kwargs: Any) -> Any:
-        model = bind_source(bare, (), (), frozen=frozen)
+        model = kept.model()
         bound = functools.partial(model, *args[: first + 1], **kwargs)
         return call_model(bound, args[first + 1 :])
 

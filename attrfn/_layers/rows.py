@@ -18,6 +18,7 @@ from attrfn._explain.tree import as_dicts, flatten
 from attrfn._layers.leaves import real_view
 from attrfn._layers.split import Split, layers_of
 from attrfn._model.source import describe, source
+from attrfn._torch import pytree
 from attrfn._torch.autodiff import transforming, twice_differentiable
 from attrfn._torch.compiling import is_compiling
 from attrfn._torch.dense import is_packed
@@ -153,22 +154,40 @@ def _kept(follow: list[bool], activation: Tree) -> Tree:
 
 
 class _Routes(TorchFunctionMode):
-    """While active, whether the model chooses rows by values."""
+    """While active, whether the model chooses rows by values of its inputs."""
 
     def __init__(self) -> None:
         super().__init__()
         self.found = False
+        # Tensors that were made of none, such as positions: what is chosen by them does not depend
+        # on the inputs. Transformers ask whether their positions are those of packed sequences.
+        self.free: dict[int, Tensor] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call the function."""
+        kwargs = kwargs or {}
+        if self.found:
+            return func(*args, **kwargs)
         name = getattr(func, "__name__", "")
-        if not self.found:
-            self.found = (
-                name in _ROUTING
-                or (name == "where" and len(args) == 1 and not kwargs)
-                or (name == "__getitem__" and _holds_booleans(args[1]))
-            )
-        return func(*args, **(kwargs or {}))
+        given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        free = all(id(t) in self.free for t in given)
+        self.found = not free and (
+            name in _ROUTING
+            or (name == "where" and len(args) == 1 and not kwargs)
+            or (name == "__getitem__" and _holds_booleans(args[1]))
+        )
+        out = func(*args, **kwargs)
+        if free:
+            self.free.update({id(t): t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)})
+        elif _may_write(name) or "out" in kwargs:  # into one of them, or a view of it
+            self.free.clear()
+        return out
+
+
+def _may_write(name: str) -> bool:
+    """Whether a function of this name may write into its first argument."""
+    dunder = name.startswith("__")
+    return name.startswith(("__i", "__set")) if dunder else name.endswith("_")
 
 
 def _holds_booleans(index: Any) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from attrfn._copies.batch import is_one_of
-from attrfn._model.source import describe, find, shown, unwrapped_name
+from attrfn._model.source import by_path, describe, find, shown, unwrapped_name
 from attrfn._torch.compiling import is_compiling
 from attrfn._torch.say import say
 from attrfn._torch.typing import At, Tree
@@ -101,14 +101,10 @@ def check_sites(root: nn.Module, keys: Sequence[Any]) -> Sites:
         ValueError: The model has no such layer, or ``at`` or ``call`` is none.
     """
     sites = tuple(map(as_site, keys))
-    names = {}
-    if any(isinstance(site.layer, str) for site in sites):
-        named = root.named_modules(remove_duplicate=False)
-        names = {unwrapped_name(name): module for name, module in named}
-    return Sites(tuple(keys), sites, tuple([_module(root, names, site) for site in sites]))
+    return Sites(tuple(keys), sites, tuple([_module(root, site) for site in sites]))
 
 
-def _module(root: nn.Module, names: dict[str, nn.Module], site: Site) -> nn.Module:
+def _module(root: nn.Module, site: Site) -> nn.Module:
     if not is_one_of(site.at, "input", "output"):
         raise ValueError(f"a site has at={say(site.at)}, expected 'input' or 'output'")
     call = site.call
@@ -123,7 +119,11 @@ def _module(root: nn.Module, names: dict[str, nn.Module], site: Site) -> nn.Modu
             f"sites holds {shown(site.layer)}, expected a module of the model, its qualified name "
             f"or attrfn.Site: {_NO_MODULE}"
         )
-    module = names.get(unwrapped_name(site.layer))
+    module = None if is_compiling() else by_path(root, site.layer)
+    if module is None:
+        named = root.named_modules(remove_duplicate=False)
+        names = {unwrapped_name(name): m for name, m in named}
+        module = names.get(unwrapped_name(site.layer))
     if module is None:
         near = difflib.get_close_matches(site.layer, names, n=2, cutoff=0.6)
         hint = f"did you mean {' or '.join(map(repr, near))}" if near else "see named_modules()"
@@ -217,7 +217,7 @@ def check_edit(key: Any, edit: Any) -> None:
 
 def _check_takes_two(key: Any, edit: Callable[..., Any]) -> None:
     try:
-        signature = inspect.signature(edit)
+        signature = inspect.signature(edit.forward if isinstance(edit, nn.Module) else edit)
     except (TypeError, ValueError):  # of functions in C
         return
     try:

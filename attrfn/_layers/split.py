@@ -91,10 +91,8 @@ def layers_of(layer: Layer) -> tuple[Any, ...]:
     """
     layers = tuple(layer) if isinstance(layer, (list, tuple)) else (layer,)
     if isinstance(layer, Site) or any(isinstance(one, Site) for one in layers):
-        raise TypeError(
-            "layer is a Site, expected a module of the model, its qualified name or a list of "
-            "either: give the parts of the site as layer=, at= and call="
-        )
+        text = "layer is a Site, expected a module, its qualified name or a list of either: "
+        raise TypeError(text + "give the parts of the site as layer=, at= and call=")
     if not layers:
         raise ValueError("layer is an empty list, expected at least one layer")
     return layers

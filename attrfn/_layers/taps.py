@@ -11,6 +11,8 @@ from attrfn._layers.probe import arguments
 from attrfn._layers.sites import Seen, Site, Sites, check_passed, described
 from attrfn._layers.values import changes, clone_value, opened
 from attrfn._model.classes import Forward, Intervention
+from attrfn._torch.compiling import is_compiling
+from attrfn._torch.guard import fail, first_line, is_plain
 from attrfn._torch.typing import Tree
 
 Edit = Callable[[Tree, Seen], Tree]
@@ -115,6 +117,19 @@ class Tap:
         self._note(self.outputs, number, out)
         return out
 
+    def _applied(self, i: int, value: Tree) -> Tree:
+        """What an edit returns; its errors name the site."""
+        edit = self.edits[i]
+        if is_compiling():
+            return edit(value, self.seen)
+        try:
+            return edit(value, self.seen)
+        except Exception as error:
+            if is_plain(error):
+                place = described(self.sites.sites[i])
+                fail(error, f"the edit at {place} failed: {first_line(error)}")
+            raise
+
     def _now(self, sites: list[int], number: int) -> list[int]:
         return [i for i in sites if self.sites.sites[i].call in (None, number)]
 
@@ -136,7 +151,7 @@ class Tap:
             # Cloned, because the model may write into the value later.
             self.seen.note(i, number, clone_value(natural))
             return natural
-        new = edit(clone_value(natural), self.seen)
+        new = self._applied(i, clone_value(natural))
         try:
             found = changes(new, natural)
         except ValueError as error:

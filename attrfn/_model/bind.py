@@ -120,7 +120,8 @@ class Reused:
             return made()
         # A method inside of another, such as that of a noise tunnel, is bound for each chunk. The
         # module of an entry is alive, so that no other one has its id.
-        key = (id(src.module), src.method, fused, *[id(find(src.module, one)) for one in layers])
+        places = [id(find(src.module, one)) for one in layers]
+        key = (id(src.module), src.method, fused, src.edits, *places)
         if key not in explanation.copies:
             explanation.copies[key] = made()
         found: Reused = explanation.copies[key]

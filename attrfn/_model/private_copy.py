@@ -44,7 +44,7 @@ from attrfn._torch.private import (
 )
 
 _IMMUTABLE = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device})
-_CONTAINERS = (list, dict, set, deque, bytearray, types.SimpleNamespace)
+CONTAINERS = (list, dict, set, deque, bytearray, types.SimpleNamespace)
 # torch.compile guards on each value of a container that it reads, at each call. So a longer one,
 # such as a vocabulary, is not copied for compiled code, which then reads the entries that it needs.
 MOST_GUARDED = 64
@@ -209,7 +209,7 @@ class PrivateCopy:
         if kind is tuple:
             immutable = _IMMUTABLE.issuperset(map(type, value))
             return value if immutable else tuple(map(self.value, value))
-        if isinstance(value, _CONTAINERS):
+        if isinstance(value, CONTAINERS):
             return self.container(value)
         # As an attribute, a method still belongs to the user's module.
         if kind is types.MethodType and isinstance(value.__self__, nn.Module):

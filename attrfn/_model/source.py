@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from attrfn._torch.private import COMPILED_MODULE
+from attrfn._torch.compiling import is_compiling
+from attrfn._torch.private import COMPILED_MODULE, MODULES, slots
 from attrfn._torch.say import say
 from attrfn._torch.typing import ModelFn
 
@@ -98,6 +99,8 @@ def find(root: nn.Module, layer: nn.Module | str) -> nn.Module:
             f"layer is {shown(layer)}, expected a module of the model, its qualified name, or a "
             "list of either"
         )
+    if not is_compiling() and (direct := by_path(root, layer)) is not None:
+        return direct
     # A module may have several names (reuse, ties), and each of them is right.
     names = {unwrapped_name(name): m for name, m in root.named_modules(remove_duplicate=False)}
     names = {unwrapped_name(name): m for name, m in inside(root).named_modules()} | names
@@ -107,6 +110,18 @@ def find(root: nn.Module, layer: nn.Module | str) -> nn.Module:
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "see named_modules()"
         raise ValueError(f"layer {say(layer)} is not part of {type(root).__name__}: {hint}")
     found: nn.Module = names[wanted]
+    return found
+
+
+def by_path(root: nn.Module, name: str) -> nn.Module | None:
+    """The module at a qualified name; None if a wrapper is on the way, or there is none."""
+    module: Any = root
+    for part in name.split(".") if name else ():
+        members: Any = slots(module, MODULES)
+        module = members.get(part) if isinstance(members, dict) else None
+        if module is None:
+            return None
+    found: nn.Module = module
     return found
 
 

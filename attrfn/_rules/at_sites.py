@@ -30,7 +30,7 @@ from attrfn._layers.rows import like, place_of, read, with_examples
 from attrfn._layers.sites import Site, check_sites
 from attrfn._layers.split import split_once
 from attrfn._layers.taps import Plan, Silent
-from attrfn._rules import ops
+from attrfn._rules import chains, ops
 from attrfn._rules.call import members, tensors
 from attrfn._rules.deferred import Overwritten
 from attrfn._rules.errors import unwatched
@@ -129,7 +129,7 @@ class Behind(Replay):
         self.origins = Tags("origins")
         self.depth = 0
         self.made, self.inverse = _Cut("made"), _Cut("inverse")
-        self.chains = _Cut("chain")
+        self.spans = _Spans(self.chains)
 
     def __torch_function__(
         self,
@@ -139,23 +139,26 @@ class Behind(Replay):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Call the function, by its rule if it has one."""
-        given = [] if self.depth else [t for _, t in tensors(args, kwargs or {})]
-        before = self.origins.get(args[0]) if given and isinstance(args[0], Tensor) else None
-        self.depth += 1
+        if self.depth:  # an operation inside of one that is decomposed
+            return super().__torch_function__(func, types, args, kwargs)
+        given = [t for _, t in tensors(args, kwargs or {})]
+        first = args[0] if args else None
+        before = self.origins.get(first) if isinstance(first, Tensor) else None
+        self.depth = 1
         try:
             out = super().__torch_function__(func, types, args, kwargs)
         finally:
-            self.depth -= 1
-        if given and any(self.marked.get(t) for t in given):
-            self._follow_origins(func, given, args[0] if args else None, before, out)
+            self.depth = 0
+        values = [t for t in given if self.marked.get(t)]
+        if values:
+            known = self.find(func)
+            self._follow("" if known is None else known[0].name, values, first, before, out)
         return out
 
-    def _follow_origins(
-        self, func: Any, given: list[Tensor], first: Any, before: int | None, out: Any
-    ) -> None:
-        found = {self.origins.get(t) or 0 for t in given if self.marked.get(t)}
-        known = self.find(func)
-        if 0 in found or (len(found) > 1 and (known is None or known[0].name not in _LINEAR)):
+    def _follow(self, name: str, values: list[Tensor], first: Any, before: Any, out: Any) -> None:
+        """Note from which barriers the results of an operation come."""
+        found = {self.origins.get(t) or 0 for t in values}
+        if 0 in found or (len(found) > 1 and name not in _LINEAR):
             raise Apart
         union = functools.reduce(lambda a, b: a | b, found)
         writes = out is None or out is first
@@ -164,6 +167,10 @@ class Behind(Replay):
         for t in [first] if out is None else members(out):
             if isinstance(t, Tensor):
                 self.origins.put(t, union)
+        if writes:
+            self.spans.forget(first)
+        elif name in chains.KINDS and isinstance(out, Tensor):
+            self.spans.follow(values, out)
 
     def start(self, t: Tensor) -> Tensor:
         """The value of a barrier: a graph starts there, unless it is behind another one."""
@@ -177,7 +184,8 @@ class Behind(Replay):
         """Mark the tensor with which the model goes on behind a barrier."""
         self.follow(new)
         self.origins.put(new, number | (self.origins.get(before) or 0))
-        notes: Any = (self.made, self.inverse, self.chains)
+        self.spans.cut(new, before)
+        notes: Any = (self.made, self.inverse)
         for tags in notes:
             tags.cut(new, before)
 
@@ -191,9 +199,7 @@ class _Cut(Tags):
 
     def cut(self, new: Tensor, before: Tensor) -> None:
         """A tensor has no note any more that another one has."""
-        note = self.known.get(id(before))
-        # The start of a chain is a note that a new tensor gets as well.
-        if note is not None and getattr(note[1], "call", note) is not None:
+        if id(before) in self.known:
             self.behind[id(new)] = new
 
     def get(self, t: Tensor) -> Any:
@@ -201,6 +207,53 @@ class _Cut(Tags):
         if id(t) in self.behind:
             raise Apart
         return super().get(t)
+
+
+class _Spans:
+    """Which values a chain of operations would reach across a barrier.
+
+    Behind a barrier a chain starts anew (:mod:`attrfn._rules.chains`). That changes nothing for an
+    operation on one value that was moved and scaled alone, nor for one on several values that are
+    functions of different ones.
+    """
+
+    def __init__(self, nodes: Tags) -> None:
+        self.nodes = nodes
+        self.bases = Tags("bases")  # of which values it is a function, barriers or not
+        self.bent = Tags("bent")  # a barrier behind more than moves and scales
+
+    def cut(self, new: Tensor, before: Tensor) -> None:
+        """A chain ends at a tensor and starts anew at another one."""
+        node = self.nodes.get(before)
+        if node is not None and node.call is not None:
+            self.bases.put(new, (self._of(before)[0], True))
+            if node.bent or node.whole or node.curve_of is not None:
+                self.bent.put(new)
+
+    def follow(self, values: list[Tensor], out: Tensor) -> None:
+        """Note of which values the result of an operation that chains know is a function."""
+        if len(values) == 1:
+            if self.bent.get(values[0]):
+                raise Apart
+            self.bases.put(out, self._of(values[0]))
+            return
+        found = [self._of(t) for t in values]
+        common = frozenset.intersection(*[bases for bases, _ in found])
+        if common:
+            if any(across for _, across in found):
+                raise Apart
+            self.bases.put(out, (common, False))
+
+    def forget(self, t: Any) -> None:
+        """Forget a tensor that was written in place."""
+        self.bases.drop(t)
+        self.bent.drop(t)
+
+    def _of(self, t: Tensor) -> tuple[frozenset[int], bool]:
+        if self.bases.get(t) is None:
+            self.bases.put(t, (frozenset([id(t)]), False))
+        known: tuple[frozenset[int], bool] = self.bases.get(t)
+        return known
 
 
 class Barrier(Silent):

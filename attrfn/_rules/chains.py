@@ -34,7 +34,7 @@ _DIVISIONS = "rsqrt reciprocal __rdiv__ __rtruediv__"
 _POWER_NAMES = "sqrt square pow float_power abs absolute clamp clip clamp_min maximum fmax"
 _POWERS = frozenset(_POWER_NAMES.split())
 _THROUGH = frozenset(ops.THROUGH_ZERO.split())
-_KINDS = {
+KINDS = {
     **dict.fromkeys(ops.ELEMENTWISE.split(), "curve"),
     **dict.fromkeys(_SUMS.split(), "sum"),
     **dict.fromkeys(_SCALES.split(), "scale"),
@@ -79,7 +79,7 @@ class Node(NamedTuple):
 def following(table: dict[str, Op], rule: Callable[..., Any]) -> dict[str, Op]:
     """The table, with chains recognised; ``rule`` is that of a function of one tensor."""
     return {
-        name: op._replace(apply=_chained(_KINDS[name], op, rule)) if name in _KINDS else op
+        name: op._replace(apply=_chained(KINDS[name], op, rule)) if name in KINDS else op
         for name, op in table.items()
     }
 
@@ -138,7 +138,7 @@ def _node(run: Run, kind: str, call: Call) -> Node | None:
 
 def _unscaled(node: Node) -> Node:
     """The node of which one is a multiple: relevance passes multiples as it is."""
-    while node.call is not None and _KINDS[node.call.name] == "scale" and len(node.made_of) == 1:
+    while node.call is not None and KINDS[node.call.name] == "scale" and len(node.made_of) == 1:
         node = node.made_of[0]
     return node
 

@@ -102,7 +102,7 @@ def called(name: str, function: Callable[..., Any], *args: Any) -> Any:
         return function(*args)
     except Exception as error:
         if is_plain(error) and not re.search(rf"\b{name}\b", str(error)):
-            fail(error, f"{name} failed: {_first_line(error)}")
+            fail(error, f"{name} failed: {first_line(error)}")
         raise
 
 
@@ -150,10 +150,10 @@ def _of_model(given: Given, error: Exception) -> str:
     name = next((n for n in _MODELS if n in given), "model_fn")
     tensors = list(_tensors(given.get("inputs")))
     shown = ", ".join([say(t) for t in tensors if not t.is_nested]) or say(given.get("inputs"))
-    text = f"{name} failed on inputs, {shown}: {_first_line(error)}"
+    text = f"{name} failed on inputs, {shown}: {first_line(error)}"
     if (in_transform() or given.get("batching") == "vmap") and (layer := _recurrent(given[name])):
         return (
-            f"{name} holds a {layer}, which torch cannot run under vmap ({_first_line(error)}): "
+            f"{name} holds a {layer}, which torch cannot run under vmap ({first_line(error)}): "
             "give all examples in one batch in place of torch.func.vmap or batching='vmap'"
         )
     p = _first_parameter(given.get(name))
@@ -251,5 +251,6 @@ def _functions(trace: TracebackType | None) -> Iterator[tuple[str, str]]:
         trace = trace.tb_next
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The text of an error up to its first break, or its class."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

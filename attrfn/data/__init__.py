@@ -1,8 +1,8 @@
 """Data sets: any method over all examples, in memory that does not grow and without loss.
 
-:func:`explain` takes a method, a model and a data set, and returns attributions, a running
-statistic of them, or a folder of shards that :func:`read` opens. A call that was interrupted or
-killed goes on where it stopped. :func:`importance` says what a metric of the whole data set owes to
+``explain`` takes a method, a model and a data set, and returns attributions, a running
+statistic of them, or a folder of shards that ``read`` opens. A call that was interrupted or
+killed goes on where it stopped. ``importance`` says what a metric of the whole data set owes to
 each feature.
 """
 

@@ -60,7 +60,7 @@ class Behind:
 
     def __init__(self, function: Callable[[Any], object]) -> None:
         self._function = function
-        self._waiting: queue.Queue[Any] = queue.Queue(_AHEAD)
+        self._waiting: queue.Queue[Any] = queue.Queue(1)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="attrfn.data writes", daemon=True)
         self._thread.start()
@@ -79,7 +79,7 @@ class Behind:
         return self._error is not None
 
     def put(self, item: Any) -> None:
-        """Give an item; waits where two are waiting already."""
+        """Give an item; waits where one is waiting already."""
         self._raise()
         self._waiting.put(item)
 

@@ -75,6 +75,7 @@ class Columns:
         self.inputs = given.pop("inputs", None)
         self.bind = given.pop("bind", {})
         self.index = given.pop("index", None)
+        self.dtype: torch.dtype | None = None  # of tables; None: that of the columns
         self.options = given
         if not isinstance(self.bind, Mapping):
             raise TypeError(
@@ -124,10 +125,7 @@ class Columns:
                     f"column {name!r} has shape {tuple(t.shape)}, expected one number per example, "
                     "because a list of columns is a table: give a tuple for several inputs"
                 )
-        dtype = features[0].dtype
-        for t in features[1:]:
-            dtype = torch.promote_types(dtype, t.dtype)
-        dtype = dtype if dtype.is_floating_point else torch.get_default_dtype()
+        dtype = self.dtype or torch.result_type(features[0], torch.tensor(0.0))
         return torch.stack([t.to(dtype) for t in features], 1)
 
 

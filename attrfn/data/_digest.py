@@ -38,10 +38,22 @@ def modules_of(value: Any) -> list[nn.Module]:
     return _Visit(reads=False).of(value).modules
 
 
+def first_parameter(model_fn: Any) -> Tensor | None:
+    """The first floating parameter of a model, whose device and type its inputs should have."""
+    found = (p for m in modules_of(model_fn) for p in m.parameters())
+    return next((p for p in found if p.is_floating_point() and not p.is_meta), None)
+
+
 def device_of(model_fn: Any) -> torch.device | None:
     """Where the parameters of a model are; None without any."""
-    first = next((p for m in modules_of(model_fn) for p in m.parameters()), None)
-    return None if first is None or first.is_meta else first.device
+    first = first_parameter(model_fn)
+    return None if first is None else first.device
+
+
+def dtype_of(model_fn: Any) -> torch.dtype | None:
+    """The type of the parameters of a model; None without any."""
+    first = first_parameter(model_fn)
+    return None if first is None else first.dtype
 
 
 def described(value: Any) -> Any:

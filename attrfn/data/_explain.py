@@ -9,6 +9,7 @@ from attrfn._copies.batch import is_count, is_one_of
 from attrfn._torch.say import say
 from attrfn._torch.typing import Baselines, Key, Method, ModelFn, Target
 from attrfn.data._columns import Columns
+from attrfn.data._digest import dtype_of
 from attrfn.data._folder import Folder
 from attrfn.data._kinds import source
 from attrfn.data._options import Options, parameters_of
@@ -66,7 +67,7 @@ def explain(
             model to names; ``"index"`` the number of an example, by which it draws in place of its
             position.
         reduce: A running statistic in place of the attributions: ``"mean"``, ``"mean_abs"``,
-            ``"quantiles"``, :class:`quantiles`, :class:`top_k`, a pair ``(update, compute)`` of
+            ``"quantiles"``, ``quantiles``, ``top_k``, a pair ``(update, compute)`` of
             functions, or an object with ``init``, ``update`` and ``compute``.
         engine: ``"local"``: this process.
         resume: Go on in a folder that holds results; ``False`` refuses it.
@@ -76,7 +77,7 @@ def explain(
         options: Options of the method.
 
     Returns:
-        With ``out`` what :func:`read` returns; else a pytree of attributions (N, ...) on the CPU,
+        With ``out`` what ``read`` returns; else a pytree of attributions (N, ...) on the CPU,
         or what ``reduce`` computes.
 
     Raises:
@@ -96,6 +97,7 @@ def explain(
     _check(method, model_fn, out, batch_size, reduce, engine, resume, on_error, progress)
     given = {"target": target, "baselines": baselines, **options}
     read_columns = Columns(columns, parameters_of(method))
+    read_columns.dtype = dtype_of(model_fn)
     found = source(data, read_columns)
     at = Options(method, given, read_columns, key, found.length)
     run = Run(model_fn, found, at, on_error == "skip", progress)

@@ -23,8 +23,9 @@ from attrfn._random.keys import as_key
 from attrfn._torch.say import say
 from attrfn._torch.typing import Baselines, FeatureMask, Key, Leaves, Method, ModelFn, Tree
 from attrfn.data._ahead import ahead
+from attrfn.data._bound import bound_to, shared_by_all
 from attrfn.data._columns import Columns
-from attrfn.data._digest import device_of
+from attrfn.data._digest import device_of, dtype_of
 from attrfn.data._kinds import source
 from attrfn.data._metrics import Metric, metric_of
 from attrfn.data._options import moved, parameters_of, permutes
@@ -64,8 +65,8 @@ def importance(
             ``feature_permutation``, ``shapley_values``, ``shapley_value_sampling``,
             ``kernel_shap``, ``lime`` or ``interactions``.
         model_fn: The model function.
-        data: What :func:`explain` takes; for a permutation it needs rows by number, so no stream.
-        metric: :class:`Accuracy`, :class:`AUC`, :class:`Loss`, an object with ``init``, ``update``,
+        data: What ``explain`` takes; for a permutation it needs rows by number, so no stream.
+        metric: ``Accuracy``, ``AUC``, ``Loss``, an object with ``init``, ``update``,
             ``merge`` and ``compute``, or a function ``(outputs, target)`` of all outputs, which are
             then kept.
         target: One target for each example, (N,), if it is no column.
@@ -75,7 +76,7 @@ def importance(
             is one.
         batch_size: How many examples run at once.
         key: An int or a key (2,).
-        columns: As in :func:`explain`.
+        columns: As in ``explain``.
         progress: Show a bar.
         options: Options of the method.
 
@@ -110,7 +111,9 @@ def importance(
         )
     if not (is_one_of(batch_size, "auto") or is_count(batch_size)):
         raise ValueError(f"batch_size is {say(batch_size)}, expected 'auto' or at least 1")
-    found = source(data, Columns(columns, ["target"]))
+    read_columns = Columns(columns, ["target"])
+    read_columns.dtype = dtype_of(model_fn)
+    found = source(data, read_columns)
     if isinstance(target, Tensor) and found.length not in (None, len(target)):
         raise ValueError(f"target has {len(target)} entries, expected {found.length}, as data has")
     size = (found.batch or _WITHOUT_A_SIZE) if is_one_of(batch_size, "auto") else int(batch_size)
@@ -184,7 +187,7 @@ class _Game:
         target: Tensor | None,
         progress: bool,
     ) -> None:
-        self.model_fn = model_fn
+        self.model_fn = shared_by_all(model_fn, data.length)
         self.data = data
         self.metric = metric
         self.size = size
@@ -253,7 +256,7 @@ class _Game:
         other = self._x0
         if order is not None:
             other, _ = flatten(moved(self.data.at(order[batch.places]).inputs, self.device))
-        model = functools.partial(self.model_fn, **bound) if bound else self.model_fn
+        model = bound_to(self.model_fn, bound, batch.size)
         p = explain(
             model, inputs, None, create_graph=False, differentiated=False, forward_only=True
         )

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, default_collate
 
@@ -32,12 +33,13 @@ def source(data: Any, columns: Columns) -> Source:
         data = {name: data[name].to_numpy() for name in data.columns}
     if isinstance(data, (Tensor, Mapping, tuple)) or hasattr(data, "__array__"):
         return Held(columns.rows(data), columns)
-    if hasattr(data, "column_names") and hasattr(data, "__getitem__"):  # Hugging Face
-        return Indexed(lambda a, b: plain(data[a:b], columns), columns, length=len(data))
     if isinstance(data, IterableDataset):
         return Stream(data, lambda items: _grouped(items, columns), columns, batch=_EXAMPLES)
-    if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, list):
-        return Examples(data, default_collate, columns)
+    by_number = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+    if by_number and hasattr(data, "column_names"):  # Hugging Face: slices are dicts of columns
+        return Indexed(lambda a, b: plain(data[a:b], columns), columns, length=len(data))
+    if by_number and not isinstance(data, list):
+        return Examples(data, collated, columns)
     if isinstance(data, Iterable):
         return Stream(data, lambda items: _plain(items, columns), columns)
     raise TypeError(
@@ -67,13 +69,31 @@ def _plain(items: Iterator[Any], columns: Columns) -> Iterator[Any]:
     return (plain(item, columns) for item in items)
 
 
+def collated(group: list[Any]) -> Any:
+    """Examples put together; a list of numbers is one of the tensors of an example."""
+    # Of lists default_collate makes a list with a tensor for each place, not for each example.
+    return default_collate([_of_tensors(example) for example in group])
+
+
+def _of_tensors(example: Any) -> Any:
+    if isinstance(example, Mapping):
+        return {k: _of_tensors(v) for k, v in example.items()}
+    if isinstance(example, tuple) and not hasattr(example, "_fields"):
+        return tuple(map(_of_tensors, example))
+    if isinstance(example, list) and example and isinstance(example[0], (int, float, list)):
+        return torch.as_tensor(example)
+    if isinstance(example, list) and example and isinstance(example[0], Tensor):
+        return torch.stack(example)
+    return example
+
+
 def _grouped(items: Iterator[Any], columns: Columns) -> Iterator[Any]:
     """Single examples put together."""
     group: list[Any] = []
     for item in items:
         group.append(plain(item, columns))
         if len(group) == _EXAMPLES:
-            yield default_collate(group)
+            yield collated(group)
             group = []
     if group:
-        yield default_collate(group)
+        yield collated(group)

@@ -84,7 +84,8 @@ class Options:
             columns: The options that are columns.
         """
         found = {
-            name: self._rows(name, value, inputs, places) for name, value in self.given.items()
+            name: on(self._rows(name, value, inputs, places), index.device)
+            for name, value in self.given.items()
         }
         for name, t in columns.items():
             several = name in ("target", "neuron") and t.ndim == 2
@@ -201,6 +202,14 @@ def check_rows(tree: Tree, rows: int) -> list[Tensor]:
                 "example results of its own"
             )
     return [t.detach() for t in leaves]
+
+
+def on(value: Any, device: torch.device) -> Any:
+    """A tensor on another device, or a tree with its tensors there; anything else as it is."""
+    leaves: list[Any] = optree.tree_leaves(value)
+    if not any(isinstance(t, Tensor) for t in leaves):
+        return value
+    return optree.tree_map(lambda t: t.to(device) if isinstance(t, Tensor) else t, value)
 
 
 def moved(tree: Tree, device: torch.device | None) -> Tree:

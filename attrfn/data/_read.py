@@ -25,7 +25,7 @@ class Attributions:
     """The attributions in a folder, mapped into memory: only the rows asked for are read.
 
     ``a[i]`` are those of one example, ``a[i:j]`` of some with a leading dimension, ``len(a)`` says
-    how many there are, and a loop goes over examples; :meth:`shards` has larger parts.
+    how many there are, and a loop goes over examples; ``shards`` has larger parts.
 
     Attributes:
         path: The folder.
@@ -131,7 +131,7 @@ class Attributions:
         return [(a, b) for a, b, _, _ in self._shards]
 
     def rows(self, start: int, stop: int) -> tuple[list[Tensor], Tensor]:
-        """The tensors of some examples in the order of :meth:`names`, and their numbers."""
+        """The tensors of some examples in the order of ``names``, and their numbers."""
         parts = [
             shard.rows(max(start, a) - a, min(stop, b) - a)
             for a, b, shard, _ in self._shards
@@ -148,7 +148,7 @@ class Attributions:
 
 
 def read(folder: str | os.PathLike[str]) -> Attributions:
-    """Open a folder that :func:`explain` has written, or still writes.
+    """Open a folder that ``explain`` has written, or still writes.
 
     Args:
         folder: The folder.

@@ -15,6 +15,7 @@ from attrfn._copies.progress import steps
 from attrfn._torch.typing import ModelFn
 from attrfn._torch.warn import each_once
 from attrfn.data._ahead import ahead, delayed_interrupt
+from attrfn.data._bound import shared_by_all
 from attrfn.data._columns import Rows
 from attrfn.data._digest import described, device_of, digest
 from attrfn.data._folder import Folder
@@ -33,7 +34,7 @@ _WITHOUT_A_GUESS = 32  # a token has few bytes, and its embedding has many
 
 
 class Run:
-    """One call of :func:`explain`."""
+    """One call of ``explain``."""
 
     def __init__(
         self, model_fn: ModelFn, data: Source, options: Options, skip: bool, progress: bool
@@ -123,7 +124,8 @@ class Run:
             )
 
     def _runner(self, size: int) -> Runner:
-        return Runner(self.model_fn, self.options, self.data, self.device, size, self.skip)
+        model = shared_by_all(self.model_fn, self.data.length)
+        return Runner(model, self.options, self.data, self.device, size, self.skip)
 
     def _batches(
         self, gaps: list[tuple[int, int | None]], size: int, rows: int | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from typing import NamedTuple, NoReturn
 
@@ -10,12 +9,12 @@ import optree
 import torch
 from torch import Tensor
 
-from attrfn._copies.batch import binds_rows
 from attrfn._copies.memory import out_of_memory
 from attrfn._explain.shared import mark_of, marked
 from attrfn._torch.guard import fail, is_plain
 from attrfn._torch.typing import ModelFn, Tree
 from attrfn._torch.warn import warn
+from attrfn.data._bound import bound_to
 from attrfn.data._columns import Rows
 from attrfn.data._options import Options, check_rows, moved
 from attrfn.data._sources import Batch, Source, first_line
@@ -186,14 +185,8 @@ class Runner:
     def _run(self, part: Part) -> Tree:
         """The attributions of some rows, on the CPU."""
         rows, places, draws = part
-        if binds_rows(self.model_fn, len(places)):
-            raise ValueError(
-                f"model_fn binds a tensor of {len(places)} rows, which a batch of {len(places)} "
-                "examples takes for its own: name it in columns['bind'], or bind what is the same "
-                "for all examples with a lambda"
-            )
         inputs, columns, bound = moved((rows.inputs, rows.options, rows.bound), self.device)
-        model = functools.partial(self.model_fn, **bound) if bound else self.model_fn
+        model = bound_to(self.model_fn, bound, len(places))
         if self.device is not None:
             draws = draws.to(self.device)
         options = self.options.of(inputs, places, draws, columns)

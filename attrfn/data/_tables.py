@@ -21,7 +21,7 @@ def to_pandas(attributions: Attributions | str | os.PathLike[str]) -> Any:
     """The attributions of a folder as a table: a row for each example, a column for each element.
 
     Args:
-        attributions: What :func:`read` returns, or the folder.
+        attributions: What ``read`` returns, or the folder.
 
     Returns:
         A ``pandas.DataFrame`` with the numbers of the examples as index. Columns are the features
@@ -57,8 +57,8 @@ def to_parquet(
     """Write the attributions of a folder into one Parquet file, shard by shard.
 
     Args:
-        attributions: What :func:`read` returns, or the folder.
-        path: The file, with the columns of :func:`to_pandas` and a column ``index``.
+        attributions: What ``read`` returns, or the folder.
+        path: The file, with the columns of ``to_pandas`` and a column ``index``.
 
     Returns:
         The path.

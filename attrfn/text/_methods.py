@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attrfn._explain.introspect import explains_all_outputs
 from attrfn._torch.say import say
@@ -69,8 +68,8 @@ def _by_game(method: Method, plan: Plan, options: dict[str, Any]) -> TextAttribu
             "tokens": played.full.new_tensor([n] if plan.other is not None else [*[1] * n, n]),
             **options,
         }
-    seen: dict[int, Tensor] = {}
-    found = method(_noting(played.fn, seen), full, **options)
+    noted = _Noted()
+    found = method(_Noting(played.fn, noted), full, **options)
     values, stderr = found if isinstance(found, tuple) else (found, None)
     n = played.full.shape[1]
     if isinstance(values, Tensor) and values.ndim == 2:  # of one output
@@ -80,6 +79,7 @@ def _by_game(method: Method, plan: Plan, options: dict[str, Any]) -> TextAttribu
             f"method {name_of(method)} returned {say(values)}, expected values (1, N, {n}), a "
             "number for each part: give others the function and the inputs of text.game"
         )
+    seen = noted.scores
     scores = seen[1] if 1 in seen else outputs(played.fn, played.full)[0]
     errors = None if stderr is None else stderr[0]
     return result(method, plan, values[0], scores, seen.get(0), errors)
@@ -90,15 +90,31 @@ def _dtype(model: Adapter) -> torch.dtype:
     return torch.float64 if next(floating, None) == torch.float64 else torch.float32
 
 
-def _noting(fn: Callable[[Tensor], Tensor], seen: dict[int, Tensor]) -> Callable[[Tensor], Tensor]:
-    """The same function, which keeps the scores of all parts and of none when it runs them."""
+class _Noted:
+    """The scores of no part and of all; an object that private copies of a model share."""
 
-    def noting(z: Tensor) -> Tensor:
-        found = fn(z)
+    def __init__(self) -> None:
+        self.scores: dict[int, Tensor] = {}
+
+
+class _Noting(nn.Module):
+    """A game that keeps the scores of all parts and of none when it is asked for them."""
+
+    def __init__(self, played: Any, noted: _Noted) -> None:
+        super().__init__()
+        self.played, self.noted, self.training = played, noted, played.training
+
+    @property
+    def asks_model(self) -> Any:
+        """The model whose rows these are."""
+        return self.played.asks_model
+
+    def forward(self, z: Tensor) -> Tensor:
+        """The scores of the game."""
+        found: Tensor = self.played(z)
+        seen = self.noted.scores
         for value in {0, 1} - seen.keys():
             rows = (z == value).all(1)
             if bool(rows.any()):
                 seen[value] = found[int(rows.int().argmax())].detach()
         return found
-
-    return noting

@@ -93,6 +93,11 @@ class Play(nn.Module):
         self.options = _Held(options)
         self.known = Known(adapter)
 
+    @property
+    def asks_model(self) -> Any:
+        """The model whose rows these are."""
+        return self.adapter.model
+
     def forward(self, z: Tensor) -> Tensor:
         """The scores of the rows, or those of the answer less those of another one."""
         side, other = self.sides.value

@@ -156,6 +156,8 @@ def levels(
     if not is_count(best):
         raise ValueError(f"best is {say(best)}, expected a number of parts, at least 1")
     units = list(by) if not isinstance(by, str) else [by]
+    if not units:
+        raise ValueError("by is empty, expected the parts of at least one level, such as ['word']")
     to = adapter(model)
     first = prompt if isinstance(prompt, Parts) else prompt_of(prompt, tokenizer, units.pop(0))
     these = on_device(first, to)

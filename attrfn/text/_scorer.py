@@ -27,6 +27,11 @@ class Scorer(nn.Module):
         self.adapter, self.training = to, to.training
         self.score, self.whole, self.embeds = score, whole, embeds
 
+    @property
+    def asks_model(self) -> Any:
+        """The model whose rows these are."""
+        return self.adapter.model
+
     def forward(
         self,
         x: Tensor,

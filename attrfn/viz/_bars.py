@@ -106,7 +106,7 @@ def _draw(
     ax: Axes | None,
 ) -> Figure:
     """The figure, of which the last bars are paler."""
-    texts = _measured(means, errors or [0.0] * len(means))
+    texts = measured(means, errors or [0.0] * len(means))
     # Sizes have no sign to write.
     texts = [text.removeprefix("+") for text in texts] if ACCENT in colours else texts
     figure, axes = frame(
@@ -137,7 +137,7 @@ def _colours(means: list[float], sizes: bool) -> list[str]:
     return [ACCENT if sizes else BLUE if mean < 0 else RED for mean in means]
 
 
-def _measured(means: list[float], errors: list[float]) -> list[str]:
+def measured(means: list[float], errors: list[float]) -> list[str]:
     """Means with errors, -0.53 +- 0.18: as many decimals as two digits of most errors have."""
     # One number of decimals for all rows makes a readable column. Errors of very different sizes
     # (the least and the greatest number of decimals more than one apart) get the least plus one.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from attrfn._explain.flags import checks_flags
 from attrfn.viz._file import write_whole
-from attrfn.viz._style import CSS
+from attrfn.viz._style import page
 from attrfn.viz._text import Html
 
 if TYPE_CHECKING:
@@ -78,16 +78,9 @@ def report(
         parts.append(_figure(caption, figure))
     for caption, rows in (tables or {}).items():
         parts.append(_table(caption, rows))
-    page = (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{html.escape(title)}</title>\n<style>\n{CSS}</style>\n</head>\n"
-        "<body>\n<main>\n" + "\n".join(parts) + "\n</main>\n</body>\n</html>\n"
-    )
     file = Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, page, "the report")
+    write_whole(file, page(title, "\n".join(parts)), "the report")
     return file
 
 

@@ -1,4 +1,8 @@
-"""The style sheet of the report: one column, quiet, light and dark."""
+"""The style sheet of pages, and the page around it: one column, quiet, light and dark."""
+
+from __future__ import annotations
+
+import html
 
 CSS = """\
 :root {
@@ -44,3 +48,14 @@ tbody tr:nth-child(even) { background: var(--stripe); }
   figure, tr { break-inside: avoid; }
 }
 """
+
+
+def page(title: str, body: str) -> str:
+    """A whole HTML page around what stands in its body."""
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{html.escape(title)}</title>\n<style>\n{CSS}</style>\n</head>\n"
+        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+    )

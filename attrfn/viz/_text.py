@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import html
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from attrfn._explain.flags import checks_flags, say
+from attrfn._torch.files import write_whole
 from attrfn.viz._scale import Array, limit, numbers, signed
+from attrfn.viz._style import page
 
 RED, BLUE = "214, 60, 60", "52, 120, 200"
 STRONGEST = 0.65  # the opacity at which both black and white letters can still be read
@@ -20,6 +24,32 @@ class Html(str):
 
     def _repr_html_(self) -> str:
         return str(self)
+
+    def save(self, path: str | os.PathLike[str], *, title: str = "Attributions") -> Path:
+        """Write one HTML file that needs no other: no scripts, no links; light and dark.
+
+        Missing folders on the way to ``path`` are made. A file that is there is replaced by the
+        whole page at once; after an exception it is as it was.
+
+        Args:
+            path: The file to write.
+            title: The title of the page, which the tab of a browser shows.
+
+        Returns:
+            The path of the file.
+
+        Raises:
+            ValueError: UTF-8 cannot encode a text.
+
+        Example:
+            >>> import tempfile, torch
+            >>> text(["not", "bad"], torch.ones(2)).save(tempfile.mkdtemp() + "/words.html").name
+            'words.html'
+        """
+        file = Path(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, page(title, str(self)), "the page")
+        return file
 
 
 @checks_flags
@@ -45,7 +75,7 @@ def text(
 
     Returns:
         HTML without scripts, links or style sheets: a notebook shows it,
-        :func:`attrfn.viz.report` takes it as a figure, and ``print(..., file=...)`` writes it.
+        :func:`attrfn.viz.report` takes it as a figure, and ``.save(path)`` writes a page.
 
     Raises:
         TypeError: The words are not texts, or the attributions are not real numbers.
@@ -53,8 +83,8 @@ def text(
 
     Example:
         >>> import torch
-        >>> page = text(["not", "bad"], torch.tensor([-0.5, 0.25]))
-        >>> page.count("<span"), "+0.25" in page  # two words and the scale
+        >>> words = text(["not", "bad"], torch.tensor([-0.5, 0.25]))
+        >>> words.count("<span"), "+0.25" in words  # two words and the scale
         (3, True)
     """
     rows, values = _rows(words, attributions)
@@ -81,7 +111,7 @@ def text(
     ]
     head = f'<div style="font-weight:600">{html.escape(title)}</div>\n' if title else ""
     body = "\n".join(lines)
-    return Html(f'<div style="line-height:1.9">\n{head}{body}\n{_scale(end)}\n</div>')
+    return Html(f'<div style="line-height:1.9">\n{head}{body}\n{scale_line(end)}\n</div>')
 
 
 def _rows(words: object, attributions: object) -> tuple[list[list[str]], list[Array]]:
@@ -106,7 +136,9 @@ def _rows(words: object, attributions: object) -> tuple[list[list[str]], list[Ar
 def _line(row: list[str], values: list[float], name: str, end: float, separator: str) -> str:
     cells = html.escape(separator).join(
         [
-            _word(word, f'title="{signed(value)}" style="background:{_colour(value, end)};{_WORD}"')
+            word_span(
+                word, f'title="{signed(value)}" style="background:{colour(value, end)};{_WORD}"'
+            )
             for word, value in zip(row, values, strict=True)
         ]
     )
@@ -114,7 +146,7 @@ def _line(row: list[str], values: list[float], name: str, end: float, separator:
     return f"<div>{label}{cells}</div>"
 
 
-def _word(word: str, attributes: str) -> str:
+def word_span(word: str, attributes: str) -> str:
     """A coloured word; its spaces at both ends have no colour."""
     # Tokens of language models begin with a space, which would join their colours to one band.
     bare = word.strip(" ") or word
@@ -122,12 +154,14 @@ def _word(word: str, attributes: str) -> str:
     return f"{before}<span {attributes}>{html.escape(bare)}</span>{after}"
 
 
-def _colour(value: float, end: float) -> str:
+def colour(value: float, end: float) -> str:
+    """The colour of a number on the scale from -end to end."""
     strength = STRONGEST * abs(value) / end if end else 0.0
     return f"rgba({RED if value > 0 else BLUE}, {strength:.3f})"
 
 
-def _scale(end: float) -> str:
+def scale_line(end: float) -> str:
+    """The scale from -end to end, to be written below what it explains."""
     ends = f"rgba({BLUE}, {STRONGEST}), transparent, rgba({RED}, {STRONGEST})"
     bar = (
         '<span style="display:inline-block;width:8em;height:.7em;margin:0 .5em;'

@@ -189,6 +189,18 @@ def test_states_with_the_examples_in_dimension_1(name: str, batch: int, kind: An
     assert_close(found, torch.cat(expected))
 
 
+def test_states_without_a_mark() -> None:
+    """Of as many layers as examples each copy runs alone; another number is refused."""
+    path, net = functools.partial(attrfn.integrated_gradients, n_steps=4), make(Recurrent, nn.GRU)
+    h, x = randn(2, 2, 4, seed=2), randn(2, 5, 3, seed=1)
+    expected = path(functools.partial(net, states=per_example(h, dim=1)), x, target=1)
+    with pytest.warns(UserWarning, match=r"rows of states .* mark what is bound with"):
+        assert_close(path(functools.partial(net, states=h), x, target=1), expected)
+    f = functools.partial(net, states=randn(2, 3, 4))
+    with pytest.raises(ValueError, match=r"states .* bind attrfn.per_example\(tensor, dim=1\)"):
+        path(f, randn(3, 5, 3), target=1)
+
+
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_masks_of_attention(batch: int) -> None:
     """A mask (B, T) of its own for each example, and one (T, T) for all, as long as the batch."""

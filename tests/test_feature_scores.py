@@ -22,7 +22,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "methods" / "index.md"
 NO_METHODS = {"at_layer", "at_neuron", "completeness_delta", "feature_scores", "noise_tunnel"}
 NO_METHODS |= {"split", "Split", "with_rules", "each_output", "over_baselines", "ensemble"}
 NO_METHODS |= {"absolute", "average", "chain", "contrast", "normalized", "pooled", "relative_to"}
-NO_METHODS |= {"per_example", "shared"}
+NO_METHODS |= {"per_example", "shared", "Site", "activations", "intervene"}
 UNMARKED = (
     "layer_activation",
     "chained",

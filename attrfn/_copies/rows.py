@@ -85,11 +85,7 @@ def check_rows(
             return
     if not agree:
         share_by_runs(one, unsure, lambda: _all_agree(together(), apart, anchors))
-        warn(
-            "the model returns something else for a batch alone than for several copies of it "
-            "together, so its rows depend on each other (as in a mean over the batch): each "
-            "copy is evaluated alone, and the batch is explained as a whole"
-        )
+        warn(_mixing(unsure))
         one.needs_whole_batches()
     for a in anchors:
         _CHECKED.setdefault(a, set()).add(way)
@@ -113,6 +109,22 @@ def _outputs(
         return [] if _known(anchors, way) else one.outputs
     finally:
         one.outputs = surrounding
+
+
+def _mixing(unsure: list[tuple[str, Tensor]]) -> str:
+    """What is said where copies give something else together than alone."""
+    if unsure:
+        names = " and ".join(dict.fromkeys([name or "what" for name, _ in unsure]))
+        return (
+            f"the model returns something else for a batch alone than for copies of it with the "
+            f"rows of {names} that functools.partial binds, so each copy is evaluated alone: mark "
+            "what is bound with attrfn.per_example(tensor, dim) or attrfn.shared(tensor)"
+        )
+    return (
+        "the model returns something else for a batch alone than for several copies of it "
+        "together, so its rows depend on each other (as in a mean over the batch): each "
+        "copy is evaluated alone, and the batch is explained as a whole"
+    )
 
 
 def _unsure(one: Explanation, batch: int) -> list[tuple[str, Tensor]]:

@@ -10,8 +10,9 @@ import optree
 import torch
 from torch import Tensor
 
-from attrfn._copies.batch import flat_rows, pick_bound, repeat_bound, split_rows, unmarked_rows
+from attrfn._copies.batch import flat_rows, pick_bound, repeat_bound, split_rows
 from attrfn._explain.in_parts import in_parts
+from attrfn._explain.refuse_rows import refuse_rows
 from attrfn._explain.shared import marked
 from attrfn._explain.target import Chosen, IndexPerExample, choose, select
 from attrfn._explain.tree import batch_size, call_model, flatten, require_floating
@@ -198,23 +199,6 @@ def unread(chosen: Chosen) -> Chosen:
     if isinstance(chosen, IndexPerExample):
         return IndexPerExample(chosen.rows, None, None)
     return chosen
-
-
-def refuse_rows(error: RuntimeError, bound: ModelFn, batch: int, copies: int) -> None:
-    """Name the rule by which tensors were repeated, if that may be why copies of a batch failed.
-
-    Raises:
-        ValueError: A bound tensor without a mark has as many rows as the batch, and sizes did not
-            fit.
-    """
-    if copies == 1 or "size" not in str(error) or not (found := unmarked_rows(bound, batch)):
-        return
-    names = " and ".join(dict.fromkeys([name for name, _ in found if name])) or "what"
-    raise ValueError(
-        f"the model failed on {copies} copies of the batch, where {names} functools.partial binds "
-        f"was repeated, because its {batch} rows are as many as the examples: if they are no rows "
-        "of examples, bind attrfn.shared(tensor), or use chunk_size=1"
-    ) from error
 
 
 def vmapped(f: Callable[[Leaves], Any]) -> Callable[..., Any]:

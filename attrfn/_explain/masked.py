@@ -15,10 +15,11 @@ from attrfn._copies.memory import Peak, unmeasured_copies
 from attrfn._copies.sizes import Took
 from attrfn._explain.baseline import fill_baselines
 from attrfn._explain.black_box import as_tensors, evaluated, fit_for, has_no_rows, on_whole
-from attrfn._explain.explain import explain, refuse_rows, repeat_chosen, vmapped
+from attrfn._explain.explain import explain, repeat_chosen, vmapped
 from attrfn._explain.interpolate import mix
 from attrfn._explain.masked_unit import outcome_in_unit
 from attrfn._explain.output import Outcome, outcome
+from attrfn._explain.refuse_rows import refuse_rows
 from attrfn._explain.shared import mark_of, marked
 from attrfn._explain.target import Chosen
 from attrfn._explain.tree import call_model, each, flatten, map_tensors

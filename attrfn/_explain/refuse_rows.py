@@ -29,5 +29,6 @@ def refuse_rows(error: RuntimeError, bound: ModelFn, batch: int, copies: int) ->
             raise ValueError(
                 f"the model failed on {copies} copies of the batch, where {name or 'what'} "
                 f"functools.partial binds, of shape {tuple(t.shape)}, stayed as it is: if "
-                f"dimension {dim} is that of the examples, bind attrfn.per_example(tensor, dim={dim})"
+                f"dimension {dim} is that of the examples, bind "
+                f"attrfn.per_example(tensor, dim={dim})"
             ) from error

@@ -60,9 +60,9 @@ METHODS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
 CASES = [
     ("MLP", "saliency", 4096),
     ("MLP", "integrated_gradients, 20 steps", 128),
-    ("transformer", "saliency", 256),
+    ("transformer", "saliency", 1024),
     ("transformer", "gradient_shap, 20 samples", 64),
-    ("CNN", "saliency", 128),
+    ("CNN", "saliency", 1024),
     ("CNN", "integrated_gradients, 20 steps", 64),
 ]
 
@@ -168,7 +168,7 @@ def main() -> None:
         return
     tables = [table(list(speed(args))), table(list(keys(args)))]
     flags = ["--device", args.device, "--threads", str(args.threads)]
-    lengths = (256, 1024) if args.quick else (256, 1024, 2048)
+    lengths = (256, 1024) if args.quick else (1024, 2048, 4096)
     tables.append(
         table(
             [

@@ -480,6 +480,7 @@ LATE = [X[:9], X[9:18, :3]]
         ({"data": {"x": ["a", "b"]}, "columns": {"inputs": "x"}}, "column 'x' holds 'a'"),
         ({"target": torch.where(torch.arange(ROWS) == 17, 5, Y)}, "^example 17: target has values"),
         ({"target": Y[:50]}, "target has 50 entries, expected one for each of the 100"),
+        ({"data": [X], "target": Y.repeat(2)}, "target has 200 entries, expected .* 100"),
         ({"baselines": X[:50]}, "baselines has 50 rows, expected 1, or one for each of the 100"),
         ({"method": attrfn.feature_permutation}, "attrfn.data.importance"),
         ({"n_step": 3}, "n_step is not an option.*did you mean 'n_steps'"),

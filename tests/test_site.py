@@ -60,6 +60,7 @@ def test_names_of_captum_are_found_on_the_pages_of_methods() -> None:
     classes = {name for cell in cells for name in re.findall(r"`([A-Z]\w+)[`(]", cell)}
     everything = "".join(text_of(page) for page in PAGES)
     elsewhere = {"FGSM", "PGD", "MinParamPerturbation", "AttackComparator", "TokenReferenceBase"}
+    elsewhere |= {"DataLoaderAttribution"}
     assert len(classes) > 40
     # The layer and neuron forms of DeepLIFT and LRP are named by the method.
     forms = {name for name in classes if re.match(r"(Layer|Neuron)(Deep|LRP|Guided|Deconv)", name)}

@@ -137,10 +137,14 @@ def current(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The lines of shards that hold, in the order of their rows: newer ones replace older ones."""
     found: list[dict[str, Any]] = []
     for line in lines:
-        if "file" in line:
+        if "file" not in line:
+            continue
+        if not found or found[-1]["stop"] <= line["start"]:
+            found.append(line)
+        else:
             apart = [f for f in found if f["stop"] <= line["start"] or line["stop"] <= f["start"]]
-            found = [*apart, line]
-    return sorted(found, key=lambda line: int(line["start"]))
+            found = sorted([*apart, line], key=lambda line: int(line["start"]))
+    return found
 
 
 def put(path: Path, content: bytes) -> None:

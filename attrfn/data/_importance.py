@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, Literal
 
 import optree
@@ -270,13 +271,15 @@ class _Game:
         data, label = self.data.fresh(), "importance"
         found = _read(data, self.size)
         shown = self.progress and data.length is not None
-        with steps(data.length or 0, label, shown, ("example", "examples")) as advance:
-            for batch in ahead(found) if data.slow else found:
+        batches = ahead(found) if data.slow else found
+        bar = steps(data.length or 0, label, shown, ("example", "examples"))
+        with bar as advance, contextlib.closing(batches):
+            for batch in batches:
                 yield batch
                 advance(batch.size)
 
 
-def _read(data: Source, size: int) -> Iterator[Batch]:
+def _read(data: Source, size: int) -> Generator[Batch, None, None]:
     start = 0
     while (batch := data.read(start, start + size)) is not None:
         yield batch

@@ -68,9 +68,8 @@ class Options:
             label = getattr(method, "__name__", type(method).__name__)
             refuse_unknown(label, self.given, names)
         self._check_draws(names, columns)
-        for name in ("target", "neuron"):
-            if self._has_entries(name):
-                self._check_length(name, len(self.given[name]))
+        if length is not None:
+            self.check_total(length)
 
     def of(
         self, inputs: Tree, places: Tensor, index: Tensor, columns: Mapping[str, Tensor]
@@ -132,12 +131,18 @@ class Options:
 
         return optree.tree_map(rows, value)
 
-    def _check_length(self, name: str, size: int) -> None:
-        if self.length is not None and size != self.length:
-            raise ValueError(
-                f"{name} has {size} entries, expected one for each of the {self.length} examples "
-                "of data"
-            )
+    def check_total(self, length: int) -> None:
+        """Refuse indices that are not one for each example.
+
+        Raises:
+            ValueError: They are more or less.
+        """
+        for name in ("target", "neuron"):
+            if self._has_entries(name) and len(self.given[name]) != length:
+                raise ValueError(
+                    f"{name} has {len(self.given[name])} entries, expected one for each of the "
+                    f"{length} examples of data"
+                )
 
     def _check_draws(self, names: Any, columns: Columns) -> None:
         if permutes(self.method):

@@ -93,15 +93,14 @@ class _Mean:
 
 
 class top_k:
-    """The examples with the greatest scores.
+    """The examples with the greatest scores, a statistic for ``reduce``.
+
+    It gives ``Top(examples, scores, attributions)``, the greatest first. Of equal scores the
+    earlier example comes first.
 
     Args:
         k: How many.
         score: From the attributions of a batch to (B,); ``None``: the sum of their sizes.
-
-    Returns:
-        A statistic for ``reduce``: ``Top(examples, scores, attributions)``, the greatest first. Of
-        equal scores the earlier example comes first.
 
     Raises:
         ValueError: ``k`` is not a count.

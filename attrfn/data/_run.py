@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import optree
@@ -51,8 +52,9 @@ class Run:
         size = self._size(batch_size, self.data.first())
         runner = self._runner(size)
         end = 0
-        with self._bar(0) as advance, each_once():
-            for batch in self._batches([(0, self.data.length)], size):
+        batches = self._batches([(0, self.data.length)], size)
+        with self._bar(0) as advance, each_once(), contextlib.closing(batches):
+            for batch in batches:
                 sink.put(runner.explain(batch))
                 advance(batch.size)
                 end = batch.start + batch.size
@@ -74,10 +76,11 @@ class Run:
         sink = Shards(folder, {**wanted, "batch_size": size, "shard_rows": rows}, rows)
         runner = self._runner(min(size, done[-1]["size"]) if done else size)
         end = done[-1]["stop"] if done else 0
-        with delayed_interrupt() as interrupt, each_once():
+        batches = self._batches(gaps, size, rows)
+        with delayed_interrupt() as interrupt, each_once(), contextlib.closing(batches):
             try:
                 with self._bar(sum(d["stop"] - d["start"] for d in done)) as advance:
-                    for batch in self._batches(gaps, size, rows):
+                    for batch in batches:
                         if interrupt.is_pressed():
                             break
                         found = runner.explain(batch)
@@ -113,6 +116,7 @@ class Run:
         length = self.data.length
         if end == 0:
             raise ValueError("data has no examples, expected at least one")
+        self.options.check_total(end)
         if length is None:
             return
         more = self.data.read(length, length + 1) if end == length else None
@@ -129,14 +133,14 @@ class Run:
 
     def _batches(
         self, gaps: list[tuple[int, int | None]], size: int, rows: int | None = None
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch, None, None]:
         """The batches of what is missing, read ahead where that takes time."""
         found = self._read(gaps, size, rows)
         return ahead(found) if self.data.slow else found
 
     def _read(
         self, gaps: list[tuple[int, int | None]], size: int, rows: int | None
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch, None, None]:
         # Batches end at multiples of their size whatever is missing, so that an example is in the
         # same batch as in a call that ran through, and gets the same bits.
         for start, stop in gaps:

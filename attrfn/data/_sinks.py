@@ -21,9 +21,9 @@ from attrfn.data._sources import joined_leaves
 from attrfn.data._tree import form_and_leaves
 
 # A shard is closed when it has so many bytes: it waits in memory, twice while it is written.
-_BYTES = 2**26
+_BYTES = 2**25
 # Batches of a shard at most, and bytes of inputs: what a killed process loses.
-MOST_BATCHES, INPUT_BYTES = 64, 2**25
+MOST_BATCHES, INPUT_BYTES = 64, 2**24
 
 
 class Memory:

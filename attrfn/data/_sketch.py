@@ -29,7 +29,9 @@ class _Sketch(NamedTuple):
 
 
 class quantiles:
-    """Quantiles of each element over the data set, from a sketch.
+    """Quantiles of each element over the data set, from a sketch, a statistic for ``reduce``.
+
+    It gives quantiles like the attributions of an example, with a leading dimension len(q).
 
     Blocks of ``size`` rows are sorted; two blocks of equal weight become one of twice the weight,
     of every second rank. With n rows a result is off by at most ``log2(n / size) / (2 size)`` of
@@ -38,10 +40,6 @@ class quantiles:
     Args:
         q: Which quantiles, numbers from 0 to 1.
         size: The rows of a block. At most ``log2(n / size) + 2`` blocks are kept.
-
-    Returns:
-        A statistic for ``reduce``: quantiles like the attributions of an example, with a leading
-        dimension len(q).
 
     Raises:
         ValueError: An argument has a wrong value.

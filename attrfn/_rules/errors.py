@@ -75,8 +75,8 @@ def refuse_unrecorded(t: Tensor, func: Any, rules: str) -> NoReturn:
     what = "the output" if func is None else f"an argument of {public_name(func)}"
     raise UnsupportedOpError(
         f"{rules} did not see how {what} was made{where()}: {maker} "
-        "comes from a custom autograd.Function, scripted code or torch.func in the model, which "
-        "hides operations: write it in torch operations, or for LRP name its module in "
+        "comes from a custom autograd.Function, scripted code or torch.func inside the model, "
+        "which hides operations: write it in torch operations, or for LRP name its module in "
         "rules.elementwise(...) if it is an activation"
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -271,24 +270,23 @@ def test_baselines_of_a_distribution() -> None:
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
 
 
-def test_layers_and_methods_of_methods() -> None:
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("method", "model"),
+    [
+        (attrfn.at_layer(attrfn.integrated_gradients, "1"), NET),
+        (functools.partial(attrfn.layer_activation, layer=[NET[0], "1"]), NET),
+        (attrfn.noise_tunnel(attrfn.saliency, n_samples=3), NET),
+        (functools.partial(attrfn.integrated_gradients, n_steps=4), NET),
+        (attrfn.absolute(attrfn.gradient), NET),
+        (attrfn.ensemble(attrfn.gradient), [NET, NET]),
+    ],
+)
+def test_layers_and_methods_of_methods(method: Any, model: Any) -> None:
     x, y = examples(20)
-    model = NET
-    for method in (
-        attrfn.at_layer(attrfn.integrated_gradients, "1"),
-        attrfn.noise_tunnel(attrfn.saliency, n_samples=3),
-        functools.partial(attrfn.integrated_gradients, n_steps=4),
-        attrfn.absolute(attrfn.gradient),
-    ):
-        found = (
-            explain(method, model, x, target=y, batch_size=7, check_completeness=False)
-            if ("check_completeness" in (attrfn.data._options.parameters_of(method) or []))
-            else explain(method, model, x, target=y, batch_size=7)
-        )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            expected = method(model, x, target=y)
-        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+    options = {"target": y} if "layer_activation" not in repr(method) else {}
+    found = explain(method, model, x, batch_size=7, **options)
+    torch.testing.assert_close(found, method(model, x, **options), rtol=1e-9, atol=1e-11)
 
 
 # --- statistics -----------------------------------------------------------------------------------
@@ -380,7 +378,16 @@ def test_top_examples(batch_size: int) -> None:
 # --- what goes wrong ------------------------------------------------------------------------------
 
 
-def test_memory_that_runs_out_halves_the_batch() -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.cuda.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 8 bytes"),
+    ],
+    ids=["GPU", "Python", "CPU"],
+)
+def test_memory_that_runs_out_halves_the_batch(error: Exception) -> None:
     """A model that takes three rows: 16 to 8 to 4 to 2, and the numbers stay."""
     x, y = examples(40)
     rows: list[int] = []
@@ -388,7 +395,7 @@ def test_memory_that_runs_out_halves_the_batch() -> None:
     def model(x: Tensor) -> Tensor:
         rows.append(len(x))
         if len(x) > 3:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            raise error
         return NET(x)
 
     found = explain(attrfn.gradient, model, x, target=y, batch_size=16)
@@ -401,7 +408,7 @@ def test_one_row_that_does_not_fit_is_named() -> None:
     def model(x: Tensor) -> Tensor:
         raise RuntimeError("out of memory")
 
-    with pytest.raises(RuntimeError, match=r"^example 0: out of memory"):
+    with pytest.raises(ValueError, match=r"^example 0: .*: out of memory"):
         explain(attrfn.gradient, model, examples(4)[0], target=0, batch_size=4)
 
 
@@ -480,6 +487,11 @@ LATE = [X[:9], X[9:18, :3]]
         ({"data": {"x": ["a", "b"]}, "columns": {"inputs": "x"}}, "column 'x' holds 'a'"),
         ({"target": torch.where(torch.arange(ROWS) == 17, 5, Y)}, "^example 17: target has values"),
         ({"target": Y[:50]}, "target has 50 entries, expected one for each of the 100"),
+        (
+            {"data": X.float()},
+            "^example 0: .*inputs are torch.float32 and the parameters of model_fn",
+        ),
+        ({"model_fn": []}, r"model_fn is \[\], expected a function"),
         ({"data": [X], "target": Y.repeat(2)}, "target has 200 entries, expected .* 100"),
         ({"baselines": X[:50]}, "baselines has 50 rows, expected 1, or one for each of the 100"),
         ({"method": attrfn.feature_permutation}, "attrfn.data.importance"),

@@ -236,8 +236,10 @@ def _called_from_inside() -> bool:
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
-        # A repeated call stands in this file, and attrfn.compile calls the method itself.
-        if name.startswith("attrfn.") and not name.startswith((__name__, "attrfn._compile")):
+        # A repeated call stands in this file; attrfn.compile and attrfn.data call a method of the
+        # user's.
+        outer = (__name__, "attrfn._compile", "attrfn.data.")
+        if name.startswith("attrfn.") and not name.startswith(outer):
             return True
         frame = frame.f_back
     return False

@@ -42,6 +42,7 @@ def bound_to(model_fn: ModelFn, columns: Mapping[str, Tensor], rows: int) -> Mod
     """The model function with columns bound to it.
 
     Raises:
+        TypeError: There are several.
         ValueError: An object that it binds has a tensor as long as the batch.
     """
     if unmarked_rows(model_fn, rows):
@@ -51,6 +52,11 @@ def bound_to(model_fn: ModelFn, columns: Mapping[str, Tensor], rows: int) -> Mod
         )
     if not columns:
         return model_fn
+    if not callable(model_fn):
+        raise TypeError(
+            "columns['bind'] is given with a list of models, expected one model: let each of them "
+            "take the column as an input"
+        )
     marked = {name: per_example(t) for name, t in columns.items()}
     return functools.partial(model_fn, **marked)
 

@@ -121,9 +121,11 @@ def _check(
     on_error: Any,
     progress: Any,
 ) -> None:
-    for name, value in (("method", method), ("model_fn", model_fn)):
-        if not callable(value):
-            raise TypeError(f"{name} is {say(value)}, expected a function")
+    if not callable(method):
+        raise TypeError(f"method is {say(method)}, expected a function")
+    several = isinstance(model_fn, (list, tuple)) and model_fn and all(map(callable, model_fn))
+    if not callable(model_fn) and not several:  # the models of an ensemble
+        raise TypeError(f"model_fn is {say(model_fn)}, expected a function")
     if out is not None and not isinstance(out, (str, os.PathLike)):
         raise TypeError(f"out is {say(out)}, expected the path of a folder, or None")
     if not (is_one_of(batch_size, "auto") or is_count(batch_size)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Literal
 
 import optree
@@ -43,7 +43,7 @@ def importance(
     data: Any,
     *,
     metric: Any,
-    target: Tensor | None = None,
+    target: Tensor | Sequence[int] | None = None,
     baselines: Baselines = None,
     feature_mask: FeatureMask = None,
     batch_size: int | Literal["auto"] = "auto",
@@ -115,7 +115,8 @@ def importance(
     read_columns = Columns(columns, ["target"])
     read_columns.dtype = dtype_of(model_fn)
     found = source(data, read_columns)
-    if isinstance(target, Tensor) and found.length not in (None, len(target)):
+    target = None if target is None else torch.as_tensor(target)
+    if target is not None and found.length not in (None, len(target)):
         raise ValueError(f"target has {len(target)} entries, expected {found.length}, as data has")
     size = (found.batch or _WITHOUT_A_SIZE) if is_one_of(batch_size, "auto") else int(batch_size)
     game = _Game(model_fn, found, metric_of(metric), size, target, progress)

@@ -168,6 +168,8 @@ def read(folder: str | os.PathLike[str]) -> Attributions:
         >>> attrfn.data.read(out)[1]
         tensor([0., 2., 0.])
     """
+    if not isinstance(folder, (str, os.PathLike)):
+        raise TypeError(f"folder is {say(folder)}, expected the path of a folder")
     path = Path(folder)
     if not (path / MANIFEST).is_file():
         raise FileNotFoundError(

@@ -134,7 +134,7 @@ class Runner:
             found, error = self._try(piece)
             if error is None:
                 yield piece[1], found
-            elif out_of_memory(error) and self._halve(len(piece[0]), error):
+            elif _is_of_memory(error) and self._halve(len(piece[0]), error):
                 continue
             else:
                 yield from self._apart(piece, error, failed)
@@ -151,9 +151,10 @@ class Runner:
         except Exception as error:
             return None, error
 
-    def _halve(self, rows: int, error: Exception) -> bool:
+    def _halve(self, rows: int, error: BaseException | None) -> bool:
         """Take half as many rows from now on, if there are several."""
-        error.__traceback__ = None
+        while error is not None:  # whose frames hold the tensors of the run
+            error.__traceback__, error = None, error.__cause__
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if rows > 1:
@@ -205,7 +206,7 @@ class Runner:
         row = _pick(part, part[1] == parts[0][0][0])
         alone, error = self._try(row)
         if error is not None:
-            if not out_of_memory(error):
+            if not _is_of_memory(error):
                 _raise(error, f"{self.source.where(int(row[1][0]))} alone: {first_line(error)}")
             return
         pairs = zip(optree.tree_leaves(together), optree.tree_leaves(alone), strict=True)
@@ -219,6 +220,11 @@ class Runner:
 
 def _pick(part: Part, i: slice | Tensor) -> Part:
     return part[0].pick(i), part[1][i], part[2][i]
+
+
+def _is_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or the one that it was made of, says that memory ran out."""
+    return error is not None and (out_of_memory(error) or _is_of_memory(error.__cause__))
 
 
 def _blank(t: Tensor) -> Tensor:
@@ -236,6 +242,6 @@ def _near(a: Tensor, b: Tensor) -> bool:
 
 def _raise(error: Exception, message: str) -> NoReturn:
     """An error of the same class with the number of the example."""
-    if is_plain(error):
+    if is_plain(error) or isinstance(error, (TypeError, ValueError)):
         fail(error, message)
     raise RuntimeError(message[:300]) from error

@@ -13,12 +13,13 @@ From method to method: noise_tunnel, each_output, over_baselines, ensemble, aver
 normalized, absolute, relative_to, chain.
 What is bound to a model: shared, per_example.
 Many layers in one pass: Site, activations, intervene.
-Tools: contrast, with_rules, compile, split, completeness_delta, attrfn.features.
+Tools: contrast, with_rules, compile, split, completeness_delta, attrfn.features, attrfn.layouts.
 
 See help(attrfn.integrated_gradients), and so for each.
 """
 
 from attrfn import features as features
+from attrfn import layouts as layouts
 from attrfn import random as random
 from attrfn import rules as rules
 from attrfn import surrogates as surrogates

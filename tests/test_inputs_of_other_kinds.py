@@ -106,10 +106,24 @@ def test_packed_inputs(name: str) -> None:
 
 
 @pytest.mark.parametrize("at", ["input", "output"])
-def test_packed_layers(at: str) -> None:
+def test_packed_layers_of_packed_inputs(at: str) -> None:
+    """The data of the layer's value, step by step; each element is replaced by zero alone."""
     model, x = make(Recurrent), randn(3, 3, 4)
-    with pytest.raises(ValueError, match=f"^layer 'rnn' has a PackedSequence as its {at}"):
-        attrfn.layer_feature_ablation(model, packed(x), layer="rnn", at=at, target=1)
+    found = attrfn.layer_feature_ablation(model, packed(x), layer="rnn", at=at, target=1)
+    value = attrfn.layer_activation(model, packed(x), layer="rnn", at=at)
+    found, value = (found, value) if at == "input" else (found[0], value[0])
+    assert torch.equal(found.batch_sizes, value.batch_sizes)
+    if at == "output":  # a sum over the steps and a linear layer follow
+        torch.testing.assert_close(found.data, value.data * model.out.weight[1])
+        return
+    full = model(packed(x))[:, 1].sum()
+    for i in range(len(value.data)):
+        for j in range(4):
+            data = value.data.index_put(
+                (torch.tensor(i), torch.tensor(j)), torch.zeros(()).double()
+            )
+            lost = full - model(value._replace(data=data))[:, 1].sum()
+            torch.testing.assert_close(found.data[i, j], lost)
 
 
 class Inside(nn.Module):

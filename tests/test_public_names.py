@@ -11,21 +11,20 @@ import pytest
 
 PUBLIC = {
     "attrfn": """
-        CompileError Site Split UnsupportedOpError ablation_cam absolute activations at_layer
-        at_neuron average
-        chain compile completeness_delta contrast deconvolution deep_lift deep_lift_shap
-        each_output eigen_cam ensemble feature_ablation feature_permutation feature_scores
-        features grad_cam grad_cam_plus_plus gradient gradient_shap guided_backprop
-        guided_grad_cam hires_cam input_x_gradient integrated_gradients integrated_hessians
-        interactions internal_influence intervene kernel_shap layer_activation layer_cam
-        layer_conductance
-        layer_deep_lift layer_deep_lift_shap layer_feature_ablation layer_feature_permutation
-        layer_gradient_shap layer_gradient_x_activation layer_integrated_gradients layer_lrp lime
-        lrp neuron_conductance neuron_deconvolution neuron_deep_lift neuron_deep_lift_shap
-        neuron_feature_ablation neuron_gradient neuron_gradient_shap neuron_guided_backprop
-        neuron_integrated_gradients noise_tunnel normalized occlusion over_baselines per_example
-        pooled random relative_to rise rules saliency score_cam shapley_value_sampling
-        shapley_values shared split surrogates with_rules xgrad_cam
+        CompileError Site Split UnsupportedOpError ablation_cam absolute activations
+        at_layer at_neuron average chain compile completeness_delta contrast deconvolution
+        deep_lift deep_lift_shap each_output eigen_cam ensemble feature_ablation
+        feature_permutation feature_scores features grad_cam grad_cam_plus_plus gradient
+        gradient_shap guided_backprop guided_grad_cam hires_cam input_x_gradient
+        integrated_gradients integrated_hessians interactions internal_influence intervene
+        kernel_shap layer_activation layer_cam layer_conductance layer_deep_lift
+        layer_deep_lift_shap layer_feature_ablation layer_feature_permutation
+        layer_gradient_shap layer_gradient_x_activation layer_integrated_gradients layer_lrp
+        layouts lime lrp neuron_conductance neuron_deconvolution neuron_deep_lift
+        neuron_deep_lift_shap neuron_feature_ablation neuron_gradient neuron_gradient_shap
+        neuron_guided_backprop neuron_integrated_gradients noise_tunnel normalized occlusion
+        over_baselines per_example pooled random relative_to rise rules saliency score_cam
+        shapley_value_sampling shapley_values shared split surrogates with_rules xgrad_cam
     """,
     "attrfn.axioms": """
         batch_independence completeness conservation dummy implementation_invariance linearity
@@ -37,6 +36,9 @@ PUBLIC = {
     """,
     "attrfn.features": """
         Words patches superpixels words
+    """,
+    "attrfn.layouts": """
+        channels_last frames padded tokens windows
     """,
     "attrfn.metrics": """
         Comparison Curve aopc compare completeness_delta complexity comprehensiveness deletion

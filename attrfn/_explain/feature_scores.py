@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attrfn._copies.batch import wide
 from attrfn._explain.features import features
-from attrfn._explain.shared import mark_of, scores_of
+from attrfn._explain.shared import mark_of, refuse_laid_out, scores_of
 from attrfn._explain.tree import batch_size, flatten
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.say import say
@@ -124,6 +124,7 @@ def _elements(attributions: Tree, feature_mask: Tree, n_features: int | None) ->
         ValueError: The mask does not broadcast to the attributions, or an id is out of range.
     """
     leaves, _ = flatten(attributions, "attributions")
+    refuse_laid_out(leaves)
     batch = batch_size(leaves, "attributions")
     these = features(feature_mask, attributions, leaves, n_features)
     ids = []

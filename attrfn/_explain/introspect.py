@@ -26,6 +26,20 @@ def is_over_distribution(method: Method) -> bool:
     return inner is not None and is_over_distribution(inner)
 
 
+def of_examples(method: F) -> F:
+    """Mark a method that covers regions of an example, or exchanges parts of examples."""
+    method.needs_examples = True  # type: ignore[attr-defined]
+    return method
+
+
+def needs_examples(method: Method) -> bool:
+    """Whether a method, or the one that it wraps or binds, is marked so."""
+    if getattr(method, "needs_examples", False):
+        return True
+    inner = method.func if isinstance(method, functools.partial) else _wrapped(method)
+    return inner is not None and needs_examples(inner)
+
+
 def is_ours(method: Method) -> bool:
     """Whether a method, or the one that it wraps or binds, is one of this library."""
     inner = method.func if isinstance(method, functools.partial) else _wrapped(method)

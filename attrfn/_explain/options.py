@@ -24,6 +24,7 @@ from attrfn._torch.typing import (
     ModelFn,
     OfLayer,
     PerExample,
+    RowsOf,
     Target,
     Tree,
 )
@@ -107,6 +108,13 @@ class AtLayer(TypedDict):
     call: int | None
     """Which call of a layer that the model calls several times; ``None`` takes all calls, and the
     value of the layer is then a tuple."""
+
+    rows: RowsOf
+    """Where the layer's value has the examples: ``"examples"`` (dimension 0), ``"time_first"``
+    (dimension 1) or a callable that brings them to dimension 0 and only moves elements, such as
+    ``lambda a: a.unflatten(0, (-1, 5))`` for 5 frames each. ``None`` finds out whether it is
+    dimension 0, and works with a value of any layout, at the cost that the guide on layouts
+    states."""
 
 
 class AtNeuron(AtLayer):

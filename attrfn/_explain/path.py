@@ -77,7 +77,8 @@ def _weighted(weights: Tensor, values: Tensor) -> Tensor:
 
 def on_copies(f: Callable[[Leaves, int], Leaves], points: Leaves, batching: Batching) -> Leaves:
     """Apply ``f(rows, copies)`` to S copies of the batch, folded or under vmap: (S, B, ...)."""
-    if batching == "vmap" and active_units() is not None:  # a unit takes no vmap around it
+    # A unit takes no vmap around it.
+    if batching == "loop" or (batching == "vmap" and active_units() is not None):
         found = [f(tuple([t[i] for t in points]), 1) for i in range(len(points[0]))]
         return tuple([torch.stack(parts) for parts in zip(*found, strict=True)])
     if batching == "vmap":

@@ -16,9 +16,11 @@ from typing import Literal, TypeAlias, cast
 from torch import Tensor
 
 from attrfn._torch.autodiff import transforming
+from attrfn._torch.compiling import is_compiling
 
 Scores: TypeAlias = Literal["divided", "shared", "pairs"]
 _MARK = "_attrfn_scores"
+_LAYOUT = "_attrfn_layout"
 
 
 def marked(leaves: Sequence[Tensor], scores: str | None) -> tuple[Tensor, ...]:
@@ -46,3 +48,32 @@ def scores_of(method: object) -> Scores | None:
     if isinstance(method, functools.partial):
         inner = method.func
     return None if inner is None else scores_of(inner)
+
+
+def laid_out(leaves: Sequence[Tensor], given: Sequence[Tensor]) -> None:
+    """Mark new tensors as those of a layer without examples in dimension 0, and as ``given`` is."""
+    if is_compiling():
+        return
+    marked(leaves, mark_of(given))
+    for t in leaves:
+        if t.is_floating_point():  # the lengths of a packed sequence are the model's own
+            setattr(t, _LAYOUT, True)
+
+
+def is_laid_out(leaves: Sequence[object]) -> bool:
+    """Whether tensors are marked as those of a layer without examples in dimension 0."""
+    return not is_compiling() and any(getattr(t, _LAYOUT, False) for t in leaves)
+
+
+def refuse_laid_out(leaves: Sequence[object]) -> None:
+    """Refuse attributions of a layer without examples in dimension 0.
+
+    Raises:
+        ValueError: One of the tensors is marked so.
+    """
+    if is_laid_out(leaves):
+        raise ValueError(
+            "attributions has the layout of a layer whose examples are not in dimension 0, "
+            "expected them there: move them first, as in a.transpose(0, 1) or "
+            "a.unflatten(0, (-1, 5))"
+        )

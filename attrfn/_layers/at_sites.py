@@ -14,12 +14,13 @@ import optree
 import torch
 from torch import Tensor
 
+from attrfn._explain.shared import laid_out
 from attrfn._explain.target import choose, select
 from attrfn._explain.tree import as_dicts, batch_size, call_model, flatten
 from attrfn._layers.intervene import visible, with_plan
-from attrfn._layers.leaves import real_view
+from attrfn._layers.leaves import real_view, repacked
 from attrfn._layers.probe import merge, of_tensors
-from attrfn._layers.rows import like, place_of, with_examples
+from attrfn._layers.rows import like, place_of, told
 from attrfn._layers.sites import Key, Site, check_sites, keys_of
 from attrfn._layers.split import layers_of, split_once
 from attrfn._layers.taps import Plan, Silent
@@ -64,10 +65,11 @@ def activations_and_gradients(
     at: At,
     call: int | None,
     create_graph: bool,
-) -> tuple[Tree, Tree]:
+) -> tuple[Tree, Tree, Any]:
     """The activation of each of some layers, and the gradient there; lists for a list of layers.
 
-    The layers, and the calls of one (``call=None``), may lie behind each other.
+    Third come flags, whether each has the examples in dimension 0. The layers, and the calls of one
+    (``call=None``), may lie behind each other.
     """
     many = isinstance(layer, (list, tuple))
     halves = split_once(model_fn, layer, at=at, call=call, frozen=True)
@@ -77,14 +79,26 @@ def activations_and_gradients(
     given = rebuild([t.detach() for t in x]) if not transforming() else inputs
     batch = batch_size(x)
 
+    values: list[Tree] = []
+    flags: tuple[bool, ...] = ()
+
     def explained(found: list[Tree]) -> Tree:
+        nonlocal values, flags
+        values = found
         value: Tree = found if many else found[0]
         place = place_of(model_fn, layer, at, call)
-        activation = with_examples(value, halves, given, batch, layer, place)
+        activation, flags = told(value, halves, given, batch, layer, place)
         return activation if many else [activation]
 
-    values, grads = _pulled(model_fn, inputs, plan, target, create_graph, explained)
-    return (values, grads) if many else (values[0], grads[0])
+    both = _pulled(model_fn, inputs, plan, target, create_graph, explained)
+    own, grads = [
+        [t if first else repacked(t, v) for t, v, first in zip(trees, values, flags, strict=True)]
+        for trees in both
+    ]
+    for tree, first in zip(grads, flags, strict=True):
+        if not first:
+            laid_out([t for t in optree.tree_leaves(tree) if isinstance(t, Tensor)], ())
+    return (own, grads, flags) if many else (own[0], grads[0], flags[0])
 
 
 def _floating(found: Tree) -> Tree:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import optree
 import torch
 from torch import Tensor
 
-from attrfn._copies.batch import repeat_bound, split_rows
+from attrfn._copies.batch import is_one_of, repeat_bound, split_rows
 from attrfn._copies.memory import out_of_memory
 from attrfn._explain.explain import Explained, repeat_chosen
 from attrfn._explain.target import select
 from attrfn._explain.tree import call_model, each, flatten, is_arguments, row_total
-from attrfn._layers.probe import LayerValue
-from attrfn._layers.rows import like
-from attrfn._layers.split import Split, of_activation
+from attrfn._layers.flow_site import Cut, of_site
+from attrfn._layers.layout import elsewhere
+from attrfn._layers.split import Split
+from attrfn._layers.tails import of_activation
 from attrfn._torch import pytree
 from attrfn._torch.autodiff import (
     autograd_leaves,
@@ -28,28 +28,8 @@ from attrfn._torch.autodiff import (
     twice_differentiable,
     values_and_gradients,
 )
-from attrfn._torch.typing import Leaves, ModelFn, Tree
+from attrfn._torch.typing import Batching, Leaves, ModelFn, Tree
 from attrfn._torch.units import Units, active_units
-
-
-class Cut(NamedTuple):
-    """A layer, or several that are explained as one.
-
-    Attributes:
-        halves: The split there.
-        activation: Leaves of its activation at the inputs.
-        rebuild: From such leaves to the activation's tree.
-        many: Whether it is a list of layers.
-    """
-
-    halves: Split
-    activation: Leaves
-    rebuild: Callable[[Sequence[Tensor]], Tree]
-    many: bool
-
-    def leaves(self, value: Tree) -> Leaves:
-        """The leaves of a value that the activation has, too."""
-        return tuple(optree.tree_leaves(like(self.rebuild(self.activation), value)))
 
 
 class Flow(NamedTuple):
@@ -70,6 +50,16 @@ class Flow(NamedTuple):
     listed: bool
     head: ModelFn | None = None
 
+    def way(self, batching: Batching) -> Batching:
+        """How copies are evaluated: one by one in place of folded, where a layout asks for it."""
+        alone = any(s.layout is not None and not s.layout.folds for s in self.sites)
+        return "loop" if alone and is_one_of(batching, "fold") else batching
+
+    def _units(self) -> Units | None:
+        """What compiles passes, if anything does and the sites have examples in dimension 0."""
+        units = active_units()
+        return units if self.p.batch and all(s.layout is None for s in self.sites) else None
+
     def heads(self, rows: Leaves, copies: int) -> Leaves:
         """The activations of all sites, one after the other."""
         graph = self.p.create_graph or (transforming() and torch.is_grad_enabled())
@@ -80,15 +70,13 @@ class Flow(NamedTuple):
         if self.head is None:
             found = [self._head(s, copies, *rows) for s in self.sites]
             return tuple(itertools.chain(*found))
-        head = repeat_bound(self.head, self.p.batch, copies)
-        with twice_differentiable(self.p.create_graph):
-            values: Any = call_model(head, self.p.rebuild(rows))
+        values: Any = self._value(self.head, copies, rows, self.sites)
         each_value = zip(self.sites, values, strict=True)
         return tuple(itertools.chain(*[s.leaves(value) for s, value in each_value]))
 
     def both(self, rows: Leaves, copies: int) -> tuple[Leaves, Leaves]:
         """The activations of all sites, one after the other, and df/da there."""
-        if self.p.batch and (units := active_units()) is not None:
+        if (units := self._units()) is not None:
             found: tuple[Leaves, Leaves] = self._in_unit(units, _both, rows, copies)
             return found
         if self.watched is None or transforming():
@@ -106,7 +94,7 @@ class Flow(NamedTuple):
 
     def along(self, rows: Leaves, tangents: Leaves, copies: int) -> tuple[Leaves, Leaves]:
         """How the activations change in a direction of the inputs, and df/da there."""
-        if self.p.batch and (units := active_units()) is not None:
+        if (units := self._units()) is not None:
             found: tuple[Leaves, Leaves] = self._in_unit(units, _along, rows, copies, tangents)
             return found
         grads = self.both(rows, copies)[1]
@@ -121,7 +109,7 @@ class Flow(NamedTuple):
             rows: Leaves of the inputs.
             copies: How many copies of the batch they are.
         """
-        if self.p.batch and (units := active_units()) is not None:
+        if (units := self._units()) is not None:
             a, grads = self.both(rows, copies)
             factors = each(torch.mul, grads, pick(a, copies))
             found: Leaves = self._in_unit(units, _back, rows, copies, factors)
@@ -191,15 +179,23 @@ class Flow(NamedTuple):
         for site in self.sites:
             leaves = tuple(itertools.islice(left, len(site.activation)))
             p = self.p._replace(x=site.activation, rebuild=site.rebuild)
-            trees.append(p.result(leaves))
+            found = p.result(leaves)
+            trees.append(found if site.layout is None else site.layout.restored(found))
         return trees if self.listed else trees[0]
 
     def _head(self, site: Cut, copies: int, *rows: Tensor) -> Leaves:
         """The activation of a site, (copies * B, ...) each."""
-        head = repeat_bound(site.halves.head, self.p.batch, copies)
-        with twice_differentiable(self.p.create_graph):
-            value = call_model(head, self.p.rebuild(rows))
-        return site.leaves(value)
+        return site.leaves(self._value(site.halves.head, copies, rows, (site,)))
+
+    def _value(self, head: ModelFn, copies: int, rows: Leaves, sites: tuple[Cut, ...]) -> Tree:
+        """What a head returns for the rows of some copies."""
+        head = repeat_bound(head, self.p.batch, copies)
+
+        def run() -> Tree:
+            with twice_differentiable(self.p.create_graph):
+                return call_model(head, self.p.rebuild(rows))
+
+        return elsewhere([s.layout for s in sites], run)
 
     def _gradients(self, site: Cut, a: Leaves, rows: Leaves, copies: int) -> Leaves:
         """df/da at the activation ``a`` of a site for the inputs ``rows``."""
@@ -211,6 +207,7 @@ class Flow(NamedTuple):
                 tail,
                 inputs=self.p.rebuild(rows),
                 unpacked=is_arguments(site.rebuild(a)),
+                layout=site.layout,
             ),
             rebuild=site.rebuild,
             batch=copies * self.p.batch,
@@ -231,16 +228,7 @@ class Flow(NamedTuple):
             self.p.name,
         )
         left = iter(found)
-        return values, [_of_site(s, left) for s in self.sites]
-
-
-def _of_site(site: Cut, found: Any) -> tuple[Leaves, Leaves]:
-    if not site.many:
-        one: LayerValue = next(found)
-        return site.leaves(one.value), site.leaves(one.natural)
-    count = len(site.rebuild(site.activation))
-    parts = list(itertools.islice(found, count))
-    return site.leaves([v.value for v in parts]), site.leaves([v.natural for v in parts])
+        return values, [of_site(s, left) for s in self.sites]
 
 
 def _at_rows(p: Explained, *given: Any) -> Flow:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import optree
 import torch
 from torch import Tensor
 
+from attrfn._explain.tree import as_dicts
+from attrfn._torch.dense import is_packed
 from attrfn._torch.typing import ModelFn, Tree
 
 
@@ -40,3 +43,23 @@ def present(activation: Tree, value: Tree) -> Tree:
         return None if mine is None else other
 
     return optree.tree_map(here, activation, value, none_is_leaf=True)
+
+
+def repacked(tree: Tree, value: Tree) -> Tree:
+    """Packed sequences in the places of those of a value, with the data that a tree has there."""
+
+    def pack(value: Any, mine: Any) -> Any:
+        return value._replace(data=mine) if is_packed(value) and isinstance(mine, Tensor) else mine
+
+    return optree.tree_map(pack, as_dicts(value), tree, is_leaf=is_packed, none_is_leaf=True)
+
+
+def of_leaves(f: Callable[..., Tensor], *trees: Tree) -> Tree:
+    """``f`` of the tensors of several trees, and of the data of packed sequences."""
+
+    def leaf(*values: Any) -> Any:
+        if not is_packed(values[0]):
+            return f(*values)
+        return values[0]._replace(data=f(*[v.data for v in values]))
+
+    return optree.tree_map(leaf, *trees, is_leaf=is_packed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,12 +10,13 @@ import optree
 from torch import Tensor
 
 from attrfn._explain.explain import explain
-from attrfn._explain.shared import marked
+from attrfn._explain.shared import laid_out, marked
 from attrfn._explain.target import choose, select
 from attrfn._explain.tree import batch_size, flatten
-from attrfn._layers.at import locate
 from attrfn._layers.at_sites import activations_and_gradients
-from attrfn._layers.rows import like, place_of, with_examples
+from attrfn._layers.leaves import repacked
+from attrfn._layers.located import locate
+from attrfn._layers.rows import is_floating, like, place_of, told
 from attrfn._layers.split import layers_of, split_once, watched
 from attrfn._torch.autodiff import (
     gradients_inside,
@@ -33,10 +35,11 @@ def activation_and_gradient(
     at: At,
     call: int | None,
     create_graph: bool,
-) -> tuple[Tree, Tree]:
-    """A layer's activation, and the gradient of the explained output with respect to it.
+) -> tuple[Tree, Tree, Any]:
+    """A layer's activation, the gradient of the explained output with respect to it, and a flag.
 
-    Of a list of layers, which may lie behind each other, lists.
+    The flag says whether the activation has the examples in dimension 0. Of a list of layers, which
+    may lie behind each other, lists.
     """
     x, rebuild = flatten(inputs)
     batch = batch_size(x)
@@ -48,38 +51,51 @@ def activation_and_gradient(
     # create_graph and transforms ask for.
     if create_graph or transforming() or batch == 0:
         here = locate(model_fn, inputs, layer, at=at, call=call, create_graph=create_graph)
-        p = explain(here.model, here.activation, target, create_graph=create_graph)
-        _, grads = values_and_gradients(lambda *a: p.values(a), p.x, create_graph=create_graph)
-        return here.activation, p.result(grads)
+        gradient = functools.partial(_gradient, create_graph=create_graph)
+        return here.own, here.explained(gradient, {"target": target}), here.layout is None
     inputs = rebuild([t.detach() for t in x])
     halves = split_once(model_fn, layer, at=at, call=call, frozen=True)
     run = watched(model_fn, layer, at=at, call=call)
     chosen = choose(target, batch)
     activation: Tree = None
+    value: Tree = None
+    flags: tuple[bool, ...] = (True,)
 
     def values_and_leaves() -> tuple[Tensor, Leaves]:
-        nonlocal activation
+        nonlocal activation, value, flags
         (found,), outputs = run(inputs)
+        value = found.value
         place = place_of(model_fn, layer, at, call)
-        activation = with_examples(found.value, halves, inputs, batch, layer, place)
+        activation, flags = told(value, halves, inputs, batch, layer, place)
         values = select(outputs, chosen, batch)
-        return values, tuple(optree.tree_leaves(like(activation, found.value)))
+        return values, tuple(optree.tree_leaves(like(activation, value)))
 
-    found, grads = gradients_inside(values_and_leaves)
+    both = gradients_inside(values_and_leaves)
     spec = optree.tree_structure(activation)
-    return optree.tree_unflatten(spec, found), optree.tree_unflatten(spec, grads)
+    found, grads = [optree.tree_unflatten(spec, leaves) for leaves in both]
+    if not flags[0]:
+        laid_out(both[1], ())
+        found, grads = repacked(found, value), repacked(grads, value)
+    return found, grads, flags[0]
+
+
+def _gradient(model_fn: ModelFn, inputs: Tree, *, target: Any = None, create_graph: bool) -> Tree:
+    p = explain(model_fn, inputs, target, create_graph=create_graph)
+    _, grads = values_and_gradients(lambda *a: p.values(a), p.x, create_graph=create_graph)
+    return p.result(grads)
 
 
 def each_gradient(
-    make: Callable[[Tree, Tree, Any], Tree],
+    make: Callable[[Tree, Tree, Any, bool], Tree],
     model_fn: ModelFn,
     inputs: Tree,
     layer: Layer,
     **where: Any,
 ) -> Tree:
-    """``make(activation, gradient, layer)`` of a layer, or a list of it for a list of layers.
+    """``make(activation, gradient, layer, by_rows)`` of a layer, or a list for a list of layers.
 
-    All layers of a list share one pass of the model.
+    ``by_rows`` says whether the activation has the examples in dimension 0. All layers of a list
+    share one pass of the model.
     """
     layers = layers_of(layer)
     many = isinstance(layer, (list, tuple))
@@ -88,6 +104,6 @@ def each_gradient(
         pairs = zip(*activation_and_gradient(model_fn, inputs, layer, **where), strict=True)
     else:
         pairs = [activation_and_gradient(model_fn, inputs, one, **where) for one in layers]
-    found: Any = [make(a, g, one) for (a, g), one in zip(pairs, layers, strict=True)]
-    marked([t for t in optree.tree_leaves(found) if isinstance(t, Tensor)], "divided")
+    found: Any = [make(a, g, one, rows) for (a, g, rows), one in zip(pairs, layers, strict=True)]
+    marked([t for t in optree.tree_leaves(found) if is_floating(t)], "divided")
     return found if many else found[0]

@@ -15,6 +15,7 @@ from attrfn._model.bind import Reused
 from attrfn._model.classes import Forward
 from attrfn._model.source import describe
 from attrfn._torch.compiling import is_compiling
+from attrfn._torch.dense import is_packed
 from attrfn._torch.explanation import current
 from attrfn._torch.marks import Marks
 from attrfn._torch.typing import At, Tree
@@ -206,6 +207,8 @@ def merge(new: Tree, natural: Tree) -> Tree:
     if new is None:
         return natural
     if isinstance(new, Tensor):
+        if is_packed(natural):
+            return natural._replace(data=new.clone())
         parts = isinstance(natural, Tensor) and natural.is_complex() and not new.is_complex()
         return complex_view(new.clone()) if parts else new.clone()
     if isinstance(new, Mapping) and isinstance(natural, Mapping):

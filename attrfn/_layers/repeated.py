@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import optree
+import torch
 from torch import Tensor
 
 from attrfn._copies.batch import repeat_bound
 from attrfn._explain.introspect import is_over_distribution
 from attrfn._explain.options import PER_EXAMPLE
-from attrfn._explain.tree import as_dicts, batch_size, flatten
+from attrfn._explain.shared import is_laid_out
+from attrfn._explain.tree import as_dicts, batch_size, each, flatten
 from attrfn._layers.at import place_of
+from attrfn._layers.routing import Routes
 from attrfn._layers.rows import read
 from attrfn._layers.split import split_once
-from attrfn._torch.typing import At, Layer, Method, ModelFn, Target, Tree
+from attrfn._torch.autodiff import transforming
+from attrfn._torch.compiling import is_compiling
+from attrfn._torch.say import say
+from attrfn._torch.typing import At, Layer, Leaves, Method, ModelFn, Target, Tree
 
 
 def repeat_options(
@@ -50,6 +58,79 @@ def repeat_options(
 def _repeat_key(key: Any, copies: int) -> Any:
     """A key for each example several times; one for all of them as it is."""
     return key.repeat(copies, 1) if isinstance(key, Tensor) and key.ndim == 2 else key
+
+
+def in_copies(
+    run: Callable[[slice], Tree], i: slice, batch: int, alone: list[bool]
+) -> tuple[Leaves, Tree]:
+    """What a method finds for copies ``i`` of the batch, at once or one after the other.
+
+    Args:
+        run: From a slice of the copies to what the method finds for them as one batch.
+        i: The copies.
+        batch: The number of examples.
+        alone: Holds something once the results are known to have no examples in dimension 0, as
+            those of a layer of another layout. Copies then run alone.
+
+    Returns:
+        The tensors, (S, ...) for S copies, and what the method returned for all or the last one.
+    """
+    copies = i.stop - i.start
+    if not alone:
+        found = _together(run, i)
+        leaves = _flat(found)
+        if copies == 1 or _have_rows(leaves, batch, copies, lambda: run(slice(0, 1))):
+            return tuple([a.reshape(copies, len(a) // copies, *a.shape[1:]) for a in leaves]), found
+        alone.append(True)
+    parts: list[Leaves] = []
+    routes: list[Routes | None] = []
+    found = None
+    for j in range(i.start, i.stop):
+        with contextlib.nullcontext() if transforming() else Routes() as chosen:
+            found = run(slice(j, j + 1))
+        parts.append(_flat(found))
+        routes.append(chosen)
+    shapes = {tuple([a.shape for a in leaves]) for leaves in parts}
+    first = routes[0]
+    same = all(r is None or first is None or r.begins(first) for r in routes)
+    if len(shapes) > 1 or not same:
+        raise ValueError(
+            "the model chooses the rows of layer by values (as tokens for an expert), and chooses "
+            "others in other copies of the inputs, so that there is no mean over them: explain the "
+            "copies one by one"
+        )
+    return each(lambda *t: torch.stack(t), *parts), found
+
+
+def _together(run: Callable[[slice], Tree], i: slice) -> Tree:
+    if i.stop - i.start == 1 or transforming():
+        return run(i)
+    try:
+        return run(i)
+    except ValueError:
+        # An option of a layer of another layout does not fit the value for several copies.
+        with contextlib.suppress(Exception):
+            one = run(slice(i.start, i.start + 1))
+            if is_laid_out(_flat(one)):
+                return one
+        raise
+
+
+def _flat(found: Tree) -> Leaves:
+    leaves: list[Any] = optree.tree_leaves(found)
+    if not leaves or not all(isinstance(a, Tensor) for a in leaves):
+        raise TypeError(f"method returned {say(found)}, expected tensors")
+    return tuple(leaves)
+
+
+def _have_rows(leaves: Leaves, batch: int, copies: int, one: Callable[[], Tree]) -> bool:
+    """Whether tensors have the examples of some copies in dimension 0."""
+    if is_laid_out(leaves) or any(a.shape[:1] != (copies * batch,) for a in leaves):
+        return False
+    if not is_compiling():
+        return True
+    # Compiled code has no marks. It drops this run, of which only the sizes count.
+    return all(a.shape[:1] == (batch,) for a in _flat(one()))
 
 
 class _Rows(NamedTuple):

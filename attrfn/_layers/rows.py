@@ -1,24 +1,23 @@
-"""Which tensors of a layer's value have the examples in dimension 0, and which only look so."""
+"""Where the examples are in a layer's value: dimension 0, elsewhere, or nowhere."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
+import enum
 import weakref
 from typing import Any, NamedTuple
 
 import optree
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from attrfn._copies.batch import binds_rows, flip_bound, repeat_bound, repeat_rows
 from attrfn._copies.rows import check_bound
 from attrfn._explain.tree import as_dicts, flatten
 from attrfn._layers.leaves import real_view
+from attrfn._layers.routing import Routes, is_reversed
 from attrfn._layers.split import Split, layers_of
 from attrfn._model.source import describe, source
-from attrfn._torch import pytree
 from attrfn._torch.autodiff import transforming, twice_differentiable
 from attrfn._torch.compiling import is_compiling
 from attrfn._torch.dense import is_packed
@@ -55,178 +54,222 @@ def place_of(model_fn: ModelFn, layer: Layer, at: At, call: int | None) -> Place
     return Place(src.module, layers_of(layer), at, call, (src.args, src.kwargs))
 
 
-# Operations whose result has a size, or an order, that depends on values. Behind one of these the
-# rows may be tokens that were routed to an expert, as many as there are examples by chance.
-_ROUTING = frozenset(
-    [
-        *("argsort", "argwhere", "bincount", "item", "masked_select", "msort", "multinomial"),
-        *("nonzero", "numpy", "randperm", "repeat_interleave", "sort", "tolist", "topk"),
-        *("unique", "unique_consecutive", "unique_dim", "__bool__", "__int__", "__index__"),
-    ]
-)
+class Found(enum.Enum):
+    """What a tensor of a layer's value is."""
+
+    ROWS = "it has the examples in dimension 0"
+    OTHER = "its sizes follow the number of examples in another way"
+    CONSTANT = "its sizes do not depend on the number of examples"
+    UNKNOWN = "as many rows as examples, of a model that runs with no other number of examples"
+    NOTHING = "it is not a floating tensor"
 
 
 # What runs have told of a model's layers, as long as the model lives. To run the head again in each
 # call would cost a small method half as much again.
-_told: weakref.WeakKeyDictionary[nn.Module, dict[Any, list[bool]]] = weakref.WeakKeyDictionary()
+_told: weakref.WeakKeyDictionary[nn.Module, dict[Any, list[Found]]] = weakref.WeakKeyDictionary()
 _MOST_TOLD = 64  # of each model
 
 
-def with_examples(
+def told(
     value: Tree, halves: Split, inputs: Tree, batch: int, layer: Layer, place: Place
-) -> Tree:
-    """The tensors of a layer's value that can be explained; None elsewhere.
+) -> tuple[Tree, tuple[bool, ...]]:
+    """The tensors of a layer's value that can be explained, None elsewhere; and where examples are.
+
+    Returns:
+        Of each layer the tensors that have the examples in dimension 0, and True; if it has none of
+        those, all tensors whose sizes follow the number of examples, and False.
 
     Raises:
-        ValueError: A layer has none.
+        ValueError: A layer has none of either, or nothing tells what its rows are.
     """
-    named = layers_of(layer)
-    if not isinstance(value, Tensor) and any(map(is_packed, optree.tree_leaves(value, is_packed))):
-        raise ValueError(
-            f"layer {describe(named[0])} has a PackedSequence as its {place.at}, whose rows are "
-            "steps of several examples: choose a layer before it is packed or after it is padded"
-        )
-    check_bound(functools.partial(_head_of_copies, halves, inputs), batch, place.key)
+    if isinstance(value, Tensor):  # which is the rule, and trees take time
+        kind = _found([value], halves, inputs, batch, place)
+        _refuse(layer, kind, [value], batch, place)
+        first = kind[0] is Found.ROWS
+        if first:
+            check_bound_at(value, halves, inputs, batch, place)
+        return real_view(value), (first,)
+    whole = opened(value)
+    leaves, spec = optree.tree_flatten(whole, none_is_leaf=True)
+    found = _found(leaves, halves, inputs, batch, place)
     many = isinstance(layer, (list, tuple))
-    looked = activation = explainable(value, batch)
-    if batch and optree.tree_leaves(activation):
-        activation = _that_follow(activation, halves, inputs, batch, place)
-    both = zip(looked, activation, strict=True) if many else [(looked, activation)]
-    for one, (before, after) in zip(named, both, strict=True):
-        if optree.tree_leaves(after):
-            continue
-        what = (
-            f"{batch} rows that are not the {batch} examples, such as tokens or positions"
-            if optree.tree_leaves(before)
-            else f"no floating tensor with the {batch} example(s) in dimension 0 to explain"
-        )
-        other = "output" if place.at == "input" else "input"
+    kinds: Any = optree.tree_unflatten(spec, found)
+    own, by_rows = [], []
+    each_layer = zip(
+        layers_of(layer), kinds if many else [kinds], whole if many else [whole], strict=True
+    )
+    for named, kind, its in each_layer:
+        of_layer, parts = optree.tree_leaves(kind), optree.tree_leaves(its, none_is_leaf=True)
+        _refuse(named, of_layer, parts, batch, place)
+        by_rows.append(Found.ROWS in of_layer)
+        kept = Found.ROWS if by_rows[-1] else Found.OTHER
+        own += [real_view(t) if f is kept else None for t, f in zip(parts, of_layer, strict=True)]
+    if any(by_rows):
+        rows = [t if f is Found.ROWS else None for t, f in zip(leaves, found, strict=True)]
+        check_bound_at(optree.tree_unflatten(spec, rows), halves, inputs, batch, place)
+    return optree.tree_unflatten(spec, own), tuple(by_rows)
+
+
+def check_bound_at(rows: Tree, halves: Split, inputs: Tree, batch: int, place: Place) -> None:
+    """Check whether bound tensors are rows of examples, by the tensors of a value that have those.
+
+    Args:
+        rows: Those tensors; None in the other places.
+    """
+
+    def run(copies: int) -> Tree:
+        x, rebuild = flatten(inputs)
+        many = halves._replace(head=repeat_bound(halves.head, batch, copies))
+        return like(rows, read(many, rebuild(repeat_rows(x, copies)), False))
+
+    check_bound(run, batch, place.key)
+
+
+def _refuse(layer: Any, found: list[Found], leaves: list[Any], batch: int, place: Place) -> None:
+    if Found.ROWS in found or Found.OTHER in found:
+        return
+    name = describe(layer)
+    if Found.UNKNOWN in found:
         raise ValueError(
-            f"layer {describe(one)} gives {what}: choose another layer, or at={other!r}"
+            f"layer {name} gives {batch} rows, and the model runs with no other number of examples "
+            "to tell whether those are the rows: say so with rows='examples', or else name them"
         )
-    return activation
+    constant = any(
+        f is Found.CONSTANT and t.ndim and len(t) == batch
+        for f, t in zip(found, leaves, strict=True)
+    )
+    what = (
+        f"{batch} rows that are not the {batch} examples, such as tokens or positions"
+        if constant
+        else f"no floating tensor with the {batch} example(s) in dimension 0 to explain"
+    )
+    other = "output" if place.at == "input" else "input"
+    raise ValueError(f"layer {name} gives {what}: choose another layer, or at={other!r}")
 
 
-def _head_of_copies(halves: Split, inputs: Tree, copies: int) -> Tree:
-    x, rebuild = flatten(inputs)
-    many = halves._replace(head=repeat_bound(halves.head, len(x[0]), copies))
-    return read(many, rebuild(repeat_rows(x, copies)), False)
-
-
-def _that_follow(activation: Tree, halves: Split, inputs: Tree, batch: int, place: Place) -> Tree:
-    """The tensors of an activation whose dimension 0 follows that of the inputs.
+def _found(leaves: list[Any], halves: Split, inputs: Tree, batch: int, place: Place) -> list[Found]:
+    """What each tensor is, by a run of the head with another number of examples.
 
     A state (layers, B, H), time before batch, embeddings of positions or tokens of an expert look
     like B examples where the sizes happen to be equal. Sizes do not tell them apart, but a batch of
     another size does: the head runs again, on two examples or on the whole batch twice. Where rows
     are chosen by values, it also runs on the examples in reverse order.
     """
+    if not batch or not any(map(is_floating, leaves)):
+        return [
+            Found.ROWS if is_floating(t) and t.shape[:1] == (batch,) else Found.NOTHING
+            for t in leaves
+        ]
     if is_compiling():  # which drops this run, because only a size of it counts
-        return _at_twice_the_size(activation, halves, inputs, batch)
+        return _kinds(leaves, batch, *_at_twice_the_size(halves, inputs, batch))
     told = _told.setdefault(place.module, {})
-    key = (*place.key, _sizes((inputs, activation, place.bound)), transforming())
+    key = (*place.key, _sizes((inputs, leaves, place.bound)), transforming())
     if key in told:
-        return _kept(told[key], activation)
-    with _Routes() as routes:
-        follow = _at_another_size(activation, halves, inputs, batch)
+        return told[key]
+    with Routes() as routes:
+        found = _kinds(leaves, batch, *_at_another_size(halves, inputs, batch))
+    if routes.found and Found.CONSTANT in found:  # two examples may have as many tokens as all
+        with contextlib.suppress(RuntimeError, ValueError, IndexError):
+            found = _kinds(leaves, batch, *_at_twice_the_size(halves, inputs, batch))
     if not routes.found or transforming():
-        if len(told) >= _MOST_TOLD:
-            told.clear()
-        told[key] = [t is not None for t in optree.tree_leaves(follow, none_is_leaf=True)]
-        return follow
-    if not optree.tree_leaves(follow) or batch == 1:
-        return follow
+        _keep(told, key, found)
+        return found
+    if Found.ROWS not in found or batch == 1:
+        return found
     back = optree.tree_map(lambda t: t.flip(0), inputs)
     flipped = halves._replace(head=flip_bound(halves.head, batch))
-    return _where(_is_reversed, follow, explainable(read(flipped, back, False), batch))
+    again = optree.tree_leaves(opened(read(flipped, back, False)), none_is_leaf=True)
+    return [
+        Found.OTHER if f is Found.ROWS and not is_reversed(t, u) else f
+        for f, t, u in zip(found, leaves, again, strict=True)
+    ]
+
+
+def has_examples_first(halves: Split, inputs: Tree, batch: int, place: Place) -> bool:
+    """Whether a layer's value has the examples in dimension 0, or is no single tensor."""
+    if is_compiling():
+        others, size = _at_twice_the_size(halves, inputs, batch)
+        return len(others) != 1 or others[0].shape[:1] == (size,)
+    known = _told.setdefault(place.module, {})
+    bound = _sizes(place.bound) if any(place.bound) else ()
+    key = ("neuron", *place.key, _sizes(inputs), bound, transforming())
+    if key in known:
+        return known[key] == [Found.ROWS]
+    with Routes() as routes:
+        leaves, size = _at_another_size(halves, inputs, batch)
+    if leaves is None:
+        read(halves, inputs, False)  # which raises whatever is wrong with the model or the layer
+    follows = leaves is not None and (
+        len(leaves) != 1 or not isinstance(leaves[0], Tensor) or leaves[0].shape[:1] == (size,)
+    )
+    if not routes.found or transforming():
+        _keep(known, key, [Found.ROWS if follows else Found.OTHER])
+    elif follows and batch > 1:
+        return _found(_leaves(halves, inputs), halves, inputs, batch, place) != [Found.OTHER]
+    return follows
+
+
+def _keep(known: dict[Any, list[Found]], key: Any, found: list[Found]) -> None:
+    if len(known) >= _MOST_TOLD:
+        known.clear()
+    known[key] = found
+
+
+def _kinds(leaves: list[Any], batch: int, others: list[Any] | None, size: int) -> list[Found]:
+    """What each tensor is, by those for another number of examples; None if no run is possible."""
+
+    def kind(t: Any, u: Any) -> Found:
+        if not is_floating(t):
+            return Found.NOTHING
+        is_row = t.ndim > 0 and len(t) == batch
+        if others is None:
+            return Found.UNKNOWN if is_row else Found.OTHER
+        if is_row and isinstance(u, Tensor) and u.ndim == t.ndim and len(u) == size:
+            return Found.ROWS
+        same = isinstance(u, Tensor) and u.shape == t.shape
+        return Found.CONSTANT if same and t.numel() else Found.OTHER
+
+    pairs = zip(leaves, leaves if others is None else others, strict=True)
+    return [kind(t, u) for t, u in pairs]
+
+
+def is_floating(t: Any) -> bool:
+    """Whether this is a tensor of real or complex numbers."""
+    return isinstance(t, Tensor) and (t.is_floating_point() or t.is_complex())
 
 
 def _sizes(tree: Tree) -> tuple[Any, ...]:
+    if isinstance(tree, Tensor):
+        return tuple(tree.shape)
     return tuple([t.shape for t in optree.tree_leaves(tree) if isinstance(t, Tensor)])
 
 
-def _kept(follow: list[bool], activation: Tree) -> Tree:
-    """The tensors of an activation in the places that follow; None elsewhere."""
-    leaves, spec = optree.tree_flatten(activation, none_is_leaf=True)
-    return optree.tree_unflatten(
-        spec, [t if f else None for t, f in zip(leaves, follow, strict=True)]
-    )
-
-
-class _Routes(TorchFunctionMode):
-    """While active, whether the model chooses rows by values of its inputs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found = False
-        # Tensors that were made of none, such as positions: what is chosen by them does not depend
-        # on the inputs. Transformers ask whether their positions are those of packed sequences.
-        self.free: dict[int, Tensor] = {}
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call the function."""
-        kwargs = kwargs or {}
-        if self.found:
-            return func(*args, **kwargs)
-        name = getattr(func, "__name__", "")
-        given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        free = all(id(t) in self.free for t in given)
-        self.found = not free and (
-            name in _ROUTING
-            or (name == "where" and len(args) == 1 and not kwargs)
-            or (name == "__getitem__" and _holds_booleans(args[1]))
-        )
-        out = func(*args, **kwargs)
-        if free:
-            self.free.update({id(t): t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)})
-        elif _may_write(name) or "out" in kwargs:  # into one of them, or a view of it
-            self.free.clear()
-        return out
-
-
-def _may_write(name: str) -> bool:
-    """Whether a function of this name may write into its first argument."""
-    dunder = name.startswith("__")
-    return name.startswith(("__i", "__set")) if dunder else name.endswith("_")
-
-
-def _holds_booleans(index: Any) -> bool:
-    parts = index if isinstance(index, tuple) else (index,)
-    return any(isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8) for i in parts)
-
-
-def _at_another_size(activation: Tree, halves: Split, inputs: Tree, batch: int) -> Tree:
+def _at_another_size(halves: Split, inputs: Tree, batch: int) -> tuple[list[Any] | None, int]:
     # Two examples cost least. A model that needs this number of examples, or tensors that have one
-    # row for each of them, fails there and gets the batch twice.
+    # row for each of them, fails there and gets the batch twice. What is bound and has as many rows
+    # as there are examples may be none of theirs, such as the edges of a graph.
     if batch > 2 and not binds_rows(halves.head, batch):
         with contextlib.suppress(RuntimeError, ValueError, IndexError):
-            two = optree.tree_map(lambda t: t[:2], inputs)
-            return like(explainable(read(halves, two, False), 2), activation)
-    return _at_twice_the_size(activation, halves, inputs, batch)
+            return _leaves(halves, optree.tree_map(lambda t: t[:2], inputs)), 2
+    fails = contextlib.suppress(RuntimeError, ValueError, IndexError)
+    with fails:
+        return _at_twice_the_size(halves, inputs, batch)
+    with fails:
+        return _leaves(halves, optree.tree_map(_twice, inputs)), 2 * batch
+    return None, 0
 
 
-def _at_twice_the_size(activation: Tree, halves: Split, inputs: Tree, batch: int) -> Tree:
-    twice = optree.tree_map(lambda t: torch.cat([t, t]), inputs)
+def _at_twice_the_size(halves: Split, inputs: Tree, batch: int) -> tuple[list[Any], int]:
     doubled = halves._replace(head=repeat_bound(halves.head, batch, 2))
-    return like(explainable(read(doubled, twice, False), 2 * batch), activation)
+    return _leaves(doubled, optree.tree_map(_twice, inputs)), 2 * batch
 
 
-def _is_reversed(a: Tensor, b: Tensor | None) -> bool:
-    """Whether one tensor has the rows of another in reverse order, up to rounding."""
-    if b is None or a.shape != b.shape:
-        return False
-    near = torch.finfo(a.dtype).eps ** 0.5
-    scale = float(a.detach().abs().nan_to_num(0, 0, 0).max()) if a.numel() else 0.0
-    return torch.allclose(a.detach().flip(0), b, rtol=0, atol=near * scale, equal_nan=True)
+def _twice(t: Tensor) -> Tensor:
+    return torch.cat([t, t])
 
 
-def _where(test: Any, activation: Tree, other: Tree) -> Tree:
-    """The tensors of an activation of which a test with those of another tree is true."""
-
-    def kept(mine: Any, theirs: Any) -> Any:
-        return mine if mine is not None and test(mine, theirs) else None
-
-    return optree.tree_map(kept, activation, other, none_is_leaf=True)
+def _leaves(halves: Split, inputs: Tree) -> list[Any]:
+    return optree.tree_leaves(opened(read(halves, inputs, False)), none_is_leaf=True)
 
 
 def read(halves: Split, inputs: Tree, create_graph: bool) -> Tree:
@@ -236,24 +279,21 @@ def read(halves: Split, inputs: Tree, create_graph: bool) -> Tree:
         return halves.head(inputs)
 
 
-def explainable(value: Tree, batch: int) -> Tree:
-    """The floating tensors of a value that have the examples in dimension 0; None elsewhere.
-
-    Of complex ones it has the parts.
-    """
-
-    def or_none(leaf: Any) -> Tensor | None:
-        if not isinstance(leaf, Tensor) or leaf.ndim == 0 or leaf.shape[0] != batch:
-            return None
-        return real_view(leaf) if leaf.is_floating_point() or leaf.is_complex() else None
-
-    return optree.tree_map(or_none, as_dicts(value))
+def opened(value: Tree) -> Tree:
+    """A value as a tree that optree knows: mappings as dicts, packed sequences as their data."""
+    if isinstance(value, Tensor):
+        return value
+    return optree.tree_map(
+        lambda v: v.data if is_packed(v) else v, as_dicts(value), is_leaf=is_packed
+    )
 
 
 def like(activation: Tree, value: Tree) -> Tree:
     """The tensors of a value in the places where the activation has one; None elsewhere."""
+    if isinstance(activation, Tensor) and isinstance(value, Tensor):
+        return real_view(value)
 
     def view(mine: Any, other: Any) -> Any:
         return None if mine is None or other is None else real_view(other)
 
-    return optree.tree_map(view, activation, as_dicts(value), none_is_leaf=True)
+    return optree.tree_map(view, activation, opened(value), none_is_leaf=True)

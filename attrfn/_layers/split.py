@@ -276,24 +276,3 @@ def watched(
         return [watch.found[0] for watch in watches], outputs
 
     return functools.partial(run, args, kwargs)
-
-
-def of_activation(tail: ModelFn, *activation: Tree, inputs: Tree, unpacked: bool) -> Any:
-    """The tail as a model function; the entries of a tuple arrive as arguments (``unpacked``)."""
-    return tail(activation if unpacked else activation[0], inputs)
-
-
-def tail_of(model_fn: ModelFn) -> Tail | None:
-    """The half of a split that a model function of an activation runs, or None."""
-    if isinstance(model_fn, functools.partial) and model_fn.func is of_activation:
-        inner: Any = model_fn.args[0]
-        if isinstance(inner, functools.partial):
-            return getattr(inner.func, "attrfn_tail", None)
-    return None
-
-
-def with_tail(model_fn: ModelFn, tail: Tail) -> ModelFn:
-    """The model function of an activation, with another half of the split."""
-    whole: Any = model_fn
-    inner = functools.partial(tail.function(), *whole.args[0].args, **whole.args[0].keywords)
-    return functools.partial(whole.func, inner, *whole.args[1:], **whole.keywords)

@@ -18,7 +18,8 @@ from attrfn._explain.options import (
     PerturbationOptions,
 )
 from attrfn._explain.tree import flatten
-from attrfn._layers.at import at_neuron, locate
+from attrfn._layers.at import at_neuron
+from attrfn._layers.located import locate
 from attrfn._torch.typing import (
     At,
     Baselines,
@@ -27,6 +28,7 @@ from attrfn._torch.typing import (
     Layer,
     ModelFn,
     OfLayer,
+    RowsOf,
     Target,
     Tree,
     Unpack,
@@ -93,6 +95,7 @@ def layer_feature_ablation(
     n_features: int | None = None,
     at: At = "output",
     call: int | None = 0,
+    rows: RowsOf = None,
     **options: Unpack[ChunkOptions],
 ) -> Tree:
     """Feature ablation of a layer: what the output loses when a part of the activation is replaced.
@@ -111,22 +114,23 @@ def layer_feature_ablation(
         True
     """
     here = locate(
-        model_fn, inputs, layer, at=at, call=call, create_graph=options.get("create_graph", False)
+        model_fn,
+        inputs,
+        layer,
+        at=at,
+        call=call,
+        rows=rows,
+        create_graph=options.get("create_graph", False),
     )
     # Checked here under the names that the user gave: the method at the layer would call them
     # baselines and feature_mask.
     leaves, rebuild = flatten(here.activation)
-    features(layer_mask, here.activation, leaves, n_features, "layer_mask")
-    a0 = fill_baselines(layer_baselines, here.activation, leaves, "layer_baselines")
-    return feature_ablation(
-        here.model,
-        here.activation,
-        target=target,
-        baselines=rebuild(a0),
-        feature_mask=layer_mask,
-        n_features=n_features,
-        **options,
-    )
+    mask = here.option(layer_mask, "layer_mask")
+    base = here.option(layer_baselines, "layer_baselines")
+    features(mask, here.activation, leaves, n_features, "layer_mask")
+    a0 = fill_baselines(base, here.activation, leaves, "layer_baselines")
+    given = {"target": target, "feature_mask": mask, "n_features": n_features}
+    return here.explained(feature_ablation, {**given, "baselines": rebuild(a0), **options})
 
 
 @form_of(feature_ablation, AtNeuron)
@@ -138,6 +142,7 @@ def neuron_feature_ablation(
     neuron: Target,
     at: At = "output",
     call: int | None = 0,
+    rows: RowsOf = None,
     **options: Unpack[PerturbationOptions],
 ) -> Tree:
     """Feature ablation of a neuron: what the neuron loses when a feature is replaced.
@@ -157,4 +162,6 @@ def neuron_feature_ablation(
     """
     if neuron is None:  # as a target it would stand for every neuron
         raise TypeError("neuron is None, expected an int, a tuple of ints and slices or a callable")
-    return at_neuron(feature_ablation, layer, neuron, at=at, call=call)(model_fn, inputs, **options)
+    return at_neuron(feature_ablation, layer, neuron, at=at, call=call, rows=rows)(
+        model_fn, inputs, **options
+    )

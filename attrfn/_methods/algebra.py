@@ -13,8 +13,9 @@ from torch import Tensor
 
 from attrfn._copies.batch import is_integer, is_one_of
 from attrfn._explain.introspect import wraps
-from attrfn._explain.shared import mark_of, marked
+from attrfn._explain.shared import mark_of, marked, refuse_laid_out
 from attrfn._explain.tree import row_total
+from attrfn._layers.leaves import of_leaves
 from attrfn._torch.guard import guarded
 from attrfn._torch.say import say
 from attrfn._torch.typing import Method, ModelFn, Tree
@@ -162,6 +163,7 @@ def normalized(method: Method, how: Size = "max") -> Method:
 
     def scaled(found: Tree) -> Tree:
         leaves, spec = optree.tree_flatten(found)
+        refuse_laid_out(leaves)
         if how == "max":
             sizes = [a.abs().flatten(1).amax(1) if a.ndim > 1 else a.abs() for a in leaves]
             size = torch.stack(sizes).amax(0)
@@ -216,7 +218,7 @@ def average(*methods: Method, weights: Sequence[float] | None = None) -> Method:
     def mean(model_fn: ModelFn, inputs: Tree, **options: Any) -> Tree:
         found = [m(model_fn, inputs, **options) for m in inner]
         parts = [w / sum(shares) for w in shares]
-        return optree.tree_map(
+        return of_leaves(
             lambda *a: sum([w * t for w, t in zip(parts, a, strict=True)]), found[0], *found[1:]
         )
 
@@ -254,7 +256,7 @@ def relative_to(method: Method, reference: Method) -> Method:
     @guarded
     def difference(model_fn: ModelFn, inputs: Tree, **options: Any) -> Tree:
         found = method(model_fn, inputs, **options)
-        return optree.tree_map(torch.sub, found, reference(model_fn, inputs, **options))
+        return of_leaves(torch.sub, found, reference(model_fn, inputs, **options))
 
     return difference
 

@@ -91,11 +91,13 @@ def over_baselines(
         batch_size(x)
         pool = each(per_example, baseline_distribution(baselines, inputs, x), x)
 
+        alone: list[bool] = []
+
         def part(i: slice) -> Samples:  # copies of the batch, each with a baseline of its own
             copies = i.stop - i.start
             own = {"baselines": rebuild(flat_rows(each(lambda b: b[i], pool)))}
             rows = rebuild(repeat_rows(x, copies))
-            return of_copies(method, model_fn, inputs, options, copies, rows, **own)
+            return of_copies(method, model_fn, inputs, options, copies, rows, alone, **own)
 
         chunks = Chunks(chunk_size, "fold", progress, "over_baselines")
         n = len(pool[0])

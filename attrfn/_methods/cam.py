@@ -11,13 +11,16 @@ from torch import Tensor
 from attrfn._copies.batch import wide
 from attrfn._explain.forms import documented, form_of
 from attrfn._explain.options import Arguments, AtLayer
-from attrfn._layers.at import each_layer, locate
+from attrfn._explain.tree import batch_size, flatten
+from attrfn._layers.at import each_layer
+from attrfn._layers.located import locate
 from attrfn._methods.maps import (
     CamOptions,
     GradientCamOptions,
     Reshape,
     channel_map,
     channels,
+    check_reshape,
     finish,
     flat,
     mean,
@@ -218,7 +221,8 @@ def eigen_cam(
 
     def one(layer: Layer) -> Tensor:
         here = locate(model_fn, inputs, layer, at=at, call=call, create_graph=create_graph)
-        a = channels(here.activation, layer, reshape)
+        check_reshape(here.layout is None, layer, reshape)
+        a = channels(here.own, layer, reshape, batch_size(flatten(inputs)[0]))
         m = flat(a).mT.to(wide(a.dtype))  # torch has no decomposition in half precision
         v = torch.linalg.svd(m, full_matrices=False).Vh[:, :1].mT
         projected = matmul(m, v).to(a.dtype)

@@ -15,7 +15,7 @@ from attrfn._explain.feature_scores import scored
 from attrfn._explain.features import features
 from attrfn._explain.forms import documented
 from attrfn._explain.options import Arguments, GraphOptions
-from attrfn._explain.shared import mark_of
+from attrfn._explain.shared import mark_of, refuse_laid_out
 from attrfn._explain.tree import batch_size, flatten, row_total
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.typing import Baselines, Method, ModelFn, Target, Tree
@@ -65,6 +65,7 @@ def completeness_delta(
     inputs = fit_for(baselines, as_tensors(inputs))
     p = explain(model_fn, inputs, target, create_graph=create_graph, differentiated=False)
     leaves, _ = flatten(attributions, "attributions")
+    refuse_laid_out(leaves)
     if batch_size(leaves, "attributions") != p.batch:
         raise ValueError(
             f"attributions has {leaves[0].shape[0]} examples in dimension 0, expected {p.batch} as "

@@ -19,7 +19,9 @@ from attrfn._explain.quadrature import Rule
 from attrfn._explain.target import choose, select
 from attrfn._explain.tree import each
 from attrfn._layers.flow_of import flow_of
+from attrfn._layers.neurons import not_first
 from attrfn._torch.autodiff import transforming, values_and_gradients
+from attrfn._torch.guard import called
 from attrfn._torch.typing import (
     At,
     Baselines,
@@ -28,6 +30,7 @@ from attrfn._torch.typing import (
     Layer,
     Leaves,
     ModelFn,
+    RowsOf,
     Target,
     Tree,
 )
@@ -43,6 +46,7 @@ def layer_conductance(
     baselines: Baselines = None,
     at: At = "output",
     call: int | None = 0,
+    rows: RowsOf = None,
     n_steps: int = 50,
     quadrature: str | Rule = "lobatto",
     chunk_size: ChunkSize = "auto",
@@ -75,7 +79,8 @@ def layer_conductance(
     Reference:
         Dhamdhere, Sundararajan and Yan, How Important Is a Neuron?, 2018.
     """
-    flow = flow_of(model_fn, inputs, layer, target, at, call, create_graph, apart=True)
+    flow = flow_of(model_fn, inputs, layer, target, at, call, create_graph, rows=rows, apart=True)
+    batching = flow.way(batching)
     x0 = fill_baselines(baselines, inputs, flow.p.x)
     chunks = Chunks(chunk_size, batching, progress, "layer_conductance")
     if is_one_of(quadrature, "lobatto"):
@@ -119,6 +124,7 @@ def internal_influence(
     baselines: Baselines = None,
     at: At = "output",
     call: int | None = 0,
+    rows: RowsOf = None,
     n_steps: int = 50,
     quadrature: str | Rule = "gauss_legendre",
     chunk_size: ChunkSize = "auto",
@@ -144,7 +150,8 @@ def internal_influence(
     Reference:
         Leino et al., Influence-Directed Explanations for Deep Convolutional Networks, 2018.
     """
-    flow = flow_of(model_fn, inputs, layer, target, at, call, create_graph, apart=True)
+    flow = flow_of(model_fn, inputs, layer, target, at, call, create_graph, rows=rows, apart=True)
+    batching = flow.way(batching)
     x0 = fill_baselines(baselines, inputs, flow.p.x)
     return flow.result(
         over_path(
@@ -169,6 +176,7 @@ def neuron_conductance(
     baselines: Baselines = None,
     at: At = "output",
     call: int | None = 0,
+    rows: RowsOf = None,
     n_steps: int = 50,
     quadrature: str | Rule = "gauss_legendre",
     multiply_by_inputs: bool = True,
@@ -204,9 +212,13 @@ def neuron_conductance(
         Shrikumar, Su and Kundaje, Computationally Efficient Measures of Internal Neuron Importance,
         2018.
     """
-    flow = flow_of(model_fn, inputs, layer, target, at, call, create_graph)
+    flow = flow_of(model_fn, inputs, layer, target, at, call, create_graph, rows=rows)
+    batching = flow.way(batching)
     p = flow.p
     chosen = choose(neuron, p.batch, "neuron")
+    whole = flow.sites[0].whole
+    if whole is not None and not callable(chosen):
+        raise ValueError(not_first(layer))
     x0 = fill_baselines(baselines, inputs, p.x)
 
     # df/dn dn/dx is the gradient of <df/da * dn/da, a(x)> with both factors held constant. dn/da
@@ -215,7 +227,11 @@ def neuron_conductance(
         neuron_of_copies = repeat_chosen(chosen, p.batch, copies)
 
         def neurons(*z: Tensor) -> Tensor:
-            return select(flow.sites[0].rebuild(z), neuron_of_copies, copies * p.batch, "neuron")
+            value = flow.sites[0].rebuild(z)
+            if whole is not None and callable(chosen):
+                found: Tensor = called("neuron", chosen, whole.plant(value))
+                return found.sum()
+            return select(value, neuron_of_copies, copies * p.batch, "neuron")
 
         return values_and_gradients(neurons, a, create_graph=create_graph)[1]
 

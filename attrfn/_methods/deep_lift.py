@@ -35,6 +35,7 @@ from attrfn._torch.typing import (
     Layer,
     Leaves,
     ModelFn,
+    RowsOf,
     Target,
     Tree,
     Unpack,
@@ -180,6 +181,7 @@ def layer_deep_lift(
     baselines: Baselines = None,
     at: At = "output",
     call: int | None = 0,
+    rows: RowsOf = None,
     **options: Unpack[DeepLiftOptions],
 ) -> Tree:
     """DeepLIFT of a layer, compared with its activation at the baselines.
@@ -195,7 +197,7 @@ def layer_deep_lift(
         >>> attrfn.layer_deep_lift(model, torch.randn(5, 3), layer="0", target=1).shape
         torch.Size([5, 4])
     """
-    return at_layer(deep_lift, layer, at=at, call=call)(
+    return at_layer(deep_lift, layer, at=at, call=call, rows=rows)(
         model_fn, inputs, target=target, baselines=baselines, **options
     )
 
@@ -210,6 +212,7 @@ def layer_deep_lift_shap(
     target: Target = None,
     at: At = "output",
     call: int | None = 0,
+    rows: RowsOf = None,
     **options: Unpack[DeepShapOptions],
 ) -> Tree:
     """DeepSHAP of a layer, compared with its activations at a distribution of baselines.
@@ -226,7 +229,7 @@ def layer_deep_lift_shap(
         >>> attrfn.layer_deep_lift_shap(model, x, layer="0", target=1, baselines=pool).shape
         torch.Size([5, 4])
     """
-    return at_layer(deep_lift_shap, layer, at=at, call=call)(
+    return at_layer(deep_lift_shap, layer, at=at, call=call, rows=rows)(
         model_fn, inputs, target=target, baselines=baselines, **options
     )
 
@@ -241,6 +244,7 @@ def neuron_deep_lift(
     baselines: Baselines = None,
     at: At = "output",
     call: int | None = 0,
+    rows: RowsOf = None,
     **options: Unpack[DeepLiftOptions],
 ) -> Tree:
     """DeepLIFT of a neuron with respect to the inputs.
@@ -256,7 +260,7 @@ def neuron_deep_lift(
         >>> attrfn.neuron_deep_lift(model, torch.randn(5, 3), layer="1", neuron=2).shape
         torch.Size([5, 3])
     """
-    return at_neuron(deep_lift, layer, neuron, at=at, call=call)(
+    return at_neuron(deep_lift, layer, neuron, at=at, call=call, rows=rows)(
         model_fn, inputs, baselines=baselines, **options
     )
 
@@ -271,6 +275,7 @@ def neuron_deep_lift_shap(
     baselines: Baselines,
     at: At = "output",
     call: int | None = 0,
+    rows: RowsOf = None,
     **options: Unpack[DeepShapOptions],
 ) -> Tree:
     """DeepSHAP of a neuron with respect to the inputs.
@@ -287,6 +292,6 @@ def neuron_deep_lift_shap(
         >>> attrfn.neuron_deep_lift_shap(model, x, layer="1", neuron=2, baselines=pool).shape
         torch.Size([5, 3])
     """
-    return at_neuron(deep_lift_shap, layer, neuron, at=at, call=call)(
+    return at_neuron(deep_lift_shap, layer, neuron, at=at, call=call, rows=rows)(
         model_fn, inputs, baselines=baselines, **options
     )

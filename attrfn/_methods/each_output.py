@@ -97,7 +97,13 @@ def each_output(
         each_k = _Each(method, model_fn, inputs, target, shape, options, *flags, [])
         chunks = Chunks(chunk_size, "vmap", progress, "each_output")
         found = all_outputs(each_k, math.prod(shape), chunks, x)
-        leaves = [a.movedim(0, 1).reshape(a.shape[1], *shape, *a.shape[2:]) for a in found]
+        # Integers, such as the lengths of a packed sequence, are the same for every output.
+        leaves = [
+            a.movedim(0, 1).reshape(a.shape[1], *shape, *a.shape[2:])
+            if a.is_floating_point()
+            else a[0]
+            for a in found
+        ]
         return optree.tree_unflatten(each_k.specs[-1], marked(leaves, scores_of(method)))
 
     # Its copies are those of vmap, inside which nothing is compiled.

@@ -31,6 +31,7 @@ from attrfn._torch.typing import (
     Layer,
     Leaves,
     ModelFn,
+    RowsOf,
     Target,
     Tree,
     Unpack,
@@ -124,6 +125,7 @@ def layer_gradient_shap(
     target: Target = None,
     at: At = "output",
     call: int | None = 0,
+    rows: RowsOf = None,
     **options: Unpack[SamplingOptions],
 ) -> Tree:
     """Expected gradients of a layer, between its activation and those of random baselines.
@@ -147,7 +149,7 @@ def layer_gradient_shap(
         >>> attrfn.layer_gradient_shap(model, x, layer="1", target=0, baselines=pool).shape
         torch.Size([5, 4])
     """
-    return at_layer(gradient_shap, layer, at=at, call=call)(
+    return at_layer(gradient_shap, layer, at=at, call=call, rows=rows)(
         model_fn, inputs, target=target, baselines=baselines, **options
     )
 
@@ -162,6 +164,7 @@ def neuron_gradient_shap(
     baselines: Baselines,
     at: At = "output",
     call: int | None = 0,
+    rows: RowsOf = None,
     **options: Unpack[SamplingOptions],
 ) -> Tree:
     """Expected gradients of a neuron with respect to the inputs.
@@ -180,6 +183,6 @@ def neuron_gradient_shap(
         >>> attrfn.neuron_gradient_shap(model, x, layer="1", neuron=2, baselines=pool).shape
         torch.Size([5, 3])
     """
-    return at_neuron(gradient_shap, layer, neuron, at=at, call=call)(
+    return at_neuron(gradient_shap, layer, neuron, at=at, call=call, rows=rows)(
         model_fn, inputs, baselines=baselines, **options
     )

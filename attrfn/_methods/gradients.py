@@ -9,8 +9,10 @@ from attrfn._explain.baseline import fill_baselines
 from attrfn._explain.explain import explain
 from attrfn._explain.forms import documented, form_of
 from attrfn._explain.options import Arguments, AtLayer, AtNeuron, GraphOptions
+from attrfn._explain.shared import laid_out
 from attrfn._explain.tree import each, flatten
 from attrfn._layers.at import at_neuron
+from attrfn._layers.leaves import of_leaves
 from attrfn._layers.one_pass import each_gradient
 from attrfn._layers.rows import read
 from attrfn._layers.split import split_once
@@ -20,6 +22,7 @@ from attrfn._torch.typing import (
     Baselines,
     Layer,
     ModelFn,
+    RowsOf,
     Target,
     Tree,
     Unpack,
@@ -179,8 +182,13 @@ def layer_gradient_x_activation(
         Interpretation of Neural Networks, 2016.
     """
 
-    def times(activation: Tree, grads: Tree, _: Layer) -> Tree:
-        return optree.tree_map(torch.mul, activation, grads) if multiply_by_inputs else grads
+    def times(activation: Tree, grads: Tree, _: Layer, by_rows: bool) -> Tree:
+        if not multiply_by_inputs:
+            return grads
+        found = of_leaves(torch.mul, activation, grads)
+        if not by_rows:
+            laid_out(optree.tree_leaves(found), ())
+        return found
 
     return each_gradient(
         times,
@@ -203,6 +211,7 @@ def neuron_gradient(
     neuron: Target,
     at: At = "output",
     call: int | None = 0,
+    rows: RowsOf = None,
     **options: Unpack[GraphOptions],
 ) -> Tree:
     """Gradient of a neuron with respect to the inputs.
@@ -219,4 +228,6 @@ def neuron_gradient(
         >>> torch.allclose(a, model[0].weight[2].expand(5, 3))
         True
     """
-    return at_neuron(gradient, layer, neuron, at=at, call=call)(model_fn, inputs, **options)
+    return at_neuron(gradient, layer, neuron, at=at, call=call, rows=rows)(
+        model_fn, inputs, **options
+    )

@@ -13,7 +13,7 @@ from attrfn._rules.hidden_relus import refuse_scripted
 from attrfn._rules.relu import DECONV, GUIDED, on_clones
 from attrfn._rules.table import Rules
 from attrfn._torch.autodiff import transforming
-from attrfn._torch.typing import At, Layer, Leaves, ModelFn, Target, Tree, Unpack
+from attrfn._torch.typing import At, Layer, Leaves, ModelFn, RowsOf, Target, Tree, Unpack
 from attrfn._torch.warn import warn
 
 
@@ -124,6 +124,7 @@ def neuron_guided_backprop(
     neuron: Target,
     at: At = "output",
     call: int | None = 0,
+    rows: RowsOf = None,
     **options: Unpack[GraphOptions],
 ) -> Tree:
     """Guided backpropagation of a neuron with respect to the inputs.
@@ -141,7 +142,9 @@ def neuron_guided_backprop(
         >>> attrfn.neuron_guided_backprop(model, torch.randn(5, 3), layer="2", neuron=1).shape
         torch.Size([5, 3])
     """
-    return at_neuron(guided_backprop, layer, neuron, at=at, call=call)(model_fn, inputs, **options)
+    return at_neuron(guided_backprop, layer, neuron, at=at, call=call, rows=rows)(
+        model_fn, inputs, **options
+    )
 
 
 @form_of(deconvolution, AtNeuron)
@@ -153,6 +156,7 @@ def neuron_deconvolution(
     neuron: Target,
     at: At = "output",
     call: int | None = 0,
+    rows: RowsOf = None,
     **options: Unpack[GraphOptions],
 ) -> Tree:
     """Deconvolution of a neuron with respect to the inputs.
@@ -170,4 +174,6 @@ def neuron_deconvolution(
         >>> attrfn.neuron_deconvolution(model, torch.randn(5, 3), layer="2", neuron=1).shape
         torch.Size([5, 3])
     """
-    return at_neuron(deconvolution, layer, neuron, at=at, call=call)(model_fn, inputs, **options)
+    return at_neuron(deconvolution, layer, neuron, at=at, call=call, rows=rows)(
+        model_fn, inputs, **options
+    )

@@ -74,7 +74,7 @@ def guided_grad_cam(
             call=call,
             create_graph=create_graph,
         )
-        cam = channels(cam, layer, None)  # a single one
+        cam = channels(cam, layer, None, 0)  # a single one
         return rebuild([g * _resized(cam, g, interpolate_mode) for g in leaves])
 
     return each_layer(one, layer)

@@ -25,6 +25,7 @@ from attrfn._torch.typing import (
     ChunkSize,
     Layer,
     ModelFn,
+    RowsOf,
     Target,
     Tree,
     Unpack,
@@ -117,6 +118,7 @@ def layer_integrated_gradients(
     target: Target = None,
     at: At = "output",
     call: int | None = 0,
+    rows: RowsOf = None,
     **options: Unpack[PathOptions],
 ) -> Tree:
     """Integrated gradients of a layer, along the path from head(x0) to head(x).
@@ -139,7 +141,7 @@ def layer_integrated_gradients(
         >>> attrfn.layer_integrated_gradients(model, ids, layer="0", target=1).shape
         torch.Size([2, 2, 4])
     """
-    return at_layer(integrated_gradients, layer, at=at, call=call)(
+    return at_layer(integrated_gradients, layer, at=at, call=call, rows=rows)(
         model_fn, inputs, target=target, **options
     )
 
@@ -153,6 +155,7 @@ def neuron_integrated_gradients(
     neuron: Target,
     at: At = "output",
     call: int | None = 0,
+    rows: RowsOf = None,
     **options: Unpack[PathOptions],
 ) -> Tree:
     """Integrated gradients of a neuron with respect to the inputs.
@@ -174,6 +177,6 @@ def neuron_integrated_gradients(
         >>> torch.allclose(a.sum(1), n[:, 2], atol=1e-5)
         True
     """
-    return at_neuron(integrated_gradients, layer, neuron, at=at, call=call)(
+    return at_neuron(integrated_gradients, layer, neuron, at=at, call=call, rows=rows)(
         model_fn, inputs, **options
     )

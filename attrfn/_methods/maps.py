@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attrfn._copies.batch import is_one_of
 from attrfn._explain.options import GraphOptions
-from attrfn._explain.tree import flatten
+from attrfn._explain.tree import batch_size, flatten
 from attrfn._layers.one_pass import each_gradient
 from attrfn._model.source import describe
 from attrfn._torch.guard import called
@@ -46,7 +46,7 @@ class CamOptions(GraphOptions, total=False):
 
     reshape: Reshape | None
     """From the layer's activation to (B, C, *spatial) where it has another form, such as
-    ``lambda a: a[:, 1:].mT.unflatten(2, (14, 14))`` for the tokens of a ViT."""
+    ``attrfn.layouts.tokens(skip=1)`` for the tokens of a ViT; it may move and drop elements."""
 
     # AtLayer explains these two, and Arguments the target below.
     at: At
@@ -78,10 +78,14 @@ def channel_map(
     create_graph: bool = False,
 ) -> Tree:
     """Sum over the channels of ``weigh(activation, gradient)``, rectified and resized."""
+    batch = batch_size(flatten(inputs)[0])
 
-    def one(a: Tree, g: Tree, layer: Layer) -> Tree:
+    def one(a: Tree, g: Tree, layer: Layer, by_rows: bool) -> Tree:
+        check_reshape(by_rows, layer, reshape)
+
         def of_tensor(a: Any, g: Any) -> Tensor:
-            weighted = weigh(channels(a, layer, reshape), channels(g, layer, reshape))
+            parts = [channels(t, layer, reshape, batch) for t in (a, g)]
+            weighted = weigh(*parts)
             weighted = weighted if per_channel else weighted.sum(1, keepdim=True)
             return finish(weighted, inputs, relu, upsample)
 
@@ -100,7 +104,17 @@ def channel_map(
     )
 
 
-def channels(value: Any, layer: Layer, reshape: Reshape | None) -> Tensor:
+def check_reshape(by_rows: bool, layer: Layer, reshape: Reshape | None) -> None:
+    """Refuse a layer without examples in dimension 0, unless ``reshape`` brings them there."""
+    if not by_rows and reshape is None:
+        raise ValueError(
+            f"layer {describe(layer)} does not have the examples in dimension 0, expected reshape= "
+            "to bring its value into the form (B, C, *spatial), such as attrfn.layouts.frames(5) "
+            "for rows that are 5 frames of each example"
+        )
+
+
+def channels(value: Any, layer: Layer, reshape: Reshape | None, batch: int) -> Tensor:
     """The activation (or gradient) as (B, C, *spatial)."""
     value = value if reshape is None else called("reshape", reshape, value)
     if not isinstance(value, Tensor):
@@ -112,6 +126,11 @@ def channels(value: Any, layer: Layer, reshape: Reshape | None) -> Tensor:
         raise ValueError(
             f"layer {describe(layer)} gives shape {tuple(value.shape)}, expected (B, channels, "
             "*spatial): choose a layer with channels, or bring it into this form with reshape="
+        )
+    if reshape is not None and len(value) != batch:
+        raise ValueError(
+            f"reshape returned shape {tuple(value.shape)} for {batch} example(s), expected (B, C, "
+            "*spatial) with the examples in dimension 0"
         )
     return value
 

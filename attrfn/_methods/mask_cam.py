@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,8 +14,12 @@ from attrfn._explain.features import features
 from attrfn._explain.forms import documented
 from attrfn._explain.masked import Masked, masked
 from attrfn._explain.options import AtLayer, BlackBox, ChunkOptions
-from attrfn._layers.at import each_layer, locate
-from attrfn._methods.maps import CamOptions, Reshape, channels, finish
+from attrfn._explain.target import choose, select
+from attrfn._explain.tree import batch_size, flatten
+from attrfn._layers.at import each_layer
+from attrfn._layers.located import locate
+from attrfn._methods.maps import CamOptions, Reshape, channels, check_reshape, finish
+from attrfn._torch.guard import called
 from attrfn._torch.typing import (
     At,
     Baselines,
@@ -77,18 +82,28 @@ def ablation_cam(
 
     def one(layer: Layer) -> Tensor:
         here = locate(model_fn, inputs, layer, at=at, call=call, create_graph=create_graph)
-        a = channels(here.activation, layer, reshape)
-        p = masked(here.model, here.activation, target, None, chunks, create_graph=create_graph)
-        _one_value(p)
+        check_reshape(here.layout is None, layer, reshape)
+        a = channels(here.own, layer, reshape, batch_size(flatten(inputs)[0]))
         # A channel is a feature of the activation. Elements that reshape drops are one more feature
         # (n), which is present in every copy.
         n = a.shape[1]
         ids = torch.arange(n, device=a.device)
-        these = features(_channel_of(here.activation, reshape, n), here.activation, p.x, n + 1)
         others = F.pad(ids[:, None] != ids, (0, 1), value=True)
-        ablated = p.over(n, lambda i: these.masks(others[i, None]))
-        full = torch.where(p.full == 0, torch.ones_like(p.full), p.full)
-        w = ((p.full - ablated) / full).mT.to(a)  # (R, C)
+        if here.layout is None:
+            p = masked(here.model, here.activation, target, None, chunks, create_graph=create_graph)
+            _one_value(p)
+            channel = _channel_of(here.activation, reshape, n)
+            full, ablated = _ablated(p, channel, here.activation, others)
+        else:
+            # A copy is the whole value, and its outputs are one of each example.
+            chosen = choose(target, len(a))
+            model = here.apart(lambda outputs: select(outputs, chosen, len(a)))
+            p = masked(model, here.activation, None, None, chunks, create_graph=create_graph)
+            there, move = here.layout, reshape or _as_it_is
+            channel = there.option(_channels(there.leaves, there.filled, move, n))
+            full, ablated = [t.squeeze(-2) for t in _ablated(p, channel, here.activation, others)]
+        safe = torch.where(full == 0, torch.ones_like(full), full)
+        w = ((full - ablated) / safe).mT.to(a)  # (R, C)
         cam = (w.reshape(*w.shape, *[1] * (a.ndim - 2)) * a).sum(1, keepdim=True)
         return p.detached(finish(cam, inputs, relu, upsample))
 
@@ -144,7 +159,8 @@ def score_cam(
 
     def one(layer: Layer) -> Tensor:
         here = locate(model_fn, inputs, layer, at=at, call=call, create_graph=create_graph)
-        a = channels(here.activation, layer, reshape)
+        check_reshape(here.layout is None, layer, reshape)
+        a = channels(here.own, layer, reshape, batch_size(flatten(inputs)[0]))
         p = masked(model_fn, inputs, target, baselines, chunks, create_graph=create_graph)
         _one_value(p)
         masks = [_channel_masks(a, x) for x in p.x]
@@ -182,19 +198,53 @@ def _one_value(p: Masked) -> None:
         )
 
 
+def _ablated(p: Masked, channel: Tree, activation: Tree, others: Tensor) -> tuple[Tensor, Tensor]:
+    """The values with all channels, (R, ...), and without each of them, (C, R, ...)."""
+    these = features(channel, activation, p.x, others.shape[1])
+    return p.full, p.over(len(others), lambda i: these.masks(others[i, None]))
+
+
 def _channel_of(activation: Any, reshape: Reshape | None, n: int) -> Tensor:
     """The channel of each element of the activation, (1, ...); n for those that reshape drops."""
-    ids = torch.arange(n, device=activation.device)
     if reshape is None:
-        return ids.reshape(1, n, *[1] * (activation.ndim - 2))
-    # reshape is the user's and takes activations, so numbered places go through it: floating ones,
-    # of float64, which counts exactly up to 2^53.
+        return torch.arange(n, device=activation.device).reshape(1, n, *[1] * (activation.ndim - 2))
     one = activation[:1]
-    places = torch.arange(one.numel(), dtype=torch.float64, device=one.device)
-    moved = reshape(places.reshape(one.shape)).long()  # (1, C, *spatial) of places
-    channel = ids.reshape(1, n, *[1] * (moved.ndim - 2)).expand(moved.shape)
-    dropped = torch.full((one.numel(),), n, device=one.device)
-    return dropped.scatter(0, moved.flatten(), channel.flatten()).reshape(one.shape)
+    return _channels([one], lambda parts: parts[0], reshape, n)[0]
+
+
+def _channels(
+    leaves: Sequence[Tensor],
+    filled: Callable[[list[Tensor]], Tree],
+    reshape: Reshape,
+    n: int,
+) -> list[Tensor]:
+    """The channel of each element of some tensors; n for those that reshape drops.
+
+    Args:
+        leaves: The tensors.
+        filled: Puts others of their shapes into what reshape takes.
+        reshape: From there to (B, n, *spatial).
+        n: The number of channels.
+    """
+    # reshape is the user's and takes activations, so numbered places go through it: floating ones,
+    # of float64, which counts exactly up to 2^53. 0 is what fills up a place without an element.
+    sizes = [t.numel() for t in leaves]
+    places = torch.arange(1, sum(sizes) + 1, dtype=torch.float64, device=leaves[0].device)
+    moved = called("reshape", reshape, filled(_parts(places, leaves))).long()
+    ids = torch.arange(n, device=moved.device).reshape(1, n, *[1] * (moved.ndim - 2))
+    channel = torch.full((len(places) + 1,), n, device=moved.device)
+    channel = channel.scatter(0, moved.flatten(), ids.expand(moved.shape).flatten())
+    return _parts(channel[1:], leaves)
+
+
+def _as_it_is(a: Any) -> Any:
+    return a
+
+
+def _parts(flat: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
+    """A flat tensor as several of the shapes of others."""
+    parts = torch.split(flat, [t.numel() for t in leaves])
+    return [p.reshape(t.shape) for p, t in zip(parts, leaves, strict=True)]
 
 
 def _channel_masks(a: Tensor, x: Tensor) -> Tensor | None:

@@ -101,11 +101,13 @@ def noise_tunnel(
             pool = baseline_distribution(options.get("baselines"), inputs, x)
         noisy_inputs = at_once(noise.inputs, n_samples, n_samples * sum(t.numel() for t in x))
 
+        alone: list[bool] = []
+
         def part(i: slice) -> Samples:
             rows = each(lambda r, t: r.to(t.dtype), flat_rows(noisy_inputs(i)), x)
             own = {"baselines": rebuild(_drawn(noise, i, pool, x))} if draw_baselines else {}
             copies = i.stop - i.start
-            return of_copies(method, model_fn, inputs, options, copies, rebuild(rows), **own)
+            return of_copies(method, model_fn, inputs, options, copies, rebuild(rows), alone, **own)
 
         chunks = Chunks(chunk_size, "fold", progress, "noise_tunnel")
         loop = functools.partial(over_chunks, n=n_samples, chunks=chunks, device=x[0].device, x=x)

@@ -12,6 +12,7 @@ from attrfn._copies.batch import is_integer
 from attrfn._copies.chunks import Chunks
 from attrfn._explain.baseline import prefix_entries
 from attrfn._explain.forms import documented
+from attrfn._explain.introspect import of_examples
 from attrfn._explain.masked import masked
 from attrfn._explain.options import BlackBox, ChunkOptions
 from attrfn._explain.shared import marked
@@ -20,6 +21,7 @@ from attrfn._torch.say import say
 from attrfn._torch.typing import Baselines, Batching, ChunkSize, Leaves, ModelFn, Target, Tree
 
 
+@of_examples
 @documented(BlackBox, ChunkOptions, scores="shared")
 def occlusion(
     model_fn: ModelFn,

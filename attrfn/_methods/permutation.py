@@ -12,12 +12,13 @@ from attrfn import random
 from attrfn._copies.chunks import Chunks
 from attrfn._explain.features import features
 from attrfn._explain.forms import documented, form_of
+from attrfn._explain.introspect import of_examples
 from attrfn._explain.masked import masked
 from attrfn._explain.noise import count_of
 from attrfn._explain.options import AtLayer, BlackBox, ChunkOptions, FeatureOptions, LayerFeatures
 from attrfn._explain.tree import each, flatten
 from attrfn._explain.uncertain import is_sample, warn_uncertain
-from attrfn._layers.at import locate
+from attrfn._layers.located import locate
 from attrfn._random.keys import row_keys, sample_keys
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.guard import called
@@ -31,6 +32,7 @@ from attrfn._torch.typing import (
     Leaves,
     ModelFn,
     OfLayer,
+    RowsOf,
     Target,
     Tree,
     Unpack,
@@ -57,6 +59,7 @@ class PermutationOptions(ChunkOptions, total=False):
     ``lambda keys, b: torch.arange(b).roll(1).expand(len(keys), b)``; ``None`` draws them."""
 
 
+@of_examples
 @documented(BlackBox, PermutationOptions, FeatureOptions, scores="shared")
 def feature_permutation(
     model_fn: ModelFn,
@@ -185,6 +188,7 @@ def layer_feature_permutation(
     layer_mask: OfLayer = None,
     at: At = "output",
     call: int | None = 0,
+    rows: RowsOf = None,
     **options: Unpack[PermutationOptions],
 ) -> Tree:
     """Feature permutation of a layer: parts of the activation shuffled among the examples.
@@ -209,11 +213,16 @@ def layer_feature_permutation(
         Breiman, Random Forests, 2001.
     """
     here = locate(
-        model_fn, inputs, layer, at=at, call=call, create_graph=options.get("create_graph", False)
+        model_fn,
+        inputs,
+        layer,
+        at=at,
+        call=call,
+        rows=rows,
+        create_graph=options.get("create_graph", False),
     )
     # Checked here under the name that the user gave, which is feature_mask at the layer.
     leaves, _ = flatten(here.activation)
-    features(layer_mask, here.activation, leaves, options.get("n_features"), "layer_mask")
-    return feature_permutation(
-        here.model, here.activation, target=target, feature_mask=layer_mask, **options
-    )
+    mask = here.option(layer_mask, "layer_mask")
+    features(mask, here.activation, leaves, options.get("n_features"), "layer_mask")
+    return here.explained(feature_permutation, {"target": target, "feature_mask": mask, **options})

@@ -9,6 +9,7 @@ from attrfn import random
 from attrfn._copies.batch import weighted_sum, wide
 from attrfn._copies.chunks import Chunks, add, at_once
 from attrfn._explain.forms import documented
+from attrfn._explain.introspect import of_examples
 from attrfn._explain.masked import Part, masked
 from attrfn._explain.noise import count_of
 from attrfn._explain.options import BlackBox, PerturbationOptions, SamplingOptions
@@ -22,6 +23,7 @@ from attrfn._torch.say import say
 from attrfn._torch.typing import Baselines, Batching, ChunkSize, Key, Leaves, ModelFn, Target, Tree
 
 
+@of_examples
 @documented(BlackBox, PerturbationOptions, SamplingOptions, scores="shared")
 def rise(
     model_fn: ModelFn,

@@ -6,7 +6,7 @@ models. Its attributions are samples (S, B, ...), of which sums are kept and not
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import optree
@@ -15,10 +15,10 @@ from torch import Tensor
 
 from attrfn._copies.batch import repeat_bound, wide
 from attrfn._explain.method_unit import whole_or_in_units
-from attrfn._explain.shared import mark_of, marked, scores_of
-from attrfn._explain.tree import flatten
+from attrfn._explain.shared import is_laid_out, laid_out, mark_of, marked, scores_of
+from attrfn._explain.tree import each, flatten, map_tensors
 from attrfn._explain.uncertain import squares, warn_of_spread
-from attrfn._layers.repeated import repeat_options
+from attrfn._layers.repeated import in_copies, repeat_options
 from attrfn._torch.say import say
 from attrfn._torch.typing import Leaves, Method, ModelFn, Tree
 
@@ -30,11 +30,13 @@ class Samples(NamedTuple):
         leaves: Of their tree, (S, B, ...) each.
         spec: The tree.
         scores: What they are (:mod:`attrfn._explain.shared`).
+        laid_out: Whether they are those of a layer without examples in dimension 0.
     """
 
     leaves: Leaves
     spec: Any
     scores: str | None
+    laid_out: bool
 
 
 class State(NamedTuple):
@@ -46,6 +48,8 @@ class State(NamedTuple):
         dtypes: Of the leaves.
         spec: As of the samples.
         scores: As of the samples.
+        laid_out: As of the samples.
+        first: The first sample.
     """
 
     sums: list[Any]
@@ -53,6 +57,8 @@ class State(NamedTuple):
     dtypes: list[torch.dtype]
     spec: Any
     scores: str | None
+    laid_out: bool
+    first: Leaves
 
 
 Part = Callable[[slice], Samples]
@@ -66,6 +72,7 @@ def of_copies(
     options: dict[str, Any],
     copies: int,
     rows: Tree,
+    alone: list[bool],
     **own: Tree,
 ) -> Samples:
     """The attributions of several copies of the batch, which the method sees as one batch.
@@ -80,15 +87,23 @@ def of_copies(
         options: Options for one copy.
         copies: How many copies.
         rows: The inputs of the copies.
+        alone: As for :func:`in_copies`.
         **own: Options with a row for each of them.
     """
     batch = len(flatten(inputs)[0][0])
-    repeated = {**repeat_options(method, options, model_fn, inputs, copies), **own}
-    bound = repeat_bound(model_fn, batch, copies)
-    found = whole_or_in_units(method, bound, rows, repeated)
-    one = samples_of(method, found)
-    samples = [a.reshape(copies, batch, *a.shape[1:]) for a in one.leaves]
-    return one._replace(leaves=tuple(samples))
+
+    def run(i: slice) -> Tree:
+        def part(tree: Tree) -> Tree:
+            rows = slice(i.start * batch, i.stop * batch)
+            return tree if i == slice(0, copies) else map_tensors(lambda t: t[rows], tree)
+
+        n = i.stop - i.start
+        some = {name: part(tree) for name, tree in own.items()}
+        repeated = {**repeat_options(method, options, model_fn, inputs, n), **some}
+        return whole_or_in_units(method, repeat_bound(model_fn, batch, n), part(rows), repeated)
+
+    leaves, found = in_copies(run, slice(0, copies), batch, alone)
+    return samples_of(method, found)._replace(leaves=leaves)
 
 
 def samples_of(method: Method, found: Tree) -> Samples:
@@ -101,7 +116,8 @@ def samples_of(method: Method, found: Tree) -> Samples:
     if not leaves or not all(isinstance(a, Tensor) for a in leaves):
         raise TypeError(f"method returned {say(found)}, expected tensors")
     # What compiled code returns has no mark.
-    return Samples(tuple(leaves), spec, mark_of(leaves) or scores_of(method))
+    scores = mark_of([a for a in leaves if a.is_floating_point()]) or scores_of(method)
+    return Samples(tuple(leaves), spec, scores, is_laid_out(leaves))
 
 
 def statistic(how: str, n: int, part: Part, loop: Loop, spread: str = "") -> Tree:
@@ -119,11 +135,12 @@ def statistic(how: str, n: int, part: Part, loop: Loop, spread: str = "") -> Tre
     def state(i: slice) -> State:
         found = part(i)
         samples = [a.to(wide(a.dtype)) for a in found.leaves]
+        if found.laid_out:  # integers are the lengths of packed sequences, the same in all samples
+            samples = [a if a.is_floating_point() else a.double() for a in samples]
         power = 2 if how == "mean of squares" else 1
-        total = squares(tuple([a**power for a in samples])) if spread else 0
-        return State(
-            [start(a) for a in samples], total, [a.dtype for a in found.leaves], *found[1:]
-        )
+        total = squares(_parts(samples, found.laid_out, 1, power)) if spread else 0
+        dtypes, first = [a.dtype for a in found.leaves], each(lambda a: a[0], found.leaves)
+        return State([start(a) for a in samples], total, dtypes, *found[1:], first)
 
     def both(a: State, b: State) -> State:
         sums = [merge(s, t) for s, t in zip(a.sums, b.sums, strict=True)]
@@ -132,9 +149,19 @@ def statistic(how: str, n: int, part: Part, loop: Loop, spread: str = "") -> Tre
     done = loop(state, both)
     found = [finish(m, n) for m in done.sums]
     if spread:
-        warn_of_spread(spread, tuple(found), done.squares, n)
+        warn_of_spread(spread, _parts(found, done.laid_out, 0), done.squares, n)
     results = [m.to(d) for m, d in zip(found, done.dtypes, strict=True)]
+    if done.laid_out:
+        pairs = zip(results, done.first, strict=True)
+        results = [m if m.is_floating_point() else t for m, t in pairs]
+        laid_out(results, ())
     return optree.tree_unflatten(done.spec, marked(results, done.scores))
+
+
+def _parts(leaves: Sequence[Tensor], as_one: bool, dim: int, power: int = 1) -> Leaves:
+    """Tensors with examples in a dimension; where nothing tells them apart, all counts as one."""
+    found = [a.flatten(dim).unsqueeze(dim) if as_one else a for a in leaves]
+    return tuple([a**power for a in found])
 
 
 # The variance as mean(A^2) - mean(A)^2 loses all digits where samples differ little. Counts, means

@@ -26,7 +26,7 @@ from attrfn._explain.explain import Explained, explain
 from attrfn._explain.tree import as_dicts, batch_size, flatten
 from attrfn._layers.intervene import visible, with_edits
 from attrfn._layers.probe import merge
-from attrfn._layers.rows import like, place_of, read, with_examples
+from attrfn._layers.rows import like, place_of, read, told
 from attrfn._layers.sites import Site, check_sites
 from attrfn._layers.split import split_once
 from attrfn._layers.taps import Plan, Silent
@@ -81,7 +81,9 @@ def relevances(
     value = read(halves, inputs, False)
     if any(t.is_complex() for t in optree.tree_leaves(as_dicts(value)) if isinstance(t, Tensor)):
         return None
-    activation = with_examples(value, halves, inputs, batch, layer, place)
+    activation, by_rows = told(value, halves, inputs, batch, layer, place)
+    if not all(by_rows):
+        return None
     src = visible(model_fn)
     plan = Plan(check_sites(src.module, [Site(named, at, call) for named in layers]))
     barriers = tuple([Barrier(1 << i, kept) for i, kept in enumerate(activation)])

@@ -6,7 +6,7 @@ import fnmatch
 import functools
 from typing import Any
 
-from attrfn._layers.split import tail_of, with_tail
+from attrfn._layers.tails import tail_of, with_tail
 from attrfn._model.bind import bind_source, uncompiled
 from attrfn._model.source import inside, source, unwrapped_name
 from attrfn._rules.errors import UnsupportedOpError

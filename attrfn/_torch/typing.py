@@ -68,6 +68,10 @@ Layer: TypeAlias = nn.Module | str | Sequence["nn.Module | str"]
 
 At: TypeAlias = Literal["input", "output"]
 
+RowsOf: TypeAlias = Literal["examples", "time_first"] | Callable[[Any], Tree] | None
+"""Where the examples are in a layer's value: in dimension 0 or 1, or there where a function of the
+value brings them to dimension 0. ``None``: unknown, unless runs of the model tell."""
+
 Batching: TypeAlias = Literal["fold", "vmap", "loop"]
 
 ChunkSize: TypeAlias = int | Literal["auto"] | None

@@ -19,12 +19,14 @@ from attrfn._explain.forms import documented
 from attrfn._explain.noise import count_of
 from attrfn._explain.options import Arguments
 from attrfn._explain.rows import like_rows
+from attrfn._explain.shared import refuse_laid_out
 from attrfn._explain.tree import batch_size, call_model, each, flatten
-from attrfn._layers.at import Located, locate
+from attrfn._layers.located import Located, locate
 from attrfn._layers.repeated import repeat_options
 from attrfn._layers.rows import like, read
 from attrfn._random.keys import row_keys, sample_keys
 from attrfn._torch.autodiff import transforming
+from attrfn._torch.say import say
 from attrfn._torch.typing import ChunkSize, Key, Layer, Leaves, Method, ModelFn, Target, Tree
 from attrfn.metrics._checks import number
 from attrfn.metrics._options import AgainOptions, Explained
@@ -105,6 +107,7 @@ def maps_of(method: Method, model_fn: ModelFn, inputs: Tree, options: dict[str, 
             f"method returned {', '.join([type(t).__name__ for t in leaves]) or 'nothing'}, "
             "expected attributions, tensors with the examples in dimension 0"
         )
+    refuse_laid_out(leaves)
     rows = optree.tree_leaves(inputs)[0].shape[0]
     if any(t.shape[0] != rows for t in leaves):
         raise ValueError(
@@ -165,6 +168,11 @@ def around(
     a = again(model_fn, inputs, method, target=target, key=key)
     draw = _samples(a, samples, row_keys(key, a.batch, a.x[0].device))
     here = None if layer is None else locate(model_fn, inputs, layer, create_graph=a.keeps_graph)
+    if here is not None and here.layout is not None:
+        raise ValueError(
+            f"layer {say(layer)} does not have the examples in dimension 0, expected a layer whose "
+            "change can be measured for each example"
+        )
     run = _outputs(a) if outputs else None
 
     def at(points: Leaves) -> Point:

@@ -330,6 +330,25 @@ def _of_algebra(name: str, given: Given) -> Any:
     return made([model, model] if name == "ensemble" else model, x, **options)
 
 
+def _at_site(given: Given) -> Any:
+    return attrfn.activations(_net()[0], [attrfn.Site(**given)])(_net()[1])
+
+
+def _activations(given: Given) -> Any:
+    return attrfn.activations(**given)(_net()[1])
+
+
+def _intervene(given: Given) -> Any:
+    return attrfn.intervene(**given)(_net()[1])
+
+
+def _bound(mark: Callable[..., Any], given: Given) -> Any:
+    model, x = _net()
+    given = {"value": torch.ones(len(x), dtype=x.dtype), **given}
+    bound = functools.partial(lambda x, scale: model(x) * scale.reshape(-1, 1)[:1], scale=None)
+    return attrfn.gradient(functools.partial(bound, scale=mark(**given)), x, target=0)
+
+
 def _made() -> dict[str, Callee]:
     where = {"layer": "mid", "at": "output", "call": 0}
     model = _net()[0]
@@ -344,6 +363,21 @@ def _made() -> dict[str, Callee]:
         "at_neuron": Callee(lambda: {"method": attrfn.gradient, "neuron": 2, **where}, _at_neuron),
         "noise_tunnel": Callee(lambda: dict(tunnel), _noise_tunnel),
         "split": Callee(lambda: {"model": model, **where, "frozen": False}, _split),
+        "Site": Callee(lambda: dict(where), _at_site),
+        "activations": Callee(
+            lambda: {"model": model, "sites": ["mid"], "frozen": False}, _activations
+        ),
+        "intervene": Callee(
+            lambda: {"model": model, "edits": {"mid": lambda a, seen: 2 * a}, "frozen": False},
+            _intervene,
+        ),
+        "shared": Callee(
+            lambda: {"value": torch.ones(3)}, functools.partial(_bound, attrfn.shared)
+        ),
+        "per_example": Callee(
+            lambda: {"value": torch.ones(len(_net()[1])), "dim": 0},
+            functools.partial(_bound, attrfn.per_example),
+        ),
         "with_rules": Callee(lambda: {"model_fn": model, "rules": rules.rescale()}, _with_rules),
         "compile": Callee(
             lambda: {

@@ -15,6 +15,13 @@ from wrong_options import BEGINS, WRONG, Cell, call, cells, options
 
 METHODS = sorted(public())
 LONGEST = 300
+# How messages may name an argument: one of its entries, or the only one of a function.
+NAMES = {
+    "model_fn": "model(_fn)?",
+    "sites": "sites?",
+    "edits": "edits?|site",
+    "value": r"attrfn\.\w+ got",
+}
 
 CELLS = list(cells(METHODS))
 
@@ -29,8 +36,8 @@ def complaint(cell: Cell) -> str:
         return f"{type(error).__name__}: {error}"
     else:
         return "no exception"
-    name = "model(_fn)?" if cell.option == "model_fn" else cell.option
-    if not re.search(rf"\b{name}\b", message):
+    name = NAMES.get(cell.option, cell.option)
+    if not re.search(rf"\b({name})\b", message):
         return f"no {cell.option} in: {message}"
     if "\n" in message or len(message) > LONGEST:
         return f"{len(message)} characters, {message.count(chr(10)) + 1} lines: {message}"

@@ -100,6 +100,10 @@ WRONG: dict[str, dict[str, Any]] = {
         "length": torch.tensor([0, 1]),
         "list too long": [0, 1, 0, 1],
     },
+    "sites": {"none": None, "int": 1, "no such": ["nope"], "number in a list": [3]},
+    "edits": {"none": None, "list": ["mid"], "no such": {"nope": None}, "number": {"mid": 3}},
+    "value": {"int": 1, "string": "a"},
+    "dim": {"none": None, "fraction": 0.5, "string": "a", "too large": 9},
     "layer": {"none": None, "int": 1, "class": nn.Linear, "no such": "nope", "other's": nn.Tanh()},
     "neuron": {
         "none": None,
@@ -172,8 +176,8 @@ TAKE_ARRAYS += ["shapley_values"]
 RIGHT |= {(name, "inputs", "array") for name in TAKE_ARRAYS}
 """Cells whose value is right for that method."""
 
-FIELDS = {"Split": ("head", "tail")}
-"""Of a class: what it holds, which no one passes in."""
+FIELDS = {"Split": ("head", "tail"), "Site": ("layer", "at", "call")}
+"""Of a class: what it holds, which no one passes in, or what is wrong only where it is used."""
 
 BEGINS = {
     **{flag: f"{flag} is {{}}, expected True or False" for flag in FLAG_OPTIONS},
@@ -316,6 +320,20 @@ def _at_neuron(r: Row, wrong: dict[str, Any]) -> None:
     attrfn.at_neuron(**given)(r.net.build(), r.net.inputs())
 
 
+def _activations(r: Row, wrong: dict[str, Any]) -> None:
+    given = {"model": r.net.build(), "sites": ["mid"], **wrong}
+    attrfn.activations(**given)(r.net.inputs())
+
+
+def _intervene(r: Row, wrong: dict[str, Any]) -> None:
+    given = {"model": r.net.build(), "edits": {"mid": None}, **wrong}
+    attrfn.intervene(**given)(r.net.inputs())
+
+
+def _marked(mark: Callable[..., Any]) -> Callable[[Row, dict[str, Any]], None]:
+    return lambda r, wrong: mark(**{"value": torch.ones(3), **wrong})
+
+
 def _split(r: Row, wrong: dict[str, Any]) -> None:
     head, tail = attrfn.split(**{"model": r.net.build(), "layer": "mid", **wrong})
     x = r.net.inputs()
@@ -334,6 +352,10 @@ _MADE = {
     "at_layer": _at_layer,
     "at_neuron": _at_neuron,
     "split": _split,
+    "activations": _activations,
+    "intervene": _intervene,
+    "shared": _marked(attrfn.shared),
+    "per_example": _marked(attrfn.per_example),
     "with_rules": _with_rules,
 }
 """What makes a method or a function, and what shows a wrong option of it."""

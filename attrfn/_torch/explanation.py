@@ -188,8 +188,10 @@ def run_model(function: Callable[..., Any], args: Any) -> Any:
 @contextlib.contextmanager
 def unnoticed() -> Iterator[None]:
     """Runs whose draws are put back without a word: only the shape of their outputs counts."""
-    surrounding, _THREAD.explanation = _THREAD.explanation, Explanation(None, None)
-    _THREAD.explanation.running = True
+    surrounding, one = _THREAD.explanation, Explanation(None, None)
+    _THREAD.explanation = one
+    # Modules that mix rows say so in the runs that count, which start the method again.
+    one.running = one.one_by_one = one.mixes = True
     try:
         with generators.unmoved():
             yield

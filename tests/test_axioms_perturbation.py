@@ -347,8 +347,8 @@ def wavy(x: Tensor) -> Tensor:
 @given(seed=seeds, data=st.data())
 @few
 def test_ids_say_no_more_than_their_order(name: str, seed: int, data: st.DataObject) -> None:
-    """Gaps and negative ids do not matter: the same draws, the same numbers."""
-    ids = sorted(data.draw(st.lists(st.integers(-50, 50), min_size=3, max_size=3, unique=True)))
+    """Gaps do not matter: the same draws, the same numbers."""
+    ids = sorted(data.draw(st.lists(st.integers(0, 90), min_size=3, max_size=3, unique=True)))
     mask, x = torch.tensor([[0, 1], [2, 0]]), randn(2, 2, 2, seed=seed)
     one = FAMILY[name](wavy, x, feature_mask=mask)
     other = FAMILY[name](wavy, x, feature_mask=torch.tensor(ids)[mask])

@@ -80,7 +80,9 @@ def in_copies(
         found = _together(run, i)
         leaves = _flat(found)
         if copies == 1 or _have_rows(leaves, batch, copies, lambda: run(slice(0, 1))):
-            return tuple([a.reshape(copies, len(a) // copies, *a.shape[1:]) for a in leaves]), found
+            return tuple(
+                [a.reshape(copies, a.shape[0] // copies, *a.shape[1:]) for a in leaves]
+            ), found
         alone.append(True)
     parts: list[Leaves] = []
     routes: list[Routes | None] = []
@@ -125,12 +127,12 @@ def _flat(found: Tree) -> Leaves:
 
 def _have_rows(leaves: Leaves, batch: int, copies: int, one: Callable[[], Tree]) -> bool:
     """Whether tensors have the examples of some copies in dimension 0."""
-    if is_laid_out(leaves) or any(a.shape[:1] != (copies * batch,) for a in leaves):
+    if is_laid_out(leaves) or any(a.ndim == 0 or a.shape[0] != copies * batch for a in leaves):
         return False
     if not is_compiling():
         return True
     # Compiled code has no marks. It drops this run, of which only the sizes count.
-    return all(a.shape[:1] == (batch,) for a in _flat(one()))
+    return all(a.ndim and a.shape[0] == batch for a in _flat(one()))
 
 
 class _Rows(NamedTuple):

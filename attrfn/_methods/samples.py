@@ -90,12 +90,14 @@ def of_copies(
         alone: As for :func:`in_copies`.
         **own: Options with a row for each of them.
     """
-    batch = len(flatten(inputs)[0][0])
+    batch = flatten(inputs)[0][0].shape[0]  # len() would fix it in compiled code
 
     def run(i: slice) -> Tree:
         def part(tree: Tree) -> Tree:
-            rows = slice(i.start * batch, i.stop * batch)
-            return tree if i == slice(0, copies) else map_tensors(lambda t: t[rows], tree)
+            if (i.start, i.stop) == (0, copies):
+                return tree
+            # A slice from one symbolic size to another would fix the batch in compiled code.
+            return map_tensors(lambda t: t.unflatten(0, (copies, batch))[i].flatten(0, 1), tree)
 
         n = i.stop - i.start
         some = {name: part(tree) for name, tree in own.items()}

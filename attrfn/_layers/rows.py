@@ -93,13 +93,11 @@ def told(
     leaves, spec = optree.tree_flatten(whole, none_is_leaf=True)
     found = _found(leaves, halves, inputs, batch, place)
     many = isinstance(layer, (list, tuple))
-    kinds: Any = optree.tree_unflatten(spec, found)
-    own, by_rows = [], []
-    each_layer = zip(
-        layers_of(layer), kinds if many else [kinds], whole if many else [whole], strict=True
-    )
-    for named, kind, its in each_layer:
-        of_layer, parts = optree.tree_leaves(kind), optree.tree_leaves(its, none_is_leaf=True)
+    own, by_rows, start = [], [], 0
+    for named, its in zip(layers_of(layer), whole if many else [whole], strict=True):
+        parts = optree.tree_leaves(its, none_is_leaf=True)
+        of_layer = found[start : start + len(parts)]
+        start += len(parts)
         _refuse(named, of_layer, parts, batch, place)
         by_rows.append(Found.ROWS in of_layer)
         kept = Found.ROWS if by_rows[-1] else Found.OTHER

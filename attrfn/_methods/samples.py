@@ -97,7 +97,9 @@ def of_copies(
             if (i.start, i.stop) == (0, copies):
                 return tree
             # A slice from one symbolic size to another would fix the batch in compiled code.
-            return map_tensors(lambda t: t.unflatten(0, (copies, batch))[i].flatten(0, 1), tree)
+            return map_tensors(
+                lambda t: t.reshape(copies, batch, *t.shape[1:])[i].flatten(0, 1), tree
+            )
 
         n = i.stop - i.start
         some = {name: part(tree) for name, tree in own.items()}

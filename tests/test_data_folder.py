@@ -274,7 +274,7 @@ def test_killed_at_any_moment_nothing_is_lost_or_double(tmp_path: Path, times: i
     assert found["done.jsonl"] == whole["done.jsonl"]
 
 
-def test_ctrl_c_ends_after_the_batch(tmp_path: Path) -> None:
+def test_ctrl_c_ends_after_the_batch(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """A signal in the middle of a batch: this batch is written, and no more."""
     calls: list[int] = []
 
@@ -287,6 +287,9 @@ def test_ctrl_c_ends_after_the_batch(tmp_path: Path) -> None:
     run = functools.partial(
         attrfn.data.explain, attrfn.saliency, out=tmp_path, batch_size=6, target=0, progress=False
     )
+    # Processes that a shell starts in the background ignore the signal.
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, usual))
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt, match=r"18 examples are in .*: call again"):
         run(Stops(presses), X)  # the second call is that of one row alone

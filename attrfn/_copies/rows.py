@@ -164,7 +164,7 @@ def share_by_runs(
 
 def _places(model: Any) -> tuple[list[Any], Any]:
     """What a model function is made of, by which it is known again, and its code and modes."""
-    # A game or a score of attrfn.text is made anew for each call, and its rows are those of the
+    # A game or a score of attrfn.text is made for each call, and its rows are those of the
     # model that it asks.
     while isinstance(model, functools.partial) or hasattr(model, "asks_model"):
         model = model.func if isinstance(model, functools.partial) else model.asks_model

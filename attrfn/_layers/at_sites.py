@@ -48,7 +48,7 @@ def gradients(
     """The values at some sites, and the gradients of the explained output there.
 
     Both are dicts by the keys of the sites. They hold the floating tensors of the values (the parts
-    of complex ones), and None in the other places; sites may lie behind each other.
+    of complex ones), and None in the other places; sites may depend on each other.
     """
     plan = Plan(check_sites(visible(model).module, keys_of(sites)))
     values, grads = _pulled(model, inputs, plan, target, create_graph, _floating)
@@ -69,7 +69,7 @@ def activations_and_gradients(
     """The activation of each of some layers, and the gradient there; lists for a list of layers.
 
     Third come flags, whether each has the examples in dimension 0. The layers, and the calls of one
-    (``call=None``), may lie behind each other.
+    (``call=None``), may depend on each other.
     """
     many = isinstance(layer, (list, tuple))
     halves = split_once(model_fn, layer, at=at, call=call, frozen=True)

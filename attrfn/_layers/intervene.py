@@ -32,7 +32,7 @@ def activations(
             ``functools.partial(torch.func.functional_call, module, params)``, or what
             :func:`intervene` returned).
         sites: A list of sites: modules of the model, their qualified names, or :class:`Site`. They
-            may lie behind each other, and one module may have several.
+            may depend on each other, and one module may have several.
         frozen: Detach the parameters, where nothing will differentiate with respect to them.
 
     Returns:

@@ -192,7 +192,7 @@ def locate_each(
 ) -> tuple[list[Located], ModelFn]:
     """:func:`locate` of each of some layers by itself, and the head of them all.
 
-    The layers may lie behind each other, because the head runs once for all.
+    The layers may depend on each other, because the head runs once for all.
     """
     x, rebuild = flatten(inputs)
     if not (create_graph or transforming()):

@@ -39,7 +39,7 @@ def activation_and_gradient(
     """A layer's activation, the gradient of the explained output with respect to it, and a flag.
 
     The flag says whether the activation has the examples in dimension 0. Of a list of layers, which
-    may lie behind each other, lists.
+    may depend on each other, lists.
     """
     x, rebuild = flatten(inputs)
     batch = batch_size(x)

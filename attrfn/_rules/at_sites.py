@@ -1,4 +1,4 @@
-"""Relevance at layers that may lie behind each other, in one pass.
+"""Relevance at layers that may depend on each other, in one pass.
 
 A layer alone is explained on a value that is planted there: a new tensor, of which no rule knows
 how it was made. In one pass each layer is such a barrier, too. That gives a layer what it gets

@@ -209,7 +209,7 @@ def read_log(path: Path) -> tuple[list[dict[str, Any]], int | None]:
         except ValueError as error:
             raise ValueError(
                 f"{path}, line {number} is damaged: delete this line and those after it, and call "
-                "explain again, which writes their rows anew"
+                "explain again, which writes their rows again"
             ) from error
         at += len(text) + 1
     return lines, at if parts[-1] else None

@@ -123,7 +123,7 @@ class Attributions:
             if found != sha:
                 raise ValueError(
                     f"{shard.path} is not as it was written: delete it and call "
-                    "attrfn.data.explain again, which writes its rows anew"
+                    "attrfn.data.explain again, which writes its rows again"
                 )
 
     def parts(self) -> list[tuple[int, int]]:

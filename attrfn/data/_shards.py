@@ -72,7 +72,7 @@ class Shard:
         if found != self.size:
             what = "is missing" if found < 0 else f"has {found} bytes and was {self.size} long"
             raise ValueError(
-                f"{self.path} {what}: call attrfn.data.explain again, which writes its rows anew"
+                f"{self.path} {what}: call attrfn.data.explain again, which writes its rows again"
             )
         try:
             return self._table(start, stop) if self.table else self._tensors(start, stop)
@@ -81,7 +81,7 @@ class Shard:
         except Exception as error:
             raise ValueError(
                 f"{self.path} cannot be read: {first_line(error)}: delete it and call "
-                "attrfn.data.explain again, which writes its rows anew"
+                "attrfn.data.explain again, which writes its rows again"
             ) from error
 
     def _tensors(self, start: int, stop: int) -> tuple[list[Tensor], Tensor]:

@@ -156,6 +156,11 @@ def _pattern(by: str) -> re.Pattern[str]:
 
 
 def pairs(spans: Any) -> list[Span]:
+    """Spans as pairs of ints.
+
+    Raises:
+        TypeError: They are not pairs of numbers.
+    """
     spans = spans.tolist() if isinstance(spans, torch.Tensor) else spans
     try:
         return [(int(a), int(b)) for a, b in spans]

@@ -127,7 +127,7 @@ def template(
     *,
     absent: str | Sequence[str] = "",
 ) -> Removal:
-    """Build the prompt anew from the parts that are there, and tokenise it anew.
+    """Build the prompt from the parts that are there, and tokenise it again.
 
     Args:
         build: From a list of n strings, the labels of the parts, to a prompt; or, without

@@ -89,7 +89,8 @@ def timed(name: str, n: int, args: Any) -> Iterator[dict[str, object]]:
     }
     if args.device != "cpu":
         del runs["Captum"]
-    times = medians(runs, args.repeats, args.device, cold=True)
+    small = "x 128" in name  # a round of the large one takes minutes
+    times = medians(runs, args.repeats if small else 2, args.device, cold=small)
     for run in list(runs)[1:]:
         yield {
             "model": name,

@@ -403,15 +403,15 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> str:
         return f"{row['net']}{batch} {row['method']} {value}"
 
     late = [label(r, "attrfn / floor") for r in rows if misses(r)]
-    same = [r for r in rows if comparable(r)]
     lines = [
         f"- within its bar (+{FIXED_MS} ms where the floor is under {SMALL_MS:.0f} ms): "
         f"{len(rows) - len(late)} of {len(rows)} rows" + (f"; not {', '.join(late)}." * bool(late))
     ]
     for who, name in (("Captum", "with its defaults"), ("best", "at its best")):
         column = f"{who} / attrfn"
+        same = [r for r in rows if comparable(r) and not math.isnan(r[column])]
         if not same:
-            break
+            continue
         mean = statistics.geometric_mean([r[column] for r in same])
         slower = [label(r, column) for r in same if r[column] < 1]
         lines.append(

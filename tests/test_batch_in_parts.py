@@ -17,33 +17,35 @@ B = 10
 
 
 class Seen(nn.Module):
-    """Notes the rows of each run with a graph."""
+    """Notes the rows of each run, with a graph and without one."""
 
     def __init__(self, body: Callable[[Tensor], Tensor] | None = None) -> None:
         super().__init__()
-        self.inner = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+        self.inner = nn.Sequential(nn.Linear(9, 8), nn.Tanh(), nn.Linear(8, 3)).double()
         self.body = body
-        self.rows = ROWS
 
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
-        if torch.is_grad_enabled():
-            ROWS.append(len(x))
+        (ROWS if torch.is_grad_enabled() else FORWARDS).append(len(x))
         out = self.inner(x if self.body is None else self.body(x))
         return out if scale is None else out * scale
 
 
 ROWS: list[int] = []
+FORWARDS: list[int] = []
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Results of more than 3 rows are large, and a copy of the batch leaves the caches."""
     ROWS.clear()
+    FORWARDS.clear()
     bytes_of_a_row = 8 * 8
     monkeypatch.setattr("attrfn._copies.sizes._LARGEST", 3 * bytes_of_a_row)
     for module in ("chunks", "memory"):
         monkeypatch.setattr(f"attrfn._copies.{module}.budget", lambda device: 1)
-    monkeypatch.setattr("attrfn._copies.chunks.unmeasured_copies", lambda x: 1)
+    for module in ("_copies.chunks", "_explain.masked"):
+        monkeypatch.setattr(f"attrfn.{module}.unmeasured_copies", lambda x: 1)
+    monkeypatch.setattr("attrfn._explain.masked_parts.budget", lambda device: 1)
 
 
 METHODS: dict[str, Callable[..., Any]] = {
@@ -52,7 +54,7 @@ METHODS: dict[str, Callable[..., Any]] = {
         attrfn.layer_integrated_gradients, layer="inner.0", n_steps=4
     ),
     "gradient_shap": functools.partial(
-        attrfn.gradient_shap, baselines=randn(3, 6), n_samples=4, stdevs=0.1
+        attrfn.gradient_shap, baselines=randn(3, 9), n_samples=4, stdevs=0.1
     ),
 }
 TARGETS: dict[str, Any] = {
@@ -66,7 +68,7 @@ TARGETS: dict[str, Any] = {
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_parts_give_what_the_batch_gives(method: Any, target: Any) -> None:
-    model, x = Seen(), randn(B, 6)
+    model, x = Seen(), randn(B, 9)
     found = method(model, x, target=target)
     assert min(ROWS) <= 3
     assert ROWS.count(B) <= 1 + 3  # the first copy, and the check of rows
@@ -76,7 +78,7 @@ def test_parts_give_what_the_batch_gives(method: Any, target: Any) -> None:
 
 
 def test_bound_tensors_follow_their_rows() -> None:
-    model, x, scale = Seen(), randn(B, 6), randn(B, 3)
+    model, x, scale = Seen(), randn(B, 9), randn(B, 3)
     found = attrfn.integrated_gradients(functools.partial(model, scale=scale), x, target=1)
     assert min(ROWS) <= 3
     for i in range(B):
@@ -84,9 +86,44 @@ def test_bound_tensors_follow_their_rows() -> None:
         assert_close(found[i : i + 1], attrfn.integrated_gradients(alone, x[i : i + 1], target=1))
 
 
+FORWARD_METHODS: dict[str, Callable[..., Any]] = {
+    "feature_ablation": functools.partial(attrfn.feature_ablation, baselines=0.3),
+    "occlusion": functools.partial(attrfn.occlusion, window=1),
+    "shapley_value_sampling": functools.partial(attrfn.shapley_value_sampling, n_samples=3, key=0),
+    "kernel_shap": functools.partial(attrfn.kernel_shap, n_samples=20, key=0),
+    "layer_feature_ablation": functools.partial(attrfn.layer_feature_ablation, layer="inner.0"),
+}
+
+
+@pytest.mark.parametrize("target", [*TARGETS.values(), None], ids=[*TARGETS, "none"])
+@pytest.mark.parametrize("method", FORWARD_METHODS.values(), ids=FORWARD_METHODS)
+def test_forward_passes_in_parts_give_what_the_batch_gives(method: Any, target: Any) -> None:
+    model, x = Seen(), randn(B, 9).requires_grad_()
+    found = method(model, x, target=target)
+    assert min(FORWARDS) <= 3
+    assert FORWARDS.count(B) <= 4  # the inputs, the baselines, and the check of rows
+    FORWARDS.clear()
+    assert_close(found, method(model, x, target=target, chunk_size=1))
+    assert set(FORWARDS) == {B}
+
+
+def test_bound_tensors_follow_their_rows_forwards() -> None:
+    model, x, scale = Seen(), randn(B, 9), randn(B, 3)
+    options = {"target": 1, "n_samples": 20, "key": 0}
+    found = attrfn.kernel_shap(functools.partial(model, scale=scale), x, **options)
+    assert min(FORWARDS) <= 3
+    options["chunk_size"] = 1
+    assert_close(found, attrfn.kernel_shap(functools.partial(model, scale=scale), x, **options))
+
+
+def test_few_copies_run_whole() -> None:
+    attrfn.feature_ablation(Seen(), randn(B, 9), target=1, feature_mask=torch.arange(9) // 2)
+    assert min(FORWARDS) == B
+
+
 def whole(x: Tensor) -> Tensor:
     """A model that takes batches of 10 only."""
-    return x.view(-1, B, 6).flatten(0, 1)
+    return x.view(-1, B, 9).flatten(0, 1)
 
 
 def pairs(x: Tensor) -> Tensor:
@@ -99,6 +136,14 @@ def pairs(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("body", [whole, pairs])
 def test_a_model_that_needs_the_whole_batch_gets_it(body: Any) -> None:
-    model, x = Seen(body), randn(B, 6)
+    model, x = Seen(body), randn(B, 9)
     found = attrfn.integrated_gradients(model, x, target=1, n_steps=4)
     assert_close(found, attrfn.integrated_gradients(model, x, target=1, n_steps=4, chunk_size=1))
+
+
+@pytest.mark.parametrize("body", [whole, pairs])
+def test_forward_passes_of_a_model_that_needs_the_whole_batch(body: Any) -> None:
+    model, x = Seen(body), randn(B, 9)
+    found = attrfn.occlusion(model, x, window=1, target=1)
+    whole_batch = attrfn.occlusion(model, x, window=1, target=1, chunk_size=1)
+    assert_close(found, whole_batch)

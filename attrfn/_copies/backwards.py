@@ -24,9 +24,9 @@ from attrfn._torch.typing import Leaves
 # benchmarks/all_outputs_cost_one_forward.py.
 _ROOM = 8  # times the budget, for the results of the forward pass times the outputs
 _CONVOLVED = 2**18  # bytes of a convolution's mean result, above which one by one is faster
-# The fewest outputs that are worth vmap: where one by one shares the forward pass as well; where
-# the method has chunks, which vmap evaluates all at once; and elsewhere.
-_SHARING, _IN_CHUNKS, _OTHERS = 4, 8, 2
+# The fewest outputs that are worth vmap: where one by one shares the forward pass as well, and
+# elsewhere, where two to four at once took up to 1.2 of as many calls.
+_SHARING, _OTHERS = 4, 8
 _CONVOLUTIONS = frozenset(
     f"conv{transposed}{d}d" for transposed in ("", "_transpose") for d in (1, 2, 3)
 )
@@ -54,13 +54,12 @@ class Passes(Peak):
             self.convolved += result.numel() * result.element_size()
         return result
 
-    def together(self, device: torch.device, shares: bool, in_chunks: bool) -> int:
+    def together(self, device: torch.device, shares: bool) -> int:
         """How many outputs are explained at once.
 
         Args:
             device: Where the model runs.
             shares: Whether outputs that are explained one by one share a forward pass.
-            in_chunks: Whether the method has chunks of copies.
         """
         if device.type != "cpu":
             return max(1, budget(device) // max(1, self.bytes))
@@ -68,7 +67,7 @@ class Passes(Peak):
             return 1
         # The measurement counts twice what a graph keeps, for its gradients.
         many = _ROOM * budget(device) // max(1, self.bytes // 2)
-        fewest = _SHARING if shares else _IN_CHUNKS if in_chunks else _OTHERS
+        fewest = _SHARING if shares else _OTHERS
         return many if many >= fewest else 1
 
 
@@ -121,7 +120,7 @@ def all_outputs(of: Outputs, n: int, chunks: Chunks, x: Leaves) -> Leaves:
             return over_chunks(together, join_copies, n, chunks, device, x=x)
         with Passes() as peak:
             first = of.part(slice(0, 1))
-        size = peak.together(device, bool(run.rows), of.in_chunks) if peak.has_graph else n
+        size = peak.together(device, bool(run.rows)) if peak.has_graph else n
         if size == 1:
             chunks = chunks._replace(size=1)
         shares = size > 1 and of.ours and bool(run.rows)

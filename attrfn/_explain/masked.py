@@ -17,6 +17,7 @@ from attrfn._explain.baseline import fill_baselines
 from attrfn._explain.black_box import as_tensors, evaluated, fit_for, has_no_rows, on_whole
 from attrfn._explain.explain import explain, repeat_chosen, vmapped
 from attrfn._explain.interpolate import mix
+from attrfn._explain.masked_parts import in_rows, rows_at_once
 from attrfn._explain.masked_unit import outcome_in_unit
 from attrfn._explain.output import Outcome, outcome
 from attrfn._explain.refuse_rows import refuse_rows
@@ -56,6 +57,7 @@ class Masked(NamedTuple):
         integers: Whether the outputs are integers.
         one_copy: The bytes that a copy of the batch takes, if they have been measured.
         whole: Whether the inputs have no dimension of examples, and are one example as they are.
+        rows: How many rows of a single copy of the batch run at once; None: all.
     """
 
     model: ModelFn
@@ -72,6 +74,7 @@ class Masked(NamedTuple):
     integers: bool
     one_copy: Took | None
     whole: bool
+    rows: int | None = None
 
     @property
     def device(self) -> torch.device:
@@ -110,10 +113,11 @@ class Masked(NamedTuple):
                 follows from the values (S, R, K...) there.
             merge: From two of those to one.
         """
+        p = self._replace(rows=rows_at_once(self, n))
 
         def run(i: slice) -> T:
             points, finish = part(i)
-            return finish(self.values(points))
+            return finish(p.values(points))
 
         # A model with one value for the whole batch would give a single one for all folded copies.
         one_by_one = self.per_batch and self.chunks.batching != "vmap"
@@ -134,6 +138,8 @@ class Masked(NamedTuple):
             return Outcome(self.full.expand(copies, *self.full.shape), False, self.dtype)
         if (units := active_units()) is not None:
             return outcome_in_unit(self, units, points, self._evaluate)
+        if self.rows is not None and copies == 1:
+            return in_rows(self, points)
         per_batch, dtype, integers = False, self.dtype, False
 
         def rows(leaves: Leaves, copies: int) -> Tensor:

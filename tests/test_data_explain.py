@@ -498,7 +498,7 @@ LATE = [X[:9], X[9:18, :3]]
         ({"n_step": 3}, "n_step is not an option.*did you mean 'n_steps'"),
         ({"create_graph": True}, "create_graph cannot be given"),
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"engine": "ray"}, "engine is 'ray', expected 'local'"),
+        ({"engine": "spark"}, "engine is 'spark', expected 'local', 'ray', "),
         ({"on_error": "stop"}, "on_error is 'stop'"),
         ({"reduce": "median"}, "reduce is 'median'"),
         ({"reduce": "mean", "out": "x"}, "reduce and out are both given"),

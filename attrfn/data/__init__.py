@@ -2,10 +2,11 @@
 
 ``explain`` takes a method, a model and a data set, and returns attributions, a running
 statistic of them, or a folder of shards that ``read`` opens. A call that was interrupted or
-killed goes on where it stopped. ``importance`` says what a metric of the whole data set owes to
-each feature.
+killed goes on where it stopped, and several processes may share it. ``importance`` says what a
+metric of the whole data set owes to each feature.
 """
 
+from attrfn.data._engines import Ray as Ray
 from attrfn.data._explain import explain as explain
 from attrfn.data._importance import importance as importance
 from attrfn.data._metrics import AUC as AUC

@@ -83,6 +83,11 @@ def _has_functions(value: Any) -> bool:
     return any(callable(leaf) for leaf in optree.tree_leaves(value))
 
 
+def _shown(value: Any) -> str:
+    """A simple value; of a device its kind, because each rank has a GPU of its own."""
+    return value.type if isinstance(value, torch.device) else repr(value)
+
+
 class _Visit:
     """A walk through a value, which hashes what it meets.
 
@@ -106,7 +111,7 @@ class _Visit:
 
     def _add(self, value: Any, depth: int) -> None:
         if isinstance(value, _SCALARS) or value is Ellipsis:
-            self._text(type(value).__name__, repr(value))
+            self._text(type(value).__name__, _shown(value))
             return
         if id(value) in self._seen:
             self._text("again", self._seen[id(value)][0])
@@ -156,7 +161,7 @@ class _Visit:
             self._text(name, type(part).__module__, type(part).__qualname__, part.training)
             for key, value in sorted(vars(part).items()):
                 if isinstance(value, _SCALARS) and not key.startswith("_"):
-                    self._text(key, repr(value))
+                    self._text(key, _shown(value))
         for tensors in (module.named_parameters(), module.named_buffers()):
             for name, t in tensors:
                 self._text(name)

@@ -8,14 +8,13 @@ from typing import Any, Literal
 from attrfn._copies.batch import is_count, is_one_of
 from attrfn._torch.say import say
 from attrfn._torch.typing import Baselines, Key, Method, ModelFn, Target
-from attrfn.data._columns import Columns
-from attrfn.data._digest import dtype_of
+from attrfn.data._engines import Ray, check_engine
 from attrfn.data._folder import Folder
-from attrfn.data._kinds import source
-from attrfn.data._options import Options, parameters_of
+from attrfn.data._ray import over_actors
 from attrfn.data._reduce import reduction
-from attrfn.data._run import Run
 from attrfn.data._sinks import Memory
+from attrfn.data._torchrun import over_ranks
+from attrfn.data._work import Call
 
 
 def explain(
@@ -30,7 +29,7 @@ def explain(
     key: Key = 0,
     columns: Any = None,
     reduce: Any = None,
-    engine: Literal["local"] = "local",
+    engine: Literal["local", "ray", "torchrun"] | Ray = "local",
     resume: bool = True,
     on_error: Literal["raise", "skip"] = "raise",
     progress: bool = True,
@@ -49,9 +48,9 @@ def explain(
         method: Any attribution method, such as ``attrfn.integrated_gradients`` or one made by
             ``attrfn.at_layer``.
         model_fn: The model function.
-        data: A DataLoader, a map-style or iterable Dataset, a data set of Hugging Face, tensors (N,
-            ...) or a tuple or dict of them, a table of pandas, the path of a Parquet or safetensors
-            file, or an iterable of batches.
+        data: A DataLoader, a map-style or iterable Dataset, a data set of Hugging Face or of Ray,
+            tensors (N, ...) or a tuple or dict of them, a table of pandas, the path of a Parquet or
+            safetensors file, or an iterable of batches.
         out: A folder to write to; ``None`` returns the attributions.
         target: Which scalar of each example is explained: what the method takes for one example, or
             a tensor (N,) or list with one entry for each.
@@ -69,7 +68,9 @@ def explain(
         reduce: A running statistic in place of the attributions: ``"mean"``, ``"mean_abs"``,
             ``"quantiles"``, ``quantiles``, ``top_k``, a pair ``(update, compute)`` of
             functions, or an object with ``init``, ``update`` and ``compute``.
-        engine: ``"local"``: this process.
+        engine: ``"local"``: this process; ``"ray"`` or ``Ray(workers=..., gpus=...)``: actors of
+            Ray; ``"torchrun"``: the ranks that ``torchrun`` has started, of which each makes this
+            call and returns all.
         resume: Go on in a folder that holds results; ``False`` refuses it.
         on_error: ``"raise"`` an error with the number of the example, or ``"skip"`` it: its
             attributions are nan, and its error is recorded.
@@ -96,13 +97,16 @@ def explain(
     """
     _check(method, model_fn, out, batch_size, reduce, engine, resume, on_error, progress)
     given = {"target": target, "baselines": baselines, **options}
-    read_columns = Columns(columns, parameters_of(method))
-    read_columns.dtype = dtype_of(model_fn)
-    found = source(data, read_columns)
-    at = Options(method, given, read_columns, key, found.length)
-    run = Run(model_fn, found, at, on_error == "skip", progress)
+    call = Call(method, model_fn, data, given, columns, key, on_error == "skip", progress)
+    statistic = None if reduce is None else reduction(reduce)
+    if engine == "torchrun":
+        return over_ranks(call, out, batch_size, statistic, resume)
+    if engine != "local":
+        ray = engine if isinstance(engine, Ray) else Ray()
+        return over_actors(call, ray, out, batch_size, statistic, resume)
+    run = call.run()
     if out is None:
-        sink = Memory(None if reduce is None else reduction(reduce))
+        sink = Memory(statistic)
         run.all(batch_size, sink)
         return sink.finish()
     folder = Folder(out)
@@ -130,8 +134,7 @@ def _check(
         raise TypeError(f"out is {say(out)}, expected the path of a folder, or None")
     if not (is_one_of(batch_size, "auto") or is_count(batch_size)):
         raise ValueError(f"batch_size is {say(batch_size)}, expected 'auto' or at least 1")
-    if engine != "local":
-        raise ValueError(f"engine is {say(engine)}, expected 'local'")
+    check_engine(engine)
     if not is_one_of(on_error, "raise", "skip"):
         raise ValueError(f"on_error is {say(on_error)}, expected 'raise' or 'skip'")
     for name, value in (("resume", resume), ("progress", progress)):
@@ -142,5 +145,3 @@ def _check(
             "reduce and out are both given, expected one: attrfn.data.read(out).reduce(...) gives "
             "a statistic of what a folder holds"
         )
-    if reduce is not None:
-        reduction(reduce)

@@ -6,12 +6,13 @@ import importlib
 from typing import Any
 
 
-def need(module: str, what: str) -> Any:
+def need(module: str, what: str, extra: str = "data") -> Any:
     """A module of another package.
 
     Args:
         module: Its name.
         what: What it is needed for, as the subject of a sentence.
+        extra: The extra that has it.
 
     Raises:
         ImportError: It is not installed; the message names the extra.
@@ -20,4 +21,4 @@ def need(module: str, what: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         package = module.split(".")[0]
-        raise ImportError(f'{what} needs {package}: pip install "attrfn[data]"') from error
+        raise ImportError(f'{what} needs {package}: pip install "attrfn[{extra}]"') from error

@@ -3,7 +3,8 @@
 ``manifest.json`` says what was run, and never changes. ``done.jsonl`` gets a line for each shard. A
 shard is written beside its place, given to the disk (fsync) and renamed; then its line is added and
 given to the disk. So a line stands for a whole shard, whatever the moment at which a process ends,
-and a shard without a line is written again.
+and a shard without a line is written again. Where several processes write, each has a log of its own,
+``done-....jsonl``, until the first of them puts all lines into one.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from typing import Any
 from attrfn._torch.say import say
 from attrfn.data._sources import first_line
 
-MANIFEST, LOG = "manifest.json", "done.jsonl"
-_COMPARED = ("method", "model", "options", "columns", "key", "length")
+MANIFEST, LOG, LOGS = "manifest.json", "done.jsonl", "done-*.jsonl"
+COMPARED = ("method", "model", "options", "columns", "key", "length")
 _NAMES = {"length": "number of examples"}
 
 
@@ -29,10 +30,12 @@ class Folder:
 
     Args:
         path: Where.
+        writer: Which of several processes that write this is; None: the only one.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], writer: str | None = None) -> None:
         self.path = Path(path)
+        self.writer = writer
         self.manifest: dict[str, Any] = {}
         self.lines: list[dict[str, Any]] = []
 
@@ -63,9 +66,22 @@ class Folder:
         if whole is not None:  # the line that a crash has cut goes away
             with open(self.path / LOG, "r+b") as file:
                 file.truncate(whole)
+        self.merge()
+
+    def merge(self) -> None:
+        """Put the lines of other logs into this one; the caller has the lock."""
+        others = sorted(self.path.glob(LOGS))
+        lines = [line for log in others for line in read_log(log)[0]]
+        new = [line for line in lines if line not in self.lines]
+        if new:
+            self.log(*sorted(new, key=lambda line: int(line["start"])))
+        for log in others:
+            log.unlink()
+        for part in self.path.glob(".*.part"):  # of processes that were killed
+            part.unlink()
 
     def _compare(self, wanted: Mapping[str, Any]) -> None:
-        for name in _COMPARED:
+        for name in COMPARED:
             old, new = self.manifest.get(name), wanted[name]
             if old == new:
                 continue
@@ -81,12 +97,11 @@ class Folder:
         """Write the manifest, unless there is one."""
         if not self.manifest:
             self.manifest = dict(manifest)
-            text = json.dumps(self.manifest, indent=1, ensure_ascii=False)
-            put(self.path / MANIFEST, text.encode())
+            put(self.path / MANIFEST, manifest_bytes(manifest))
 
     def done(self) -> list[dict[str, Any]]:
         """The lines of shards that are there, in the order of their rows; the newest of each."""
-        return [line for line in current(self.lines) if _is_there(self.path, line)]
+        return [line for line in current(self.lines) if is_there(self.path, line)]
 
     def total(self) -> int | None:
         """How many examples there were, if all have been explained."""
@@ -95,19 +110,20 @@ class Folder:
 
     def add(self, name: str, content: bytes, line: Mapping[str, Any]) -> None:
         """Write a shard, and then its line."""
-        put(self.path / name, content)
+        put(self.path / name, content, self.writer)
         sha = hashlib.sha256(content).hexdigest()
         self.log({**line, "file": name, "bytes": len(content), "sha256": sha})
 
-    def log(self, line: Mapping[str, Any]) -> None:
-        """Add a line to the log."""
-        text = json.dumps(line, ensure_ascii=False) + "\n"
-        with open(self.path / LOG, "ab") as file:
+    def log(self, *lines: Mapping[str, Any]) -> None:
+        """Add lines to the log."""
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        name = LOG if self.writer is None else LOGS.replace("*", self.writer)
+        with open(self.path / name, "ab") as file:
             file.write(text.encode())
             file.flush()
             os.fsync(file.fileno())
         _sync_folder(self.path)
-        self.lines.append(dict(line))
+        self.lines += [dict(line) for line in lines]
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -147,9 +163,14 @@ def current(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def put(path: Path, content: bytes) -> None:
+def manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
+    """The content of the file of a manifest."""
+    return json.dumps(manifest, indent=1, ensure_ascii=False).encode()
+
+
+def put(path: Path, content: bytes, writer: str | None = None) -> None:
     """Write a file that is there as a whole or not at all, also if the power goes."""
-    beside = path.with_name(f".{path.name}.part")
+    beside = path.with_name(f".{path.name}{'' if writer is None else '.' + writer}.part")
     try:
         with open(beside, "wb") as file:
             file.write(content)
@@ -160,6 +181,22 @@ def put(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             beside.unlink()
         raise
+    _sync_folder(path.parent)
+
+
+def put_first(path: Path, manifest: Mapping[str, Any], writer: str) -> None:
+    """Write a manifest, unless another process has been faster."""
+    if path.exists():
+        return
+    beside = path.with_name(f".{path.name}.{writer}.part")
+    put(beside, manifest_bytes(manifest))
+    try:
+        os.link(beside, path)
+        beside.unlink()
+    except FileExistsError:
+        beside.unlink()
+    except OSError:  # a file system without links
+        os.replace(beside, path)
     _sync_folder(path.parent)
 
 
@@ -215,7 +252,13 @@ def read_log(path: Path) -> tuple[list[dict[str, Any]], int | None]:
     return lines, at if parts[-1] else None
 
 
-def _is_there(folder: Path, line: Mapping[str, Any]) -> bool:
+def all_lines(folder: Path) -> list[dict[str, Any]]:
+    """The lines of all logs of a folder."""
+    logs = [folder / LOG, *sorted(folder.glob(LOGS))]
+    return [line for log in logs for line in read_log(log)[0]]
+
+
+def is_there(folder: Path, line: Mapping[str, Any]) -> bool:
     """Whether a shard has the length that it was written with."""
     try:
         size = (folder / str(line["file"])).stat().st_size

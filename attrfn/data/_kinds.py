@@ -13,6 +13,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, default_
 from attrfn._torch.say import say
 from attrfn.data._columns import Columns
 from attrfn.data._files import file_source
+from attrfn.data._ray_data import is_ray_data, ray_stream
 from attrfn.data._sources import Examples, Held, Indexed, Source, Stream, plain
 
 _EXAMPLES = 32  # of a stream, which are put together
@@ -29,6 +30,8 @@ def source(data: Any, columns: Columns) -> Source:
         return file_source(data, columns)
     if isinstance(data, DataLoader):
         return _loader(data, columns)
+    if is_ray_data(data):
+        return ray_stream(data, columns)
     if hasattr(data, "iloc") and hasattr(data, "columns"):  # a table of pandas
         data = {name: data[name].to_numpy() for name in data.columns}
     if isinstance(data, (Tensor, Mapping, tuple)) or hasattr(data, "__array__"):

@@ -14,7 +14,7 @@ from torch import Tensor
 from attrfn._explain.shared import marked
 from attrfn._torch.say import say
 from attrfn._torch.typing import Tree
-from attrfn.data._folder import LOG, MANIFEST, current, read_json, read_log
+from attrfn.data._folder import MANIFEST, all_lines, current, read_json
 from attrfn.data._reduce import reduction
 from attrfn.data._shards import Shard
 from attrfn.data._sources import joined_leaves
@@ -37,7 +37,7 @@ class Attributions:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.manifest: dict[str, Any] = read_json(path / MANIFEST)
-        self._lines, _ = read_log(path / LOG)
+        self._lines = all_lines(path)
         self._shards: list[tuple[int, int, Shard, str]] = []
         self.failed: dict[int, str] = {}
         end = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import optree
 import torch
@@ -34,6 +34,26 @@ _LEAST, _MOST = 8, 1024
 _WITHOUT_A_GUESS = 32  # a token has few bytes, and its embedding has many
 
 
+class Plan(NamedTuple):
+    """What is to be done.
+
+    Attributes:
+        manifest: What the manifest says, without the form of the attributions.
+        gaps: From row to row, what is missing; None: to the end, wherever that is.
+        size: The rows of a batch.
+        rows: The rows after which a shard ends.
+        now: How many rows are explained at once in the beginning.
+        done: The lines of what is there.
+    """
+
+    manifest: dict[str, Any]
+    gaps: list[tuple[int, int | None]]
+    size: int
+    rows: int
+    now: int
+    done: list[dict[str, Any]]
+
+
 class Run:
     """One call of ``explain``."""
 
@@ -49,37 +69,30 @@ class Run:
 
     def all(self, batch_size: int | str, sink: Memory) -> None:
         """Everything, into memory."""
-        size = self._size(batch_size, self.data.first())
-        runner = self._runner(size)
+        size = self.size(batch_size, self.data.first())
+        runner = self.runner(size)
         end = 0
-        batches = self._batches([(0, self.data.length)], size)
-        with self._bar(0) as advance, each_once(), contextlib.closing(batches):
+        batches = self.batches([(0, self.data.length)], size)
+        with self.bar(0) as advance, each_once(), contextlib.closing(batches):
             for batch in batches:
                 sink.put(runner.explain(batch))
                 advance(batch.size)
                 end = batch.start + batch.size
-        self._check_end(end)
+        self.check_end(end)
 
     def into(self, folder: Folder, batch_size: int | str, resume: bool) -> Attributions:
         """What is missing, into a folder."""
-        wanted = self._manifest()
-        folder.open(wanted, resume)
-        done = folder.done()
-        total = folder.total() if folder.manifest else None
-        gaps = list(_gaps(done, self.data.length if total is None else total))
-        if not gaps:
-            return self._finished(folder, done)
-        first = self.data.first()
-        old = folder.manifest
-        size = old["batch_size"] if old and batch_size == "auto" else self._size(batch_size, first)
-        rows = old["shard_rows"] if old else _shard_rows(size, first)
-        sink = Shards(folder, {**wanted, "batch_size": size, "shard_rows": rows}, rows)
-        runner = self._runner(min(size, done[-1]["size"]) if done else size)
+        plan = self.plan_into(folder, batch_size, resume)
+        done = plan.done
+        if not plan.gaps:
+            return self.finished(folder, done)
+        sink = Shards(folder, plan.manifest, plan.rows)
+        runner = self.runner(plan.now)
         end = done[-1]["stop"] if done else 0
-        batches = self._batches(gaps, size, rows)
+        batches = self.batches(plan.gaps, plan.size, plan.rows)
         with delayed_interrupt() as interrupt, each_once(), contextlib.closing(batches):
             try:
-                with self._bar(sum(d["stop"] - d["start"] for d in done)) as advance:
+                with self.bar(sum(d["stop"] - d["start"] for d in done)) as advance:
                     for batch in batches:
                         if interrupt.is_pressed():
                             break
@@ -90,7 +103,7 @@ class Run:
                         if interrupt.is_pressed():
                             break
                     else:
-                        self._check_end(end)
+                        self.check_end(end)
             except BaseException:
                 sink.stop()
                 raise
@@ -99,7 +112,30 @@ class Run:
             raise KeyboardInterrupt(f"{end} examples are in {folder.path}: call again to go on")
         return read(folder.path)
 
-    def _finished(self, folder: Folder, done: list[Any]) -> Attributions:
+    def plan(self, batch_size: int | str) -> Plan:
+        """All that there is."""
+        first = self.data.first()
+        size = self.size(batch_size, first)
+        return Plan({}, [(0, self.data.length)], size, _shard_rows(size, first), size, [])
+
+    def plan_into(self, folder: Folder, batch_size: int | str, resume: bool) -> Plan:
+        """What is missing in a folder."""
+        wanted = self.manifest()
+        folder.open(wanted, resume)
+        done = folder.done()
+        old = folder.manifest
+        total = folder.total() if old else None
+        gaps = list(gaps_of(done, self.data.length if total is None else total))
+        if not gaps:
+            return Plan(wanted, [], 0, 0, 0, done)
+        first = self.data.first()
+        size = old["batch_size"] if old and batch_size == "auto" else self.size(batch_size, first)
+        rows = old["shard_rows"] if old else _shard_rows(size, first)
+        now = min(size, done[-1]["size"]) if done else size
+        manifest = {**wanted, "batch_size": size, "shard_rows": rows}
+        return Plan(manifest, gaps, size, rows, now, done)
+
+    def finished(self, folder: Folder, done: list[Any]) -> Attributions:
         """Nothing is missing."""
         if not done:
             raise ValueError("data has no examples, expected at least one")
@@ -107,7 +143,7 @@ class Run:
             folder.log({"complete": done[-1]["stop"]})
         return read(folder.path)
 
-    def _check_end(self, end: int) -> None:
+    def check_end(self, end: int) -> None:
         """Refuse data that are none, or another number than they said.
 
         Raises:
@@ -127,20 +163,22 @@ class Run:
                 "number: what came is kept; repair its length and call again"
             )
 
-    def _runner(self, size: int) -> Runner:
+    def runner(self, size: int) -> Runner:
+        """What explains batches, so many rows at once."""
         model = shared_by_all(self.model_fn, self.data.length)
         return Runner(model, self.options, self.data, self.device, size, self.skip)
 
-    def _batches(
+    def batches(
         self, gaps: list[tuple[int, int | None]], size: int, rows: int | None = None
     ) -> Generator[Batch, None, None]:
         """The batches of what is missing, read ahead where that takes time."""
-        found = self._read(gaps, size, rows)
+        found = self.read(gaps, size, rows)
         return ahead(found) if self.data.slow else found
 
-    def _read(
+    def read(
         self, gaps: list[tuple[int, int | None]], size: int, rows: int | None
     ) -> Generator[Batch, None, None]:
+        """The batches of what is missing, read where they are used."""
         # Batches end at multiples of their size whatever is missing, so that an example is in the
         # same batch as in a call that ran through, and gets the same bits.
         for start, stop in gaps:
@@ -154,13 +192,15 @@ class Run:
                 yield batch
                 start += batch.size
 
-    def _bar(self, done: int) -> Any:
+    def bar(self, done: int) -> Any:
+        """A bar for what is not done."""
         total = self.data.length
         shown = self.progress and total is not None
         label = getattr(self.options.method, "__name__", "explain")
         return steps((total or 0) - done, label, shown, ("example", "examples"))
 
-    def _size(self, batch_size: int | str, first: Rows | None) -> int:
+    def size(self, batch_size: int | str, first: Rows | None) -> int:
+        """The rows of a batch."""
         if batch_size != "auto":
             return int(batch_size)
         if self.data.batch is not None:
@@ -171,7 +211,7 @@ class Run:
             return len(first)
         return _guess(first, self.device)
 
-    def _manifest(self) -> dict[str, Any]:
+    def manifest(self) -> dict[str, Any]:
         """What is known before anything has run."""
         options = self.options
         return {
@@ -188,7 +228,7 @@ class Run:
         }
 
 
-def _gaps(done: list[Any], length: int | None) -> Iterator[tuple[int, int | None]]:
+def gaps_of(done: list[Any], length: int | None) -> Iterator[tuple[int, int | None]]:
     """From row to row, what is missing; None: to the end, wherever that is."""
     start = 0
     for line in done:

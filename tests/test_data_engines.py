@@ -198,7 +198,7 @@ dist.destroy_process_group()
     ]
     for found in ranks(code, 2, tmp_path):
         assert [text[: len(e)] for text, e in zip(found, expected, strict=True)] == expected
-        assert all(len(text) < 400 for text in found)
+        assert all(len(text) < 320 for text in found)
 
 
 def test_an_error_of_one_rank_ends_the_call(tmp_path: Path) -> None:

@@ -208,6 +208,20 @@ def test_actors_give_what_one_process_gives(tmp_path: Path) -> None:
         whole(tmp_path / "ray" / folder)
 
 
+def deadly(model_fn: Any, inputs: torch.Tensor) -> torch.Tensor:
+    if bool((inputs == X[60]).all(1).any()):
+        os._exit(1)
+    return inputs
+
+
+@pytest.mark.fuzz
+def test_an_actor_that_always_dies_ends_the_call(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"has died at the same rows 4 times \(\w+\), as it does"):
+        by_ray(deadly, NET, X, batch_size=4, out=tmp_path)
+    rows = [line for line in _folder.all_lines(tmp_path) if "file" in line]
+    assert rows
+
+
 def test_files_are_read_by_each_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from safetensors.torch import save_file
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import pickle
 import traceback
 import uuid
 import warnings
@@ -82,7 +81,8 @@ class Actor:
             except Exception as error:  # raised where the call was made
                 done.error, done.trace = portable(error), traceback.format_exc()
         done.warnings = [str(w.message) for w in caught if w.category is UserWarning]
-        return {"done": [pickle.dumps(done)]}
+        # By value: a class of the user's script, which no module here has, comes back as itself.
+        return {"done": [need("ray.cloudpickle", "engine='ray'", "ray").dumps(done)]}
 
     def _do(self, done: Done) -> None:
         work = self._ready(done.start)

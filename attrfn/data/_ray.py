@@ -30,6 +30,7 @@ from attrfn.data._sinks import Memory
 from attrfn.data._sources import first_line
 from attrfn.data._work import Call, absolute, check_whole, is_stream, part_rows, parts
 
+_RETRIES = 3  # of a part whose actor dies; without this, Ray tries it for ever
 _NAMES = {"given": "one of the options"}  # of the fields of a call that are no arguments
 
 
@@ -43,6 +44,12 @@ def over_actors(
         ValueError: The data have no rows by number, or the cluster has no room.
     """
     need("ray.data", "engine='ray'", "ray")
+    device = device_of(call.model_fn)
+    if device is not None and device.type != "cpu":
+        raise ValueError(
+            f"model_fn has parameters on {device}, expected the CPU: engine='ray' sends it to "
+            "workers, which move it to GPUs of their own"
+        )
     data = Blocks(call.data) if is_ray_data(call.data) else absolute(call.data)
     call = dataclasses.replace(call, data=data)
     run = call.run(divided=True)
@@ -50,12 +57,6 @@ def over_actors(
         raise TypeError(
             "data has no rows by number, so that engine='ray' cannot divide it: give a Dataset, "
             "tensors, a file or a ray.data.Dataset, or use engine='torchrun', whose ranks read all"
-        )
-    device = device_of(call.model_fn)
-    if device is not None and device.type != "cpu":
-        raise ValueError(
-            f"model_fn has parameters on {device}, expected the CPU: engine='ray' sends it to "
-            "workers, which move it to GPUs of their own"
         )
     if out is None:
         return _into_memory(_Cluster(call, engine, None), run, batch_size, Memory(statistic))
@@ -111,10 +112,17 @@ class _Cluster:
                 fn_constructor_args=(self._sent(), plan, self._out, self._gpus > 0),
                 num_cpus=self._cpus,
                 num_gpus=self._gpus or None,
+                ray_remote_args_fn=lambda: {"max_task_retries": _RETRIES},
             )
-        rows = done.iter_rows()
-        for row in rows:
-            yield _read(pickle.loads(row["done"]))
+        try:
+            for row in done.iter_rows():
+                yield _read(pickle.loads(row["done"]))
+        except self._ray.exceptions.RayError as error:
+            raise RuntimeError(
+                f"a worker of Ray has died at the same rows {_RETRIES + 1} times "
+                f"({type(error).__name__}), as it does where its machine runs out of memory: give "
+                "a smaller batch_size or fewer workers and call again; what is in a folder is kept"
+            ) from error
 
     def _sent(self) -> dict[str, Any]:
         """References of the arguments, each of which is sent once."""
@@ -196,6 +204,7 @@ def _into_folder(
         raise KeyboardInterrupt(f"what is done is in {folder.path}: call again to go on")
     total = run.data.length or 0
     run.check_end(total)
+    folder.merge()  # which removes what a killed worker has not finished
     check_whole(folder, total)
     folder.log({"complete": total})
     return read(folder.path)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from attrfn._explain.shared import marked
+from attrfn._torch.say import say
 from attrfn._torch.typing import Tree
 from attrfn._torch.warn import warn
 from attrfn.data._ahead import Behind
@@ -34,23 +35,26 @@ class Memory:
         self._state = None if reduce is None else reduce.init()
         self._parts: list[list[Tensor]] = []
         self._spec: Any = None
+        self._form: tuple[Any, ...] | None = None
         self._failed: dict[int, str] = {}
         self._scores: str | None = None
 
     def put(self, found: Found) -> None:
         """Take the attributions of a batch."""
         self._failed.update(found.failed)
+        leaves, spec = optree.tree_flatten(found.tree)
+        form = (spec, *[(t.dtype, t.shape[1:]) for t in leaves])
+        if self._form is not None and form != self._form:
+            raise ValueError(
+                f"example {found.start}: the attributions are {say(form)}, expected {say(self._form)} "
+                "as for the first batch"
+            )
+        self._form = form
         if self._reduce is not None:
             tree, index = found.good()
             if len(index):
                 self._state = self._reduce.update(self._state, tree, index)
             return
-        leaves, spec = optree.tree_flatten(found.tree)
-        if self._spec is not None and spec != self._spec:
-            raise ValueError(
-                f"example {found.start}: the attributions are {spec}, expected {self._spec} as for "
-                "the first batch"
-            )
         self._spec, self._scores = spec, found.scores
         self._parts.append(leaves)
 

@@ -137,20 +137,21 @@ class Work:
         self.run = run
         self.plan = plan
         self.runner = run.runner(plan.now)
-        first = run.data.first()
-        if first is not None:
-            run.data.check(first, 0)
         # Rows that failed are filled in the form of those that did not, which a worker may not have
         # seen: as the local engine, it takes the first batch, and raises if all of that fails.
-        if run.skip and start > 0:
-            if not is_stream(run):
-                batch = run.data.read(0, plan.size, skip=True)
-            else:  # of which what is read does not come again
-                rows = None if first is None else first.pick(slice(0, plan.size))
-                count = 0 if rows is None else len(rows)
-                batch = Batch(0, count, rows, torch.arange(count), {}) if count else None
-            if batch is not None:
-                self.runner.explain(batch)
+        batch = self._first_batch() if run.skip and start > 0 else None
+        if batch is not None:
+            self.runner.explain(batch)
+
+    def _first_batch(self) -> Batch | None:
+        data, size = self.run.data, self.plan.size
+        if not is_stream(self.run):
+            return data.read(0, size, skip=True)
+        first = data.first()
+        if first is None:
+            return None
+        rows = first.pick(slice(0, size))  # not read, because a stream does not come again
+        return Batch(0, len(rows), rows, torch.arange(len(rows)), {})
 
     def found(self, start: int, stop: int) -> Iterator[Found]:
         """The attributions of some rows, batch by batch."""

@@ -161,6 +161,7 @@ def test_what_ranks_refuse(tmp_path: Path) -> None:
     """All ranks raise the same; a process group of the user is left as it is."""
     code = """
 import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DistributedSampler
 dist.init_process_group("gloo")
 other = network()
@@ -180,6 +181,8 @@ found = [
     said(lambda: saliency(NET, divided)),
     said(lambda: saliency(NET, X, out=out / "other")),
     said(lambda: saliency(NET, X if rank == "0" else "no.parquet")),
+    said(lambda: saliency(torch.nn.parallel.DistributedDataParallel(network()), X)),
+    said(lambda: saliency(fully_shard(network()), X)),
     said(lambda: saliency(NET, X)),
 ]
 assert dist.is_initialized()
@@ -194,6 +197,8 @@ dist.destroy_process_group()
         "ValueError: data is a DataLoader with a DistributedSampler",
         "FileExistsError: out is ",
         "FileNotFoundError: data is ",
+        "ValueError: model_fn has a DistributedDataParallel",
+        "ValueError: model_fn has parameters of the type DTensor",
         "nothing",
     ]
     for found in ranks(code, 2, tmp_path):

@@ -40,20 +40,21 @@ class Ray:
         if self.workers is not None and not is_count(self.workers):
             raise ValueError(f"workers is {say(self.workers)}, expected at least 1, or None")
         if not _is_amount(self.cpus) or self.cpus == 0:
-            raise ValueError(f"cpus is {say(self.cpus)}, expected a number above 0")
-        whole = _is_amount(self.gpus) and (self.gpus < 1 or self.gpus == int(self.gpus))
-        if self.gpus is not None and not whole:
             raise ValueError(
-                f"gpus is {say(self.gpus)}, expected a whole number, a part of one GPU such as "
-                "0.5, or None"
+                f"cpus is {say(self.cpus)}, expected a whole number, or a part of one such as 0.5"
+            )
+        if self.gpus is not None and not _is_amount(self.gpus):
+            raise ValueError(
+                f"gpus is {say(self.gpus)}, expected a whole number, a part of one such as 0.5, or "
+                "None"
             )
 
 
-Engine = str | Ray
-
-
 def _is_amount(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e6
+    """Whether Ray can hand out so many: a whole number, or a part of one."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return 0 <= value < 1 or (1 <= value < 1e6 and value == int(value))
 
 
 def check_engine(engine: Any) -> None:

@@ -16,6 +16,15 @@ from typing import Any
 from attrfn._torch.say import say
 from attrfn._torch.warn import each_once
 from attrfn.data._ahead import ahead, delayed_interrupt
+from attrfn.data._digest import modules_of
+from attrfn.data._folder import Folder
+from attrfn.data._ranks import Ranks, ranks_of_process
+from attrfn.data._read import Attributions, read
+from attrfn.data._reduce import Reduce
+from attrfn.data._run import Plan, Run
+from attrfn.data._runner import Found
+from attrfn.data._sinks import Memory, Shards
+from attrfn.data._sources import Batch
 from attrfn.data._work import (
     Call,
     Part,
@@ -28,14 +37,8 @@ from attrfn.data._work import (
     part_rows,
     parts,
 )
-from attrfn.data._folder import Folder
-from attrfn.data._ranks import Ranks, ranks_of_process
-from attrfn.data._read import Attributions, read
-from attrfn.data._reduce import Reduce
-from attrfn.data._run import Plan, Run
-from attrfn.data._runner import Found
-from attrfn.data._sinks import Memory, Shards
-from attrfn.data._sources import Batch
+
+_SHARDED = {"DTensor", "FlatParameter"}
 
 
 def over_ranks(
@@ -51,6 +54,7 @@ def over_ranks(
             "data is a ray.data.Dataset, expected data that every rank reads by itself: use "
             "engine='ray', or give the path of a Parquet file"
         )
+    _check_model(call.model_fn)
     with ranks_of_process() as ranks:
         run = ranks.together(lambda: call.run(divided=True))
         differ = differences(ranks.agreed(run.manifest))
@@ -60,6 +64,27 @@ def over_ranks(
         if out is None:
             return _into_memory(ranks, run, batch_size, Memory(statistic))
         return _into_folder(ranks, run, absolute(out), batch_size, resume)
+
+
+def _check_model(model_fn: Any) -> None:
+    """Refuse a model whose ranks have to run it together.
+
+    Raises:
+        ValueError: It is one.
+    """
+    modules = [m for outer in modules_of(model_fn) for m in outer.modules()]
+    if any(type(m).__name__ == "DistributedDataParallel" for m in modules):
+        raise ValueError(
+            "model_fn has a DistributedDataParallel, whose ranks wait for each other at every "
+            "batch: give the model that it wraps, its attribute module"
+        )
+    kinds = {type(p).__name__ for m in modules for p in m.parameters(recurse=False)}
+    if kinds & _SHARDED:
+        raise ValueError(
+            f"model_fn has parameters of the type {min(kinds & _SHARDED)}, which the ranks hold and "
+            "use together, so that they cannot explain different rows: use engine='local' on every "
+            "rank, with the same data and no folder, or one folder for each"
+        )
 
 
 class _Share:

@@ -1,11 +1,10 @@
 """Two workers: what Ray and torchrun cost beside the same rows in one process.
 
-One process, two actors of Ray and two ranks of torchrun explain the same data set into a folder, with
-one thread each. The first table has the rows per second of each, beside those of one process; on a
-machine with two free cores twice as many are the most. The second divides the time that a call takes
-longer than its explaining by the number of its batches: a call is made with batches of one row, whose
-explaining takes almost nothing. Starting Ray and the processes is timed by itself. Prints the tables
-and writes them to benchmarks/results/.
+One process, two actors of Ray and two ranks of torchrun explain the same data set into a folder,
+with one thread each. The first table has the rows per second of each, beside those of one process;
+on a machine with two free cores twice as many are the most. The second has what a call takes, and
+what a batch more takes, with batches of one row, whose explaining takes little. Starting Ray and
+the processes does not count. Prints the tables and writes them to benchmarks/results/.
 """
 
 from __future__ import annotations

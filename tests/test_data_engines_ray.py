@@ -111,7 +111,8 @@ def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
     files = {p.name: p.stat().st_mtime_ns for p in tmp_path.glob("rows-*")}
     assert files
     found = said(lambda: by_ray(run, fragile, bad, batch_size=5, out=tmp_path))
-    assert found == "ValueError: example 50: too large"
+    assert found.startswith("ValueError: example 50: ")
+    assert found.endswith("too large")
     bad[50] = 0.5
     expected = local(run, fragile, bad, batch_size=5)
     same(by_ray(run, fragile, bad, batch_size=5, out=tmp_path)[:], expected)
@@ -125,7 +126,9 @@ def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:.*examples failed")
 def test_a_data_set_of_ray(tmp_path: Path) -> None:
     """Rows are numbered by the order of the blocks, whichever is read first."""
-    items = [{"x": x, "y": y, "i": i} for i, (x, y) in enumerate(zip(X.numpy(), Y.tolist()))]
+    items = [
+        {"x": x, "y": int(y), "i": i} for i, (x, y) in enumerate(zip(X.numpy(), Y, strict=True))
+    ]
     data = ray.data.from_items(items, override_num_blocks=7)
     columns = {"inputs": "x", "target": "y"}
     mapped = data.map_batches(late, batch_size=None)
@@ -216,7 +219,9 @@ def deadly(model_fn: Any, inputs: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.fuzz
 def test_an_actor_that_always_dies_ends_the_call(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"has died at the same rows 4 times \(\w+\), as it does"):
+    with pytest.raises(
+        RuntimeError, match=r"has died at the same rows 4 times \(\w+\), as it does"
+    ):
         by_ray(deadly, NET, X, batch_size=4, out=tmp_path)
     rows = [line for line in _folder.all_lines(tmp_path) if "file" in line]
     assert rows

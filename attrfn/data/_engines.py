@@ -13,8 +13,8 @@ from attrfn._torch.say import say
 class Ray:
     """The engine Ray, with what each worker gets: ``attrfn.data.explain(..., engine=Ray(...))``.
 
-    ``engine="ray"`` is ``engine=Ray()``. A worker is an actor that holds the model. Workers for which
-    the cluster has no room wait until it has.
+    ``engine="ray"`` is ``engine=Ray()``. A worker is an actor that holds the model. Workers for
+    which the cluster has no room wait until it has.
 
     Args:
         workers: How many there are; ``None``: as many as the cluster has room for.

@@ -3,8 +3,8 @@
 ``manifest.json`` says what was run, and never changes. ``done.jsonl`` gets a line for each shard. A
 shard is written beside its place, given to the disk (fsync) and renamed; then its line is added and
 given to the disk. So a line stands for a whole shard, whatever the moment at which a process ends,
-and a shard without a line is written again. Where several processes write, each has a log of its own,
-``done-....jsonl``, until the first of them puts all lines into one.
+and a shard without a line is written again. Where several processes write, each has a log of its
+own, ``done-....jsonl``, until the first of them puts all lines into one.
 """
 
 from __future__ import annotations

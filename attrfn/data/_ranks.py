@@ -97,7 +97,10 @@ def ranks_of_process() -> Iterator[Ranks]:
                 "by torchrun, such as torchrun --nproc-per-node=2 script.py, or use engine='local'"
             )
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    store = dist.PrefixStore(f"attrfn.data/{next(_CALLS)}", _store())
+    # The store of torchrun outlives ranks that it starts again, with what those before have left.
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    name = f"attrfn.data/{start}/{size}/{next(_CALLS)}"
+    store = dist.PrefixStore(name, _store())
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=_LONG)
     try:
         yield Ranks(None)

@@ -1,8 +1,9 @@
 """The engine ``"ray"``: actors of Ray Data that hold the model, and parts of the rows as blocks.
 
-A part is a block of one row, from where to where; ``map_batches`` gives it to an actor, which reads,
-explains and writes the rows. If an actor dies, Ray starts another one and gives it the parts that
-were not done. Only this process writes the log of a folder, when an actor says that shards are there.
+A part is a block of one row, from where to where; ``map_batches`` gives it to an actor, which
+reads, explains and writes the rows. If an actor dies, Ray starts another one and gives it the parts
+that were not done. Only this process writes the log of a folder, when an actor says that shards are
+there.
 """
 
 from __future__ import annotations
@@ -192,14 +193,18 @@ def _into_folder(
         return run.finished(folder, plan.done)
     results = cluster.results(plan._replace(done=[]))
     there = sum(line["stop"] - line["start"] for line in plan.done)
-    with delayed_interrupt() as interrupt, each_once(), contextlib.closing(results):
-        with run.bar(there) as advance:
-            for done in results:
-                _log(folder, done)
-                _raise(done)
-                advance(done.stop - done.start)
-                if interrupt.is_pressed():
-                    break
+    with (
+        delayed_interrupt() as interrupt,
+        each_once(),
+        contextlib.closing(results),
+        run.bar(there) as advance,
+    ):
+        for done in results:
+            _log(folder, done)
+            _raise(done)
+            advance(done.stop - done.start)
+            if interrupt.is_pressed():
+                break
     if interrupt.is_pressed():
         raise KeyboardInterrupt(f"what is done is in {folder.path}: call again to go on")
     total = run.data.length or 0

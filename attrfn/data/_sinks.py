@@ -46,8 +46,8 @@ class Memory:
         form = (spec, *[(t.dtype, t.shape[1:]) for t in leaves])
         if self._form is not None and form != self._form:
             raise ValueError(
-                f"example {found.start}: the attributions are {say(form)}, expected {say(self._form)} "
-                "as for the first batch"
+                f"example {found.start}: the attributions are {say(form)}, expected "
+                f"{say(self._form)} as for the first batch"
             )
         self._form = form
         if self._reduce is not None:

@@ -1,8 +1,8 @@
 """The engine ``"torchrun"``: ranks that share the rows of a data set.
 
 Every rank makes the same call and knows all parts; rank r of W explains the parts r, r + W, r + 2 W
-and so on. Ranks talk over a process group of gloo of their own, about what is to be done and whether
-all is; attributions go over it only where there is no folder.
+and so on. Ranks talk over a process group of gloo of their own, about what is to be done and
+whether all is; attributions go over it only where there is no folder.
 """
 
 from __future__ import annotations
@@ -81,9 +81,9 @@ def _check_model(model_fn: Any) -> None:
     kinds = {type(p).__name__ for m in modules for p in m.parameters(recurse=False)}
     if kinds & _SHARDED:
         raise ValueError(
-            f"model_fn has parameters of the type {min(kinds & _SHARDED)}, which the ranks hold and "
-            "use together, so that they cannot explain different rows: use engine='local' on every "
-            "rank, with the same data and no folder, or one folder for each"
+            f"model_fn has parameters of the type {min(kinds & _SHARDED)}, which the ranks hold "
+            "and use together, so that they cannot explain different rows: use engine='local' on "
+            "every rank, with the same data and no folder, or one folder for each"
         )
 
 

@@ -91,17 +91,18 @@ def whole(folder: Path) -> None:
     assert len(set(names)) == len(names)
 
 
-def test_a_killed_actor_loses_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("folder", [True, pytest.param(False, marks=pytest.mark.fuzz)])
+def test_a_killed_actor_loses_nothing(tmp_path: Path, folder: bool) -> None:
     expected = local(sampled, NET, X, batch_size=4, target=0)
-    run = functools.partial(by_ray, sampled, NET, X, batch_size=4, target=0)
-    found = run(marker=str(tmp_path / "a"), out=tmp_path / "folder")
-    assert (tmp_path / "a").exists()
+    marker, out = str(tmp_path / "killed"), tmp_path / "folder" if folder else None
+    found = by_ray(sampled, NET, X, batch_size=4, target=0, marker=marker, out=out)
+    assert (tmp_path / "killed").exists()
     same(found[:], expected)
-    whole(tmp_path / "folder")
-    same(run(marker=str(tmp_path / "b")), expected)
-    assert (tmp_path / "b").exists()
+    if out is not None:
+        whole(out)
 
 
+@pytest.mark.fuzz
 def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
     """A folder that the local engine has begun, which stopped at an example."""
     bad = with_bad(50)
@@ -123,6 +124,7 @@ def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
+@pytest.mark.fuzz
 @pytest.mark.filterwarnings("ignore:.*examples failed")
 def test_a_data_set_of_ray(tmp_path: Path) -> None:
     """Rows are numbered by the order of the blocks, whichever is read first."""
@@ -227,6 +229,7 @@ def test_an_actor_that_always_dies_ends_the_call(tmp_path: Path) -> None:
     assert rows
 
 
+@pytest.mark.fuzz
 def test_files_are_read_by_each_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from safetensors.torch import save_file
 
@@ -239,4 +242,5 @@ def test_files_are_read_by_each_worker(tmp_path: Path, monkeypatch: pytest.Monke
     same(run(batch_size=6, out="out")[:], expected)
     assert (tmp_path / "out" / "manifest.json").exists()
     loader = DataLoader(TensorDataset(X, Y), batch_size=6)
-    same(by_ray(attrfn.saliency, NET, loader, columns=PAIR, reduce="mean"), expected.mean(0))
+    mean = functools.partial(local, attrfn.saliency, NET, loader, columns=PAIR, reduce="mean")
+    same(mean(engine=ENGINE), mean())

@@ -12,6 +12,8 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch.distributed as dist
+from torch.distributed import distributed_c10d as c10d
+from torch.distributed.rendezvous import rendezvous
 
 from attrfn.data._work import portable
 
@@ -52,13 +54,13 @@ class Ranks:
     def agreed(self, do: Callable[[], T]) -> list[T]:
         """What a function gives on each rank; if it raises on one, all ranks raise."""
         own: Exception | None = None
-        sent: tuple[bool, Any, str]
+        sent: tuple[bool, Any, str]  # whether it is good, the value or the error, where
         try:
             sent = True, do(), ""
         except Exception as error:
             own = error
             sent = False, portable(error), traceback.format_exc()
-        found = self.gathered(sent)
+        found: list[tuple[bool, Any, str]] = self.gathered(sent)
         failed = next((i for i, (good, _, _) in enumerate(found) if not good), None)
         if failed is None:
             return [value for _, value, _ in found]
@@ -100,7 +102,7 @@ def ranks_of_process() -> Iterator[Ranks]:
     # The store of torchrun outlives ranks that it starts again, with what those before have left.
     start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     name = f"attrfn.data/{start}/{size}/{next(_CALLS)}"
-    store = dist.PrefixStore(name, _store())
+    store = c10d.PrefixStore(name, _store())
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=_LONG)
     try:
         yield Ranks(None)
@@ -111,4 +113,4 @@ def ranks_of_process() -> Iterator[Ranks]:
 @functools.lru_cache(maxsize=1)
 def _store() -> Any:
     """Where ranks meet; kept, because that of rank 0 may be the one that the others use."""
-    return next(iter(dist.rendezvous("env://")))[0]
+    return next(iter(rendezvous("env://")))[0]

@@ -31,8 +31,8 @@ PUBLIC = {
         scale_invariance sensitivity symmetry
     """,
     "attrfn.data": """
-        AUC Accuracy Attributions Loss Top explain importance quantiles read to_pandas to_parquet
-        top_k
+        AUC Accuracy Attributions Loss Ray Top explain importance quantiles read to_pandas
+        to_parquet top_k
     """,
     "attrfn.features": """
         Words patches superpixels words

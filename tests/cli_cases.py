@@ -151,7 +151,8 @@ def run(*words: Any, code: int = 0) -> Any:
 
     importlib.invalidate_caches()
     done = CliRunner().invoke(app, [str(w) for w in words], prog_name="attrfn")
-    assert done.exit_code == code, f"{done.exit_code}: {done.stdout}\n{done.stderr}\n{done.exception!r}"
+    shown = f"{done.exit_code}: {done.stdout}\n{done.stderr}\n{done.exception!r}"
+    assert done.exit_code == code, shown
     return done
 
 

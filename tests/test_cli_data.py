@@ -72,7 +72,6 @@ def test_tables(name: str) -> None:
     assert "a, b, c, d, e, f, label, name: say with" in refuse(name, code=2)
     assert "did you mean 'label'?" in refuse(name, *TABLE, "--target", "label:labels")
     assert "'zzz'" in refuse(name, "--columns", "a,b,zzz")
-    assert "such as" in refuse(name, "--columns", "a,name") or True
 
 
 def test_an_empty_cell_is_named() -> None:
@@ -147,8 +146,8 @@ def test_what_is_no_data() -> None:
     assert "cut.parquet" in refuse("cut.parquet", *TABLE)
     assert "cut.safetensors cannot be read" in refuse("cut.safetensors")
     assert "there is no such file" in refuse("gone.csv")
-    assert "only a folder with a ...ForSequenceClassification" in refuse("t.txt")
-    assert "there is no 'dat'" in refuse("toys:dat") or "did you mean" in refuse("toys:dat")
+    assert "only a Hugging Face ...ForSequenceClassification" in refuse("t.txt")
+    assert "there is no 'dat': did you mean 'data'?" in refuse("toys:dat")
     assert "no examples" in refuse("toys:none")
 
 
@@ -221,12 +220,14 @@ def test_a_folder_of_images() -> None:
     found = explain("photos", model="seen:model", method="gradient")
     torch.testing.assert_close(found, 2 * pixels())
     words = ("--image-mean", "0.5", "--image-std", "0.25,0.5,1", "--out", "p")
-    run("explain", "seen:classes", "photos", "--method", "gradient", *words, "--target", "label:folder")
+    words += ("--target", "label:folder", "--method", "gradient")
+    run("explain", "seen:classes", "photos", *words)
     std = torch.tensor([0.25, 0.5, 1.0])[:, None, None]
     expected = 2 * (pixels() - 0.5) / std
     expected[:2, 1:], expected[2:, 0], expected[2:, 2] = 0, 0, 0
     torch.testing.assert_close(attrfn.data.read("p")[:], expected)
-    run("explain", "seen:model", "photos", "--method", "gradient", "--image-size", "4,6", "--out", "q")
+    words = ("--method", "gradient", "--image-size", "4,6", "--out", "q")
+    run("explain", "seen:model", "photos", *words)
     assert attrfn.data.read("q")[:].shape == (4, 3, 4, 6)
 
 

@@ -28,7 +28,8 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def explain(model: str, *words: Any, code: int = 0) -> Any:
-    return run("explain", model, "toys:data", "--method", "gradient", "--out", "o", *words, code=code)
+    fixed = ("explain", model, "toys:data", "--method", "gradient", "--out", "o")
+    return run(*fixed, *words, code=code)
 
 
 @pytest.mark.parametrize("name", ["square", "scaled", "NET", "net", "Held.inner", "any_number"])
@@ -48,7 +49,7 @@ REFUSED = {
     "toys:gone": "there is no 'gone'",
     "toys:sqare": "did you mean 'square'?",
     "nowhere:model": "no module 'nowhere' is in this folder or installed",
-    "toys:five": "returned a int, expected a module",
+    "toys:five": "returned 5, expected a module",
     "gone.pt2": "there is no such file",
     "model": "there is no such file: give a .pt2 file",
     "weights.pt": "a pickle, which can run any code",
@@ -150,8 +151,9 @@ def test_the_guard_lets_nothing_through(monkeypatch: pytest.MonkeyPatch) -> None
         lambda: torch.load("u.pt", weights_only=False),
     )
     for read in readers:
-        with pytest.raises(ValueError, match=r"^MODEL is 'm'.* can run any code"), nothing_unpickled("m"):
-            read()
+        with pytest.raises(ValueError, match=r"^MODEL is 'm'.* can run any code"):
+            with nothing_unpickled("m"):
+                read()
         assert not Path("opened").exists()
     with nothing_unpickled("m"):
         assert torch.load("w.pt", weights_only=True)["w"].sum() == 2

@@ -1,7 +1,7 @@
 """The command line, ``attrfn`` (extra ``cli``: typer and rich).
 
-``attrfn explain``, ``layers``, ``check``, ``compare``, ``report`` and ``methods`` do from a shell what
-the functions of the library do. ``python -m attrfn`` with arguments is the same program.
+``attrfn explain``, ``layers``, ``check``, ``compare``, ``report`` and ``methods`` do from a shell
+what the functions of the library do. ``python -m attrfn`` with arguments is the same program.
 """
 
 from __future__ import annotations

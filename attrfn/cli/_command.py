@@ -46,15 +46,16 @@ def command(function: F) -> F:
     @functools.wraps(function)
     def run(**given: Any) -> None:
         answer = _answer(function, given)
-        if os.environ.get("RANK", "0") != "0":  # of torchrun, whose first process speaks
-            pass
-        elif given["json"]:
-            typer.echo(as_json(answer.data))
-        else:
-            answer.show()
+        if is_first(given.get("engine")):
+            typer.echo(as_json(answer.data)) if given["json"] else answer.show()
         raise typer.Exit(answer.code)
 
     return run  # type: ignore[return-value]
+
+
+def is_first(engine: Any) -> bool:
+    """Whether this process speaks: of those that torchrun started, the first one."""
+    return getattr(engine, "value", engine) != "torchrun" or os.environ.get("RANK", "0") == "0"
 
 
 def _answer(function: Callable[..., Answer], given: dict[str, Any]) -> Answer:

@@ -71,7 +71,7 @@ def compare(
 def _metrics(given: list[str] | None) -> list[str]:
     names = list(given or _USUAL)
     for name in names:
-        pick("--metric", name, metrics(), f"{', '.join(metrics())}")
+        pick("--metric", name, metrics(), "attrfn methods")
     return list(dict.fromkeys(names))
 
 
@@ -80,6 +80,8 @@ def _chosen(names: list[str], layer: str | None, items: list[str]) -> list[Chose
     if len(set(names)) < len(names):
         raise UsageError("--method names a method twice, expected different ones")
     bare = [choose(name, None, None) for name in names]
+    if layer is not None and not any(map(_needs_layer, bare)):
+        raise UsageError("--layer is given, and none of the methods needs one: drop it")
     known = dict(zip(parse_options(items), items, strict=True))
     for option in known:
         if not any(c.takes(option) for c in bare):

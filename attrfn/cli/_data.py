@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,7 +81,7 @@ def open_data(ask: Ask, loaded: Loaded) -> Data:
             return _texts(texts, path, ask, loaded)
     if path.suffix == ".txt":
         raise ValueError(
-            f"DATA is {ask.spec!r}, a text, which only a folder with a ...ForSequenceClassification "
+            f"DATA is {ask.spec!r}, a text, which only a Hugging Face ...ForSequenceClassification "
             "explains here: for language models see attrfn.text.attribute"
         )
     if path.suffix in _TABLES:
@@ -108,8 +109,8 @@ def _folder(path: Path, ask: Ask, loaded: Loaded) -> Data:
     columns = with_inputs(ask.columns, "image")
     if columns.get("target") == "folder" and not found.folders:
         raise ValueError(
-            f"DATA is {ask.spec!r}, whose images are not all in folders, expected a folder for each "
-            "label: give --target a number"
+            f"DATA is {ask.spec!r}, whose images are not all in folders, expected a folder for "
+            "each label: give --target a number"
         )
     return Data(found, columns, "images")
 
@@ -130,8 +131,8 @@ def _table(path: Path, ask: Ask) -> Data:
         empty = frame[name].isna()
         if empty.any():
             raise ValueError(
-                f"{path}, row {int(empty.to_numpy().argmax())}: column {name!r} is empty, expected a "
-                "value: fill it, or drop the row"
+                f"{path}, row {int(empty.to_numpy().argmax())}: column {name!r} is empty, expected "
+                "a value: fill it, or drop the row"
             )
     # All of the names, so that a message about one that is missing can list them.
     return Data({str(name): frame[name].to_numpy() for name in frame.columns}, ask.columns)
@@ -176,7 +177,9 @@ def _arrays(path: Path, dtype: torch.dtype | None) -> Any:
                 f"{path} holds Python objects, which would have to be unpickled, and that can run "
                 "any code: save numbers, as in array.astype(float)"
             ) from error
-        raise ValueError(f"{path} cannot be read: {text}: it may be damaged, write it again") from error
+        raise ValueError(
+            f"{path} cannot be read: {text}: it may be damaged, so write it again"
+        ) from error
 
 
 def _tensor(array: Any, dtype: torch.dtype | None) -> Tensor:
@@ -194,7 +197,9 @@ def _texts(texts: list[Any], path: Path, ask: Ask, loaded: Loaded) -> Data:
     folder = loaded.folder
     assert folder is not None
     tensors = encode(texts, folder, ask.max_length, how, str(path))
-    columns = {"inputs": "input_ids", "bind": tensors.bound, "baselines": "baselines"}
+    takes = inspect.signature(loaded.model.forward).parameters
+    bind = {k: k for k in tensors.bound if k in takes}
+    columns = {"inputs": "input_ids", "bind": bind, "baselines": "baselines"}
     found = dict(tensors.tensors)
     if (label := ask.columns.get("target")) is not None:
         found["target"] = _labels(path, label, loaded)

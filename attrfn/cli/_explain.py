@@ -1,5 +1,6 @@
 """``attrfn explain``: a data set into a folder."""
 
+import contextlib
 import json as json_module
 import os
 import sys
@@ -12,7 +13,7 @@ import attrfn.data
 from attrfn._torch.files import write_whole
 from attrfn.cli import _options as o
 from attrfn.cli._columns import parse_columns, parse_target
-from attrfn.cli._command import Answer, UsageError, command
+from attrfn.cli._command import Answer, UsageError, command, is_first
 from attrfn.cli._data import Ask, open_data
 from attrfn.cli._images import look
 from attrfn.cli._method import choose
@@ -77,7 +78,7 @@ def _size(text: str) -> Any:
 def _run(
     plan: Plan, loaded: Loaded, out: Path, run: dict[str, Any], said: dict[str, Any]
 ) -> Answer:
-    before = time.monotonic()
+    before, is_new = time.monotonic(), not (out / "manifest.json").exists()
     try:
         found: attrfn.data.Attributions = attrfn.data.explain(
             plan.chosen.method,
@@ -90,11 +91,16 @@ def _run(
             **plan.chosen.options,
         )
     except KeyboardInterrupt as stop:
-        if not str(stop):  # pressed twice: the library had no time to say it
-            raise KeyboardInterrupt(f"what is written in {out} stays: call again to go on") from None
+        _note_down(out, said, run)
+        if str(stop):
+            raise
+        # It was pressed twice, and the library had no time to say it.
+        raise KeyboardInterrupt(f"what is written in {out} stays: call again to go on") from None
+    except Exception:
+        if is_new:  # else the folder may be that of another call
+            _note_down(out, said, run)
         raise
-    finally:
-        _note_down(out, said)
+    _note_down(out, said, run)
     return _answer(found, time.monotonic() - before)
 
 
@@ -111,11 +117,12 @@ def _said(plan: Plan, ask: Ask, loaded: Loaded) -> dict[str, Any]:
     }
 
 
-def _note_down(out: Path, said: dict[str, Any]) -> None:
-    """Beside the results; nothing that a later call compares."""
-    if (out / "manifest.json").is_file() and os.environ.get("RANK", "0") == "0":
+def _note_down(out: Path, said: dict[str, Any], run: dict[str, Any]) -> None:
+    """Beside the results; nothing that a later call compares, so that a full disk is no matter."""
+    if (out / "manifest.json").is_file() and is_first(run["engine"]):
         text = json_module.dumps(said, indent=1, ensure_ascii=False) + "\n"
-        write_whole(out / COMMAND, text, "the command line")
+        with contextlib.suppress(OSError):
+            write_whole(out / COMMAND, text, "the command line")
 
 
 def _answer(found: attrfn.data.Attributions, seconds: float) -> Answer:

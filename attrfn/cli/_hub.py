@@ -31,8 +31,8 @@ def folder_model(path: Path) -> Any:
         others = [p.name for pattern in _PICKLES for p in sorted(path.glob(pattern))]
         raise ValueError(
             f"MODEL is {str(path)!r}, which holds {others[0] if others else 'no weights'} and no "
-            ".safetensors, and nothing else is read, since pickles can run any code: write them with "
-            "model.save_pretrained(folder)"
+            ".safetensors, and nothing else is read, since pickles can run any code: write them "
+            "with model.save_pretrained(folder)"
         )
     kind = getattr(transformers("a folder of a Hugging Face model"), name, None)
     if kind is None:
@@ -42,7 +42,7 @@ def folder_model(path: Path) -> Any:
         )
     try:
         model, info = kind.from_pretrained(
-            path, use_safetensors=True, local_files_only=True, output_loading_info=True
+            str(path), use_safetensors=True, local_files_only=True, output_loading_info=True
         )
     except Exception as error:
         text = " ".join(str(error).split())[:150]
@@ -59,8 +59,8 @@ def _architecture(path: Path) -> str:
     file = path / "config.json"
     if not file.is_file():
         raise ValueError(
-            f"MODEL is {str(path)!r}, a folder without a config.json, expected that of a Hugging Face "
-            "model, as model.save_pretrained writes it"
+            f"MODEL is {str(path)!r}, a folder without a config.json, expected that of a Hugging "
+            "Face model, as model.save_pretrained writes it"
         )
     try:
         found = json.loads(file.read_text(encoding="utf-8")).get("architectures")
@@ -79,7 +79,7 @@ def tokenizer(folder: Path) -> Any:
     """
     auto = transformers("a tokenizer").AutoTokenizer
     try:
-        found = auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        found = auto.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:
         text = " ".join(str(error).split())[:120]
         raise ValueError(
@@ -100,10 +100,10 @@ def image_processor(folder: Path | None) -> Any:
         return None
     auto = transformers("preprocessor_config.json").AutoImageProcessor
     try:
-        return auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return auto.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:
         text = " ".join(str(error).split())[:150]
         raise ValueError(
-            f"{folder / 'preprocessor_config.json'} cannot be used: {text}: repair it, or remove it "
-            "and give --image-size, --image-mean and --image-std"
+            f"{folder / 'preprocessor_config.json'} cannot be used: {text}: repair it, or remove "
+            "it and give --image-size, --image-mean and --image-std"
         ) from error

@@ -63,8 +63,8 @@ def _numbers(name: str, text: str, counts: tuple[int, ...]) -> list[float]:
 class Images(Dataset[dict[str, Any]]):
     """The images of a folder and of those in it, in the order of their paths.
 
-    An example is a dict of ``image`` (3, H, W) and, where all images lie in folders, ``folder``, the
-    number of its folder in their alphabetical order.
+    An example is a dict of ``image`` (3, H, W) and, where all images lie in folders, ``folder``,
+    the number of its folder in their alphabetical order.
 
     Args:
         root: The folder.
@@ -73,7 +73,8 @@ class Images(Dataset[dict[str, Any]]):
 
     def __init__(self, root: Path, prepare: Callable[[Any], Tensor]) -> None:
         self.root = root
-        self.files = sorted(p for p in root.rglob("*") if p.suffix.lower() in ENDINGS)
+        found = (p for p in root.rglob("*") if p.suffix.lower() in ENDINGS)
+        self.files = sorted(p for p in found if p.is_file())
         if not self.files:
             raise ValueError(f"DATA is {str(root)!r}, a folder without images: give another one")
         self._prepare = prepare

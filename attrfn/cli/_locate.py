@@ -40,8 +40,8 @@ def locate(reference: str, what: str) -> Any:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise
         raise ValueError(
-            f"{what} is {reference!r}, and no module {module!r} is in this folder or installed: run "
-            "attrfn in the folder that holds it"
+            f"{what} is {reference!r}, and no module {module!r} is in this folder or installed: "
+            "run attrfn in the folder that holds it"
         ) from error
     for name in path.split("."):
         if not hasattr(found, name):
@@ -60,5 +60,8 @@ def needs_nothing(value: Any) -> bool:
         parameters = inspect.signature(value).parameters.values()
     except (TypeError, ValueError):  # built in
         return False
-    several = any(p.kind is p.VAR_POSITIONAL for p in parameters)
-    return not several and all(p.default is not p.empty or p.kind is p.VAR_KEYWORD for p in parameters)
+    # A function of any number of inputs is a model; a class of modules passes them on to nn.Module.
+    rest = {inspect.Parameter.VAR_KEYWORD}
+    if isinstance(value, type):
+        rest.add(inspect.Parameter.VAR_POSITIONAL)
+    return all(p.default is not p.empty or p.kind in rest for p in parameters)

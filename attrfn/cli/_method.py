@@ -91,7 +91,9 @@ def check_complete(chosen: Chosen, given: Iterable[str]) -> None:
         if not needed or name in chosen.options or name in given:
             continue
         if name == "layer":
-            raise UsageError(f"--method {chosen.name} needs --layer: attrfn layers MODEL lists them")
+            raise UsageError(
+                f"--method {chosen.name} needs --layer: attrfn layers MODEL lists them"
+            )
         raise UsageError(
             f"--method {chosen.name} needs {_ELSEWHERE.get(name, f'--option {name}=VALUE')}"
         )
@@ -116,7 +118,7 @@ def parse_options(items: Iterable[str] | None) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    """A number, a word, a tuple of them, the tensor of a file, or what ``module:function`` gives."""
+    """A Python literal, a word, the tensor of a file, or what ``module:function`` gives."""
     if text.startswith("@"):
         return read_tensor(Path(text[1:]), "--option")
     if text.lower() in _WORDS:

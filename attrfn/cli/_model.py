@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from attrfn._torch.say import say
 from attrfn.cli._hub import folder_model
 from attrfn.cli._locate import is_reference, locate, needs_nothing
 from attrfn.cli._safe import nothing_unpickled
@@ -94,14 +95,14 @@ def _refused(path: Path, spec: str) -> Exception:
     """Why a file, or what is none, cannot be the model."""
     if path.suffix.lower() in PICKLES:
         return ValueError(
-            f"MODEL is {spec!r}, a pickle, which can run any code when it is read: read its weights "
-            "with torch.load(weights_only=True) in a function that builds the model, and give "
-            "module:function, or export the model to a .pt2"
+            f"MODEL is {spec!r}, a pickle, which can run any code when it is read: read its "
+            "weights with torch.load(weights_only=True) in a function that builds the model, and "
+            "give module:function, or export the model to a .pt2"
         )
     if path.suffix == ".safetensors":
         return ValueError(
-            f"MODEL is {spec!r}, weights without a model: write a function that builds the model and "
-            "loads them with safetensors.torch.load_file, and give module:function"
+            f"MODEL is {spec!r}, weights without a model: write a function that builds the model "
+            "and loads them with safetensors.torch.load_file, and give module:function"
         )
     if not path.exists():
         return FileNotFoundError(f"MODEL is {spec!r}, and there is no such file: give {_EXPECTED}")
@@ -115,8 +116,7 @@ def _built(spec: str) -> Any:
     if not callable(made):
         where = "returned" if needs_nothing(found) else "is"
         raise TypeError(
-            f"MODEL {spec} {where} a {type(made).__name__}, expected a module or a function of the "
-            "inputs"
+            f"MODEL {spec} {where} {say(made)}, expected a module or a function of the inputs"
         )
     return made
 

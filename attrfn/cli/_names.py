@@ -70,7 +70,7 @@ def pick(what: str, name: str, known: Iterable[str], where: str) -> str:
         return name
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"{where} lists them"
-    raise UsageError(f"{what} is {name!r}, which there is not: {hint}")
+    raise UsageError(f"{what} is {name!r}, which is unknown: {hint}")
 
 
 def summary(function: Callable[..., Any]) -> str:

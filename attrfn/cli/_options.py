@@ -35,8 +35,8 @@ Data = Annotated[
     str,
     typer.Argument(
         metavar="DATA",
-        help="A .parquet, .csv, .tsv, .safetensors, .npy, .npz or .txt file, a folder of images, or "
-        "module:function.",
+        help="A .parquet, .csv, .tsv, .safetensors, .npy, .npz or .txt file, a folder of images, "
+        "or module:function.",
     ),
 ]
 Folder = Annotated[Path, typer.Option("--out", help="The folder that is written to.")]

@@ -78,7 +78,9 @@ def planned(
     if target.predicted:
         root = root_of(loaded.model)
         if root is not None and root.training:
-            raise ValueError("--target is predicted, but MODEL is in training mode: use model.eval()")
+            raise ValueError(
+                "--target is predicted, and MODEL is in training mode: return model.eval()"
+            )
         chosen = chosen._replace(method=of_predicted(chosen.method))
     return Plan(chosen, data, given)
 

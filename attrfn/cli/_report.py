@@ -68,7 +68,8 @@ def _name(found: Any, said: dict[str, Any]) -> str:
 
 def _summary(found: Any, empty: bool) -> str:
     total = found.manifest.get("length")
-    parts = [f"{len(found):,} examples" + (f" of {total:,}" if total and not found.complete else "")]
+    of = f" of {total:,}" if total and not found.complete else ""
+    parts = [f"{len(found):,} examples{of}"]
     parts.append("all are explained" if found.complete else "the run is not complete")
     if found.failed:
         parts.append(f"{len(found.failed):,} failed and count nowhere")
@@ -76,15 +77,16 @@ def _summary(found: Any, empty: bool) -> str:
     if empty:
         return f"{first}\n\nThere is nothing to show: no example has attributions."
     return (
-        f"{first}\n\nRed raises the explained output, blue lowers it. The size of an attribution is "
-        "its absolute value."
+        f"{first}\n\nRed raises the explained output, blue lowers it. The size of an attribution "
+        "is its absolute value."
     )
 
 
 def _run(found: Any, said: dict[str, Any]) -> list[dict[str, object]]:
     """The manifest and the command line, a row for each entry."""
     manifest = found.manifest
-    rows: dict[str, object] = {k: said[k] for k in ("model", "data", "method", "target") if k in said}
+    named = ("model", "data", "method", "target")
+    rows: dict[str, object] = {k: said[k] for k in named if k in said}
     rows |= {f"option {k}": v for k, v in manifest["options"].items()}
     for name in ("columns", "key", "batch_size", "attrfn", "torch"):
         rows[name] = manifest.get(name)

@@ -84,4 +84,5 @@ def mean_inputs(model: Any, data: Data, progress: bool) -> Tree:
 
 def _sign(function: Callable[..., Any]) -> None:
     """Let a function look as if it had the options that columns may name."""
-    function.__signature__ = inspect.signature(attrfn.feature_ablation)  # type: ignore[attr-defined]
+    options = inspect.signature(attrfn.feature_ablation)
+    function.__signature__ = options  # type: ignore[attr-defined]

@@ -2,7 +2,8 @@
 
 The reader of ``.pt2`` programs unpickles what a file asks it to. Python announces each class or
 function that a pickle names by the audit event ``pickle.find_class``; while the guard is up this is
-an error, whoever unpickles. What torch reads with ``weights_only=True`` goes another way, and stays.
+an error, whoever unpickles. What torch reads with ``weights_only=True`` goes another way, and is
+read.
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ def nothing_unpickled(spec: str) -> Iterator[None]:
         yield
     except (PickleError, pickle.UnpicklingError) as error:
         raise ValueError(
-            f"MODEL is {spec!r}, which holds a pickle ({_first(error)}), and reading one can run any "
-            "code: export the model again with plain tensors, or give module:function"
+            f"MODEL is {spec!r}, which holds a pickle ({_first(error)}), and reading one can run "
+            "any code: export the model again with plain tensors, or give module:function"
         ) from error
     finally:
         _GUARD.up = False

@@ -28,9 +28,9 @@ class Texts(NamedTuple):
     pieces: list[list[str]]
 
     @property
-    def bound(self) -> dict[str, str]:
-        """The arguments of the model beside the ids."""
-        return {k: k for k in self.tensors if k not in ("input_ids", "baselines")}
+    def bound(self) -> list[str]:
+        """The arguments of a model beside the ids."""
+        return [k for k in self.tensors if k not in ("input_ids", "baselines")]
 
 
 def is_classifier(loaded: Loaded) -> bool:
@@ -96,8 +96,9 @@ def encode(texts: list[Any], folder: Path, limit: int | None, how: str, name: st
     cut = [] if limit is None else [len(ids) > limit for ids in found(texts)["input_ids"]]
     if any(cut):
         note(f"{sum(cut)} of {len(texts)} texts are cut after {limit} tokens: see --max-length")
-    options = {} if limit is None else {"truncation": True, "max_length": limit}
-    batch = found(texts, padding=True, return_tensors="pt", return_special_tokens_mask=True, **options)
+    options: dict[str, Any] = {} if limit is None else {"truncation": True, "max_length": limit}
+    options |= {"padding": True, "return_tensors": "pt", "return_special_tokens_mask": True}
+    batch = found(texts, **options)
     tensors = dict(batch)
     special = tensors.pop("special_tokens_mask").bool()
     ids, attended = tensors["input_ids"], tensors["attention_mask"].bool()

@@ -6,8 +6,9 @@ import io
 import json
 import os
 import pickle
+import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +52,13 @@ REFUSED = {
     "nowhere:model": "no module 'nowhere' is in this folder or installed",
     "toys:five": "returned 5, expected a module",
     "gone.pt2": "there is no such file",
-    "model": "there is no such file: give a .pt2 file",
+    "model": "there is no such file: give a .pt2 or .onnx file",
     "weights.pt": "a pickle, which can run any code",
     "weights.bin": "weights_only=True",
     "weights.pkl": "a pickle",
     "model.ckpt": "a pickle",
     "weights.safetensors": "weights without a model",
-    "notes.md": "expected a .pt2 file, a folder",
+    "notes.md": "expected a .pt2 or .onnx file, a folder",
     "empty": "a folder without a config.json",
 }
 
@@ -92,8 +93,7 @@ def test_a_device_that_is_not_there() -> None:
 
 def exported(model: nn.Module, x: torch.Tensor) -> Path:
     """A program whose batch has any size."""
-    batch = torch.export.Dim("batch", min=1, max=4096)
-    program = torch.export.export(model, (x,), dynamic_shapes=({0: batch},))
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: "batch"},))
     torch.export.save(program, "m.pt2")
     return Path("m.pt2")
 
@@ -137,10 +137,15 @@ def test_a_pickle_in_a_program_is_not_opened() -> None:
     assert os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD") is None
 
 
-def test_the_guard_lets_nothing_through(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever unpickles, and only while it is up."""
+def guarded(read: Callable[[], Any]) -> Any:
     from attrfn.cli._safe import nothing_unpickled
 
+    with nothing_unpickled("m"):
+        return read()
+
+
+def test_the_guard_lets_nothing_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever unpickles, and only while it is up."""
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     Path("t.pt").write_bytes(pickle.dumps(Tells()))
     torch.save(Tells(), "u.pt")
@@ -152,11 +157,9 @@ def test_the_guard_lets_nothing_through(monkeypatch: pytest.MonkeyPatch) -> None
     )
     for read in readers:
         with pytest.raises(ValueError, match=r"^MODEL is 'm'.* can run any code"):
-            with nothing_unpickled("m"):
-                read()
+            guarded(read)
         assert not Path("opened").exists()
-    with nothing_unpickled("m"):
-        assert torch.load("w.pt", weights_only=True)["w"].sum() == 2
+    assert guarded(lambda: torch.load("w.pt", weights_only=True))["w"].sum() == 2
     assert os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] == "1"
     pickle.loads(Path("t.pt").read_bytes())  # outside it is the user's business
     assert Path("opened").exists()
@@ -239,3 +242,23 @@ def test_code_beside_the_weights_is_not_run() -> None:
     Path("bert/own.py").write_text("import os\nos.mkdir('opened')\n", encoding="utf-8")
     run("layers", "bert")
     assert not Path("opened").exists()
+
+
+def test_programs_of_other_kinds() -> None:
+    """Layers of exported programs by the nodes of the graph too; a file of torch.jit."""
+    pytest.importorskip("attrfn.programs")
+    from toys import NET
+
+    exported(NET, inputs()[:4])
+    found = {r["layer"]: r for r in json_of("layers", "m.pt2", "toys:data")["layers"]}
+    assert found["1"]["output"] == [["B", 8]]
+    assert found["tanh"]["type"] == "operation"
+    explain("m.pt2", "--target", "0", "--layer", "1")
+    expected = attrfn.at_layer(attrfn.gradient, "1")(NET, inputs(), target=0)
+    torch.testing.assert_close(attrfn.data.read("o")[:], expected, rtol=0, atol=1e-12)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit as a whole
+        torch.jit.save(torch.jit.trace(NET, inputs()), "traced.pt")
+    run("explain", "traced.pt", "toys:data", "--method", "gradient", "--target", "0", "--out", "p")
+    expected = attrfn.gradient(NET, inputs(), target=0)
+    torch.testing.assert_close(attrfn.data.read("p")[:], expected, rtol=0, atol=1e-12)

@@ -40,5 +40,9 @@ def program(
     """
 
 
-for _command in (explain, layers, check, compare, report, methods):
-    app.command()(_command)
+app.command()(explain)
+app.command()(layers)
+app.command()(check)
+app.command()(compare)
+app.command()(report)
+app.command()(methods)

@@ -46,8 +46,12 @@ def command(function: F) -> F:
     @functools.wraps(function)
     def run(**given: Any) -> None:
         answer = _answer(function, given)
-        if is_first(given.get("engine")):
-            typer.echo(as_json(answer.data)) if given["json"] else answer.show()
+        if not is_first(given.get("engine")):
+            raise typer.Exit(answer.code)
+        if given["json"]:
+            typer.echo(as_json(answer.data))
+        else:
+            answer.show()
         raise typer.Exit(answer.code)
 
     return run  # type: ignore[return-value]

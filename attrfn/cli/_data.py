@@ -215,7 +215,7 @@ def _labels(path: Path, name: str, loaded: Loaded) -> Tensor:
     numbers = getattr(loaded.model.config, "label2id", None) or {}
     found = [numbers.get(v, v) if isinstance(v, str) else v for v in values]
     for i, v in enumerate(found):
-        if isinstance(v, bool) or not isinstance(v, int) and not hasattr(v, "__index__"):
+        if not hasattr(v, "__index__"):
             raise ValueError(
                 f"{path}, row {i}: the label is {v!r}, expected a whole number or one of "
                 f"{_some([str(k) for k in numbers])}"

@@ -83,9 +83,11 @@ class Images(Dataset[dict[str, Any]]):
         need("PIL", "a folder of images")
 
     def __len__(self) -> int:
+        """The number of images."""
         return len(self.files)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
+        """An image, prepared."""
         file = self.files[i]
         image = need("PIL.Image", "a folder of images")
         try:

@@ -74,7 +74,11 @@ def layer_rows(model_fn: ModelFn, inputs: Tree) -> list[dict[str, Any]]:
         ValueError: The model shows no modules.
     """
     root = root_of(model_fn)
-    named = {} if root is None else {name: m for name, m in root.named_modules() if name}
+    named: dict[str, Any] = {}
+    if root is not None:
+        named = {name: m for name, m in root.named_modules() if name}
+        for name in getattr(root, "node_names", ()):  # the operations of an exported program
+            named.setdefault(name, None)
     if not named:
         raise ValueError("MODEL shows no layers: give the module itself, not a function around it")
     values = {}
@@ -86,8 +90,8 @@ def layer_rows(model_fn: ModelFn, inputs: Tree) -> list[dict[str, Any]]:
     return [
         {
             "layer": name,
-            "type": type(module).__name__,
-            "parameters": sum(p.numel() for p in module.parameters()),
+            "type": "operation" if module is None else type(module).__name__,
+            "parameters": 0 if module is None else sum(p.numel() for p in module.parameters()),
             "output": _shapes(values[name]) if name in values else None,
             "called": name in values if inputs is not None else None,
         }

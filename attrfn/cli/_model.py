@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import zipfile
 from pathlib import Path
 from types import MethodType
 from typing import Any, NamedTuple
@@ -16,8 +17,9 @@ from attrfn.cli._locate import is_reference, locate, needs_nothing
 from attrfn.cli._safe import nothing_unpickled
 from attrfn.cli._say import note
 
+PROGRAMS = {".pt2", ".onnx"}
 PICKLES = {".pt", ".pth", ".th", ".bin", ".ckpt", ".pkl", ".pickle", ".joblib"}
-_EXPECTED = "a .pt2 file, a folder of a Hugging Face model, or module:function"
+_EXPECTED = "a .pt2 or .onnx file, a folder of a Hugging Face model, or module:function"
 # Modules that draw random numbers or mix examples in training mode.
 _NOISY = ("Dropout", "BatchNorm", "SyncBatchNorm")
 
@@ -48,7 +50,7 @@ def load_model(spec: str, device: str | None = None) -> Loaded:
     path = Path(spec)
     if path.is_dir():
         loaded = Loaded(folder_model(path), path)
-    elif path.suffix == ".pt2":
+    elif path.suffix in PROGRAMS or _is_script(path):
         loaded = Loaded(_program(path, spec))
     elif path.exists() or not is_reference(spec):
         raise _refused(path, spec)
@@ -71,6 +73,14 @@ def dtype_of(model: Any) -> torch.dtype | None:
     root = root_of(model)
     found = [] if root is None else [p.dtype for p in root.parameters() if p.is_floating_point()]
     return found[0] if found else None
+
+
+def _is_script(path: Path) -> bool:
+    """Whether a file is one of ``torch.jit.save``, whose code is not pickled."""
+    if path.suffix.lower() not in PICKLES or not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in name for name in archive.namelist())
 
 
 def _program(path: Path, spec: str) -> Any:

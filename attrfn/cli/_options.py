@@ -28,7 +28,7 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A .pt2 program, a folder of a Hugging Face model, or module:function.",
+        help="A .pt2 or .onnx program, a folder of a Hugging Face model, or module:function.",
     ),
 ]
 Data = Annotated[

@@ -25,11 +25,14 @@ class Originals(NamedTuple):
         words: The tokens of texts by example.
     """
 
-    images: Tensor | None = None
-    mean: Any = 0.0
-    std: Any = 1.0
-    labels: dict[int, str] = {}  # noqa: RUF012
-    words: dict[int, list[str]] = {}  # noqa: RUF012
+    images: Tensor | None
+    mean: Any
+    std: Any
+    labels: dict[int, str]
+    words: dict[int, list[str]]
+
+
+NOTHING = Originals(None, 0.0, 1.0, {}, {})
 
 
 def originals(said: dict[str, Any], examples: list[int]) -> Originals:
@@ -41,12 +44,12 @@ def originals(said: dict[str, Any], examples: list[int]) -> Originals:
     """
     reads = {"images": _images, "text": _texts}.get(str(said.get("kind")))
     if reads is None or "index" in said.get("columns", {}):
-        return Originals()
+        return NOTHING
     try:
         return reads(said, examples)
     except Exception as error:
         note(f"the report lacks what was explained: {said_of(error)}", "Warning")
-        return Originals()
+        return NOTHING
 
 
 def _folder(said: dict[str, Any]) -> Path | None:
@@ -63,14 +66,14 @@ def _images(said: dict[str, Any], examples: list[int]) -> Originals:
     shown = torch.stack([data[i]["image"] for i in examples])
     labels = {i: str(data.files[i].relative_to(data.root)) for i in examples}
     mean, std = shown_scale(_folder(said), how)
-    return Originals(shown, mean, std, labels)
+    return Originals(shown, mean, std, labels, {})
 
 
 def _texts(said: dict[str, Any], examples: list[int]) -> Originals:
     path, folder = Path(said["data"]), _folder(said)
     texts = read_texts(path, said["columns"].get("inputs"))
     if texts is None or folder is None:
-        return Originals()
+        return NOTHING
     chosen = [texts[i] for i in examples]
     found = encode(chosen, folder, said.get("max_length"), "pad", str(path))
-    return Originals(words=dict(zip(examples, found.pieces, strict=True)))
+    return NOTHING._replace(words=dict(zip(examples, found.pieces, strict=True)))

@@ -10,7 +10,8 @@ import optree
 import torch
 from torch import Tensor
 
-from attrfn.cli._need import need
+import attrfn.data
+from attrfn import viz
 from attrfn.cli._originals import Originals
 
 _MOST_ELEMENTS = 10_000  # of an example; names for more would take longer than the figure
@@ -32,7 +33,7 @@ class Statistics(NamedTuple):
     top: Any
     ranked: list[list[int]]
 
-    def tables(self, found: Any) -> dict[str, list[dict[str, object]]]:
+    def tables(self, found: attrfn.data.Attributions) -> dict[str, list[dict[str, object]]]:
         """The most important elements of each leaf, and the examples with the most."""
         tables: dict[str, list[dict[str, object]]] = {}
         leaves = zip(found.names(), self.sizes, self.means, self.ranked, strict=True)
@@ -53,22 +54,21 @@ class Statistics(NamedTuple):
         return tables
 
 
-def statistics(found: Any, top: int) -> Statistics | None:
+def statistics(found: attrfn.data.Attributions, top: int) -> Statistics | None:
     """The statistics of a folder; None if no example has attributions."""
     if len(found) == len(found.failed):
         return None
-    data = need("attrfn.data", "a report")
     sizes: list[Any] = [_finite(t) for t in optree.tree_leaves(found.reduce("mean_abs"))]
     means: list[Any] = [_finite(t) for t in optree.tree_leaves(found.reduce("mean"))]
     ranked = [t.flatten().argsort(descending=True, stable=True)[:top].tolist() for t in sizes]
-    return Statistics(sizes, means, found.reduce(data.top_k(top)), ranked)
+    return Statistics(sizes, means, found.reduce(attrfn.data.top_k(top)), ranked)
 
 
 def _finite(t: Tensor) -> Tensor:
     return t.double().nan_to_num(0.0, 0.0, 0.0)
 
 
-def element_names(found: Any, leaf: str, like: Tensor) -> Any:
+def element_names(found: attrfn.data.Attributions, leaf: str, like: Tensor) -> Any:
     """A function from the flat place of an element to its name."""
     table: Sequence[str] | None = found.manifest["table"]
     if table:
@@ -84,7 +84,7 @@ def element_names(found: Any, leaf: str, like: Tensor) -> Any:
     return name
 
 
-def pictures(found: Any, numbers: Statistics, seen: Originals, top: int) -> dict[str, Any]:
+def pictures(found: attrfn.data.Attributions, numbers: Statistics, seen: Originals, top: int) -> dict[str, Any]:
     """Figures by their captions."""
     figures: dict[str, Any] = {}
     leaves: list[Any] = optree.tree_leaves(numbers.top.attributions)
@@ -107,15 +107,13 @@ def _is_map(like: Tensor) -> bool:
     return like.ndim in (2, 3) and min(like.shape[-2:]) > 1
 
 
-def _bars(found: Any, name: str, size: Tensor, top: int) -> Any:
-    viz = need("attrfn.viz", "a report")
+def _bars(found: attrfn.data.Attributions, name: str, size: Tensor, top: int) -> Any:
     names = element_names(found, name, size)
     labels = [names(i) for i in range(size.numel())]
     return viz.bar(size.flatten(), labels, top=top, xlabel="mean size of the attribution")
 
 
 def _mean_map(size: Tensor) -> Any:
-    viz = need("attrfn.viz", "a report")
     maps = size[None, None] if size.ndim == 2 else size[None]
     blank = torch.zeros(1, 1, *size.shape[-2:], dtype=size.dtype)
     return viz.image_grid(
@@ -124,7 +122,6 @@ def _mean_map(size: Tensor) -> Any:
 
 
 def _maps(rows: Tensor, examples: list[int], seen: Originals) -> Any:
-    viz = need("attrfn.viz", "a report")
     maps = _finite(rows[:_SHOWN])
     maps = maps[:, None] if maps.ndim == 3 else maps
     titles = [seen.labels.get(i, f"example {i}") for i in examples[:_SHOWN]]
@@ -139,7 +136,6 @@ def _maps(rows: Tensor, examples: list[int], seen: Originals) -> Any:
 
 def _words(rows: Tensor, numbers: Statistics, seen: Originals) -> Any:
     """The tokens of the first texts, coloured."""
-    viz = need("attrfn.viz", "a report")
     words, values, labels = [], [], []
     for i, row in itertools.islice(zip(numbers.top.examples.tolist(), rows, strict=True), 10):
         if pieces := seen.words.get(i):

@@ -4,6 +4,8 @@ import json as json_module
 from pathlib import Path
 from typing import Any
 
+import attrfn.data
+from attrfn import viz
 from attrfn.cli import _options as o
 from attrfn.cli._command import Answer, command
 from attrfn.cli._explain import COMMAND
@@ -24,10 +26,8 @@ def report(
     debug: o.Debug = False,
 ) -> Answer:
     """Write one HTML file about a folder of results: no scripts, no links, no other files."""
-    data = need("attrfn.data", "a report")
-    viz = need("attrfn.viz", "a report")
-    need("matplotlib", "a report", '"attrfn[cli]"')
-    found = data.read(out)
+    need("matplotlib", "a report")
+    found = attrfn.data.read(out)
     said = _said(out)
     numbers = statistics(found, top)
     figures: dict[str, Any] = {}
@@ -62,11 +62,11 @@ def _said(out: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _name(found: Any, said: dict[str, Any]) -> str:
+def _name(found: attrfn.data.Attributions, said: dict[str, Any]) -> str:
     return str(said.get("method") or str(found.manifest["method"]).split(" #")[0])
 
 
-def _summary(found: Any, empty: bool) -> str:
+def _summary(found: attrfn.data.Attributions, empty: bool) -> str:
     total = found.manifest.get("length")
     of = f" of {total:,}" if total and not found.complete else ""
     parts = [f"{len(found):,} examples{of}"]
@@ -82,7 +82,7 @@ def _summary(found: Any, empty: bool) -> str:
     )
 
 
-def _run(found: Any, said: dict[str, Any]) -> list[dict[str, object]]:
+def _run(found: attrfn.data.Attributions, said: dict[str, Any]) -> list[dict[str, object]]:
     """The manifest and the command line, a row for each entry."""
     manifest = found.manifest
     named = ("model", "data", "method", "target")
@@ -95,7 +95,7 @@ def _run(found: Any, said: dict[str, Any]) -> list[dict[str, object]]:
     return [{"": name, "value": None if v is None else str(v)} for name, v in rows.items()]
 
 
-def _failures(found: Any) -> list[dict[str, object]]:
+def _failures(found: attrfn.data.Attributions) -> list[dict[str, object]]:
     rows = [{"example": i, "why": why} for i, why in sorted(found.failed.items())]
     if len(rows) > _FAILURES:
         more = f"and {len(rows) - _FAILURES:,} more"

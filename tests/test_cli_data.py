@@ -398,3 +398,14 @@ def test_texts_that_do_not_do() -> None:
     Path("bert/tokenizer.json").unlink()
     Path("bert/tokenizer_config.json").unlink()
     assert "no tokenizer that can be read" in refuse("t.txt", model="bert")
+
+
+def test_a_mean_needs_data_that_can_be_read_twice() -> None:
+    Path("once.py").write_text(
+        "import toys\ndef data():\n    yield from toys.data().split(4)\n", encoding="utf-8"
+    )
+    words = ("--method", "integrated_gradients", "--target", "0", "--out", "o")
+    said = refused("explain", "toys:net", "once:data", *words, "--baselines", "mean")
+    assert "DATA is an iterator" in said
+    run("explain", "toys:net", "once:data", *words)
+    assert len(attrfn.data.read("o")) == 20

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import optree
@@ -75,11 +75,21 @@ def mean_inputs(model: Any, data: Data, progress: bool) -> Tree:
         return inputs
 
     _sign(inputs_of)
-    columns = None if data.columns is None else {"inputs": data.columns["inputs"]}
+    if _is_read_once(data.source):
+        raise ValueError(
+            "--baselines is mean, which reads DATA twice, and DATA is an iterator: let its function "
+            "return a Dataset, or give a FILE"
+        )
+    columns = data.columns and {k: v for k, v in data.columns.items() if k == "inputs"}
     found = attrfn.data.explain(
         inputs_of, model, data.source, columns=columns, reduce="mean", progress=progress
     )
     return optree.tree_map(lambda t: t[None], found)
+
+
+def _is_read_once(source: Any) -> bool:
+    """Whether a data set can be read only once."""
+    return isinstance(source, Iterator)
 
 
 def _sign(function: Callable[..., Any]) -> None:

@@ -93,7 +93,7 @@ def test_a_device_that_is_not_there() -> None:
 
 def exported(model: nn.Module, x: torch.Tensor) -> Path:
     """A program whose batch has any size."""
-    program = torch.export.export(model, (x,), dynamic_shapes=({0: "batch"},))
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     torch.export.save(program, "m.pt2")
     return Path("m.pt2")
 

@@ -43,9 +43,7 @@ def check(
     batch = first_rows(loaded.model, found, rows)
     shown = sys.stderr.isatty() if progress is None else progress
     chosen = batch.options.get("target", aim.value)
-    report = attrfn.testing.check_model(
-        batch.model_fn, batch.inputs, target=chosen, progress=shown
-    )
+    report = attrfn.testing.check_model(batch.model_fn, batch.inputs, target=chosen, progress=shown)
     return _answer(report)
 
 

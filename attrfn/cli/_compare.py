@@ -86,9 +86,7 @@ def _chosen(names: list[str], layer: str | None, items: list[str]) -> list[Chose
     for option in known:
         if not any(c.takes(option) for c in bare):
             raise UsageError(f"--option gives {option}, which none of the methods takes")
-    return [
-        choose(c.name, layer if _needs_layer(c) else None, _of(c, known.items())) for c in bare
-    ]
+    return [choose(c.name, layer if _needs_layer(c) else None, _of(c, known.items())) for c in bare]
 
 
 def _of(chosen: Chosen, items: Iterable[tuple[str, str]]) -> list[str]:

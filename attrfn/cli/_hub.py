@@ -86,6 +86,13 @@ def tokenizer(folder: Path) -> Any:
             f"{folder} has no tokenizer that can be read ({text}): save it there with "
             "tokenizer.save_pretrained"
         ) from error
+    # Without its files transformers makes up a tokenizer that knows no words.
+    names = getattr(found, "vocab_files_names", None) or {}
+    if not any((folder / name).is_file() for name in names.values()):
+        raise ValueError(
+            f"{folder} has no tokenizer ({', '.join(names.values())}): save it there with "
+            "tokenizer.save_pretrained"
+        )
     if found.pad_token_id is None:
         raise ValueError(
             f"the tokenizer of {folder} has no token for padding: set tokenizer.pad_token and "

@@ -102,7 +102,8 @@ def layer_rows(model_fn: ModelFn, inputs: Tree) -> list[dict[str, Any]]:
 def _values(model_fn: ModelFn, args: tuple[Any, ...], names: list[str]) -> dict[str, Any]:
     """What the layers return; those that are not called are found half by half."""
     try:
-        return dict(attrfn.activations(model_fn, list(names))(*args)[1])
+        found = attrfn.activations(model_fn, list(names))(*args)[1]
+        return {str(name): value for name, value in found.items()}
     except (TypeError, ValueError):
         if len(names) == 1:
             return {}

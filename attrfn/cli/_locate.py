@@ -61,7 +61,7 @@ def needs_nothing(value: Any) -> bool:
     except (TypeError, ValueError):  # built in
         return False
     # A function of any number of inputs is a model; a class of modules passes them on to nn.Module.
-    rest = {inspect.Parameter.VAR_KEYWORD}
+    rest: tuple[object, ...] = (inspect.Parameter.VAR_KEYWORD,)
     if isinstance(value, type):
-        rest.add(inspect.Parameter.VAR_POSITIONAL)
+        rest += (inspect.Parameter.VAR_POSITIONAL,)
     return all(p.default is not p.empty or p.kind in rest for p in parameters)

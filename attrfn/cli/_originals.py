@@ -31,6 +31,10 @@ class Originals(NamedTuple):
     labels: dict[int, str]
     words: dict[int, list[str]]
 
+    def name(self, i: int) -> str | None:
+        """What an example was, in a line; None if that is not known."""
+        return self.labels.get(i) or " ".join(self.words.get(i, ())) or None
+
 
 NOTHING = Originals(None, 0.0, 1.0, {}, {})
 

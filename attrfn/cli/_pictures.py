@@ -33,7 +33,9 @@ class Statistics(NamedTuple):
     top: Any
     ranked: list[list[int]]
 
-    def tables(self, found: attrfn.data.Attributions) -> dict[str, list[dict[str, object]]]:
+    def tables(
+        self, found: attrfn.data.Attributions, seen: Originals
+    ) -> dict[str, list[dict[str, object]]]:
         """The most important elements of each leaf, and the examples with the most."""
         tables: dict[str, list[dict[str, object]]] = {}
         leaves = zip(found.names(), self.sizes, self.means, self.ranked, strict=True)
@@ -48,8 +50,10 @@ class Statistics(NamedTuple):
                 for i in places
             ]
         scores = zip(self.top.examples.tolist(), self.top.scores.tolist(), strict=True)
+        rows = [{"example": i, "sum of sizes": s, "what": seen.name(i)} for i, s in scores]
+        known = any(row["what"] for row in rows)
         tables["Examples with the largest attributions"] = [
-            {"example": i, "sum of sizes": s} for i, s in scores
+            {k: v for k, v in row.items() if known or k != "what"} for row in rows
         ]
         return tables
 
@@ -84,7 +88,9 @@ def element_names(found: attrfn.data.Attributions, leaf: str, like: Tensor) -> A
     return name
 
 
-def pictures(found: attrfn.data.Attributions, numbers: Statistics, seen: Originals, top: int) -> dict[str, Any]:
+def pictures(
+    found: attrfn.data.Attributions, numbers: Statistics, seen: Originals, top: int
+) -> dict[str, Any]:
     """Figures by their captions."""
     figures: dict[str, Any] = {}
     leaves: list[Any] = optree.tree_leaves(numbers.top.attributions)
@@ -116,9 +122,7 @@ def _bars(found: attrfn.data.Attributions, name: str, size: Tensor, top: int) ->
 def _mean_map(size: Tensor) -> Any:
     maps = size[None, None] if size.ndim == 2 else size[None]
     blank = torch.zeros(1, 1, *size.shape[-2:], dtype=size.dtype)
-    return viz.image_grid(
-        blank, {"mean size": maps}, original=False, outline=False, layout="CHW"
-    )
+    return viz.image_grid(blank, {"mean size": maps}, original=False, outline=False, layout="CHW")
 
 
 def _maps(rows: Tensor, examples: list[int], seen: Originals) -> Any:

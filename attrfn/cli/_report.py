@@ -31,11 +31,11 @@ def report(
     said = _said(out)
     numbers = statistics(found, top)
     figures: dict[str, Any] = {}
-    if numbers is not None:
-        figures = pictures(found, numbers, originals(said, numbers.top.examples.tolist()), top)
     tables = {"The run": _run(found, said)}
     if numbers is not None:
-        tables = {**numbers.tables(found), **tables}
+        seen = originals(said, numbers.top.examples.tolist())
+        figures = pictures(found, numbers, seen, top)
+        tables = {**numbers.tables(found, seen), **tables}
     if found.failed:
         tables["Examples that failed"] = _failures(found)
     path = viz.report(

@@ -77,8 +77,8 @@ def mean_inputs(model: Any, data: Data, progress: bool) -> Tree:
     _sign(inputs_of)
     if _is_read_once(data.source):
         raise ValueError(
-            "--baselines is mean, which reads DATA twice, and DATA is an iterator: let its function "
-            "return a Dataset, or give a FILE"
+            "--baselines is mean, which reads DATA twice, and DATA is an iterator: let its "
+            "function return a Dataset, or give a FILE"
         )
     columns = data.columns and {k: v for k, v in data.columns.items() if k == "inputs"}
     found = attrfn.data.explain(

@@ -42,7 +42,7 @@ def is_classifier(loaded: Loaded) -> bool:
 def embedding(model: Any) -> str:
     """The name of the layer that embeds the tokens."""
     found = model.get_input_embeddings()
-    return next(name for name, module in model.named_modules() if module is found)
+    return next(str(name) for name, module in model.named_modules() if module is found)
 
 
 def read_texts(path: Path, column: Any) -> list[Any] | None:

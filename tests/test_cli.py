@@ -16,6 +16,7 @@ import torch
 from cli_cases import NAMES, environment, inputs, json_of, refused, run
 
 import attrfn
+import attrfn.cli
 import attrfn.data
 from attrfn.cli import _names
 
@@ -49,13 +50,14 @@ def test_shells_complete_methods(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("missing", ["typer", "rich"])
-def test_a_missing_extra_is_said_in_a_line(missing: str) -> None:
-    code = f"import sys; sys.modules[{missing!r}] = None; from attrfn.cli import main; main([])"
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True
-    )
-    assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
+def test_a_missing_extra_is_said_in_a_line(
+    missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(SystemExit) as ended:
+        attrfn.cli.main([])
+    assert ended.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith('the command line needs pip install "attrfn[cli]"')
     assert missing in line
 
@@ -305,6 +307,7 @@ def test_compare() -> None:
     torch.testing.assert_close(found["values"]["saliency"]["deletion"], expected[1])
     assert found["best"].keys() == {"sparseness", "deletion"}
     assert "is best" in run(*words).stdout
+    assert "drop it" in refused(*words, "--layer", "1", code=2)
     assert "did you mean 'deletion'" in refused(*words, "--metric", "deletions", code=2)
     assert "names a method twice" in refused(*words, "--method", "saliency", code=2)
     assert "none of the methods takes" in refused(*words, "--option", "n_steps=3", code=2)

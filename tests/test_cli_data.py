@@ -229,6 +229,28 @@ def test_a_folder_of_images() -> None:
     assert attrfn.data.read("q")[:].shape == (4, 3, 4, 6)
 
 
+def test_maps_are_compared_at_the_size_of_the_images() -> None:
+    pictures()
+    Path("nets.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "def net():\n    torch.manual_seed(0)\n"
+        "    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), "
+        "nn.Linear(144, 2)).eval()\n",
+        encoding="utf-8",
+    )
+    words = ("--method", "grad_cam", "--method", "saliency", "--layer", "1", "--target", "0")
+    found = json_of("compare", "nets:net", "photos", *words, "--metric", "deletion")
+    import nets
+
+    from attrfn import metrics
+
+    maps = attrfn.grad_cam(nets.net(), pixels(), layer="1", target=0, upsample="nearest")
+    expected = metrics.deletion(nets.net(), pixels(), maps, target=0)
+    torch.testing.assert_close(
+        torch.tensor(found["values"]["grad_cam"]["deletion"]), expected, rtol=1e-4, atol=1e-5
+    )
+
+
 def test_images_that_do_not_do() -> None:
     look_at(pixels())
     root = pictures()

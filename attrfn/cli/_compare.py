@@ -109,6 +109,8 @@ def _measured(
         # A sample of baselines holds for all examples, which metrics.compare leaves to the method.
         if is_over_distribution(plan.chosen.method) and baselines is not None:
             options["baselines"] = baselines
+        if plan.chosen.takes("upsample"):  # a map of a layer, which metrics want like the inputs
+            options.setdefault("upsample", "nearest")
         methods[plan.chosen.name] = partly(plan.chosen.method, options)
     return attrfn.metrics.compare(
         batch.model_fn,

@@ -40,8 +40,10 @@ class Statistics(NamedTuple):
         tables: dict[str, list[dict[str, object]]] = {}
         leaves = zip(found.names(), self.sizes, self.means, self.ranked, strict=True)
         for name, size, mean, places in leaves:
+            if _is_map(size) or seen.words:  # of which the figures say more
+                continue
             names = element_names(found, name, size)
-            tables[f"Most important of {name}"] = [
+            tables[f"Most important features{where_of(name, found)}"] = [
                 {
                     "feature": names(i),
                     "mean size": float(size.flatten()[i]),
@@ -72,6 +74,11 @@ def _finite(t: Tensor) -> Tensor:
     return t.double().nan_to_num(0.0, 0.0, 0.0)
 
 
+def where_of(name: str, found: attrfn.data.Attributions) -> str:
+    """The name of a leaf in a caption, where there are several."""
+    return "" if len(found.names()) == 1 else f" of {name}"
+
+
 def element_names(found: attrfn.data.Attributions, leaf: str, like: Tensor) -> Any:
     """A function from the flat place of an element to its name."""
     table: Sequence[str] | None = found.manifest["table"]
@@ -95,7 +102,7 @@ def pictures(
     figures: dict[str, Any] = {}
     leaves: list[Any] = optree.tree_leaves(numbers.top.attributions)
     for name, size, rows in zip(found.names(), numbers.sizes, leaves, strict=True):
-        where = "" if len(leaves) == 1 else f" of {name}"
+        where = where_of(name, found)
         if _is_map(size):
             figures[f"Mean size of the attributions{where}, over all examples"] = _mean_map(size)
             figures[f"The examples with the largest attributions{where}"] = _maps(
@@ -116,7 +123,9 @@ def _is_map(like: Tensor) -> bool:
 def _bars(found: attrfn.data.Attributions, name: str, size: Tensor, top: int) -> Any:
     names = element_names(found, name, size)
     labels = [names(i) for i in range(size.numel())]
-    return viz.bar(size.flatten(), labels, top=top, xlabel="mean size of the attribution")
+    # One row would be a sample, with signs; of several the bars are means of sizes.
+    rows = size.flatten().expand(2, -1)
+    return viz.bar(rows, labels, top=top, error=None, xlabel="mean size of the attribution")
 
 
 def _mean_map(size: Tensor) -> Any:

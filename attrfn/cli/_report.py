@@ -87,7 +87,7 @@ def _run(found: attrfn.data.Attributions, said: dict[str, Any]) -> list[dict[str
     manifest = found.manifest
     named = ("model", "data", "method", "target")
     rows: dict[str, object] = {k: said[k] for k in named if k in said}
-    rows |= {f"option {k}": v for k, v in manifest["options"].items()}
+    rows |= {k: v for k, v in manifest["options"].items() if k not in rows}
     for name in ("columns", "key", "batch_size", "attrfn", "torch"):
         rows[name] = manifest.get(name)
     rows["digest of the model"] = manifest["model"][:16]

@@ -36,19 +36,17 @@ def note(text: str, kind: str = "Note") -> None:
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """A table; columns of numbers are set to the right."""
-    cells = [[_cell(value) for value in row] for row in rows]
+    listed = [list(row) for row in rows]
     made = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(columns):
-        right = bool(cells) and all(_is_number(row[i]) for row in cells)
+        right = bool(listed) and all(_is_number(row[i]) for row in listed)
         made.add_column(name, justify="right" if right else "left", overflow="fold")
-    for row in cells:
-        made.add_row(*[value if isinstance(value, Text) else Text(value) for value in row])
+    for row in listed:
+        made.add_row(*[Text(_cell(value)) for value in row])
     console().print(made)
 
 
-def _cell(value: Any) -> str | Text:
-    if isinstance(value, Text):
-        return value
+def _cell(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -58,13 +56,8 @@ def _cell(value: Any) -> str | Text:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _is_number(value: str | Text) -> bool:
-    text = str(value).replace(",", "")
-    try:
-        float(text)
-    except ValueError:
-        return text == "-"
-    return True
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
 
 
 def as_json(data: dict[str, Any]) -> str:

@@ -308,6 +308,7 @@ def test_compare() -> None:
     assert found["best"].keys() == {"sparseness", "deletion"}
     assert "is best" in run(*words).stdout
     assert "drop it" in refused(*words, "--layer", "1", code=2)
+    assert "call attrfn.metrics.random_logit" in refused(*words, "--metric", "random_logit", code=2)
     assert "did you mean 'deletion'" in refused(*words, "--metric", "deletions", code=2)
     assert "names a method twice" in refused(*words, "--method", "saliency", code=2)
     assert "none of the methods takes" in refused(*words, "--option", "n_steps=3", code=2)

@@ -106,20 +106,62 @@ def test_bound_columns_and_places() -> None:
     torch.testing.assert_close(attrfn.data.read("p")[:], saliency(LABELS), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("dtype", [numpy.float64, numpy.float32])
+def test_cells_that_are_no_numbers_are_named() -> None:
+    table = frame()
+    table["c"] = table["c"].astype(object)
+    table.loc[9, "c"] = "old"
+    write("t.csv", table)
+    assert "t.csv, row 9: column 'c' holds 'old', expected a number" in refuse("t.csv", *TABLE)
+    write("n.csv", frame().head(0))
+    assert "n.csv has no rows" in refuse("n.csv", *TABLE)
+    Path("e.csv").write_text("", encoding="utf-8")
+    assert "e.csv cannot be read: No columns" in refuse("e.csv", *TABLE)
+    table = frame()
+    table["label"] = table["label"] == 1
+    write("b.csv", table)
+    found = explain("b.csv", *TABLE, "--target", "label:label")
+    torch.testing.assert_close(found, saliency((LABELS == 1).long()), rtol=0, atol=1e-15)
+
+
+def test_floating_numbers_of_files_become_the_models() -> None:
+    """A column of lists, and tensors, in another type than that of the model."""
+    x = inputs().float()
+    pandas.DataFrame({"x": list(x.numpy()), "y": LABELS.numpy()}).to_parquet("t.parquet")
+    save_file({"x": x}, "t.safetensors")
+    expected = saliency(1, x.double())
+    words = ("--columns", "inputs=x", "--target", "1")
+    torch.testing.assert_close(explain("t.parquet", *words), expected, rtol=0, atol=0)
+    words = ("--method", "integrated_gradients", "--target", "1", "--out", "p")
+    run("explain", "toys:net", "t.safetensors", *words, "--baselines", "mean")
+    from toys import NET
+
+    mean = x.mean(0, keepdim=True).double()
+    expected = attrfn.integrated_gradients(NET, x.double(), target=1, baselines=mean)
+    torch.testing.assert_close(attrfn.data.read("p")[:], expected, rtol=1e-5, atol=1e-7)
+    words = ("--method", "saliency", "--metric", "sparseness", "--target", "1")
+    compared = json_of("compare", "toys:net", "t.safetensors", *words)
+    assert len(compared["values"]["saliency"]["sparseness"]) == 16
+    rows = json_of("layers", "toys:net", "t.safetensors")["layers"]
+    assert rows[0]["output"] == [["B", 8]]
+
+
+@pytest.mark.parametrize("dtype", [numpy.float64, numpy.float32, ">f8"])
 def test_arrays(dtype: Any) -> None:
     """Floating numbers become those of the model."""
     x = inputs().numpy().astype(dtype)
     numpy.save("x.npy", x)
     numpy.savez("x.npz", x=x, y=LABELS.numpy())
-    expected = saliency(1, torch.from_numpy(x).double())
+    expected = saliency(1, torch.from_numpy(x.astype(numpy.float64)))
     torch.testing.assert_close(explain("x.npy", "--target", 1), expected, rtol=0, atol=0)
     run(
         *("explain", "toys:net", "x.npz", "--method", "saliency", "--out", "p"),
         *("--columns", "inputs=x", "--target", "label:y"),
     )
-    expected = saliency(LABELS, torch.from_numpy(x).double())
+    expected = saliency(LABELS, torch.from_numpy(x.astype(numpy.float64)))
     torch.testing.assert_close(attrfn.data.read("p")[:], expected, rtol=0, atol=0)
+    assert "which holds x, y: say with --columns inputs=NAME" in refuse("x.npz", code=2)
+    numpy.savez("one.npz", x=x)
+    run("explain", "toys:net", "one.npz", "--method", "saliency", "--target", 1, "--out", "q")
 
 
 def test_pickles_are_not_opened() -> None:
@@ -262,6 +304,15 @@ def test_images_that_do_not_do() -> None:
     assert "example 1 cannot be read: cats/1.png" in said
     done = json_of("explain", "seen:model", "photos", *words, "--on-error", "skip")
     assert done["failed"].keys() == {"1"}
+    from PIL import Image
+
+    words = ("--method", "gradient", "--out", "p")
+    Image.new("RGB", (9, 8)).save(root / "cats" / "1.png")
+    said = refused("explain", "seen:model", "photos", *words)
+    assert "cats/1.png: it is 8 x 9 and the first one 8 x 8: give --image-size" in said
+    Image.new("I;16", (8, 8), 40_000).save(root / "cats" / "1.png")
+    said = refused("explain", "seen:model", "photos", *words)
+    assert "cats/1.png: it has the mode I;16: save it with 8 bits" in said
     (root / "alone.png").write_bytes((root / "cats" / "0.png").read_bytes())
     assert "not all in folders" in refused(
         "explain", "seen:model", "photos", *words, "--target", "label:folder"

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -132,7 +133,7 @@ def poisoned(entry: str) -> None:
 def test_a_pickle_in_a_program_is_not_opened() -> None:
     poisoned("sample_inputs")
     said = refused("layers", "bad.pt2")
-    assert "which holds a pickle" in said
+    assert re.search("holds a pickle|would have to be unpickled", said)
     assert not Path("opened").exists()
     assert os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD") is None
 

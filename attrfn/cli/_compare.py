@@ -71,6 +71,11 @@ def compare(
 def _metrics(given: list[str] | None) -> list[str]:
     names = list(given or _USUAL)
     for name in names:
+        if name not in metrics() and callable(getattr(attrfn.metrics, name, None)):
+            raise UsageError(
+                f"--metric is {name!r}, which needs arguments of its own or gives no single "
+                f"number: call attrfn.metrics.{name}"
+            )
         pick("--metric", name, metrics(), "attrfn methods")
     return list(dict.fromkeys(names))
 

@@ -47,12 +47,14 @@ class Data(NamedTuple):
         columns: What it takes as ``columns``.
         kind: ``"text"``, ``"images"`` or ``"numbers"``.
         layer: The layer that embeds the tokens of texts.
+        casts: Whether floating inputs are still to become those of the model's type.
     """
 
     source: Any
     columns: dict[str, Any] | None
     kind: str = "numbers"
     layer: str | None = None
+    casts: bool = False
 
 
 def open_data(ask: Ask, loaded: Loaded) -> Data:
@@ -88,8 +90,16 @@ def open_data(ask: Ask, loaded: Loaded) -> Data:
         return _table(path, ask)
     columns = dict(ask.columns) or None
     if path.suffix == ".safetensors":
-        return Data(str(path), columns)
-    return Data(_arrays(path, dtype_of(loaded.model)), columns)
+        return Data(str(path), columns, casts=True)
+    found = _arrays(path, dtype_of(loaded.model))
+    if columns is None and isinstance(found, dict):
+        if len(found) != 1:
+            raise UsageError(
+                f"DATA is {ask.spec!r}, which holds {_some(list(found))}: say with --columns "
+                "inputs=NAME which of them are inputs"
+            )
+        found = next(iter(found.values()))
+    return Data(found, columns)
 
 
 def _written(path: Path, ask: Ask) -> Data:
@@ -123,19 +133,56 @@ def _table(path: Path, ask: Ask) -> Data:
             "--columns NAME,NAME which of them are inputs"
         )
     if path.suffix == ".parquet":
-        return Data(str(path), ask.columns)
-    pandas = need("pandas", "a CSV file")
-    frame = pandas.read_csv(path, sep=_separator(path))
-    needed = [name for name in _leaves(ask.columns) if name in frame.columns]
-    for name in needed:
-        empty = frame[name].isna()
-        if empty.any():
-            raise ValueError(
-                f"{path}, row {int(empty.to_numpy().argmax())}: column {name!r} is empty, expected "
-                "a value: fill it, or drop the row"
-            )
+        return Data(str(path), ask.columns, casts=True)
+    frame = _read_csv(path)
+    for name in _leaves(ask.columns):
+        if name in frame.columns:
+            _check_numbers(path, name, frame[name])
     # All of the names, so that a message about one that is missing can list them.
-    return Data({str(name): frame[name].to_numpy() for name in frame.columns}, ask.columns)
+    return Data({str(name): _numbers(frame[name]) for name in frame.columns}, ask.columns)
+
+
+def _read_csv(path: Path, **options: Any) -> Any:
+    """A table of pandas.
+
+    Raises:
+        ValueError: It cannot be read, or has no rows.
+    """
+    separator = "\t" if path.suffix == ".tsv" else ","
+    pandas = need("pandas", "a CSV file")
+    try:
+        found = pandas.read_csv(path, sep=separator, **options)
+    except (ValueError, OSError) as error:
+        text = " ".join(str(error).split())
+        raise ValueError(
+            f"{path} cannot be read: {text}: write it as UTF-8 with a line of names"
+        ) from error
+    if not options and not len(found):
+        raise ValueError(f"{path} has no rows, expected at least one")
+    return found
+
+
+def _check_numbers(path: Path, name: str, column: Any) -> None:
+    """Refuse a column with a cell that is empty or holds no number.
+
+    Raises:
+        ValueError: With the row.
+    """
+    empty = column.isna().to_numpy()
+    wrong = need("pandas", "a CSV file").to_numeric(column, errors="coerce").isna().to_numpy()
+    if not wrong.any():
+        return
+    row = int(wrong.argmax())
+    what = "is empty" if empty[row] else f"holds {column[row]!r}"
+    raise ValueError(
+        f"{path}, row {row}: column {name!r} {what}, expected a number: repair it, or drop the row"
+    )
+
+
+def _numbers(column: Any) -> Any:
+    """An array; booleans, such as labels, as 0 and 1."""
+    array = column.to_numpy()
+    return array.astype(int) if array.dtype == bool else array
 
 
 def _leaves(columns: Any) -> list[str]:
@@ -149,11 +196,7 @@ def _leaves(columns: Any) -> list[str]:
 def _header(path: Path) -> list[str]:
     if path.suffix == ".parquet":
         return list(need("pyarrow.parquet", "a Parquet file").read_schema(path).names)
-    return list(need("pandas", "a CSV file").read_csv(path, sep=_separator(path), nrows=0).columns)
-
-
-def _separator(path: Path) -> str:
-    return "\t" if path.suffix == ".tsv" else ","
+    return list(_read_csv(path, nrows=0).columns)
 
 
 def _some(names: list[str]) -> str:
@@ -183,6 +226,8 @@ def _arrays(path: Path, dtype: torch.dtype | None) -> Any:
 
 
 def _tensor(array: Any, dtype: torch.dtype | None) -> Tensor:
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
     found = torch.from_numpy(array)
     return found.to(dtype) if dtype is not None and found.is_floating_point() else found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,10 +70,14 @@ class Images(Dataset[dict[str, Any]]):
     Args:
         root: The folder.
         prepare: From an image of Pillow in RGB to a tensor.
+        one_size: Whether all images must have the size of the first one.
     """
 
-    def __init__(self, root: Path, prepare: Callable[[Any], Tensor]) -> None:
+    def __init__(
+        self, root: Path, prepare: Callable[[Any], Tensor], one_size: bool = False
+    ) -> None:
         self.root = root
+        self.one_size = one_size
         found = (p for p in root.rglob("*") if p.suffix.lower() in ENDINGS)
         self.files = sorted(p for p in found if p.is_file())
         if not self.files:
@@ -81,6 +86,10 @@ class Images(Dataset[dict[str, Any]]):
         names = [p.relative_to(root).parts[0] for p in self.files if p.parent != root]
         self.folders = sorted(set(names)) if len(names) == len(self.files) else []
         need("PIL", "a folder of images")
+
+    @functools.cached_property
+    def _first(self) -> dict[str, Any]:
+        return self[0]
 
     def __len__(self) -> int:
         """The number of images."""
@@ -92,8 +101,12 @@ class Images(Dataset[dict[str, Any]]):
         image = need("PIL.Image", "a folder of images")
         try:
             with image.open(file) as opened:
+                if opened.mode[0] in "IF":  # which convert would cut off at 255
+                    raise ValueError(f"it has the mode {opened.mode}: save it with 8 bits a colour")
                 turned = need("PIL.ImageOps", "a folder of images").exif_transpose(opened)
                 found = {"image": self._prepare(turned.convert("RGB"))}
+            if i and self.one_size:
+                _check_size(found["image"], self._first["image"])
         except Exception as error:
             text = " ".join(str(error).split())
             raise ValueError(f"{file.relative_to(self.root)}: {text}") from error
@@ -115,7 +128,8 @@ def images(root: Path, folder: Path | None, given: Look | None) -> Images:
             "preprocessor_config.json says how images are prepared: drop them"
         )
     if processor is None:
-        return Images(root, lambda image: _prepared(image, given or Look()))
+        how = given or Look()
+        return Images(root, lambda image: _prepared(image, how), one_size=how.size is None)
     return Images(root, lambda image: processor(image, return_tensors="pt")["pixel_values"][0])
 
 
@@ -127,6 +141,12 @@ def _prepared(image: Any, how: Look) -> Tensor:
     colours = torch.from_numpy(numpy.array(image)).permute(2, 0, 1).float() / 255
     mean, std = (torch.tensor(t)[:, None, None] for t in (how.mean, how.std))
     return (colours - mean) / std
+
+
+def _check_size(found: Tensor, expected: Tensor) -> None:
+    if found.shape != expected.shape:
+        sizes = [" x ".join(map(str, t.shape[1:])) for t in (found, expected)]
+        raise ValueError(f"it is {sizes[0]} and the first one {sizes[1]}: give --image-size")
 
 
 def shown_scale(folder: Path | None, given: Look | None) -> tuple[Any, Any]:

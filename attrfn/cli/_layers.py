@@ -79,6 +79,8 @@ def layer_rows(model_fn: ModelFn, inputs: Tree) -> list[dict[str, Any]]:
         named = {name: m for name, m in root.named_modules() if name}
         for name in getattr(root, "node_names", ()):  # the operations of an exported program
             named.setdefault(name, None)
+    if what := getattr(model_fn, "attrfn_without_layers", ""):  # a program that only runs forward
+        raise ValueError(f"MODEL is {what}, which has no layers")
     if not named:
         raise ValueError("MODEL shows no layers: give the module itself, not a function around it")
     values = {}

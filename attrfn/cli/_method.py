@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import optree
 import torch
 from torch import Tensor
 
@@ -164,6 +165,30 @@ def summed_tokens(chosen: Chosen, layer: str) -> Chosen:
         return chosen
     method, options = _at(chosen.name, chosen.method, layer, chosen.options)
     return Chosen(chosen.name, attrfn.pooled(method, -1), options)
+
+
+def as_dtype(tree: Tree, dtype: torch.dtype | None) -> Tree:
+    """A tree whose floating tensors have a type; None: their own."""
+    if dtype is None:
+        return tree
+
+    def cast(value: Any) -> Any:
+        floating = isinstance(value, Tensor) and value.is_floating_point()
+        return value.to(dtype) if floating else value
+
+    return optree.tree_map(cast, tree)
+
+
+def of_dtype(method: Method, dtype: torch.dtype) -> Method:
+    """The same method, for floating inputs and baselines of any type."""
+
+    @functools.wraps(method)
+    def explained(model_fn: ModelFn, inputs: Tree, **options: Any) -> Tree:
+        if "baselines" in options:
+            options["baselines"] = as_dtype(options["baselines"], dtype)
+        return method(model_fn, as_dtype(inputs, dtype), **options)
+
+    return explained
 
 
 def of_predicted(method: Method) -> Method:

@@ -12,11 +12,12 @@ from attrfn.cli._data import Ask, Data
 from attrfn.cli._method import (
     Chosen,
     check_complete,
+    of_dtype,
     of_predicted,
     read_tensor,
     summed_tokens,
 )
-from attrfn.cli._model import Loaded, root_of
+from attrfn.cli._model import Loaded, dtype_of, root_of
 from attrfn.cli._rows import mean_inputs
 
 
@@ -82,6 +83,8 @@ def planned(
                 "--target is predicted, and MODEL is in training mode: return model.eval()"
             )
         chosen = chosen._replace(method=of_predicted(chosen.method))
+    if data.casts and (dtype := dtype_of(loaded.model)) is not None:
+        chosen = chosen._replace(method=of_dtype(chosen.method, dtype))
     return Plan(chosen, data, given)
 
 

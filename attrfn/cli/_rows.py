@@ -13,6 +13,8 @@ import attrfn
 import attrfn.data
 from attrfn._torch.typing import ModelFn, Tree
 from attrfn.cli._data import Data
+from attrfn.cli._method import as_dtype
+from attrfn.cli._model import dtype_of
 
 
 class Batch(NamedTuple):
@@ -57,6 +59,9 @@ def first_rows(model: Any, data: Data, rows: int, **given: Any) -> Batch:
     try:
         attrfn.data.explain(stop, model, data.source, columns=data.columns, **options)
     except _Enough as found:
+        if data.casts:
+            dtype = dtype_of(model)
+            return found.batch._replace(inputs=as_dtype(found.batch.inputs, dtype))
         return found.batch
     raise ValueError("DATA has no examples, expected at least one")
 

@@ -447,6 +447,25 @@ def test_texts_with_other_methods() -> None:
     assert json_of("check", "bert", "t.txt", "--target", 1)["findings"]
 
 
+def test_an_encoder_and_a_decoder_share_the_embedding() -> None:
+    """Where T5 reads the tokens is not the module that it names."""
+    transformers = pytest.importorskip("transformers", minversion="5.0")
+    classifier("t5")
+    torch.manual_seed(0)
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 20, "num_layers": 1, "num_heads": 2}
+    marks = {"pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 0}
+    config = transformers.T5Config(vocab_size=30, num_labels=3, **sizes, **marks)
+    model = transformers.T5ForSequenceClassification(config).eval()
+    model.save_pretrained("t5")
+    Path("t.txt").write_text(TEXTS[0], encoding="utf-8")
+    found = explain("t.txt", "--target", 1, model="t5", method="input_x_gradient")
+    at = attrfn.at_layer(attrfn.input_x_gradient, "transformer.encoder.embed_tokens")
+    base = torch.where(SPECIAL, IDS, 0)[:1]
+    expected = at(model, IDS[:1], target=1, baselines=base).sum(-1)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+    assert float(found.abs().max()) > 0
+
+
 def test_texts_that_do_not_do() -> None:
     classifier()
     long = " ".join(["good"] * 20)

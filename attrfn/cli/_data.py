@@ -13,7 +13,7 @@ from attrfn.cli._columns import as_places, with_inputs
 from attrfn.cli._command import UsageError
 from attrfn.cli._images import Look, images
 from attrfn.cli._locate import is_reference, locate, needs_nothing
-from attrfn.cli._model import PICKLES, Loaded, dtype_of, root_of
+from attrfn.cli._model import PICKLES, Loaded, dtype_of
 from attrfn.cli._need import need
 from attrfn.cli._text import embedding, encode, is_classifier, read_column, read_texts
 
@@ -249,7 +249,8 @@ def _texts(texts: list[Any], path: Path, ask: Ask, loaded: Loaded) -> Data:
     if (label := ask.columns.get("target")) is not None:
         found["target"] = _labels(path, label, loaded)
         columns["target"] = "target"
-    return Data(found, columns, "text", embedding(root_of(loaded.model)))
+    row = {k: found[k][:1] for k in ("input_ids", *bind)}
+    return Data(found, columns, "text", embedding(loaded.model, row))
 
 
 def _labels(path: Path, name: str, loaded: Loaded) -> Tensor:

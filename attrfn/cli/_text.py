@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+import attrfn
 from attrfn.cli._hub import tokenizer
 from attrfn.cli._model import Loaded
 from attrfn.cli._need import need
@@ -39,10 +41,27 @@ def is_classifier(loaded: Loaded) -> bool:
     return loaded.folder is not None and name.endswith("ForSequenceClassification")
 
 
-def embedding(model: Any) -> str:
-    """The name of the layer that embeds the tokens."""
+def embedding(model: Any, row: dict[str, Tensor]) -> str:
+    """The name of the layer that embeds the tokens.
+
+    Several modules may share its weights, as those of an encoder and a decoder do: it is the first
+    of them that the model calls.
+
+    Args:
+        model: The model.
+        row: The arguments of a call.
+    """
     found = model.get_input_embeddings()
-    return next(str(name) for name, module in model.named_modules() if module is found)
+    named = model.named_modules(remove_duplicate=False)
+    names = [n for n, m in named if m is found or getattr(m, "weight", None) is found.weight]
+    arguments = {name: t for name, t in row.items() if name != "input_ids"}
+    for name in names[:-1]:
+        try:
+            attrfn.activations(functools.partial(model, **arguments), [name])(row["input_ids"])
+        except ValueError:  # it is not called
+            continue
+        return str(name)
+    return str(names[-1])
 
 
 def read_texts(path: Path, column: Any) -> list[Any] | None:

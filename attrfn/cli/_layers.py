@@ -125,7 +125,7 @@ def _shapes(value: Any) -> list[list[int | str]]:
 
 def _answer(rows: list[dict[str, Any]], known: bool) -> Answer:
     def show() -> None:
-        columns = ["", "type", "parameters", *(["output"] if known else []), "--layer"]
+        columns = ["--layer", "type", "parameters", *(["output"] if known else [])]
         table("", columns, [_cells(row, known) for row in rows])
         line(f"{len(rows):,} layers; a layer counts the parameters of those in it")
 
@@ -133,10 +133,8 @@ def _answer(rows: list[dict[str, Any]], known: bool) -> Answer:
 
 
 def _cells(row: dict[str, Any], known: bool) -> list[Any]:
-    depth = row["layer"].count(".")
-    own = row["layer"].rsplit(".", 1)[-1]
-    cells = ["  " * depth + own, row["type"], row["parameters"]]
-    if known:
-        shapes = [f"({', '.join(map(str, s))}{',' * (len(s) == 1)})" for s in row["output"] or ()]
-        cells.append(" ".join(shapes) if row["called"] else "is not called")
-    return [*cells, row["layer"] if row["called"] is not False else None]
+    cells = [row["layer"], row["type"], row["parameters"]]
+    if not known:
+        return cells
+    shapes = [f"({', '.join(map(str, s))}{',' * (len(s) == 1)})" for s in row["output"] or ()]
+    return [*cells, " ".join(shapes) if row["called"] else "is not called"]

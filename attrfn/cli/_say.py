@@ -5,7 +5,7 @@ import math
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -40,7 +40,9 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> 
     made = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(columns):
         right = bool(listed) and all(_is_number(row[i]) for row in listed)
-        made.add_column(name, justify="right" if right else "left", overflow="fold")
+        side: Literal["left", "right"] = "right" if right else "left"
+        # Names, which come first, stay whole, to be copied.
+        made.add_column(name, justify=side, overflow="fold", no_wrap=i == 0)
     for row in listed:
         made.add_row(*[Text(_cell(value)) for value in row])
     console().print(made)

@@ -23,8 +23,12 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
             130 interrupted.
 
     Example:
-        >>> main(["--version"])  # doctest: +SKIP
-        attrfn 0.2.0
+        >>> try:
+        ...     main(["--version"])
+        ... except SystemExit as end:
+        ...     print(end.code)
+        attrfn ...
+        0
     """
     try:
         for package in ("rich", "typer"):

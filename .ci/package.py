@@ -94,6 +94,7 @@ def main() -> None:
         report = run(python, "-m", "attrfn", cwd=home)
         assert wheel.name.split("-")[1] == report.split()[1], report
         print(report, end="", flush=True)
+        print(run(python.parent / "attrfn", "--version", cwd=home), end="", flush=True)
         readme = doctest.script_from_examples((ROOT / "README.md").read_text(encoding="utf-8"))
         (home / "readme.py").write_text(readme, encoding="utf-8")
         run(python, "readme.py", cwd=home)

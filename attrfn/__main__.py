@@ -1,4 +1,4 @@
-"""``python -m attrfn``: what is installed and found here, for bug reports."""
+"""``python -m attrfn``: what is installed and found here; with arguments, the command line."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from attrfn._torch.compiling import require_compiler
 EXTRAS = {
     "viz": "matplotlib",
     "data": "safetensors",
+    "cli": "typer",
     "progress": "tqdm",
     "surrogates": "scikit-learn",
     "testing": "hypothesis",
@@ -79,4 +80,8 @@ def report() -> str:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        from attrfn.cli import main
+
+        main()
     print(report())

@@ -30,6 +30,7 @@ EXTRAS = {
     "attrfn.surrogates": {"sklearn", "numpy"},
     "attrfn.viz": {"matplotlib", "numpy"},
     "attrfn.testing": {"hypothesis", "pytest"},
+    "attrfn.cli": {"rich", "typer"},
 }
 
 # A method imports another one's file only where it is that method plus something: every CAM weighs
@@ -234,7 +235,7 @@ def test_import_of_attrfn_loads_no_extra() -> None:
         if module not in reached and module in FILES:
             reached.add(module)
             waiting += own_imports(module)
-    topics = ("viz", "metrics", "robust", "axioms", "testing", "text", "data")
+    topics = ("viz", "metrics", "robust", "axioms", "testing", "text", "data", "cli")
     assert not {m for m in reached if m.split(".")[1:2] in [[t] for t in topics]}
 
 

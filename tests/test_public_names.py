@@ -30,6 +30,9 @@ PUBLIC = {
         batch_independence completeness conservation dummy implementation_invariance linearity
         scale_invariance sensitivity symmetry
     """,
+    "attrfn.cli": """
+        main
+    """,
     "attrfn.data": """
         AUC Accuracy Attributions Loss Ray Top explain importance quantiles read to_pandas
         to_parquet top_k

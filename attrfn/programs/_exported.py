@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from typing import Any
 
@@ -14,7 +15,7 @@ from attrfn._torch.private import GUARDS, guards_of
 from attrfn._torch.say import say
 from attrfn._torch.warn import warn
 from attrfn.programs._code import written
-from attrfn.programs._groups import Independent, Rows, in_groups, whole_batches
+from attrfn.programs._groups import Rows, State, in_groups, whole_batches
 from attrfn.programs._inputs import signature_of
 from attrfn.programs._ops import draws, mixes, plain
 from attrfn.programs._outputs import Outputs, chosen
@@ -68,8 +69,10 @@ class Program(Scope):
         self.attrfn_mixes = any(map(mixes, functions))
         self.training = self.attrfn_mixes or any(map(draws, functions))
         self.attrfn_outputs = outputs
+        # Digests of models (attrfn.data) read texts among the attributes.
+        self.attrfn_graph = hashlib.sha256(f"{graph} {outputs}".encode()).hexdigest()
         self.attrfn_exported = (exported,)
-        self.attrfn_known = Independent()
+        self.attrfn_state = State()
         self.attrfn_signature = signature_of(exported, holder, guards_of(holder))
         self.attrfn_out_spec = exported.call_spec.out_spec
         region, self.attrfn_torn = regions_of(graph)
@@ -109,7 +112,7 @@ class Program(Scope):
         if rows is None:
             return chosen(self._run(flat), self.attrfn_outputs)
         self._refuse_groups(rows)
-        return chosen(in_groups(self._run, flat, rows, self.attrfn_known), self.attrfn_outputs)
+        return chosen(in_groups(self._run, flat, rows, self.attrfn_state), self.attrfn_outputs)
 
     def _run(self, flat: list[Any]) -> Any:
         self.attrfn_signature.check(flat)

@@ -10,21 +10,28 @@ from torch import Tensor
 from attrfn._torch import pytree
 from attrfn._torch.autodiff import in_eager_transform
 from attrfn._torch.compiling import is_compiling, unreadable
+from attrfn.programs._groups import State
 from attrfn.programs._outputs import Outputs
 
 
 class ForwardOnly:
     """A program that only runs forward, as a model function.
 
+    Args:
+        outputs: Which outputs it returns.
+        state: What runs.
+        contents: A text that tells it from other programs.
+
     Attributes:
         attrfn_without_layers: What it is, as the subject of a sentence.
-        outputs: Which outputs it returns.
     """
 
     attrfn_without_layers = ""
 
-    def __init__(self, outputs: Outputs) -> None:
+    def __init__(self, outputs: Outputs, state: State, contents: str) -> None:
         self.outputs = outputs
+        self.state = state
+        self.contents = contents
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program.
@@ -51,3 +58,18 @@ class ForwardOnly:
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The outputs for some arguments."""
         raise NotImplementedError
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By what it was loaded from, for worker processes."""
+        if self.state.source is None:
+            raise TypeError(
+                f"{self.attrfn_without_layers} that was given as an object cannot be sent to "
+                "another process: give its path to attrfn.programs.load"
+            )
+        return _again, (self.state.source, self.outputs)
+
+
+def _again(source: Any, outputs: Outputs) -> Any:
+    from attrfn.programs._load import load  # which needs this file
+
+    return load(source, outputs=outputs)

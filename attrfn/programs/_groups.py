@@ -36,13 +36,32 @@ class Rows(NamedTuple):
     remedy: str = DYNAMIC
 
 
-class Independent:
-    """Whether the rows of a program are known to be independent; copies of the program share it."""
+class State:
+    """What a program holds beside what it is, and what its runs have shown.
 
-    known = False
+    It has slots and no attributes, so that digests of models (attrfn.data) do not see it change.
+
+    Attributes:
+        model: What runs, an object of another library.
+        source: From what it can be loaded again in another process; None if it cannot.
+        known: Whether its rows are known to be independent.
+        checks: Whether it is known to compare its inputs.
+        ran: Numbers of rows that it took.
+        fixed: The only number of rows that it takes, once that is known.
+    """
+
+    __slots__ = ("checks", "fixed", "known", "model", "ran", "source")
+
+    def __init__(self, model: Any = None, source: Any = None) -> None:
+        self.model = model
+        self.source = source
+        self.known = False
+        self.checks = False
+        self.ran: set[int] = set()
+        self.fixed: int | None = None
 
 
-def in_groups(run: Run, flat: list[Any], rows: Rows, known: Independent) -> Any:
+def in_groups(run: Run, flat: list[Any], rows: Rows, state: State) -> Any:
     """The outputs of ``run`` for all rows, of which it takes a fixed number at once.
 
     The last group is filled with copies of its last row.
@@ -55,8 +74,8 @@ def in_groups(run: Run, flat: list[Any], rows: Rows, known: Independent) -> Any:
             f"the program takes {rows.fixed} rows at once and got none: give at least one row, or "
             f"{rows.remedy}"
         )
-    if rows.fixed > 1 and not known.known and not transforming():
-        _check_independent(run, flat, rows, known)
+    if rows.fixed > 1 and not state.known and not transforming():
+        _check_independent(run, flat, rows, state)
     starts = range(0, rows.given, rows.fixed)
     return _joined([run(_group(flat, rows, start)) for start in starts], rows)
 
@@ -103,7 +122,7 @@ def _column(column: tuple[Any, ...], rows: Rows) -> Any:
     return torch.cat(column)[: rows.given]
 
 
-def _check_independent(run: Run, flat: list[Any], rows: Rows, known: Independent) -> None:
+def _check_independent(run: Run, flat: list[Any], rows: Rows, state: State) -> None:
     """Compare the first row's outputs among its own rows and among others."""
     first = _group(flat, rows, 0)
     other = [_first_alone(v) if split else v for v, split in zip(first, rows.split, strict=True)]
@@ -114,7 +133,7 @@ def _check_independent(run: Run, flat: list[Any], rows: Rows, known: Independent
     for a, b in pairs:
         if isinstance(a, Tensor) and a.ndim and a.is_floating_point() and not _near(a[0], b[0]):
             whole_batches(rows, "its rows depend on each other")
-    known.known = True
+    state.known = True
 
 
 def _first_alone(t: Any) -> Any:

@@ -96,7 +96,7 @@ def _from_file(path: Path, outputs: Outputs, trusted: bool) -> ModelFn:
     if kind == "onnx":
         return Onnx(path, outputs)
     if kind == "package":
-        return Package(_files.package(path), outputs)
+        return Package(path, outputs)
     if kind == "script":
         return load(_files.script(path), outputs=outputs)
     return Program(_files.exported(path, trusted), outputs)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,8 +12,9 @@ from torch import Tensor
 from attrfn._torch.guard import first_line
 from attrfn._torch.say import say
 from attrfn.programs._extras import need
+from attrfn.programs._files import hash_of
 from attrfn.programs._forward import ForwardOnly
-from attrfn.programs._groups import Independent, Rows, in_groups
+from attrfn.programs._groups import Rows, State, in_groups
 from attrfn.programs._outputs import Outputs
 
 _TYPES = {
@@ -29,7 +30,37 @@ _TYPES = {
 }
 """The types of ONNX that NumPy and torch both have."""
 
-_REMEDY = "export it with a dynamic batch, such as torch.onnx.export(..., dynamic_shapes=...)"
+_REMEDY = "export it with a dynamic batch, as dynamic_shapes= of torch.onnx.export says it"
+
+
+class Input(NamedTuple):
+    """What a model expects of one input.
+
+    Attributes:
+        name: Its name.
+        sizes: Its sizes; a dynamic one is no int.
+        dtype: Its type.
+    """
+
+    name: str
+    sizes: tuple[Any, ...]
+    dtype: torch.dtype
+
+    def fixed(self, value: Tensor) -> bool:
+        """Whether a tensor fits, but for its number of rows.
+
+        Raises:
+            ValueError: It does not fit.
+        """
+        pairs = list(zip(self.sizes, value.shape, strict=False))
+        wrong = [i for i, (n, m) in enumerate(pairs) if isinstance(n, int) and n > 0 and n != m]
+        if value.ndim != len(self.sizes) or wrong not in ([], [0]):
+            raise ValueError(
+                f"input {self.name!r} of the model of ONNX has shape {tuple(value.shape)}, "
+                f"expected ({', '.join(map(str, self.sizes))}): give these sizes, or export it "
+                "with dynamic ones"
+            )
+        return wrong == [0]
 
 
 def is_session(value: Any) -> bool:
@@ -50,52 +81,42 @@ class Onnx(ForwardOnly):
         outputs: Which outputs it returns.
 
     Raises:
+        ImportError: onnxruntime is not installed.
         ValueError: onnxruntime cannot read it, or an input or output is of a type that torch lacks.
     """
 
     attrfn_without_layers = "a model of ONNX"
 
     def __init__(self, source: Any, outputs: Outputs) -> None:
-        super().__init__(outputs)
-        self.session = source if is_session(source) else _session(source)
-        self.inputs = self.session.get_inputs()
-        self.names, self.several = self._names(outputs)
-        self.known = Independent()
-        for given in self.inputs:
-            if given.type not in _TYPES:
-                raise ValueError(
-                    f"input {given.name!r} of the model of ONNX is of {given.type}, which NumPy "
-                    f"cannot hold: convert the model to one of {', '.join(_TYPES)}"
-                )
-
-    def _names(self, outputs: Outputs) -> tuple[list[str], bool]:
-        """The names of the outputs that are wanted, and whether they come as a tuple."""
-        found = {out.name: out.type for out in self.session.get_outputs()}
-        listed = [*found] if outputs is None else outputs
-        several = not isinstance(listed, (int, str)) and (outputs is not None or len(found) > 1)
-        names = []
-        for one in [listed] if isinstance(listed, (int, str)) else listed:
-            place = isinstance(one, int) and -len(found) <= one < len(found)
-            name = [*found][one] if place else one  # type: ignore[index]
-            if name not in found:
-                raise ValueError(
-                    f"outputs names {one!r}, and the model of ONNX has {len(found)} output(s), "
-                    f"named {', '.join(found)}: expected a place or a name among these"
-                )
-            if found[name] not in _TYPES:  # type: ignore[index]
-                raise ValueError(
-                    f"output {name!r} of the model of ONNX is a {found[name]}, expected a "  # type: ignore[index]
-                    "tensor of numbers: choose others with outputs=, or export the model without it"
-                )
-            names.append(name)
-        return names, several  # type: ignore[return-value]
+        session = source if is_session(source) else _session(source)
+        state = State(session, None if session is source else source)
+        self.inputs = [_input(given) for given in session.get_inputs()]
+        found = {out.name: out.type for out in session.get_outputs()}
+        self.names = _names(found, outputs)
+        self.alone = isinstance(outputs, (int, str)) or (outputs is None and len(found) == 1)
+        contents = hash_of(source) if isinstance(source, Path) else repr((self.inputs, found))
+        super().__init__(outputs, state, contents)
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The outputs for some arguments."""
         flat = self._in_order(args, kwargs)
-        rows = self._rows(flat)
-        out = self._once(flat) if rows is None else in_groups(self._once, flat, rows, self.known)
-        return out if self.several else out[0]
+        split = [given.fixed(value) for given, value in zip(self.inputs, flat, strict=True)]
+        pairs = {
+            (given.sizes[0], len(value))
+            for given, value, other in zip(self.inputs, flat, split, strict=True)
+            if other
+        }
+        if len(pairs) > 1:
+            raise ValueError(
+                "the inputs of the model of ONNX have different numbers of rows, got "
+                f"{', '.join(f'{n} for {m}' for m, n in sorted(pairs))}: give each a row for each "
+                "example"
+            )
+        if not pairs:
+            out = self._once(flat)
+        else:
+            out = in_groups(self._once, flat, Rows(*pairs.pop(), split, _REMEDY), self.state)
+        return out[0] if self.alone else out
 
     def _in_order(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
         if len(args) == 1 and isinstance(args[0], Mapping):  # a dict of inputs by name
@@ -108,50 +129,62 @@ class Onnx(ForwardOnly):
                 f"and {', '.join(kwargs) or 'none'} by name: give each once, in this order or by "
                 "name"
             )
-        flat = [named[name] for name in names]
-        for given, value in zip(self.inputs, flat, strict=True):
-            expected = _TYPES[given.type]
-            if not isinstance(value, Tensor) or value.dtype != expected:
+        for given in self.inputs:
+            value = named[given.name]
+            if not isinstance(value, Tensor) or value.dtype != given.dtype:
                 raise ValueError(
                     f"input {given.name!r} of the model of ONNX is {say(value)}, expected a tensor "
-                    f"of {expected}: convert it with .to({expected})"
+                    f"of {given.dtype}: convert it with .to({given.dtype})"
                 )
-        return flat
+        return [named[name] for name in names]
 
-    def _rows(self, flat: list[Tensor]) -> Rows | None:
-        """How many rows it takes and got, where these are not the same."""
-        found: Rows | None = None
-        split = []
-        for given, value in zip(self.inputs, flat, strict=True):
-            sizes = given.shape
-            wrong = [
-                i
-                for i, (size, n) in enumerate(zip(sizes, value.shape, strict=False))
-                if isinstance(size, int) and size > 0 and size != n
-            ]
-            split.append(wrong == [0] and len(sizes) == value.ndim)
-            rows = Rows(sizes[0], value.shape[0], split, _REMEDY) if split[-1] else None
-            if (wrong or len(sizes) != value.ndim) and (
-                rows is None or (found is not None and rows[:2] != found[:2])
-            ):
-                raise ValueError(
-                    f"input {given.name!r} of the model of ONNX has shape {tuple(value.shape)}, "
-                    f"expected {tuple(sizes)}: give these sizes, or export it with dynamic ones"
-                )
-            found = rows or found
-        return found
-
-    def _once(self, flat: list[Tensor]) -> Any:
+    def _once(self, flat: list[Tensor]) -> tuple[Tensor, ...]:
         feed = {
             given.name: value.detach().cpu().contiguous().numpy()
             for given, value in zip(self.inputs, flat, strict=True)
         }
         try:
-            found = self.session.run(self.names, feed)
+            found = self.state.model.run(self.names, feed)
         except Exception as error:  # onnxruntime has classes of its own
             raise ValueError(f"onnxruntime failed: {first_line(error)[:250]}") from error
         device = flat[0].device if flat else None
         return tuple([torch.as_tensor(array).to(device) for array in found])
+
+
+def _input(given: Any) -> Input:
+    if given.type not in _TYPES:
+        raise ValueError(
+            f"input {given.name!r} of the model of ONNX is of {given.type}, expected one of "
+            f"{', '.join(_TYPES)}: convert the model"
+        )
+    return Input(given.name, tuple(given.shape), _TYPES[given.type])
+
+
+def _names(found: Mapping[str, str], outputs: Outputs) -> list[str]:
+    """The names of the outputs that are wanted, from the types of all.
+
+    Raises:
+        ValueError: There is no such output, or it is no tensor of numbers.
+    """
+    wanted: Sequence[int | str] = [*found]
+    if outputs is not None:
+        wanted = [outputs] if isinstance(outputs, (int, str)) else outputs
+    names: list[str] = []
+    for one in wanted:
+        there = isinstance(one, int) and -len(found) <= one < len(found)
+        name = [*found][one] if isinstance(one, int) and there else str(one)
+        if name not in found:
+            raise ValueError(
+                f"outputs names {one!r}, and the model of ONNX has {len(found)} output(s), named "
+                f"{', '.join(found)}: expected a place or a name among these"
+            )
+        if found[name] not in _TYPES:
+            raise ValueError(
+                f"output {name!r} of the model of ONNX is a {found[name]}, expected a tensor of "
+                "numbers: choose others with outputs=, or export the model without it"
+            )
+        names.append(name)
+    return names
 
 
 def _session(source: Any) -> Any:

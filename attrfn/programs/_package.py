@@ -6,6 +6,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +14,9 @@ from torch import Tensor
 
 from attrfn._torch import pytree
 from attrfn._torch.say import say
+from attrfn.programs._files import hash_of, package
 from attrfn.programs._forward import ForwardOnly
-from attrfn.programs._groups import Independent, Rows, in_groups
+from attrfn.programs._groups import Rows, State, in_groups
 from attrfn.programs._outputs import Outputs, chosen
 
 # A package reads this variable in its first run, and remembers it. Without the checks it takes any
@@ -28,19 +30,20 @@ class Package(ForwardOnly):
     """A package of AOTInductor as a model function.
 
     Args:
-        model: What ``aoti_load_package`` returns.
+        source: What ``aoti_load_package`` returns, or the path of a package.
         outputs: Which outputs it returns.
+
+    Raises:
+        ValueError: torch cannot load it.
     """
 
     attrfn_without_layers = "an AOTInductor package"
 
-    def __init__(self, model: Any, outputs: Outputs) -> None:
-        super().__init__(outputs)
-        self.model = model
-        self.checks = False  # whether it is known to compare its inputs
-        self.ran: set[int] = set()  # numbers of rows that it took
-        self.fixed: int | None = None  # the only number of rows that it takes, once that is known
-        self.known = Independent()
+    def __init__(self, source: Any, outputs: Outputs) -> None:
+        of_file = isinstance(source, Path)
+        model = package(source) if of_file else source
+        shown = hash_of(source) if of_file else repr(model.get_metadata())
+        super().__init__(outputs, State(model, source if of_file else None), shown)
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The outputs for some arguments."""
@@ -49,9 +52,9 @@ class Package(ForwardOnly):
 
         def once(leaves: list[Any]) -> Any:
             given, named = pytree.tree_unflatten(list(leaves), spec)
-            return self.model(*given, **named)
+            return self.state.model(*given, **named)
 
-        if not self.checks:
+        if not self.state.checks:
             self._demand_checks(once, flat)
         given = next((v.shape[0] for v in flat if isinstance(v, Tensor) and v.ndim), 0)
         split = [isinstance(v, Tensor) and v.ndim > 0 and v.shape[0] == given for v in flat]
@@ -59,24 +62,24 @@ class Package(ForwardOnly):
             return chosen(self._of_rows(once, flat, Rows(0, given, split, _REMEDY)), self.outputs)
 
     def _of_rows(self, once: Any, flat: list[Any], rows: Rows) -> Any:
-        if self.fixed in (None, rows.given):
+        if self.state.fixed in (None, rows.given):
             try:
                 found = once(flat)
             except RuntimeError as error:
                 self._find_fixed(once, flat, rows, error)
             else:
-                self.ran.add(rows.given)
+                self.state.ran.add(rows.given)
                 return found
-        return in_groups(once, flat, rows._replace(fixed=self.fixed or 1), self.known)
+        return in_groups(once, flat, rows._replace(fixed=self.state.fixed or 1), self.state)
 
     def _find_fixed(self, once: Any, flat: list[Any], rows: Rows, error: RuntimeError) -> None:
         """Ask whether it takes a number of rows that it took before, or one row."""
-        for n in (*self.ran, 1) if len(self.ran) <= 1 else ():
+        for n in (*self.state.ran, 1) if len(self.state.ran) <= 1 else ():
             group = [v[:1].expand(n, *v.shape[1:]).contiguous() if s else v
                      for v, s in zip(flat, rows.split, strict=True)]  # fmt: skip
             with contextlib.suppress(RuntimeError):
                 once(group)
-                self.fixed = n
+                self.state.fixed = n
                 return
         shown = ", ".join([say(v) for v in flat])[:120]
         raise ValueError(
@@ -94,7 +97,7 @@ class Package(ForwardOnly):
             try:
                 once([_spread(v) for v in flat])
             except RuntimeError:  # strides that it was not compiled for
-                self.checks = True
+                self.state.checks = True
                 return
         raise ValueError(
             "an AOTInductor package ran before attrfn got it, and without checks of its inputs, so "

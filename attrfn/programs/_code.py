@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx
 
-from attrfn.programs._ops import plain
+from attrfn.programs._ops import plain, written_input
 from attrfn.programs._regions import Region, in_order, is_tensor
 
 CALL = "attrfn_call"
@@ -103,6 +103,9 @@ class _Writer:
 
     def operation(self, node: fx.Node) -> None:
         """Run an operation."""
+        if (value := written_input(node)) is not None:
+            self.lines.append(f"{self.variable(node)} = {self.text(value)}")
+            return
         function: Any = plain(node.target)
         parts = [self.object(function), *map(self.text, node.args)]
         if is_tensor(node):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
@@ -28,8 +28,23 @@ from attrfn.programs._tree import (
     node_at,
     scope_at,
     tapped,
+    tie,
     watched,
 )
+
+
+class Index(NamedTuple):
+    """What a program has by which name; a tuple, because private copies share it.
+
+    Attributes:
+        calls: How often each module runs, by its path.
+        torn: The paths of modules whose operations are not together.
+        places: The module of each node, and its function.
+    """
+
+    calls: dict[str, int]
+    torn: set[str]
+    places: dict[str, tuple[str, Any]]
 
 
 class Program(Scope):
@@ -75,13 +90,18 @@ class Program(Scope):
         self.attrfn_state = State()
         self.attrfn_signature = signature_of(exported, holder, guards_of(holder))
         self.attrfn_out_spec = exported.call_spec.out_spec
-        region, self.attrfn_torn = regions_of(graph)
-        self.attrfn_calls = calls_of(region)
-        self.attrfn_places: dict[str, tuple[str, Any]] = {}
+        self.attrfn_state.known = any(map(draws, functions))  # runs that draw tell nothing
+        region, torn = regions_of(graph)
+        self.attrfn_index = Index(calls_of(region), torn, {})
+        tie(holder)
         copy_state(holder, self)
         for one in region.regions():
             self._write(one, graph, holder)
-        self.node_names = tuple(self.attrfn_places)
+
+    @property
+    def node_names(self) -> tuple[str, ...]:
+        """The nodes that a method can name as a layer."""
+        return tuple(self.attrfn_index.places)
 
     def _write(self, region: Region, graph: fx.Graph, holder: nn.Module) -> None:
         """Give the module of a region one more call."""
@@ -93,11 +113,11 @@ class Program(Scope):
             given = [n for n in graph.nodes if n.op == "placeholder"], []
             out = next(n.args[0] for n in graph.nodes if n.op == "output")
         reach = Reach(self, scope, region.path, holder)
-        body = written(region, given, reach, tapped, self.attrfn_calls, out)
+        body = written(region, given, reach, tapped, self.attrfn_index.calls, out)
         scope.attrfn_bodies = (*scope.attrfn_bodies, body)
         for step in region.steps:
             if isinstance(step, fx.Node) and is_tensor(step):
-                self.attrfn_places[step.name] = (region.path, plain(step.target))
+                self.attrfn_index.places[step.name] = (region.path, plain(step.target))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program.
@@ -132,15 +152,15 @@ class Program(Scope):
         Raises:
             ValueError: A module of this name has no value in the program.
         """
-        if name in self.attrfn_torn:
+        if name in self.attrfn_index.torn:
             raise ValueError(
                 f"layer {name!r} has its operations in several places of the exported graph, so "
                 "that none of them is its value: name one of its nodes, or a module inside it"
             )
-        if name in self.attrfn_calls:
+        if name in self.attrfn_index.calls:
             return None
-        if name in self.attrfn_places:
-            path, function = self.attrfn_places[name]
+        if name in self.attrfn_index.places:
+            path, function = self.attrfn_index.places[name]
             return node_at(scope_at(self, path), name, function)
         if module_at(self, name) is not None:
             raise ValueError(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, fx
 
 from attrfn._torch.private import OpOverload, overload_name
 
@@ -207,3 +208,22 @@ def _says_so(node: Any, table: dict[str, Any]) -> bool:
         return False
     place = table[name.removesuffix("_")]
     return place is None or (len(node.args) > place and node.args[place] is True)
+
+
+def plain_graph(module: fx.GraphModule) -> fx.GraphModule:
+    """The graph that an operation runs, such as a branch of a condition, in the same forms."""
+    new = copy.deepcopy(module)
+    for inner in new.modules():
+        if isinstance(inner, fx.GraphModule):
+            for node in inner.graph.nodes:
+                if node.op == "call_function":
+                    node.target = plain(node.target)
+            inner.recompile()
+    return new
+
+
+def written_input(node: fx.Node) -> Any:
+    """What a node writes into an input of the program, which stays as it was; else None."""
+    writes = name_of(node.target) == "copy_.default"
+    given: Any = node.args[0] if writes else None
+    return node.args[1] if isinstance(given, fx.Node) and given.op == "placeholder" else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -49,35 +50,38 @@ class Region:
 def regions_of(graph: fx.Graph) -> tuple[Region, set[str]]:
     """The calls of a graph, and the paths of modules whose operations are not together."""
     root = Region("")
-    open_calls: list[tuple[str, Region]] = []
-    closed: set[str] = set()
-    torn: set[str] = set()
     early = _early(graph)
     root.steps += [*early]
+    around: Stack = ()
+    now = [root]  # the calls around the node, one more than there are modules around it
+    closed: set[Stack] = set()
+    torn: set[str] = set()
     for node in graph.nodes:
         if node.op != "call_function" or node in early:
             continue
         stack = _stack(node)
-        depth = 0
-        if stack is None:  # a node of no module stays with the one before it
-            stack = tuple([(key, region.path) for key, region in open_calls])
-        for (key, _), (other, _) in zip(stack, open_calls, strict=False):
-            if key != other:
-                break
-            depth += 1
-        closed |= {key for key, _ in open_calls[depth:]}
-        del open_calls[depth:]
-        for key, path in stack[depth:]:
-            if key in closed:
+        stack = around if stack is None else stack  # it stays with the node before it
+        depth = len(_common(stack, around))
+        closed |= {around[: i + 1] for i in range(depth, len(around))}
+        del now[depth + 1 :]
+        for i in range(depth, len(stack)):
+            path = stack[i][1]
+            if stack[: i + 1] in closed:
                 torn.add(path)
-            inner = Region(path)
-            (open_calls[-1][1] if open_calls else root).steps.append(inner)
-            open_calls.append((key, inner))
-        (open_calls[-1][1] if open_calls else root).steps.append(node)
+            now.append(Region(path))
+            now[-2].steps.append(now[-1])
+        now[-1].steps.append(node)
+        around = stack
     _number(root)
     for region in root.regions():
         _set_borders(region)
     return root, torn
+
+
+def _common(a: Stack, b: Stack) -> Stack:
+    """The modules that are around both."""
+    pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False))
+    return tuple([entry for entry, _ in pairs])
 
 def _early(graph: fx.Graph) -> dict[fx.Node, None]:
     """Sizes of inputs, and what is computed of them: they belong to no module."""
@@ -91,6 +95,29 @@ def _early(graph: fx.Graph) -> dict[fx.Node, None]:
     return found
 
 def _stack(node: fx.Node) -> Stack | None:
+    """The modules around an operation, and around all that it runs; None if it does not say."""
+    stack = _modules_around(node)
+    # A region without gradients is one operation with a graph, and may hold several modules.
+    for body in bodies(node):
+        for inner in body.graph.nodes:
+            other = _modules_around(inner) if inner.op == "call_function" else None
+            if stack is not None and other is not None:
+                stack = _common(stack, other)
+    return stack
+
+
+def bodies(node: fx.Node) -> Iterator[fx.GraphModule]:
+    """The graphs that an operation runs, such as the branches of a condition."""
+    for given in node.all_input_nodes:
+        if given.op == "get_attr":
+            value: Any = node.graph.owning_module
+            for name in str(given.target).split("."):
+                value = getattr(value, name)
+            if isinstance(value, fx.GraphModule):
+                yield value
+
+
+def _modules_around(node: fx.Node) -> Stack | None:
     """The modules around a node without the model itself; None if the graph does not say."""
     entries = node.meta.get("nn_module_stack")
     if not entries:

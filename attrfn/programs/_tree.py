@@ -6,10 +6,12 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
-from attrfn._torch.private import MODULES, slots
+from attrfn._torch.private import BUFFERS, MODULES, PARAMETERS, slots
 from attrfn.programs._code import CALL
+from attrfn.programs._ops import plain_graph
 
 _FOREIGN = "attrfn_of_another_module_"
 _NODES = threading.Lock()
@@ -32,13 +34,13 @@ class Scope(nn.Module):
 
     Attributes:
         attrfn_bodies: One function for each call.
-        attrfn_nodes: The operations that some method has named.
+        attrfn_nodes: The operations that some method has named; None if there are none.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.attrfn_bodies: tuple[Callable[..., Any], ...] = ()
-        self.attrfn_nodes: dict[str, Node] = {}
+        self.attrfn_nodes: dict[str, Node] | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run one call."""
@@ -47,8 +49,10 @@ class Scope(nn.Module):
 
 def tapped(scope: Scope, name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Run an operation, as a module if a method has named it."""
-    node = scope.attrfn_nodes.get(name)
-    return function(*args, **kwargs) if node is None else node(*args, **kwargs)
+    nodes = scope.attrfn_nodes
+    if nodes is None or name not in nodes:
+        return function(*args, **kwargs)
+    return nodes[name](*args, **kwargs)
 
 
 class Reach:
@@ -74,6 +78,8 @@ class Reach:
             value: Any = scope_at(self.root, what)
         else:
             value = _attribute(self.holder, target)
+            if isinstance(value, fx.GraphModule):
+                value = plain_graph(value)
             path, _, name = target.rpartition(".")
             put(scope_at(self.root, path), name, value)
         if target.startswith(self.start):
@@ -105,6 +111,18 @@ def put(scope: nn.Module, name: str, value: Any) -> None:
         scope.add_module(name, value)
     else:
         setattr(scope, name, value)
+
+
+def tie(holder: nn.Module) -> None:
+    """Make one object of tensors that share their memory, which a file may hold as several."""
+    known: dict[Any, Tensor] = {}
+    for module in holder.modules():
+        for kind in (PARAMETERS, BUFFERS):
+            members = slots(module, kind)
+            for name, t in members.items():
+                if t is not None and t.layout is torch.strided and t.data_ptr():
+                    place = kind, t.data_ptr(), t.shape, t.stride(), t.dtype
+                    members[name] = known.setdefault(place, t)
 
 
 def copy_state(holder: nn.Module, root: Scope) -> None:
@@ -142,16 +160,17 @@ def module_at(root: nn.Module, path: str) -> nn.Module | None:
 def node_at(scope: Scope, name: str, function: Callable[..., Any]) -> Node:
     """An operation as a module, the same in each call."""
     with _NODES:
-        if name not in scope.attrfn_nodes:
+        nodes = scope.attrfn_nodes or {}
+        if name not in nodes:
             # Another dict, because another thread may be copying this one.
-            scope.attrfn_nodes = {**scope.attrfn_nodes, name: Node(function)}
-        return scope.attrfn_nodes[name]
+            scope.attrfn_nodes = nodes = {**nodes, name: Node(function)}
+        return nodes[name]
 
 
 def watched(root: nn.Module) -> bool:
     """Whether a method reads or overwrites a module or an operation below a module in this run."""
     for module in root.modules():
-        nodes = module.attrfn_nodes.values() if isinstance(module, Scope) else ()
+        nodes = (module.attrfn_nodes or {}).values() if isinstance(module, Scope) else ()
         if any(one.__dict__.get("_attrfn_intervention") is not None for one in (module, *nodes)):
             return True
     return False

@@ -73,10 +73,14 @@ class Package(ForwardOnly):
         return in_groups(once, flat, rows._replace(fixed=self.state.fixed or 1), self.state)
 
     def _find_fixed(self, once: Any, flat: list[Any], rows: Rows, error: RuntimeError) -> None:
-        """Ask whether it takes a number of rows that it took before, or one row."""
-        for n in (*self.state.ran, 1) if len(self.state.ran) <= 1 else ():
-            group = [v[:1].expand(n, *v.shape[1:]).contiguous() if s else v
-                     for v, s in zip(flat, rows.split, strict=True)]  # fmt: skip
+        """Find out by runs how many rows it takes, if that is one number."""
+        ran, most = self.state.ran, max(rows.given, 64)
+        likely = sorted(range(1, most + 1), key=lambda n: (n not in ran, rows.given % n != 0))
+        for n in likely if len(ran) <= 1 else ():
+            group = [
+                v[:1].expand(n, *v.shape[1:]).contiguous() if split else v
+                for v, split in zip(flat, rows.split, strict=True)
+            ]
             with contextlib.suppress(RuntimeError):
                 once(group)
                 self.state.fixed = n

@@ -55,7 +55,8 @@ class Signature:
         self.places = len(pytree.children(by_place))
         self.keywords = list(by_name.context)
         fits = names is not None and len(names) == self.places + len(self.keywords)
-        self.names = list(names) if names is not None and fits else None
+        known = list(names) if names is not None and fits else None
+        self.names = self.keywords if known is None and not self.places else known
         self.ranges = dict(ranges)
         self.guards = guards
 

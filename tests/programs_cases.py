@@ -59,7 +59,7 @@ class Encoder(nn.Module):
         super().__init__()
         layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
         self.inp = nn.Linear(4, 8)
-        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
         self.out = nn.Linear(8, 3)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -15,7 +15,11 @@ from zoo import make, randn
 import attrfn
 import attrfn.programs
 
-pytestmark = pytest.mark.compiles
+pytestmark = [
+    pytest.mark.compiles,
+    # Raised by torch inside run_decompositions.
+    pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning"),
+]
 
 
 def perceptron() -> nn.Module:
@@ -123,7 +127,9 @@ def test_equal_and_limited_sizes() -> None:
     x, y = randn(3, 5), randn(3, 5, seed=1)
     near(attrfn.gradient(program, (x, y)), attrfn.gradient(Pairs(), (x, y)))
     for a, b in ((x, y[:, :4]), (x[:, :2], y[:, :2]), (randn(3, 7), randn(3, 7))):
-        with pytest.raises(ValueError, match=r"^(input '[xy]' of the program|the program does not)"):
+        with pytest.raises(
+            ValueError, match=r"^(input '[xy]' of the program|the program does not)"
+        ):
             attrfn.gradient(program, (a, b))
 
 

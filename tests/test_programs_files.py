@@ -191,7 +191,9 @@ def test_packages_of_aotinductor(tmp_path: Path, capfd: Any) -> None:
         for method in (attrfn.gradient, attrfn.integrated_gradients, attrfn.lrp, attrfn.deep_lift):
             with pytest.raises(ValueError, match="^an AOTInductor package only runs forward"):
                 method(program, x, target=1)
-        with pytest.raises(ValueError, match="which only runs forward as a whole, so that it has no"):
+        with pytest.raises(
+            ValueError, match="which only runs forward as a whole, so that it has no"
+        ):
             attrfn.layer_activation(program, x, layer="0")
         with pytest.raises(ValueError, match="cannot run inside torch.func transforms"):
             torch.func.vmap(lambda z, p=program: attrfn.feature_ablation(p, z[None], target=1))(x)

@@ -110,7 +110,9 @@ def test_types(dtype: torch.dtype) -> None:
     near(found, want, 1e-2 if dtype == torch.float16 else 1e-5)
     assert found[0].dtype == dtype
     other = torch.float64 if dtype == torch.float32 else torch.float32
-    with pytest.raises(ValueError, match=rf"^input 'x' of the model of ONNX is .* of {dtype}: conv"):
+    with pytest.raises(
+        ValueError, match=rf"^input 'x' of the model of ONNX is .* of {dtype}: conv"
+    ):
         attrfn.feature_ablation(program, (x.to(other), scale.to(other)), target=1)
 
 
@@ -148,7 +150,9 @@ def test_what_is_refused(tmp_path: Path) -> None:
             method(bound, X, target=1, **({"baselines": X} if "shap" in method.__name__ else {}))
     with pytest.raises(ValueError, match="^model_fn is a model of ONNX, which only runs forward"):
         attrfn.layer_activation(program, X, layer="0")
-    with pytest.raises(ValueError, match="^a model of ONNX cannot run inside torch.func transforms"):
+    with pytest.raises(
+        ValueError, match="^a model of ONNX cannot run inside torch.func transforms"
+    ):
         torch.func.vmap(lambda z, s: attrfn.feature_ablation(program, (z, s), target=1))(
             X[:, None], SCALE[:, None]
         )
@@ -173,7 +177,9 @@ def test_what_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"has 2 output\(s\), named soft, hard: expected"):
             attrfn.programs.load(graph_of(net()), outputs=outputs)
     strings = graph_of(net(), bad="strings")
-    with pytest.raises(ValueError, match=r"^output 'text' of the model of ONNX is a tensor\(string"):
+    with pytest.raises(
+        ValueError, match=r"^output 'text' of the model of ONNX is a tensor\(string"
+    ):
         attrfn.programs.load(strings)
     near(attrfn.programs.load(strings, outputs=0)(X, SCALE), net()(X, SCALE)[0], 1e-5)
     path = tmp_path / "broken.onnx"
@@ -183,7 +189,6 @@ def test_what_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-
 
     onnx.save(graph_of(net()), tmp_path / "net.onnx")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)

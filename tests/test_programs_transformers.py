@@ -65,9 +65,7 @@ def test_words_that_are_replaced() -> None:
     program, model = bert(), logits(tiny.bert())
     for method in (attrfn.feature_ablation, attrfn.shapley_value_sampling):
         options = {"target": 1, "baselines": tiny.MASK}
-        near(
-            method(bound(program), tiny.IDS, **options), method(bound(model), tiny.IDS, **options)
-        )
+        near(method(bound(program), tiny.IDS, **options), method(bound(model), tiny.IDS, **options))
 
 
 def test_an_image_model() -> None:

@@ -121,7 +121,7 @@ def layer_of_program(root: nn.Module, name: str) -> nn.Module | None:
     Raises:
         ValueError: It is the name of a module that has no value in the program.
     """
-    named = None if is_compiling() else getattr(type(root), "attrfn_layer", None)
+    named = getattr(type(root), "attrfn_layer", None)
     found: nn.Module | None = None if named is None else named(root, name)
     return found
 

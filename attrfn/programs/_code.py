@@ -96,7 +96,9 @@ class _Writer:
         if isinstance(value, dict):
             return "{" + "".join([f"{k!r}: {self.text(v)}, " for k, v in value.items()]) + "}"
         if isinstance(value, slice):
-            return f"slice({self.text(value.start)}, {self.text(value.stop)}, {self.text(value.step)})"
+            return (
+                f"slice({self.text(value.start)}, {self.text(value.stop)}, {self.text(value.step)})"
+            )
         if type(value) in _LITERALS or (type(value) is float and math.isfinite(value)):
             return repr(value)
         return self.object(value)

@@ -129,7 +129,9 @@ def _check_independent(run: Run, flat: list[Any], rows: Rows, state: State) -> N
     if all(a is b or torch.equal(a, b) for a, b in zip(first, other, strict=True)):
         return  # the same rows tell nothing
     with torch.no_grad(), no_overrides():  # no mode shall see these runs
-        pairs = zip(*[pytree.tree_leaves(run(list(given))) for given in (first, other)], strict=True)
+        pairs = zip(
+            *[pytree.tree_leaves(run(list(given))) for given in (first, other)], strict=True
+        )
     for a, b in pairs:
         if isinstance(a, Tensor) and a.ndim and a.is_floating_point() and not _near(a[0], b[0]):
             whole_batches(rows, "its rows depend on each other")

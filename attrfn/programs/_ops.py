@@ -26,7 +26,13 @@ def _stride(x: Tensor, dim: int) -> int:
 
 
 def _same_kind(
-    x: Tensor, size: Any = None, stride: Any = None, dtype: Any = None, *, device: Any = None, **_: Any
+    x: Tensor,
+    size: Any = None,
+    stride: Any = None,
+    dtype: Any = None,
+    *,
+    device: Any = None,
+    **_: Any,
 ) -> None:
     """What the model relied on when it was exported: ``x.to(dtype)`` may have been left out."""
     for what, expected in (("dtype", dtype), ("device", device)):

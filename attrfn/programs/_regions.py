@@ -14,6 +14,7 @@ _NUMBERS = (int, SymInt, SymBool, SymFloat)
 Stack = tuple[tuple[str, str], ...]
 """The modules around an operation, from the outermost: the key of a call, and a module's path."""
 
+
 class Region:
     """One call of a module: its operations and the calls inside it.
 
@@ -46,6 +47,7 @@ class Region:
         for step in self.steps:
             if isinstance(step, Region):
                 yield from step.regions()
+
 
 def regions_of(graph: fx.Graph) -> tuple[Region, set[str]]:
     """The calls of a graph, and the paths of modules whose operations are not together."""
@@ -83,6 +85,7 @@ def _common(a: Stack, b: Stack) -> Stack:
     pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False))
     return tuple([entry for entry, _ in pairs])
 
+
 def _early(graph: fx.Graph) -> dict[fx.Node, None]:
     """Sizes of inputs, and what is computed of them: they belong to no module."""
     # Export writes them where they are first needed, though each is a number for the whole run.
@@ -93,6 +96,7 @@ def _early(graph: fx.Graph) -> dict[fx.Node, None]:
             if node.all_input_nodes and all(n in found for n in given):
                 found[node] = None
     return found
+
 
 def _stack(node: fx.Node) -> Stack | None:
     """The modules around an operation, and around all that it runs; None if it does not say."""
@@ -129,11 +133,13 @@ def _modules_around(node: fx.Node) -> Stack | None:
             found.append((key, path))
     return tuple(found)
 
+
 def _number(root: Region) -> None:
     calls: dict[str, int] = {}
     for region in root.regions():
         region.number = calls.get(region.path, 0)
         calls[region.path] = region.number + 1
+
 
 def _set_borders(region: Region) -> None:
     inside = dict.fromkeys(region.nodes())
@@ -143,13 +149,16 @@ def _set_borders(region: Region) -> None:
     region.inputs = [n for n in used if n not in inside and n.op != "get_attr"]
     region.outputs = [n for n in inside if any(user not in inside for user in n.users)]
 
+
 def is_tensor(node: fx.Node) -> bool:
     """Whether the value of a node is a tensor, or holds one."""
     return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(node.meta.get("val")))
 
+
 def in_order(nodes: Sequence[fx.Node]) -> tuple[list[fx.Node], list[fx.Node]]:
     """Values that are tensors, which a layer's input consists of, and the others."""
     return [n for n in nodes if is_tensor(n)], [n for n in nodes if not is_tensor(n)]
+
 
 def calls_of(root: Region) -> dict[str, int]:
     """How often each module runs, by its path."""
@@ -157,4 +166,3 @@ def calls_of(root: Region) -> dict[str, int]:
     for region in root.regions():
         found[region.path] = max(found.get(region.path, 0), region.number + 1)
     return found
-

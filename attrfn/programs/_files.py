@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -67,10 +66,10 @@ def _names(path: Path) -> Iterator[str]:
     """The files in an archive, without the folder around them all."""
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
-    around = os.path.commonprefix([name.partition("/")[0] + "/" for name in names])
-    whole = all(name.startswith(around) for name in names) and around.endswith("/")
+    tops = {name.partition("/")[0] for name in names}
+    around = f"{tops.pop()}/" if len(tops) == 1 else ""
     for name in names:
-        yield name.removeprefix(around) if whole else name
+        yield name.removeprefix(around)
 
 
 def exported(path: Path, trusted: bool) -> Any:

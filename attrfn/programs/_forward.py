@@ -66,10 +66,5 @@ class ForwardOnly:
                 f"{self.attrfn_without_layers} that was given as an object cannot be sent to "
                 "another process: give its path to attrfn.programs.load"
             )
-        return _again, (self.state.source, self.outputs)
-
-
-def _again(source: Any, outputs: Outputs) -> Any:
-    from attrfn.programs._load import load  # which needs this file
-
-    return load(source, outputs=outputs)
+        kind: Any = type(self)
+        return kind, (self.state.source, self.outputs)

@@ -124,24 +124,29 @@ def _column(column: tuple[Any, ...], rows: Rows) -> Any:
 
 def _check_independent(run: Run, flat: list[Any], rows: Rows, state: State) -> None:
     """Compare the first row's outputs among its own rows and among others."""
-    first = _group(flat, rows, 0)
+    with torch.no_grad(), no_overrides():  # no mode shall see it
+        apart = _depend(run, _group(flat, rows, 0), rows)
+    if apart:
+        whole_batches(rows, "its rows depend on each other")
+    state.known = apart is False
+
+
+def _depend(run: Run, first: list[Any], rows: Rows) -> bool | None:
+    """Whether the first row's outputs depend on the other rows; None if that cannot be told."""
     other = [_first_alone(v) if split else v for v, split in zip(first, rows.split, strict=True)]
     if all(a is b or torch.equal(a, b) for a, b in zip(first, other, strict=True)):
-        return  # the same rows tell nothing
-    with torch.no_grad(), no_overrides():  # no mode shall see these runs
-        pairs = zip(
-            *[pytree.tree_leaves(run(list(given))) for given in (first, other)], strict=True
-        )
-    for a, b in pairs:
-        if isinstance(a, Tensor) and a.ndim and a.is_floating_point() and not _near(a[0], b[0]):
-            whole_batches(rows, "its rows depend on each other")
-    state.known = True
+        return None
+    found, wanted = (pytree.tree_leaves(run(list(given))) for given in (other, first))
+    return any(
+        isinstance(a, Tensor) and a.ndim > 0 and a.is_floating_point() and not _near(a[0], b[0])
+        for a, b in zip(wanted, found, strict=True)
+    )
 
 
-def _first_alone(t: Any) -> Any:
-    """The first row among rows of zeros."""
-    if not (isinstance(t, Tensor) and t.is_floating_point()):
-        return t
+def _first_alone(t: Tensor) -> Tensor:
+    """The first row among others: rows of zeros, or copies of it where numbers are integers."""
+    if not t.is_floating_point():
+        return t[:1].expand_as(t).clone()
     return torch.cat([t[:1], torch.zeros_like(t[1:])])
 
 

@@ -46,9 +46,7 @@ def _same_kind(
 
 
 def _scalar(condition: Any, message: str = "") -> None:
-    if isinstance(condition, Tensor):
-        torch.ops.aten._assert_scalar.default(condition, message)
-    elif not condition:
+    if not condition:
         raise ValueError(
             f"the program was exported for other sizes ({message[:150]}): give the sizes with "
             "which it was exported, or export it with these"
@@ -135,6 +133,12 @@ def _glu(x: Tensor, dim: int = -1) -> Tensor:
     return F.glu(x, dim)
 
 
+def _copy(to: Tensor, value: Tensor) -> Tensor:
+    # An operation in place has written it already, and a second write would be one too many for
+    # a backward pass.
+    return to if value is to else to.copy_(value)
+
+
 PLAIN: dict[str, Callable[..., Any]] = {
     "sym_size.int": _size,
     "sym_numel.default": _count,
@@ -148,6 +152,7 @@ PLAIN: dict[str, Callable[..., Any]] = {
     "glu.default": _glu,
     "layer_norm.default": _layer_norm,
     "batch_norm.default": _batch_norm,
+    "copy_.default": _copy,
     "lstm.input": torch.lstm,
     "gru.input": torch.gru,
     "rnn_tanh.input": torch.rnn_tanh,

@@ -486,7 +486,7 @@ def go_over_trees() -> None:
 
 
 @shows("children", "in_order_of")
-def are_of_structures() -> None:
+def have_parts_and_an_order() -> None:
     spec = pytree.tree_flatten(({"a": 1, "b": [2, (3,)]}, 4))[1]
     assert [s.num_leaves for s in pytree.children(spec)] == [3, 1]
     assert [*pytree.children(spec)[0].context] == ["a", "b"]

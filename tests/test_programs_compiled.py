@@ -15,7 +15,13 @@ from zoo import make, randn
 
 import attrfn
 
-pytestmark = pytest.mark.compiles
+pytestmark = [
+    pytest.mark.compiles,
+    # Raised by torch while it traces a function of a tensor with a graph.
+    pytest.mark.filterwarnings(
+        "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
+    ),
+]
 
 WEIGHT = randn(4, 3, seed=7)
 X = randn(3, 4, seed=1)
@@ -102,5 +108,5 @@ def test_modules(name: str) -> None:
 
 def test_layers_of_functions() -> None:
     compiled = torch.compile(make(nn.Linear, 4, 3).forward, backend="eager")
-    with pytest.raises(TypeError, match="no module can be found in it"):
+    with pytest.raises(TypeError, match=r"no module can be found in it"):
         attrfn.layer_activation(compiled, X, layer="0")

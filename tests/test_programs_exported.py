@@ -100,7 +100,7 @@ def test_rows_that_depend_on_each_other_run_in_no_groups() -> None:
         attrfn.integrated_gradients(Centred(), x, target=0, chunk_size=1),
     )
     for rows in (1, 2, 4, 6):
-        with pytest.raises(ValueError, match="cannot run in groups, because its rows depend on"):
+        with pytest.raises(ValueError, match=r"cannot run in groups, because its rows depend on"):
             attrfn.gradient(program, randn(rows, 2, seed=1), target=0)
     total = program_of(Total(), randn(3, 2), shapes=None)
     with pytest.raises(ValueError, match=r"an output of shape \(\) has no row for each example"):
@@ -206,7 +206,7 @@ def test_trees_of_inputs_and_arguments_by_name() -> None:
     assert torch.equal(several[1], several[0][0] + x[2] * x[3])
     with pytest.raises(ValueError, match=r"'scale' of the program is 3.0, and it was exported for"):
         program(*inputs, mask=mask, scale=3.0)
-    with pytest.raises(ValueError, match="in a structure that it was not exported for"):
+    with pytest.raises(ValueError, match=r"in a structure that it was not exported for"):
         program(*inputs)
     with pytest.raises(ValueError, match=r"outputs names 'loss', and the program returns 2 output"):
         attrfn.programs.load(exported, outputs="loss")(*inputs, mask=mask, scale=2.0)
@@ -240,9 +240,9 @@ def test_a_batch_norm_in_training_mode_explains_the_batch_as_a_whole() -> None:
     x = randn(6, 4, seed=1)
     before = {k: b.clone() for k, b in program.named_buffers()}
     for method in (attrfn.gradient, attrfn.integrated_gradients):
-        with pytest.warns(UserWarning, match="rows depend on each other"):
+        with pytest.warns(UserWarning, match=r"rows depend on each other"):
             want = method(model, x, target=1)
-        with pytest.warns(UserWarning, match="^the program was exported in training mode and"):
+        with pytest.warns(UserWarning, match=r"^the program was exported in training mode and"):
             near(method(program, x, target=1), want)
     assert all(torch.equal(b, before[k]) for k, b in program.named_buffers())
     assert program.training
@@ -254,14 +254,14 @@ def test_dropout_in_training_mode_draws_the_same_numbers_in_each_run() -> None:
     model = make(lambda: nn.Sequential(nn.Linear(4, 5), nn.Dropout(0.5), nn.Linear(5, 3))).train()
     program = program_of(model, randn(2, 4))
     x = randn(3, 4, seed=1)
-    with pytest.warns(UserWarning, match="the model draws random numbers"):
+    with pytest.warns(UserWarning, match=r"the model draws random numbers"):
         found = attrfn.integrated_gradients(program, x, target=1)
-    with pytest.warns(UserWarning, match="the model draws random numbers"):
+    with pytest.warns(UserWarning, match=r"the model draws random numbers"):
         near(found, attrfn.integrated_gradients(model, x, target=1))
     quiet = program_of(model.eval(), randn(2, 4))
     near(attrfn.gradient(quiet, x, target=1), attrfn.gradient(model, x, target=1))
     assert quiet.eval() is quiet
-    with pytest.raises(ValueError, match="call model.train"):
+    with pytest.raises(ValueError, match=r"call model.train"):
         quiet.train()
 
 
@@ -343,10 +343,10 @@ def test_strict_exports() -> None:
 def test_names_that_are_no_layers() -> None:
     _, program, net = program_of_net("norm")
     x = net.inputs()
-    with pytest.raises(ValueError, match="layer 'nothing' is not part of Program"):
+    with pytest.raises(ValueError, match=r"layer 'nothing' is not part of Program"):
         attrfn.layer_activation(program, x, layer="nothing")
     inner = make(lambda: nn.Sequential(nn.Linear(4, 3), nn.Identity()))
-    with pytest.raises(ValueError, match="layer '1' is not part of|runs no operation"):
+    with pytest.raises(ValueError, match=r"layer '1' is not part of|runs no operation"):
         attrfn.layer_activation(program_of(inner, randn(2, 4)), randn(2, 4), layer="1")
 
 
@@ -356,13 +356,15 @@ def test_a_program_that_is_not_loaded() -> None:
     for f in (attrfn.gradient, attrfn.kernel_shap, attrfn.lrp, attrfn.layer_activation):
         more = {"layer": "0"} if f is attrfn.layer_activation else {"target": 1}
         for given, said in ((exported, "an ExportedProgram"), ("m.pt2", "the path 'm.pt2'")):
-            with pytest.raises(TypeError, match=f"^model_fn is {said}, expected a model function"):
+            with pytest.raises(TypeError, match=rf"^model_fn is {said}, expected a model function"):
                 f(given, x, **more)
     near(
         attrfn.gradient(exported.module(), x, target=1),
         attrfn.gradient(perceptron(), x, target=1),
     )
-    with pytest.raises(TypeError, match="^program is a graph module, expected the ExportedProgram"):
+    with pytest.raises(
+        TypeError, match=r"^program is a graph module, expected the ExportedProgram"
+    ):
         attrfn.programs.load(exported.module())
 
 
@@ -375,10 +377,10 @@ def test_objects_that_are_modules_already() -> None:
     near(attrfn.gradient(second, x), torch.full_like(x, 2.0))
     near(attrfn.layer_activation(second, x, layer="module.same"), x)
     for bad in (3, None, object()):
-        with pytest.raises(TypeError, match="^program is "):
+        with pytest.raises(TypeError, match=r"^program is "):
             attrfn.programs.load(bad)
     for outputs in (1.5, True, [], ["a", None]):
-        with pytest.raises(TypeError, match="^outputs is "):
+        with pytest.raises(TypeError, match=r"^outputs is "):
             attrfn.programs.load(model, outputs=outputs)
 
 

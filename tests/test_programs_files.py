@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from programs_cases import DYNAMIC
 from test_programs import near
 from torch import nn
 from zoo import make, randn
@@ -32,7 +34,7 @@ def perceptron() -> nn.Module:
 
 
 def saved(folder: Path, name: str = "model.pt2") -> Path:
-    exported = torch.export.export(perceptron(), (randn(2, 4),), dynamic_shapes=({0: "batch"},))
+    exported = torch.export.export(perceptron(), (randn(2, 4),), dynamic_shapes=(DYNAMIC,))
     torch.export.save(exported, folder / "model.pt2")
     return (folder / "model.pt2").rename(folder / name)
 
@@ -74,7 +76,7 @@ def test_example_inputs_that_would_be_unpickled(tmp_path: Path) -> None:
         return bad.getvalue() if "sample_inputs" in name else data
 
     path = rewritten(saved(tmp_path), change)
-    with pytest.raises(ValueError, match="would have to be unpickled and can run any code"):
+    with pytest.raises(ValueError, match=r"would have to be unpickled and can run any code"):
         attrfn.programs.load(path)
     assert not touched.exists()
 
@@ -96,33 +98,35 @@ def test_tensors_that_would_be_unpickled(tmp_path: Path, folder: str) -> None:
 def test_files_of_torch_save(tmp_path: Path) -> None:
     path, touched = tmp_path / "model.pt", tmp_path / "touched"
     torch.save(Runs(touched), path)
-    with pytest.raises(ValueError, match="holds pickled Python objects, as torch.save writes them"):
+    with pytest.raises(
+        ValueError, match=r"holds pickled Python objects, as torch.save writes them"
+    ):
         attrfn.programs.load(path)
     (tmp_path / "model.pkl").write_bytes(pickle.dumps(Runs(touched)))
-    with pytest.raises(ValueError, match="is not a whole zip archive"):
+    with pytest.raises(ValueError, match=r"is not a whole zip archive"):
         attrfn.programs.load(tmp_path / "model.pkl")
     assert not touched.exists()
 
 
 def test_damaged_and_missing_files(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="is not there, expected the file of a program"):
+    with pytest.raises(FileNotFoundError, match=r"is not there, expected the file of a program"):
         attrfn.programs.load(tmp_path / "model.pt2")
-    with pytest.raises(FileNotFoundError, match="is a folder, expected the file of a program"):
+    with pytest.raises(FileNotFoundError, match=r"is a folder, expected the file of a program"):
         attrfn.programs.load(tmp_path)
     path = saved(tmp_path)
     data = path.read_bytes()
     for size in (0, 10, len(data) // 2, len(data) - 5):
         path.write_bytes(data[:size])
-        with pytest.raises(ValueError, match="is not a whole zip archive") as raised:
+        with pytest.raises(ValueError, match=r"is not a whole zip archive") as raised:
             attrfn.programs.load(path)
         assert len(str(raised.value).replace(str(path), "")) <= 300
     path.write_bytes(data)
     rewritten(path, lambda name, data: b"{" if name.endswith("models/model.json") else data)
-    with pytest.raises(ValueError, match="cannot read .*: it is damaged, or another version of"):
+    with pytest.raises(ValueError, match=r"cannot read .*: it is damaged, or another version of"):
         attrfn.programs.load(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a/b", "c")
-    with pytest.raises(ValueError, match="is a zip archive without a program"):
+    with pytest.raises(ValueError, match=r"is a zip archive without a program"):
         attrfn.programs.load(path)
 
 
@@ -134,7 +138,7 @@ def test_scripted_modules(tmp_path: Path, how: str) -> None:
     program = attrfn.programs.load(tmp_path / "model.pt")
     for method in (attrfn.gradient, attrfn.integrated_gradients, attrfn.kernel_shap):
         near(method(program, x, target=1), method(model, x, target=1))
-    with pytest.raises(ValueError, match="is a scripted or traced module"):
+    with pytest.raises(ValueError, match=r"is a scripted or traced module"):
         attrfn.layer_activation(program, x, layer="0")
     with pytest.raises(attrfn.UnsupportedOpError):
         attrfn.lrp(program, x, target=1)
@@ -173,8 +177,66 @@ COMPILED = """
 """
 
 
+class AOTICompiledModel:
+    """As a package behaves: it compares sizes if the environment says so in its first run."""
+
+    def __init__(self, model: nn.Module, rows: int | None) -> None:
+        self.model, self.rows, self.loader = model, rows, None
+        self.checks: bool | None = None
+
+    def get_metadata(self) -> dict[str, str]:
+        return {}
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if self.checks is None:
+            self.checks = os.environ.get("AOTI_RUNTIME_CHECK_INPUTS", "0") != "0"
+        for i, expected in enumerate((self.rows, 4)):
+            if self.checks and expected is not None and x.shape[i] != expected:
+                raise RuntimeError(
+                    f"input_handles[0]: unmatched dim value at {i}, expected: {expected}, but got: "
+                    f"{x.shape[i]}"
+                )
+        if self.checks and x.stride() != (4, 1):
+            raise RuntimeError("input_handles[0]: unmatched stride value at 0, expected: 4")
+        return self.model(x if self.rows is None else x[: self.rows])
+
+
+@pytest.mark.parametrize("rows", [None, 1, 2, 3, 5])
+def test_packages_of_aotinductor(rows: int | None) -> None:
+    """Also of a fixed number of rows, which the first run shows."""
+    model, x = perceptron(), randn(3, 4, seed=1)
+    before = os.environ.get("AOTI_RUNTIME_CHECK_INPUTS")
+    for method in PERTURBING.values():
+        program = attrfn.programs.load(AOTICompiledModel(model, rows))
+        near(method(program, x, target=1), method(model, x, target=1))
+    assert os.environ.get("AOTI_RUNTIME_CHECK_INPUTS") == before
+    refuses(program, x)
+    ran = AOTICompiledModel(model, rows)
+    ran(x)
+    with pytest.raises(ValueError, match=r"ran before attrfn got it, and without checks"):
+        attrfn.feature_ablation(attrfn.programs.load(ran), x, target=1)
+
+
+def refuses(program: Any, x: torch.Tensor) -> None:
+    for method in (attrfn.gradient, attrfn.integrated_gradients, attrfn.lrp, attrfn.deep_lift):
+        with pytest.raises(ValueError, match=r"^an AOTInductor package only runs forward"):
+            method(program, x, target=1)
+    with pytest.raises(ValueError, match=r"which only runs forward as a whole, so that it has"):
+        attrfn.layer_activation(program, x, layer="0")
+    with pytest.raises(ValueError, match=r"cannot run inside torch\.func transforms"):
+        torch.func.vmap(lambda z: attrfn.feature_ablation(program, z[None], target=1))(x)
+    with pytest.raises(
+        ValueError, match=r"^an AOTInductor package does not take a tensor"
+    ) as raised:
+        attrfn.feature_ablation(program, torch.zeros(3, 5, dtype=x.dtype), target=1)
+    assert len(str(raised.value)) <= 300
+    with pytest.raises(attrfn.CompileError):
+        attrfn.compile(attrfn.feature_ablation, program, backend="eager")(x, target=1)
+
+
+@pytest.mark.fuzz
 @pytest.mark.inductor
-def test_packages_of_aotinductor(tmp_path: Path, capfd: Any) -> None:
+def test_packages_that_were_compiled(tmp_path: Path) -> None:
     """Compiled in another process; perturbation methods give what they give for the module."""
     command = [sys.executable, "-c", textwrap.dedent(COMPILED), str(tmp_path)]
     subprocess.run(command, check=True, capture_output=True, timeout=300)
@@ -188,20 +250,11 @@ def test_packages_of_aotinductor(tmp_path: Path, capfd: Any) -> None:
             near(method(program, start, target=1), method(model, start, target=1), 1e-5)
         near(attrfn.feature_ablation(program, x, target=1),
              attrfn.feature_ablation(model, x, target=1), 1e-5)  # fmt: skip
-        for method in (attrfn.gradient, attrfn.integrated_gradients, attrfn.lrp, attrfn.deep_lift):
-            with pytest.raises(ValueError, match="^an AOTInductor package only runs forward"):
-                method(program, x, target=1)
-        with pytest.raises(
-            ValueError, match="which only runs forward as a whole, so that it has no"
-        ):
-            attrfn.layer_activation(program, x, layer="0")
-        with pytest.raises(ValueError, match="cannot run inside torch.func transforms"):
-            torch.func.vmap(lambda z, p=program: attrfn.feature_ablation(p, z[None], target=1))(x)
-        for wrong in (torch.randn(3, 5), x.double()):
-            with pytest.raises(ValueError, match="^an AOTInductor package does not take a tensor"):
-                attrfn.feature_ablation(program, wrong, target=1)
+        refuses(program, x)
+        with pytest.raises(ValueError, match=r"^an AOTInductor package does not take a tensor"):
+            attrfn.feature_ablation(program, x.double(), target=1)
     ran = torch._inductor.aoti_load_package(str(tmp_path / "dynamic.pt2"))
-    with pytest.raises(TypeError, match="^model_fn is a package of AOTInductor, expected a model"):
+    with pytest.raises(TypeError, match=r"^model_fn is a package of AOTInductor, expected a model"):
         attrfn.feature_ablation(ran, x, target=1)
     found = attrfn.feature_ablation(attrfn.programs.load(ran), x, target=1)
     near(found, attrfn.feature_ablation(model, x, target=1), 1e-5)

@@ -135,7 +135,7 @@ def test_files_sessions_inputs_and_outputs(tmp_path: Path) -> None:
             near(attrfn.programs.load(given, outputs=outputs)(X, SCALE), want[i], 1e-5)
     again = pickle.loads(pickle.dumps(attrfn.programs.load(path)))
     near(again(X, SCALE), want, 1e-5)
-    with pytest.raises(TypeError, match="cannot be sent to another process: give its path"):
+    with pytest.raises(TypeError, match=r"cannot be sent to another process: give its path"):
         pickle.dumps(attrfn.programs.load(session))
 
 
@@ -146,18 +146,18 @@ def test_what_is_refused(tmp_path: Path) -> None:
         *(attrfn.gradient, attrfn.integrated_gradients, attrfn.lrp, attrfn.deep_lift),
         *(attrfn.guided_backprop, attrfn.gradient_shap, attrfn.integrated_hessians),
     ):
-        with pytest.raises(ValueError, match="^a model of ONNX only runs forward, so that it has"):
+        with pytest.raises(ValueError, match=r"^a model of ONNX only runs forward, so that it has"):
             method(bound, X, target=1, **({"baselines": X} if "shap" in method.__name__ else {}))
-    with pytest.raises(ValueError, match="^model_fn is a model of ONNX, which only runs forward"):
+    with pytest.raises(ValueError, match=r"^model_fn is a model of ONNX, which only runs forward"):
         attrfn.layer_activation(program, X, layer="0")
     with pytest.raises(
-        ValueError, match="^a model of ONNX cannot run inside torch.func transforms"
+        ValueError, match=r"^a model of ONNX cannot run inside torch.func transforms"
     ):
         torch.func.vmap(lambda z, s: attrfn.feature_ablation(program, (z, s), target=1))(
             X[:, None], SCALE[:, None]
         )
     x = X.clone().requires_grad_()
-    with pytest.raises(ValueError, match="without create_graph$"):
+    with pytest.raises(ValueError, match=r"without create_graph$"):
         attrfn.feature_ablation(bound, x, target=1, create_graph=True)
     near(attrfn.feature_ablation(bound, x, target=1), attrfn.feature_ablation(bound, X, target=1))
     for args, said in (
@@ -171,7 +171,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
         assert len(str(raised.value)) <= 300
     session = runtime.InferenceSession(graph_of(net()).SerializeToString())
     for given, said in ((session, "an InferenceSession"), (graph_of(net()), "a ModelProto")):
-        with pytest.raises(TypeError, match=f"^model_fn is {said}, expected a model function"):
+        with pytest.raises(TypeError, match=rf"^model_fn is {said}, expected a model function"):
             attrfn.feature_ablation(given, X, target=1)
     for outputs in (2, -3, "loss", ["soft", "loss"]):
         with pytest.raises(ValueError, match=r"has 2 output\(s\), named soft, hard: expected"):
@@ -200,8 +200,10 @@ def test_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.filterwarnings("ignore")
 def test_a_model_that_torch_exported(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
-    model = make(lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 3)),
-                 dtype=torch.float32)  # fmt: skip
+    layers = lambda: nn.Sequential(  # noqa: E731
+        nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 3)
+    )
+    model = make(layers, dtype=torch.float32)
     x = randn(2, 2, 4, 4, dtype=torch.float32)
     exported = torch.onnx.export(model, (x,), dynamic_shapes=({0: "rows"},), dynamo=True)
     exported.save(str(tmp_path / "cnn.onnx"))

@@ -30,6 +30,7 @@ from attrfn._model.unloaded import refuse_unloaded
 from attrfn._torch import private_compiler
 from attrfn._torch.autodiff import in_eager_transform, transforming
 from attrfn._torch.compiling import is_compiling, require_compiler
+from attrfn._torch.decomposed import is_decomposing
 from attrfn._torch.explanation import current
 from attrfn._torch.typing import ModelFn
 
@@ -58,7 +59,7 @@ def bind(model_fn: ModelFn, *, frozen: bool, forward_only: bool = False) -> Mode
             )
         if not is_compiling():
             check_hidden(model_fn)
-        return eager_in_transforms(model_fn)
+        return model_fn if is_compiling() else eager_in_transforms(model_fn)
     # Inside a transform copies may hold its wrapped tensors, which die with it, and no value tells
     # whether a run has changed a copy. So each run builds one.
     if frozen and not transforming():
@@ -84,13 +85,11 @@ def uncompiled(model_fn: Any) -> ModelFn:
 
 
 def eager_in_transforms(model_fn: ModelFn) -> ModelFn:
-    """A function of ``torch.compile`` as one that runs uncompiled inside transforms of torch.func.
+    """A function of ``torch.compile`` as one that runs uncompiled where compiled code cannot run.
 
-    They cannot enter compiled code. Other functions are returned as they are.
+    That is inside transforms of torch.func, and for second derivatives.
     """
-    if is_compiling():
-        return model_fn
-    eager: Any = uncompiled(model_fn)
+    eager: ModelFn = uncompiled(model_fn)
     if eager is model_fn:
         return model_fn
     if isinstance(model_fn, functools.partial):
@@ -98,7 +97,8 @@ def eager_in_transforms(model_fn: ModelFn) -> ModelFn:
         return functools.partial(inner, *model_fn.args, **model_fn.keywords)
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        return (eager if in_eager_transform() else model_fn)(*args, **kwargs)
+        plain = in_eager_transform() or is_decomposing()
+        return (eager if plain else model_fn)(*args, **kwargs)
 
     return run
 

@@ -203,7 +203,7 @@ GUARDS = "_guards_fn"
 def guards_of(module: nn.Module) -> Callable[..., Any] | None:
     """A function of the leaves of all inputs that asserts what a program needs, if there is one."""
     found: Any = getattr(module, GUARDS, None)
-    return None if found is None else found.forward  # type: ignore[no-any-return]
+    return None if found is None else found.forward
 
 
 nn_functions = torch._C._nn

@@ -159,7 +159,8 @@ def script(path: Path) -> torch.jit.ScriptModule:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit as a whole
-            found: torch.jit.ScriptModule = torch.jit.load(str(path), map_location="cpu")
+            jit: Any = torch.jit  # without types
+            found: torch.jit.ScriptModule = jit.load(str(path), map_location="cpu")
     except Exception as error:
         raise _unreadable(path, error) from error
     return found

@@ -46,18 +46,16 @@ class State:
         source: From what it can be loaded again in another process; None if it cannot.
         known: Whether its rows are known to be independent.
         checks: Whether it is known to compare its inputs.
-        ran: Numbers of rows that it took.
         fixed: The only number of rows that it takes, once that is known.
     """
 
-    __slots__ = ("checks", "fixed", "known", "model", "ran", "source")
+    __slots__ = ("checks", "fixed", "known", "model", "source")
 
     def __init__(self, model: Any = None, source: Any = None) -> None:
         self.model = model
         self.source = source
         self.known = False
         self.checks = False
-        self.ran: set[int] = set()
         self.fixed: int | None = None
 
 

@@ -178,7 +178,8 @@ def _leaf(node: Any) -> Leaf:
     value = node.meta.get("val")
     if not isinstance(value, Tensor):
         return Leaf(node.name, None, value)
-    sizes = [size if isinstance(size, int) else str(size.node.expr) for size in value.shape]
+    shape: Any = value.shape
+    sizes = [size if isinstance(size, int) else str(size.node.expr) for size in shape]
     return Leaf(node.name, tuple(sizes))
 
 

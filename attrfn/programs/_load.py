@@ -56,7 +56,8 @@ def load(program: Any, *, outputs: Outputs = None, trusted: bool = False) -> Mod
         >>> import tempfile, torch, attrfn, attrfn.programs
         >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh()).eval()
         >>> x = torch.randn(2, 3)
-        >>> exported = torch.export.export(model, (x,), dynamic_shapes=({0: "batch"},))
+        >>> batch = {0: torch.export.Dim.DYNAMIC}
+        >>> exported = torch.export.export(model, (x,), dynamic_shapes=(batch,))
         >>> folder = tempfile.TemporaryDirectory()
         >>> torch.export.save(exported, f"{folder.name}/model.pt2")
         >>> program = attrfn.programs.load(f"{folder.name}/model.pt2")

@@ -102,8 +102,8 @@ class Onnx(ForwardOnly):
         flat = self._in_order(args, kwargs)
         split = [given.fixed(value) for given, value in zip(self.inputs, flat, strict=True)]
         pairs = {
-            (given.sizes[0], len(value))
-            for given, value, other in zip(self.inputs, flat, split, strict=True)
+            (one.sizes[0], len(value))
+            for one, value, other in zip(self.inputs, flat, split, strict=True)
             if other
         }
         if len(pairs) > 1:
@@ -115,12 +115,14 @@ class Onnx(ForwardOnly):
         if not pairs:
             out = self._once(flat)
         else:
-            out = in_groups(self._once, flat, Rows(*pairs.pop(), split, _REMEDY), self.state)
+            fixed, given = pairs.pop()
+            rows = Rows(fixed, given, split, _REMEDY)
+            out = in_groups(self._once, flat, rows, self.state)
         return out[0] if self.alone else out
 
     def _in_order(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-        if len(args) == 1 and isinstance(args[0], Mapping):  # a dict of inputs by name
-            args, kwargs = (), {**args[0], **kwargs}
+        if args and isinstance(args[0], Mapping):  # a dict of inputs by name
+            args, kwargs = args[1:], {**args[0], **kwargs}
         names = [given.name for given in self.inputs]
         named = {**dict(zip(names, args, strict=False)), **kwargs}
         if len(args) + len(kwargs) != len(names) or named.keys() != set(names):

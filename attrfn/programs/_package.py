@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from attrfn._torch import pytree
+from attrfn._torch.guard import first_line
 from attrfn._torch.say import say
 from attrfn.programs._files import hash_of, package
 from attrfn.programs._forward import ForwardOnly
@@ -23,6 +25,7 @@ from attrfn.programs._outputs import Outputs, chosen
 # input for one of the sizes that it was compiled for, and reads what lies behind it in memory.
 _CHECKS = "AOTI_RUNTIME_CHECK_INPUTS"
 _FIRST_RUN = threading.Lock()
+_FIXED = re.compile(r"unmatched dim value at 0, expected: (\d+),")
 _REMEDY = "export the model with a dynamic batch before you compile it"
 
 
@@ -62,34 +65,19 @@ class Package(ForwardOnly):
             return chosen(self._of_rows(once, flat, Rows(0, given, split, _REMEDY)), self.outputs)
 
     def _of_rows(self, once: Any, flat: list[Any], rows: Rows) -> Any:
-        if self.state.fixed in (None, rows.given):
+        state = self.state
+        if state.fixed in (None, rows.given):
             try:
-                found = once(flat)
+                return once(flat)
             except RuntimeError as error:
-                self._find_fixed(once, flat, rows, error)
-            else:
-                self.state.ran.add(rows.given)
-                return found
-        return in_groups(once, flat, rows._replace(fixed=self.state.fixed or 1), self.state)
-
-    def _find_fixed(self, once: Any, flat: list[Any], rows: Rows, error: RuntimeError) -> None:
-        """Find out by runs how many rows it takes, if that is one number."""
-        ran, most = self.state.ran, max(rows.given, 64)
-        likely = sorted(range(1, most + 1), key=lambda n: (n not in ran, rows.given % n != 0))
-        for n in likely if len(ran) <= 1 else ():
-            group = [
-                v[:1].expand(n, *v.shape[1:]).contiguous() if split else v
-                for v, split in zip(flat, rows.split, strict=True)
-            ]
-            with contextlib.suppress(RuntimeError):
-                once(group)
-                self.state.fixed = n
-                return
-        shown = ", ".join([say(v) for v in flat])[:120]
-        raise ValueError(
-            f"an AOTInductor package does not take {shown} (it says why on stderr): give the "
-            f"sizes and types for which it was compiled, or {_REMEDY}"
-        ) from error
+                wrong = _FIXED.search(str(error))
+                if wrong is None or int(wrong[1]) in (0, rows.given):
+                    raise _refused(flat, error) from error
+                state.fixed = int(wrong[1])
+        try:
+            return in_groups(once, flat, rows._replace(fixed=state.fixed or 1), state)
+        except RuntimeError as error:
+            raise _refused(flat, error) from error
 
     def _demand_checks(self, once: Any, flat: list[Any]) -> None:
         """Have the package compare its inputs, from its first run on.
@@ -108,6 +96,14 @@ class Package(ForwardOnly):
             f"that other sizes would read foreign memory: set {_CHECKS}=1 before its first run, or "
             "call attrfn.programs.load first"
         )
+
+
+def _refused(flat: list[Any], error: RuntimeError) -> ValueError:
+    shown = ", ".join([say(v) for v in flat])[:80]
+    return ValueError(
+        f"an AOTInductor package does not take {shown} ({first_line(error)[:90]}): give the sizes "
+        f"and types for which it was compiled, or {_REMEDY}"
+    )
 
 
 @contextlib.contextmanager

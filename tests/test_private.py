@@ -256,6 +256,18 @@ def tells_an_error_of_vmap() -> None:
     assert not private.reads_values(RuntimeError("another"))
 
 
+@shows("children", "in_order_of")
+def are_of_structures() -> None:
+    spec = pytree.tree_flatten(({"a": 1, "b": [2, (3,)]}, 4))[1]
+    assert [s.num_leaves for s in pytree.children(spec)] == [3, 1]
+    assert [*pytree.children(spec)[0].context] == ["a", "b"]
+    other = ({"b": [2, (3,)], "a": 1}, 4)
+    assert [*pytree.in_order_of(other, spec)[0]] == ["a", "b"]
+    assert pytree.in_order_of(other, spec) == other
+    assert pytree.tree_flatten(pytree.in_order_of(other, spec))[1] == spec
+    assert pytree.in_order_of([1], spec) == [1]
+
+
 @shows("says_inference")
 def tells_an_error_of_inference_tensors() -> None:
     with torch.inference_mode():
@@ -421,6 +433,19 @@ def are_of_functions_of_exported_graphs() -> None:
     assert [private.overload_name(f) for f in calls] == ["default", "Tensor"]
 
 
+@shows("GUARDS", "guards_of")
+def assert_what_an_exported_program_needs() -> None:
+    size = torch.export.Dim("size", min=4, max=8)
+    exported = torch.export.export(nn.ReLU(), (torch.ones(5),), dynamic_shapes=({0: size},))
+    module = exported.module()
+    guards = private.guards_of(module)
+    assert private.GUARDS in dict(module.named_children())
+    guards(torch.ones(8))
+    with pytest.raises(AssertionError, match="Guard failed"):
+        guards(torch.ones(9))
+    assert private.guards_of(nn.ReLU()) is None
+
+
 @shows("nn_functions", "variable_functions")
 def are_what_modes_see() -> None:
     x = torch.ones(1, 2)
@@ -458,6 +483,18 @@ def go_over_trees() -> None:
     assert all(map(operator.is_, pytree.tree_leaves(tree), leaves))
     assert pytree.tree_leaves(leaves[2]) == [leaves[2]]
     assert pytree.tree_map_only(int, str, tree)["a"] == ["1", None]
+
+
+@shows("children", "in_order_of")
+def have_parts_and_an_order() -> None:
+    spec = pytree.tree_flatten(({"a": 1, "b": [2, (3,)]}, 4))[1]
+    assert [s.num_leaves for s in pytree.children(spec)] == [3, 1]
+    assert [*pytree.children(spec)[0].context] == ["a", "b"]
+    other = ({"b": [2, (3,)], "a": 1}, 4)
+    assert [*pytree.in_order_of(other, spec)[0]] == ["a", "b"]
+    assert pytree.in_order_of(other, spec) == other
+    assert pytree.tree_flatten(pytree.in_order_of(other, spec))[1] == spec
+    assert pytree.in_order_of([1], spec) == [1]
 
 
 @shows("says_inference")

@@ -6,6 +6,7 @@ import operator
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -158,6 +159,16 @@ def hold_what_was_compiled() -> None:
     assert private.slots(outer, private.MODULES) == {private.COMPILED_MODULE: linear}
     linear.compile(backend="eager")
     assert vars(linear)[private.COMPILED_CALL] is not None
+
+
+@shows("is_package", "load_package")
+def know_packages_of_aotinductor() -> None:
+    from torch.export.pt2_archive._package import AOTICompiledModel
+
+    assert private_compiler.is_package(AOTICompiledModel(None))
+    assert not private_compiler.is_package(nn.Linear(2, 2))
+    with pytest.raises(RuntimeError):
+        private_compiler.load_package(Path("missing.pt2"))
 
 
 @shows("mode_options")

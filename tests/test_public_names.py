@@ -55,6 +55,9 @@ PUBLIC = {
     "attrfn.metrics.similarity": """
         cosine pearson spearman ssim
     """,
+    "attrfn.programs": """
+        Program load
+    """,
     "attrfn.random": """
         as_key bernoulli bits fold_in key normal permutation randint split uniform
     """,

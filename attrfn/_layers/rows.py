@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import enum
 import weakref
 from typing import Any, NamedTuple
 
@@ -14,6 +13,8 @@ from torch import Tensor, nn
 from attrfn._copies.batch import binds_rows, flip_bound, repeat_bound, repeat_rows
 from attrfn._copies.rows import check_bound
 from attrfn._explain.tree import as_dicts, flatten
+from attrfn._layers.found import Found, kinds
+from attrfn._layers.found import is_floating as is_floating
 from attrfn._layers.leaves import real_view
 from attrfn._layers.routing import Routes, is_reversed
 from attrfn._layers.split import Split, layers_of
@@ -52,16 +53,6 @@ def place_of(model_fn: ModelFn, layer: Layer, at: At, call: int | None) -> Place
     """The place of a layer in a model whose module is visible."""
     src: Any = source(model_fn)
     return Place(src.module, layers_of(layer), at, call, (src.args, src.kwargs))
-
-
-class Found(enum.Enum):
-    """What a tensor of a layer's value is."""
-
-    ROWS = "it has the examples in dimension 0"
-    OTHER = "its sizes follow the number of examples in another way"
-    CONSTANT = "its sizes do not depend on the number of examples"
-    UNKNOWN = "as many rows as examples, of a model that runs with no other number of examples"
-    NOTHING = "it is not a floating tensor"
 
 
 # What runs have told of a model's layers, as long as the model lives. To run the head again in each
@@ -159,28 +150,39 @@ def _found(leaves: list[Any], halves: Split, inputs: Tree, batch: int, place: Pl
             for t in leaves
         ]
     if is_compiling():  # which drops this run, because only a size of it counts
-        return _kinds(leaves, batch, *_at_twice_the_size(halves, inputs, batch))
+        return kinds(leaves, batch, *_at_twice_the_size(halves, inputs, batch))
     told = _told.setdefault(place.module, {})
     key = (*place.key, _sizes((inputs, leaves, place.bound)), transforming())
     if key in told:
         return told[key]
     with Routes() as routes:
-        found = _kinds(leaves, batch, *_at_another_size(halves, inputs, batch))
+        found = kinds(leaves, batch, *_at_another_size(halves, inputs, batch))
     if routes.found and Found.CONSTANT in found:  # two examples may have as many tokens as all
         with contextlib.suppress(RuntimeError, ValueError, IndexError):
-            found = _kinds(leaves, batch, *_at_twice_the_size(halves, inputs, batch))
+            found = kinds(leaves, batch, *_at_twice_the_size(halves, inputs, batch))
+    if Found.UNKNOWN in found and not transforming():  # the order of the examples tells, too
+        follow = _follow(leaves, halves, inputs, batch)
+        found = [
+            Found.ROWS if f is Found.UNKNOWN and r else f
+            for f, r in zip(found, follow, strict=True)
+        ]
     if not routes.found or transforming():
         _keep(told, key, found)
         return found
     if Found.ROWS not in found or batch == 1:
         return found
+    follow = _follow(leaves, halves, inputs, batch)
+    return [
+        Found.OTHER if f is Found.ROWS and not r else f for f, r in zip(found, follow, strict=True)
+    ]
+
+
+def _follow(leaves: list[Any], halves: Split, inputs: Tree, batch: int) -> list[bool]:
+    """Whether the rows of each tensor are in reverse order where the examples are."""
     back = optree.tree_map(lambda t: t.flip(0), inputs)
     flipped = halves._replace(head=flip_bound(halves.head, batch))
     again = optree.tree_leaves(opened(read(flipped, back, False)), none_is_leaf=True)
-    return [
-        Found.OTHER if f is Found.ROWS and not is_reversed(t, u) else f
-        for f, t, u in zip(found, leaves, again, strict=True)
-    ]
+    return [is_reversed(t, u) for t, u in zip(leaves, again, strict=True)]
 
 
 def has_examples_first(halves: Split, inputs: Tree, batch: int, place: Place) -> bool:
@@ -195,9 +197,10 @@ def has_examples_first(halves: Split, inputs: Tree, batch: int, place: Place) ->
         return known[key] == [Found.ROWS]
     with Routes() as routes:
         leaves, size = _at_another_size(halves, inputs, batch)
-    if leaves is None:
-        read(halves, inputs, False)  # which raises whatever is wrong with the model or the layer
-    follows = leaves is not None and (
+    if leaves is None:  # also where something is wrong, which the next run raises
+        found = _found(_leaves(halves, inputs), halves, inputs, batch, place)
+        return len(found) != 1 or found == [Found.ROWS]
+    follows = (
         len(leaves) != 1 or not isinstance(leaves[0], Tensor) or leaves[0].shape[:1] == (size,)
     )
     if not routes.found or transforming():
@@ -211,29 +214,6 @@ def _keep(known: dict[Any, list[Found]], key: Any, found: list[Found]) -> None:
     if len(known) >= _MOST_TOLD:
         known.clear()
     known[key] = found
-
-
-def _kinds(leaves: list[Any], batch: int, others: list[Any] | None, size: int) -> list[Found]:
-    """What each tensor is, by those for another number of examples; None if no run is possible."""
-
-    def kind(t: Any, u: Any) -> Found:
-        if not is_floating(t):
-            return Found.NOTHING
-        is_row = t.ndim > 0 and len(t) == batch
-        if others is None:
-            return Found.UNKNOWN if is_row else Found.OTHER
-        if is_row and isinstance(u, Tensor) and u.ndim == t.ndim and len(u) == size:
-            return Found.ROWS
-        same = isinstance(u, Tensor) and u.shape == t.shape
-        return Found.CONSTANT if same and t.numel() else Found.OTHER
-
-    pairs = zip(leaves, leaves if others is None else others, strict=True)
-    return [kind(t, u) for t, u in pairs]
-
-
-def is_floating(t: Any) -> bool:
-    """Whether this is a tensor of real or complex numbers."""
-    return isinstance(t, Tensor) and (t.is_floating_point() or t.is_complex())
 
 
 def _sizes(tree: Tree) -> tuple[Any, ...]:

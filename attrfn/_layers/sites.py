@@ -10,7 +10,14 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from attrfn._copies.batch import is_one_of
-from attrfn._model.source import by_path, describe, find, shown, unwrapped_name
+from attrfn._model.source import (
+    by_path,
+    describe,
+    find,
+    layer_of_program,
+    shown,
+    unwrapped_name,
+)
 from attrfn._torch.compiling import is_compiling
 from attrfn._torch.say import say
 from attrfn._torch.typing import At, Tree
@@ -119,7 +126,9 @@ def _module(root: nn.Module, site: Site) -> nn.Module:
             f"sites holds {shown(site.layer)}, expected a module of the model, its qualified name "
             f"or attrfn.Site: {_NO_MODULE}"
         )
-    module = None if is_compiling() else by_path(root, site.layer)
+    module = layer_of_program(root, site.layer)
+    if module is None and not is_compiling():
+        module = by_path(root, site.layer)
     if module is None:
         named = root.named_modules(remove_duplicate=False)
         names = {unwrapped_name(name): m for name, m in named}

@@ -16,6 +16,7 @@ from attrfn._layers.probe import Done, LayerValue, Probe, Watch, Where, check_ca
 from attrfn._layers.sites import Site
 from attrfn._model.bind import Reused, bind_source
 from attrfn._model.source import Source, describe, shown, source
+from attrfn._model.unloaded import refuse_unloaded, refuse_without_layers
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.guard import guarded
 from attrfn._torch.marks import Marks
@@ -150,6 +151,8 @@ def _checked(
     """Check the arguments, and separate the model's bound arguments from its module."""
     src = source(model)
     if src is None:
+        refuse_unloaded(model, name)
+        refuse_without_layers(model, name)
         raise TypeError(
             f"{name} is {shown(model)}, and no module can be found in it: give a torch.nn.Module, "
             "a bound method of one or functools.partial of either, or wrap the function in a module"

@@ -26,9 +26,11 @@ from attrfn._model.parameters import refuse_writes
 from attrfn._model.private_copy import PrivateCopy
 from attrfn._model.source import Source, find, foreign, shown, source
 from attrfn._model.training import refuse_tied
+from attrfn._model.unloaded import refuse_unloaded
 from attrfn._torch import private_compiler
-from attrfn._torch.autodiff import transforming
+from attrfn._torch.autodiff import in_eager_transform, transforming
 from attrfn._torch.compiling import is_compiling, require_compiler
+from attrfn._torch.decomposed import is_decomposing
 from attrfn._torch.explanation import current
 from attrfn._torch.typing import ModelFn
 
@@ -50,13 +52,14 @@ def bind(model_fn: ModelFn, *, frozen: bool, forward_only: bool = False) -> Mode
         require_compiler()
     src = source(model_fn)
     if src is None:
+        refuse_unloaded(model_fn, "model_fn")
         if not callable(model_fn):
             raise TypeError(
                 f"model_fn is {shown(model_fn)}, expected a torch.nn.Module or another callable"
             )
         if not is_compiling():
             check_hidden(model_fn)
-        return model_fn
+        return model_fn if is_compiling() else eager_in_transforms(model_fn)
     # Inside a transform copies may hold its wrapped tensors, which die with it, and no value tells
     # whether a run has changed a copy. So each run builds one.
     if frozen and not transforming():
@@ -79,6 +82,25 @@ def uncompiled(model_fn: Any) -> ModelFn:
     if isinstance(model_fn, nn.Module):
         return model_fn
     return private_compiler.uncompiled(model_fn)
+
+
+def eager_in_transforms(model_fn: ModelFn) -> ModelFn:
+    """A function of ``torch.compile`` as one that runs uncompiled where compiled code cannot run.
+
+    That is inside transforms of torch.func, and for second derivatives.
+    """
+    eager: ModelFn = uncompiled(model_fn)
+    if eager is model_fn:
+        return model_fn
+    if isinstance(model_fn, functools.partial):
+        inner = eager_in_transforms(model_fn.func)
+        return functools.partial(inner, *model_fn.args, **model_fn.keywords)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        plain = in_eager_transform() or is_decomposing()
+        return (eager if plain else model_fn)(*args, **kwargs)
+
+    return run
 
 
 def one_of(model_fn: Any) -> ModelFn:

@@ -99,6 +99,8 @@ def find(root: nn.Module, layer: nn.Module | str) -> nn.Module:
             f"layer is {shown(layer)}, expected a module of the model, its qualified name, or a "
             "list of either"
         )
+    if (own := layer_of_program(root, layer)) is not None:
+        return own
     if not is_compiling() and (direct := by_path(root, layer)) is not None:
         return direct
     # A module may have several names (reuse, ties), and each of them is right.
@@ -110,6 +112,17 @@ def find(root: nn.Module, layer: nn.Module | str) -> nn.Module:
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "see named_modules()"
         raise ValueError(f"layer {say(layer)} is not part of {type(root).__name__}: {hint}")
     found: nn.Module = names[wanted]
+    return found
+
+
+def layer_of_program(root: nn.Module, name: str) -> nn.Module | None:
+    """What an exported program has by a name beside its modules: a node of its graph.
+
+    Raises:
+        ValueError: It is the name of a module that has no value in the program.
+    """
+    named = getattr(type(root), "attrfn_layer", None)
+    found: nn.Module | None = None if named is None else named(root, name)
     return found
 
 

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from attrfn._torch import pytree
 from attrfn._torch.compiling import is_compiling
 from attrfn._torch.layouts import NORMS, flat_norm, linear_of_rows, rules_around
-from attrfn._torch.private import ASKS_FOR_MODES, is_mapped
+from attrfn._torch.private import ASKS_FOR_MODES, is_mapped, modes
 from attrfn._torch.recurrent import OF_TORCH
 
 
@@ -61,6 +61,11 @@ class Decomposed(TorchFunctionMode):
             with self:
                 return _visible_multi_head_attention(*args, **kwargs)
         return func(*args, **kwargs)
+
+
+def is_decomposing() -> bool:
+    """Whether the operations of this thread run as compositions, for second derivatives."""
+    return any(isinstance(mode, Decomposed) for mode in modes())
 
 
 def attention(

@@ -196,6 +196,16 @@ OpOverload = torch._ops.OpOverload
 overload_name: Callable[[Any], str] = operator.attrgetter("_overloadname")
 """The last part of the name of one: ``"default"``."""
 
+GUARDS = "_guards_fn"
+"""The submodule of an exported module that asserts what its program needs of all inputs."""
+
+
+def guards_of(module: nn.Module) -> Callable[..., Any] | None:
+    """A function of the leaves of all inputs that asserts what a program needs, if there is one."""
+    found: Any = getattr(module, GUARDS, None)
+    return None if found is None else found.forward
+
+
 nn_functions = torch._C._nn
 """What ``torch.nn.functional`` hands to a mode for functions that are written in C++ alone."""
 

@@ -12,6 +12,7 @@ import sys
 import time
 import types
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -159,6 +160,22 @@ def compilations() -> Iterator[list[float]]:
     finally:
         handler.remove_start_callback(_start)
         handler.remove_end_callback(_end)
+
+
+# --- Packages of AOTInductor --------------------------------------------------------------------
+
+
+def is_package(value: object) -> bool:
+    """Whether this is what ``aoti_load_package`` returns."""
+    return type(value).__name__ == "AOTICompiledModel" and hasattr(value, "loader")
+
+
+def load_package(path: Path) -> Callable[..., Any]:
+    """The model of a package, as a function that runs forward."""
+    import torch._inductor as inductor
+
+    found: Callable[..., Any] = inductor.aoti_load_package(str(path))
+    return found
 
 
 # --- Errors -------------------------------------------------------------------------------------

@@ -29,3 +29,23 @@ def _tree_leaves(tree: Any) -> list[Any]:
 
 tree_leaves: Callable[[Any], list[Any]] = getattr(_pytree, "tree_leaves", _tree_leaves)
 """The leaves of a tree; torch has it since 2.2."""
+
+
+def children(spec: Any) -> list[Any]:
+    """The structures of the parts of a tree."""
+    found: list[Any] = spec.children() if hasattr(spec, "children") else spec.children_specs
+    return found
+
+
+def in_order_of(tree: Any, spec: Any) -> Any:
+    """The tree with the keys of its dicts in the order of a structure, which compares them so."""
+    if type(tree) is not spec.type or not isinstance(tree, (dict, list, tuple)):
+        return tree
+    parts = children(spec)
+    if type(tree) is dict:
+        if tree.keys() != set(spec.context):
+            return tree
+        return {k: in_order_of(tree[k], s) for k, s in zip(spec.context, parts, strict=True)}
+    if len(tree) != len(parts) or type(tree) not in (list, tuple):
+        return tree
+    return type(tree)([in_order_of(v, s) for v, s in zip(tree, parts, strict=True)])

@@ -1,0 +1,23 @@
+"""Packages that are imported where they are used, and the extra that has them."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+
+def need(module: str, what: str) -> Any:
+    """A module of another package.
+
+    Args:
+        module: Its name.
+        what: What it is needed for, as the subject of a sentence.
+
+    Raises:
+        ImportError: It is not installed; the message names the extra.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.split(".")[0]
+        raise ImportError(f'{what} needs {package}: pip install "attrfn[onnx]"') from error

@@ -216,7 +216,6 @@ UNSEEN: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
     "traced function": lambda: torch.jit.trace(lambda x: x.relu() * 2, randn(3, 6)),
     "autograd.Function": lambda: Rectify.apply,
     "autograd.Function in vmap": lambda: torch.vmap(Rectify.apply),
-    "checkpoint": lambda: functools.partial(checkpoint, F.relu, use_reentrant=True),
     "fused": lambda: lambda x: make(lambda: nn.RNN(6, 6, nonlinearity="relu"))(x)[0],
 }
 
@@ -237,6 +236,21 @@ def test_relus_that_cannot_be_seen_are_refused(name: str, kind: str) -> None:
             getattr(attrfn, name)(f, x, target=1)
         with pytest.raises(attrfn.UnsupportedOpError, match=f"{name} cannot see whether there are"):
             attrfn.gradient(attrfn.with_rules(f, table), x, target=1)
+
+
+@by_name
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_relus_in_checkpointed_parts_have_the_rule(name: str, reentrant: bool) -> None:
+    model, x = dense(), randn(5, 4)
+
+    def f(x: Tensor) -> Tensor:
+        return model[2:](checkpoint(F.relu, model[0](x), use_reentrant=reentrant))
+
+    def g(x: Tensor) -> Tensor:
+        return model[2:](F.relu(model[0](x)))
+
+    method = functools.partial(getattr(attrfn, name), target=1)
+    torch.testing.assert_close(method(f, x), method(g, x))
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")

@@ -371,13 +371,30 @@ def test_custom_functions_under_vmap(method, last):
 @graph
 @by_method
 def test_checkpointing(method, create_graph):
-    """What is computed again in the backward pass is computed without rules."""
+    """What would be computed again in the backward pass, without rules, is computed once."""
 
     def f(x):
-        return checkpoint(lambda t: (t.tanh() * t).sum(1), x, use_reentrant=False) * 2
+        return (x.tanh() * x).sum(1) * 2
 
-    with pytest.raises(UnsupportedOpError):
-        METHODS[method](f, X, create_graph=create_graph)
+    want = METHODS[method](f, X, create_graph=create_graph)
+    for reentrant in (False, True):
+
+        def g(x, reentrant=reentrant):
+            return checkpoint(lambda t: (t.tanh() * t).sum(1), x, use_reentrant=reentrant) * 2
+
+        torch.testing.assert_close(METHODS[method](g, X, create_graph=create_graph), want)
+
+
+@by_method
+def test_other_hooks_on_saved_tensors(method):
+    """They may do anything to what the backward pass reads."""
+
+    def f(x):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
+            return (x.tanh() * x).sum(1)
+
+    with pytest.raises(UnsupportedOpError, match="hooks on saved tensors"):
+        METHODS[method](f, X)
 
 
 @by_method

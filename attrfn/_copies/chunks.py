@@ -23,6 +23,7 @@ from attrfn._copies.sizes import Took, equal, fitting, fitting_on_cpu, rows_on_c
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.compiling import constant_result, is_compiling, makes_fakes
 from attrfn._torch.explanation import current
+from attrfn._torch.ranks import together
 from attrfn._torch.say import say
 from attrfn._torch.typing import Batching, ChunkSize, Leaves
 from attrfn._torch.units import active_units, using
@@ -231,7 +232,7 @@ def _run(
                     new, size = _measured(evaluate, i, device, x)
                     known = True
             except Exception as error:
-                if size == 1 or not out_of_memory(error):
+                if size == 1 or together() or not out_of_memory(error):
                     raise
                 size = (i.stop - i.start + 1) // 2
                 continue

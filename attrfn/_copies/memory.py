@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from attrfn._torch import pytree
+from attrfn._torch import pytree, ranks
 from attrfn._torch.compiling import is_compiling
 from attrfn._torch.private import (
     is_wrapped,
@@ -146,13 +146,13 @@ def budget(device: torch.device) -> int:
         # workspaces of kernels.
         free, _ = torch.cuda.mem_get_info(device)
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return (free + cached) // 2
+        return ranks.least((free + cached) // 2)
     return min(_CPU_BYTES_PER_THREAD * torch.get_num_threads(), most_on_cpu())
 
 
 def most_on_cpu() -> int:
     """The bytes that a chunk on a CPU may take at all: a quarter of what is free."""
-    return _free_on_cpu() // 4
+    return ranks.least(_free_on_cpu() // 4)
 
 
 @functools.cache

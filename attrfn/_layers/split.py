@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from attrfn._copies.batch import is_one_of
 from attrfn._explain.flags import check_flags
-from attrfn._explain.tree import call_model
+from attrfn._explain.tree import call_model, map_tensors
 from attrfn._layers.probe import Done, LayerValue, Probe, Watch, Where, check_called, value_of
 from attrfn._layers.sites import Site
 from attrfn._model.bind import Reused, bind_source
@@ -20,6 +21,7 @@ from attrfn._model.unloaded import refuse_unloaded, refuse_without_layers
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.guard import guarded
 from attrfn._torch.marks import Marks
+from attrfn._torch.ranks import together
 from attrfn._torch.say import say
 from attrfn._torch.typing import At, Layer, ModelFn, Tree
 
@@ -198,8 +200,10 @@ def check_independent(
     layer with a marked input is downstream of another.
     """
     where, bare, args, kwargs = _checked(model, layer, at, call, frozen=True)
-    marks = Marks()
-    with torch.no_grad(), marks:
+    marks, graph = Marks(), together()
+    if graph:  # which leads through the messages between processes
+        activation = map_tensors(_as_leaf, activation)
+    with torch.set_grad_enabled(graph), marks:
         probes = _run_tail(bare, where, args, kwargs, activation, inputs, marks)[1]
     for probe, named in zip(probes, where.layers, strict=True):
         if probe.downstream:
@@ -208,6 +212,10 @@ def check_independent(
                 "returns, so they cannot be explained together: explain them one by one, as in "
                 "[at_layer(method, l)(model, inputs) for l in layers]"
             )
+
+
+def _as_leaf(t: Tensor) -> Tensor:
+    return t.detach().requires_grad_() if t.is_floating_point() else t
 
 
 def _run_head(

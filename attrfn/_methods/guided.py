@@ -38,7 +38,7 @@ def guided_backprop(
 
     Raises:
         UnsupportedOpError: The model has code that can hide a ReLU: a custom autograd.Function, a
-            scripted or traced module, checkpointing.
+            scripted or traced module.
 
     Example:
         >>> import torch, attrfn

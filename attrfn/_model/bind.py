@@ -24,10 +24,11 @@ from attrfn._model.edits import inside, joined, one_each
 from attrfn._model.hidden import check_hidden
 from attrfn._model.parameters import refuse_writes
 from attrfn._model.private_copy import PrivateCopy
+from attrfn._model.running import check_sharded, intervene, run_watched
 from attrfn._model.source import Source, find, foreign, shown, source
 from attrfn._model.training import refuse_tied
 from attrfn._model.unloaded import refuse_unloaded
-from attrfn._torch import private_compiler
+from attrfn._torch import checkpointing, private_compiler
 from attrfn._torch.autodiff import in_eager_transform, transforming
 from attrfn._torch.compiling import is_compiling, require_compiler
 from attrfn._torch.decomposed import is_decomposing
@@ -58,7 +59,7 @@ def bind(model_fn: ModelFn, *, frozen: bool, forward_only: bool = False) -> Mode
                 f"model_fn is {shown(model_fn)}, expected a torch.nn.Module or another callable"
             )
         if not is_compiling():
-            check_hidden(model_fn)
+            check_hidden(model_fn, frozen=frozen)
         return model_fn if is_compiling() else eager_in_transforms(model_fn)
     # Inside a transform copies may hold its wrapped tensors, which die with it, and no value tells
     # whether a run has changed a copy. So each run builds one.
@@ -171,11 +172,15 @@ class Reused:
             return out
         built = self._take()
         sites = [built.private.memo[id(find(self.src.module, layer))] for layer in now.layers]
-        for site, intervention in zip(sites, one_each(sites, now.interventions), strict=False):
-            site._attrfn_intervention = intervention
+        private = built.private
+        if sites:
+            intervene(private, sites, one_each(sites, now.interventions))
         try:
-            out = built.model(*now.args, **kwargs)
-            refuse_writes(built.private.shared, built.private.written)
+            if sites or private.sharded is not None:
+                out = run_watched(private, built.model, now.args, kwargs, sites)
+            else:
+                out = built.model(*now.args, **kwargs)
+            refuse_writes(private.shared, private.written)
             now.over()
             return out
         finally:
@@ -242,7 +247,10 @@ def bind_source(
             out = run_clone(unbound, tuple(at), tuple(around), frozen, now.args, kwargs)
         else:
             private, model = _private_copy(unbound, at, around, frozen)
-            out = model(*now.args, **kwargs)
+            if at or private.sharded is not None:
+                out = run_watched(private, model, now.args, kwargs, at)
+            else:
+                out = model(*now.args, **kwargs)
             refuse_writes(private.shared, private.written)
         now.over()
         return out
@@ -272,6 +280,8 @@ def _private_copy(
     fused: bool = False,
 ) -> tuple[PrivateCopy, ModelFn]:
     """A private copy and its model function for one run, which starts from the user's state."""
+    if not checkpointing.watched:
+        checkpointing.watch()
     found = [find(src.module, layer) for layer in layers]
     at = dict(zip(map(id, found), one_each(found, interventions), strict=True))
     private = PrivateCopy(frozen=frozen, interventions=at, fused=fused)
@@ -284,6 +294,10 @@ def _private_copy(
     for layer, old in zip(layers, found, strict=True):
         if id(old) not in private.memo:
             raise foreign(src.module, layer)
+    if private.sharded is not None:
+        check_sharded(private, src)
+        sites = [private.memo[id(old)] for old in found]
+        intervene(private, sites, [site._attrfn_intervention for site in sites])
     private.warn()
     return private, module if src.method is None else types.MethodType(src.method, module)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attrfn._torch.private import FUSED_LAYER, NESTED_TENSOR
+from attrfn._torch.private_distributed import is_ddp, is_fsdp1
 
 Forward = Callable[..., Any]
 Intervention = Callable[[Forward, tuple[Any, ...], dict[str, Any]], Any]
@@ -34,12 +35,24 @@ def intervened(cls: Any) -> Any:
 
 @functools.lru_cache(maxsize=256)
 def without_fast_path(cls: Any) -> Any:
-    """A subclass of MultiheadAttention that does not take its fused path."""
+    """A subclass of MultiheadAttention that does not take its fused path.
+
+    Raises:
+        ValueError: It is the class of FullyShardedDataParallel.
+    """
     # The fused path runs only where query is key, so these become different objects. It hides the
     # parts from interventions. Where a mode is active, torch does not take it, and the mode should
     # see that this is self-attention.
     if issubclass(cls, nn.TransformerEncoderLayer):
         return _ordinary_if_padded(cls)
+    if is_ddp(cls):
+        return _without_messages(cls)
+    if is_fsdp1(cls):
+        raise ValueError(
+            "the model holds a FullyShardedDataParallel, which keeps the weights of its modules in "
+            "one flat tensor, where attrfn cannot find them: use fully_shard of "
+            "torch.distributed.fsdp, or give the model before it is wrapped"
+        )
     if not issubclass(cls, nn.MultiheadAttention):
         return cls
 
@@ -76,6 +89,20 @@ def _ordinary_if_padded(cls: Any) -> Any:
             return cls.forward(self, src, *args, **kw)
         finally:
             setattr(self, FUSED_LAYER, fused)
+
+    return _subclass(cls, forward)
+
+
+def _without_messages(cls: Any) -> Any:
+    """A subclass of DistributedDataParallel that runs the module in it, and sends nothing."""
+    # It averages gradients of parameters, of which there are none, and what it notes for that is
+    # shared with the user's wrapper.
+
+    def forward(self: Any, *args: Any, **kw: Any) -> Any:
+        if self.mixed_precision is None:
+            return self.module(*args, **kw)
+        with self.no_sync():
+            return cls.forward(self, *args, **kw)
 
     return _subclass(cls, forward)
 

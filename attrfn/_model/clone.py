@@ -23,10 +23,13 @@ from torch.func import functional_call
 
 from attrfn._model.classes import Intervention
 from attrfn._model.edits import one_each
+from attrfn._model.offloaded import is_hook
 from attrfn._model.private_copy import MOST_GUARDED, PrivateCopy
 from attrfn._model.source import Source, find, foreign, unwrapped_name
 from attrfn._torch.compiling import constant_result
+from attrfn._torch.devices import HOOK
 from attrfn._torch.private import OF_STATE_DICTS
+from attrfn._torch.private_distributed import is_dtensor
 
 
 class _Clones:
@@ -79,6 +82,18 @@ def _clone(module: nn.Module, state: tuple[Any, ...], method: Any, *layers: Any)
     setattr(_CLONES, name, _Clone(new if method is None else _Caller(new, method), sites, parts))
     weakref.finalize(module, _CLONES.__dict__.pop, name, None)
     return name
+
+
+@constant_result
+def _moving(module: nn.Module) -> str:
+    """What brings the weights of a model when it runs; empty if they are there."""
+    for m in module.modules():
+        kind: Any = type(m.__dict__.get(HOOK))
+        if is_hook(kind) and any(p.is_meta for p in m.parameters()):
+            return "hooks bring the weights"
+        if any(is_dtensor(p) for p in m.parameters(recurse=False)):
+            return "processes that share the weights exchange values"
+    return ""
 
 
 def _guarded_state(module: nn.Module) -> tuple[Any, ...]:
@@ -139,6 +154,11 @@ def run_clone(
     kwargs: dict[str, Any],
 ) -> Any:
     """Run a source's clone with the source's parameters of now and interventions at its layers."""
+    if moving := _moving(src.module):
+        raise ValueError(
+            f"{moving} while the model runs, which torch.compile cannot trace: call the method "
+            "without torch.compile"
+        )
     state = tuple([_guarded_state(m) for m in src.module.modules()])
     clone = getattr(_CLONES, _clone(src.module, state, src.method, *layers))
     tensors: dict[str, Tensor] = {}

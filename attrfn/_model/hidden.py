@@ -16,21 +16,28 @@ from typing import Any
 import torch
 from torch import nn
 
+from attrfn._model.sharded import Sharded
 from attrfn._model.training import changes, mixes, warn_mixing
+from attrfn._torch import checkpointing
 from attrfn._torch.explanation import current
 from attrfn._torch.private import MODULES, slots
+from attrfn._torch.private_distributed import PRE_HOOKS
 
 _DEEPEST = 4  # functions that call functions; what lies deeper is rarely a part of the model
 _MOST = 256  # longer containers are data
 _LIBRARIES = {"torch", "attrfn", "optree", "numpy"}
 
 
-def check_hidden(model_fn: Any) -> None:
+def check_hidden(model_fn: Any, *, frozen: bool) -> None:
     """Warn of hidden modules that mix rows, and refuse those that would change.
 
+    Args:
+        model_fn: A model function.
+        frozen: Nothing will differentiate with respect to parameters.
+
     Raises:
-        ValueError: A hidden module in training mode has statistics that move, or one has weights
-            that it rescales.
+        ValueError: A hidden module in training mode has statistics that move, one has weights that
+            it rescales, or one is sharded and its result shall be differentiated.
     """
     inner = model_fn
     while isinstance(inner, functools.partial):
@@ -40,6 +47,7 @@ def check_hidden(model_fn: Any) -> None:
     mixing: list[nn.Module] = []
     seen: set[int] = set()
     one = current()
+    sharded: Sharded | None = None
     for root in _modules_of(model_fn, _DEEPEST, seen):
         if isinstance(root, torch.Generator):
             if one is not None:
@@ -48,21 +56,31 @@ def check_hidden(model_fn: Any) -> None:
         stack: list[nn.Module] = [root]
         while stack:
             module = stack.pop()
-            if why := changes(module):
-                raise ValueError(
-                    f"model_fn calls a {type(module).__name__} through a closure, a global name or "
-                    f"an object, where attrfn cannot copy it, and {why}: give the module itself, a "
-                    "functools.partial or a bound method of it, or call model.eval() first"
-                )
+            _refuse_change(module)
             if mixes(module):
                 mixing.append(module)
+            if hooks := module.__dict__.get(PRE_HOOKS):
+                sharded = Sharded.of_hooks(sharded, hooks, frozen)
             scripted = isinstance(module, torch.jit.ScriptModule)
             children = module.children() if scripted else slots(module, MODULES).values()
             for child in children:
                 if child is not None and id(child) not in seen:
                     seen.add(id(child))
                     stack.append(child)
+    if sharded is not None:
+        sharded.check()
+    if not checkpointing.watched:
+        checkpointing.watch()
     warn_mixing(mixing)
+
+
+def _refuse_change(module: nn.Module) -> None:
+    if why := changes(module):
+        raise ValueError(
+            f"model_fn calls a {type(module).__name__} through a closure, a global name or "
+            f"an object, where attrfn cannot copy it, and {why}: give the module itself, a "
+            "functools.partial or a bound method of it, or call model.eval() first"
+        )
 
 
 def hidden_modules(model_fn: Any) -> Iterator[nn.Module]:

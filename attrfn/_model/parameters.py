@@ -67,6 +67,14 @@ class Shared(Tensor):
     owned: bool = False
     linked: bool = False
 
+    def __new__(cls, data: Tensor, requires_grad: bool = True) -> Any:
+        """One of the same class, as hooks make it that bring the weights of a module."""
+        if requires_grad:
+            return nn.Parameter(data)
+        new: Any = Tensor.data.__get__(data)  # type: ignore[attr-defined]
+        new.__class__ = Brought
+        return new
+
     def detach(self) -> Tensor:
         """A tensor without a graph, which may be written into."""
         return _apart(self)
@@ -93,6 +101,15 @@ class Shared(Tensor):
     def __hash__(self) -> int:
         """By identity, as tensors are."""
         return id(self)
+
+
+class Brought(Shared):
+    """A parameter that a hook has put into a private copy; its memory may be the user's."""
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """A parameter in another place, too, by which the hook knows it."""
+        out = Tensor.to(self, *args, **kwargs)
+        return out if out is self else Brought(out, requires_grad=False)
 
 
 def shares(p: Tensor) -> bool:

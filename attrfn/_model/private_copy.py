@@ -21,7 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from attrfn._model.classes import Intervention, intervened, no_fast_path, without_fast_path
+from attrfn._model.closures import twin
+from attrfn._model.offloaded import is_hook, own_hook
 from attrfn._model.parameters import Shared, shared, shares
+from attrfn._model.sharded import Sharded
 from attrfn._model.snapshot import (
     DICTS,
     Contents,
@@ -42,6 +45,7 @@ from attrfn._torch.private import (
     slots,
     version,
 )
+from attrfn._torch.private_distributed import PRE_HOOKS, is_dtensor
 
 _IMMUTABLE = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device})
 CONTAINERS = (list, dict, set, deque, bytearray, types.SimpleNamespace)
@@ -88,6 +92,7 @@ class PrivateCopy:
             unreadable() or makes_fakes()
         )  # a tracer must meet the user's tensors
         self.reusable = True
+        self.sharded: Sharded | None = None  # of a model that several processes share
 
     def module(self, module: nn.Module) -> Any:
         """The private copy of one module and of everything below it."""
@@ -109,6 +114,8 @@ class PrivateCopy:
         new = object.__new__((intervened if key in self.interventions else without_fast_path)(cls))
         self.memo[key] = new  # before the walk goes on, because modules may refer to each other
         state, dicts = self._attributes(module)
+        if self.sharded is not None:
+            object.__setattr__(new, "__class__", self.sharded.kind(module, type(new)))
         state[COMPILED_CALL] = None  # module.compile() runs compiled code in place of forward
         no_fast_path(cls, state, self.fused)
         if key in self.interventions:
@@ -142,6 +149,8 @@ class PrivateCopy:
         for name in (PARAMETERS, BUFFERS, MODULES):
             if type(state.get(name)) not in DICTS:  # of a class of its own, or not there yet
                 state[name] = self._members(name, slots(module, name))
+        if self.sharded is not None:
+            state |= self.sharded.attributes(module, self.snapshots)
         self.rescales |= state.get("max_norm") is not None
         return state, dicts
 
@@ -153,6 +162,8 @@ class PrivateCopy:
             return {k: self.buffer(b) for k, b in members.items()}
         if name == MODULES:
             return {k: None if m is None else self.module(m) for k, m in members.items()}
+        if name == PRE_HOOKS:
+            self.sharded = Sharded.of_hooks(self.sharded, members, self.frozen)
         return members.copy()
 
     def parameter(self, p: Tensor | None) -> Tensor | None:
@@ -168,6 +179,8 @@ class PrivateCopy:
                 self.written.append(version(new) if linked else 0)
             else:
                 self.memo[key] = p.detach() if self.frozen and p.requires_grad else p
+                if is_dtensor(p):
+                    self.sharded = Sharded.of_part(self.sharded, p, self.frozen)
         found: Tensor = self.memo[key]
         return found
 
@@ -197,7 +210,7 @@ class PrivateCopy:
 
     def value(self, value: Any) -> Any:
         """The copy of an attribute: modules, tensors and containers are copied, others shared."""
-        kind = type(value)
+        kind: Any = type(value)
         if kind in _IMMUTABLE:
             return value
         if isinstance(value, nn.Module):
@@ -214,6 +227,8 @@ class PrivateCopy:
         # As an attribute, a method still belongs to the user's module.
         if kind is types.MethodType and isinstance(value.__self__, nn.Module):
             return types.MethodType(value.__func__, self.module(value.__self__))
+        if kind is types.FunctionType and value.__closure__:
+            return twin(value, self.memo, self.value)
         if kind is torch.Generator:
             if (one := current()) is not None:
                 one.watch(value)
@@ -223,7 +238,7 @@ class PrivateCopy:
             new = functools.partial(self.value(value.func), *self.value(value.args), **keywords)
             self.snapshots.append(Contents.of(new.keywords))
             return new
-        return value
+        return own_hook(value, self.memo) if is_hook(kind) else value
 
     def container(self, old: Any) -> Any:
         """A copy of a list, dict, set or the like, one per object, with copies of its values."""

@@ -14,6 +14,7 @@ from torch.func import functional_call
 
 from attrfn._torch.compiling import is_compiling
 from attrfn._torch.private import COMPILED_MODULE, MODULES, slots
+from attrfn._torch.private_distributed import CHECKPOINTED_MODULE
 from attrfn._torch.say import say
 from attrfn._torch.typing import ModelFn
 
@@ -166,5 +167,5 @@ def shown(value: Any) -> str:
 
 
 def unwrapped_name(name: str) -> str:
-    """A qualified name without the wrapper that torch.compile puts around a module."""
-    return name.replace(f"{COMPILED_MODULE}.", "")
+    """A qualified name without the wrappers of torch.compile and of checkpointing."""
+    return name.replace(f"{COMPILED_MODULE}.", "").replace(f"{CHECKPOINTED_MODULE}.", "")

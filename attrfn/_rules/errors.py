@@ -95,7 +95,7 @@ def refuse_inside(what: str, rules: str) -> NoReturn:
     raise UnsupportedOpError(
         f"{rules} cannot see whether there are ReLUs inside {what}{where()}: it has a rule for max("
         "x, 0) called as a torch function only (not in a custom autograd.Function, code of "
-        "torch.jit, checkpointing or nn.RNN with relu); write it in torch operations"
+        "torch.jit or nn.RNN with relu); write it in torch operations"
     )
 
 
@@ -160,12 +160,13 @@ def refuse_path(call: Call, other: str | None) -> NoReturn:
 
 @contextlib.contextmanager
 def unwatched(rules: str) -> Iterator[None]:
-    """Refuse checkpointing."""
-    # It runs parts of the model again in the backward pass, where the mode is off and so no rule
-    # applies. torch tells of it only through hooks on saved tensors, which it can forbid.
+    """Refuse hooks on saved tensors."""
+    # What they do when the backward pass reads a tensor, such as to run a part of the model again,
+    # no mode sees and no rule covers. Checkpointing needs them, but not in such runs, see
+    # `attrfn._torch.checkpointing`.
     why = (
-        f"{rules} cannot follow torch.utils.checkpoint or other hooks on saved tensors: switch "
-        "checkpointing off"
+        f"{rules} cannot follow hooks on saved tensors, which may run parts of the model again: "
+        "leave the context of torch.autograd.graph.saved_tensors_hooks"
     )
     try:
         with torch.autograd.graph.disable_saved_tensors_hooks(why):

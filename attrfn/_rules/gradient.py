@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from attrfn._explain.explain import Explained
+from attrfn._model.bind import prepare
 from attrfn._rules.deferred import Overwritten
 from attrfn._rules.errors import (
     refuse_constant,
@@ -24,12 +25,14 @@ from attrfn._rules.run import Entry
 from attrfn._rules.table import Rules
 from attrfn._torch import pytree
 from attrfn._torch.autodiff import (
+    autograd_leaves,
     normal_tensors,
     transforming,
     twice_differentiable,
     values_and_gradients,
 )
 from attrfn._torch.compiling import is_compiling
+from attrfn._torch.ranks import together
 from attrfn._torch.typing import Leaves
 
 
@@ -107,6 +110,13 @@ def _entries(
             if is_compiling():
                 return _record_in_vjp(p, rules, rows, copies, scope, keep_values)
             return _record(p, rules, rows, copies, scope, keep_values, True)[1]
+    prepare(p.model)
+    if together():  # the graph tells which values processes have exchanged
+        with torch.inference_mode(False), torch.enable_grad():
+            leaves = autograd_leaves(rows)
+            entries = _record(p, rules, leaves, copies, scope, keep_values, True)[1]
+        found: list[Entry] = pytree.tree_map_only(Tensor, Tensor.detach, entries)
+        return found
     # Most models write nothing that was recorded, so clones of everything would be wasted: the run
     # is repeated with clones in the rare case.
     with torch.inference_mode(False), torch.no_grad():

@@ -26,6 +26,7 @@ from attrfn._torch.private import (
     function_of,
     slots,
 )
+from attrfn._torch.private_distributed import MOVES
 from attrfn._torch.typing import ModelFn
 
 # The functions of `relu` and `graft`, which are rules themselves.
@@ -86,6 +87,7 @@ def _opaque(node: Any, known: Collection[Any] | None) -> str:
     if isinstance(node, PythonNode):
         # an operation of torch.library is a call that the mode sees
         harmless = function_of(name) in _OF_RULES or name.startswith(NODE_OF_CUSTOM_OP)
+        harmless = harmless or name in MOVES
         return "" if harmless else f"the custom autograd.Function of {name}"
     if name.endswith(NODE_OF_SCRIPT):
         return "a scripted module or function"

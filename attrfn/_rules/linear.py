@@ -11,6 +11,7 @@ import torch.nn.grad as gradients
 from torch import Tensor
 
 from attrfn._rules.call import Call, Place, at, tensors
+from attrfn._torch.compiling import is_compiling
 
 CONVOLUTIONS = "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d conv_tbc"
 DENSE = (
@@ -82,7 +83,7 @@ class Weighted(NamedTuple):
     def tensors(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """The input, the weights and the bias."""
         bias = None if self.bias is None else self.tensor_at(self.bias)
-        return self.tensor_at(self.input), self.tensor_at(self.weight), bias
+        return self.tensor_at(self.input), as_numbers(self.tensor_at(self.weight)), bias
 
     def with_bias(self) -> Weighted:
         """The same with a place for a bias, of ``linear`` and convolutions."""
@@ -118,6 +119,13 @@ class RealView(NamedTuple):
     def weights(w: Tensor) -> Tensor:
         """Complex weights as real ones."""
         return torch.stack([torch.stack([w.real, -w.imag]), torch.stack([w.imag, w.real])])
+
+
+def as_numbers(w: Tensor) -> Tensor:
+    """Weights of a quantised class, which has few operations, as ordinary numbers."""
+    if is_compiling() or type(w).dequantize is Tensor.dequantize:
+        return w
+    return w.dequantize()
 
 
 def parts(t: Tensor) -> Tensor:

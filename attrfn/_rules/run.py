@@ -20,6 +20,7 @@ from torch import Tensor
 from attrfn._rules.call import Call, Place, tensors
 from attrfn._rules.deferred import Kept
 from attrfn._rules.errors import refuse_hidden
+from attrfn._rules.moved import moved_here
 from attrfn._rules.names import PASSIVE, Spelling
 from attrfn._rules.notes import Notes
 from attrfn._rules.ops import PATTERNED, SIDE_BY_SIDE
@@ -162,7 +163,11 @@ class Run(Notes):
             elif id(t) in known or (self.written.known and self.shares_memory(t)):
                 found.append(place)
             elif self.table.strict and t.requires_grad and not self.constants.get(t):
-                self.check_origin(t, func)
+                if moved_here(t, self.marked, self.raw):
+                    self.follow(t)
+                    found.append(place)
+                else:
+                    self.check_origin(t, func)
         return tuple(found)
 
     def independent(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -278,7 +283,8 @@ class Run(Notes):
         """Check what the model returned."""
         if not self.compiling and self.table.strict:
             for t in pytree.tree_leaves(outputs):
-                if isinstance(t, Tensor) and t.requires_grad and not self.marked.get(t):
+                unmarked = isinstance(t, Tensor) and t.requires_grad and not self.marked.get(t)
+                if unmarked and not moved_here(t, self.marked, self.raw):
                     self.check_origin(t, None)
 
     def check_origin(self, t: Tensor, func: Any) -> None:

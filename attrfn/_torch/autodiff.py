@@ -20,6 +20,7 @@ from attrfn._torch.private import (
     in_transform_or_traced,
     transform_level,
 )
+from attrfn._torch.ranks import refuse_second
 from attrfn._torch.typing import Leaves
 from attrfn._torch.warn import warn
 
@@ -105,6 +106,8 @@ def _autograd(f: Callable[..., Tensor], x: Leaves, create_graph: bool) -> tuple[
         run = None if create_graph else shared_run()
         if run is None:
             values = f(*z)
+            if create_graph:
+                refuse_second()
             grads = _pull(values, z, create_graph)
         else:
             values, leaves = run.around(f, z)

@@ -42,6 +42,9 @@ class Explanation:
         shared: Tensors, by their id, that are as long as the batch, and that runs have shown to
             hold no rows of examples.
         targets: The targets of this call that are functions.
+        ends: Called when this call is over.
+        groups: The groups of processes that share the model, of torch.distributed.
+        once: Whether the model frees its weights after the first backward pass.
     """
 
     def __init__(self, model: Any, key: Any) -> None:
@@ -55,6 +58,9 @@ class Explanation:
         self.copies: dict[Any, Any] = {}
         self.shared: dict[int, Tensor] = {}
         self.targets: list[Any] = []
+        self.ends: list[Callable[[], None]] = []
+        self.groups: list[Any] = []
+        self.once = False
         self.outputs: list[Any] | None = None
         self.running = False
         self.generators: list[torch.Generator] = []
@@ -169,6 +175,8 @@ def explained(function: F, key: Any = None) -> F:
                     continue
         finally:
             _THREAD.explanation = None
+            for end in explanation.ends:
+                end()
 
     return run  # type: ignore[return-value]
 

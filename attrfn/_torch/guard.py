@@ -159,6 +159,8 @@ def _of_model(given: Given, error: Exception) -> str:
     p = _first_parameter(given.get(name))
     if p is None or not tensors:
         return text
+    if p.is_meta:
+        return f"{text} (the weights of {name} are on the device meta, where they have no values)"
     x = tensors[0]
     if p.device != x.device:
         return f"inputs are on {x.device} and {name} is on {p.device}: move one with .to(device)"

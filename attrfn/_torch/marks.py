@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from attrfn._torch import pytree
+from attrfn._torch.ranks import carried
 
 
 class Marks(TorchFunctionMode):
@@ -43,4 +44,10 @@ class Marks(TorchFunctionMode):
 
     def on(self, value: Any) -> bool:
         """Whether a value holds a marked tensor."""
-        return any(id(leaf) in self.marked for leaf in pytree.tree_leaves(value))
+        return any(
+            id(leaf) in self.marked or (isinstance(leaf, Tensor) and self._carried(leaf))
+            for leaf in pytree.tree_leaves(value)
+        )
+
+    def _carried(self, t: Tensor) -> bool:
+        return t.grad_fn is not None and carried(t, self.marked.values()) is not None

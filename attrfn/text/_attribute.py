@@ -10,6 +10,7 @@ from torch import Tensor
 
 from attrfn._copies.batch import is_count
 from attrfn._explain.flags import checks_flags
+from attrfn._torch.devices import runs_on
 from attrfn._torch.say import say
 from attrfn._torch.typing import Method
 from attrfn._torch.warn import warn
@@ -187,11 +188,11 @@ def _is_pair(prompt: tuple[Any, ...]) -> bool:
 
 
 def on_device(these: Parts, model: Adapter) -> Parts:
-    """Parts on the device of the model's first parameter."""
-    first = next(model.parameters(), None)
-    if first is None:
+    """Parts on the device where the model runs."""
+    device = runs_on(model)
+    if device is None:
         return these
-    return these._replace(ids=these.ids.to(first.device), mask=these.mask.to(first.device))
+    return these._replace(ids=these.ids.to(device), mask=these.mask.to(device))
 
 
 def _foil(model: Adapter, tokenizer: Any, these: Parts, foil: Any, answer: Answer) -> Any:

@@ -69,7 +69,7 @@ doctest: $(VENV)/installed-test ## Run only the examples of docstrings, README a
 	$(TEST_ENV) $(BIN)/python -m pytest --doctest-modules --doctest-glob='*.md' \
 		--ignore-glob='docs/*.py' $(PYTEST_ARGS) attrfn README.md docs
 
-capabilities: $(VENV)/installed-test ## Write docs/capabilities.md anew from what passes.
+capabilities: $(VENV)/installed-test ## Write docs/capabilities.md from what passes.
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) --write-capabilities -m capability tests
 
 lint: $(VENV)/installed-dev ## Check style and format.

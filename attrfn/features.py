@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from attrfn._explain.flags import checks_flags, say
+from attrfn._explain.noise import count_of
 
 __all__ = ["Words", "patches", "superpixels", "words"]
 
@@ -59,7 +60,7 @@ def patches(height: int, width: int, size: int | tuple[int, int]) -> Tensor:
     """
     rows, columns = size if isinstance(size, (tuple, list)) and len(size) == 2 else (size, size)
     for value, name in ((height, "height"), (width, "width"), (rows, "size"), (columns, "size")):
-        _check_positive(value, name)
+        count_of(name, value)
     across = -(-width // columns)
     down = torch.arange(height).div(rows, rounding_mode="floor")
     return down[:, None] * across + torch.arange(width).div(columns, rounding_mode="floor")
@@ -67,9 +68,9 @@ def patches(height: int, width: int, size: int | tuple[int, int]) -> Tensor:
 
 @checks_flags
 def superpixels(image: Tensor, n: int = 100, *, compactness: float = 1.0) -> Tensor:
-    """Regions of similar colour that lie together: ids for ``feature_mask``.
+    """Regions of similar colour and place: ids for ``feature_mask``.
 
-    Each pixel joins one of the nine nearest centres of a grid, that with the least
+    Each pixel joins one of the nine nearest centres of a grid, the one with the least
 
         |colour - colour of the centre|^2 / variance + compactness^2 |place - place|^2 / side^2
 
@@ -99,7 +100,7 @@ def superpixels(image: Tensor, n: int = 100, *, compactness: float = 1.0) -> Ten
         >>> regions[:, 2].max() < regions[:, 3].min()
         tensor(True)
     """
-    _check_positive(n, "n")
+    count_of("n", n)
     if not 0 < compactness < float("inf"):
         raise ValueError(f"compactness is {say(compactness)}, expected a number above 0")
     data = _checked(image)
@@ -112,7 +113,7 @@ def superpixels(image: Tensor, n: int = 100, *, compactness: float = 1.0) -> Ten
     colours = data / torch.where(scale > 0, scale, torch.ones_like(scale))
     points = torch.cat([colours, places]).flatten(1).T
     near = _neighbours(y.long(), x.long(), rows, columns)
-    ids = near[:, 4]  # the cell of the grid in which the pixel lies
+    ids = near[:, 4]  # the cell of the grid that holds the pixel
     for _ in range(ROUNDS):
         centres = _means(points, ids, rows * columns)
         distances = (points[:, None] - centres[near]).square().sum(2)
@@ -154,7 +155,7 @@ def _means(points: Tensor, ids: Tensor, n: int) -> Tensor:
 
 @checks_flags
 def words(tokens: Sequence[str]) -> Words:
-    """Words of one text, from the pieces into which a tokenizer has cut it.
+    """Words of one text, from the pieces of a tokenizer.
 
     Marks of four kinds of tokenizers are known: "##" before a piece that continues a word
     (WordPiece, as BERT has it), the sign for a space before a piece that begins one (SentencePiece;
@@ -222,8 +223,3 @@ def _text(pieces: list[str]) -> str:
     if not text.isascii() and all(c in BYTES for c in text):
         text = bytes(BYTES[c] for c in text).decode("utf-8", "replace")
     return text.strip("\u2581 ") or text
-
-
-def _check_positive(value: object, name: str) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} is {say(value)}, expected an int of at least 1")

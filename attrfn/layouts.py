@@ -13,8 +13,9 @@ from typing import Any
 from torch import Tensor
 from torch.nn.utils import rnn
 
-from attrfn._copies.batch import is_count, is_integer
+from attrfn._copies.batch import is_integer
 from attrfn._explain.flags import say
+from attrfn._explain.noise import count_of
 
 __all__ = ["channels_last", "frames", "padded", "tokens", "windows"]
 
@@ -38,7 +39,7 @@ def frames(n: int) -> Callable[[Tensor], Tensor]:
         >>> frames(5)(torch.zeros(15, 4, 7, 7)).shape
         torch.Size([3, 4, 5, 7, 7])
     """
-    _check_positive(n, "n")
+    count_of("n", n)
 
     def videos(a: Tensor) -> Tensor:
         _check(a, a.ndim >= 2 and len(a) % n == 0, f"(B * {n}, C, ...)")
@@ -57,8 +58,8 @@ def tokens(
     Args:
         height: Rows of the image in tokens; ``None`` for a square.
         width: Columns of the image in tokens; ``None`` for those that the height leaves.
-        skip: The tokens in front that are no part of the image: 1 for a class token, more for
-            registers. They are dropped, so that with any the function serves ``reshape`` alone.
+        skip: The leading tokens that are not part of the image: 1 for a class token, more for
+            registers. They are dropped, so that with ``skip`` the function fits ``reshape`` only.
 
     Returns:
         A function for ``reshape``, and for ``rows`` if nothing is skipped.
@@ -74,7 +75,7 @@ def tokens(
     """
     for value, name in ((height, "height"), (width, "width")):
         if value is not None:
-            _check_positive(value, name)
+            count_of(name, value)
     if not is_integer(skip) or skip < 0:
         raise ValueError(f"skip is {say(skip)}, expected an int of at least 0")
 
@@ -116,7 +117,7 @@ def windows(height: int, width: int, size: int, *, shift: int = 0) -> Callable[[
         torch.Size([2, 96, 56, 56])
     """
     for value, name in ((height, "height"), (width, "width"), (size, "size")):
-        _check_positive(value, name)
+        count_of(name, value)
     if not is_integer(shift) or not 0 <= shift < size:
         raise ValueError(f"shift is {say(shift)}, expected an int from 0 to {size - 1}")
     down, across = -(-height // size), -(-width // size)
@@ -166,7 +167,7 @@ def padded(value: Any) -> Tensor:
         The sequences, filled up with zeros at their ends.
 
     Raises:
-        TypeError: There is no packed sequence.
+        TypeError: The value contains no packed sequence.
 
     Example:
         >>> import torch
@@ -179,11 +180,6 @@ def padded(value: Any) -> Tensor:
         if isinstance(part, rnn.PackedSequence):
             return rnn.pad_packed_sequence(part, batch_first=True)[0]
     raise TypeError(f"value is {say(value)}, expected a PackedSequence or a tuple with one")
-
-
-def _check_positive(value: object, name: str) -> None:
-    if not is_count(value):
-        raise ValueError(f"{name} is {say(value)}, expected a positive int")
 
 
 def _check(a: Tensor, fits: bool, form: str) -> None:

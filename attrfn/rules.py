@@ -233,6 +233,6 @@ def _check(place: str, rule: LinearRule, *, first: bool) -> None:
         raise TypeError(f"{place} is {say(rule)}, expected a rule such as attrfn.rules.epsilon()")
     if rule.first and not first:
         raise ValueError(
-            f"{place} is {rule.name}, which shares relevance without regard to activations and can "
-            "stand only where the inputs are read: give it as first"
+            f"{place} is {rule.name}, which shares relevance without regard to activations and "
+            "applies only where the inputs are read: give it as first"
         )

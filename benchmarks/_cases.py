@@ -1,4 +1,4 @@
-"""Every method of the library beside Captum's, for the benchmarks that run them all."""
+"""Every method of the library and its counterpart in Captum, for benchmarks that run them all."""
 
 from __future__ import annotations
 

@@ -195,7 +195,7 @@ def medians(
     """All timings of each run, interleaved so that a slow moment of the machine hits them all.
 
     Every run is repeated inside a round until the round has lasted long enough to be timed. With
-    ``cold`` other work goes before each repeat, and the order within a round is drawn anew, so that
+    ``cold`` other work runs before each repeat, and each round draws its own order, so that
     no run finds in the caches what it, or its neighbour, left there. There are ``repeats`` rounds,
     or up to ``most`` while they take less than a quarter of a minute together.
     """

@@ -2,7 +2,7 @@
 
 The floor is bare forward passes of the same n + 1 rows with the logits of the answer alone, in the
 number of rows at once that is fastest. attrfn replaces tokens by ids and by parts, by default and
-with ``chunk_size=None``. Captum stands beside it without its cache: all tokens in one forward, and
+with ``chunk_size=None``. Captum is measured without its cache: all tokens in one forward, and
 token by token as it does by default. Prints a table and writes it to benchmarks/results/.
 """
 

@@ -1,4 +1,4 @@
-"""Every method on three models: time and peak memory, beside the floor and beside Captum.
+"""Every method on three models: time and peak memory, next to the floor and to Captum.
 
 The floor is a bare batched pass of the rows that a method has to look at, with frozen parameters
 and the best chunk size. attrfn runs as it is called, its chunk size the best of the default, 8 and

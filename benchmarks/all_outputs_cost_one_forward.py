@@ -2,8 +2,8 @@
 
 The floors of the gradient are one forward pass and N backward passes, once by vmap over all
 cotangents, once one after the other over the same graph, with frozen parameters; the better of the
-two is what counts. Other methods stand beside a loop of calls, one for each output, and Captum's
-loop beside both. Prints a table and writes it to benchmarks/results/.
+two is what counts. Other methods are compared with a loop of calls, one for each output, and
+everything with Captum's loop. Prints a table and writes it to benchmarks/results/.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Attacks cost the forward and backward passes of the model that they need.
 
 The floor is bare passes over as many rows, with frozen parameters: one for FGSM, one for each step
-of PGD, and the passes of the search's attacks and of what they end with. Captum runs FGSM and PGD
-beside. Prints a table and writes it to benchmarks/results/.
+of PGD, and the passes of the search's attacks and of what they end with. Captum's FGSM and PGD
+run too. Prints a table and writes it to benchmarks/results/.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Integrated gradients and feature ablation with each of some fixed sizes, and with the default, on
 networks of real size and on the small ones. What a chunk costs depends on what the process did
 before, because the C library keeps some of the memory that was freed: so each size has a process of
-its own, in which the model has not run before. They take turns in an order drawn anew. Further
+its own, in which the model has not run before. They take turns in a new random order. Further
 tables compare the default with bare forward passes, and with a heap that gives its pages back.
 Prints the tables and writes them to benchmarks/results/.
 """
@@ -255,7 +255,7 @@ def short(sizes: Sequence[int]) -> str:
 
 
 def beside_bare(row: Row, repeats: int) -> dict[str, object]:
-    """Feature ablation by default beside bare forward passes at their best size."""
+    """Feature ablation by default against bare forward passes at their best size."""
     jobs: dict[Any, Job] = {size: Job(row, size, True) for size in row.sizes}
     turns = race({**jobs, AUTO: Job(row, AUTO)}, repeats)
     ms = {size: 1e3 * best(t) for size, t in turns.items()}

@@ -1,11 +1,11 @@
-"""How long attrfn.compile takes, beside compiling the model's own forward and backward pass.
+"""How long attrfn.compile takes, and compiling the model's own forward and backward pass.
 
 What is compiled of a method with chunks is one pass of the model, so that its ratio to the model's
 own pass should be about 1 (perturbation methods compile a forward pass only), whatever the number
 of steps, samples or features. The time is that of the first call without that of the second one, on
 one compile thread and without inductor's caches. "graphs" counts those of the first call, "more"
 those that a call with other steps or samples and half of the examples adds. "gain" is the time of
-the method in eager mode over that of compiled code, beside the same for the model's own pass: where
+the method in eager mode over that of compiled code, next to the same for the model's own pass: if
 inductor does not make the model faster, no method on it gains. Prints a table and writes it to
 benchmarks/results/.
 """

@@ -1,8 +1,8 @@
 """Conductance costs one pass a node, and has the lowest error for its time.
 
-The error is the relative L1 distance to the conductance of many nodes. The exact integrand at the
-nodes of Gauss and Legendre (``quadrature="gauss_legendre"``) and Captum's differences stand beside
-the default. Prints a table and writes it to benchmarks/results/.
+The error is the relative L1 distance to the conductance of many nodes. The default is compared with
+the exact integrand at the nodes of Gauss and Legendre (``quadrature="gauss_legendre"``) and with
+Captum's differences. Prints a table and writes it to benchmarks/results/.
 """
 
 from __future__ import annotations

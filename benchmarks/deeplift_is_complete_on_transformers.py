@@ -113,7 +113,7 @@ class Encoder(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a feed-forward part, each behind its norm."""
+    """Attention and a feed-forward part, each after its norm."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()

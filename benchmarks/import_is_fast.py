@@ -1,8 +1,8 @@
 """What ``import attrfn`` takes beyond torch's own import, in fresh processes.
 
 Each round starts one process for each of the imports, in turn, and the time is taken inside it: of
-``import torch``, of ``import attrfn`` after it, and of what attrfn needs beside torch (optree). All
-modules are compiled to bytecode before. The bar is 50 ms. Prints a table and writes it to
+``import torch``, of ``import attrfn`` after it, and of what else attrfn needs (optree). All
+modules are compiled to bytecode first. The bar is 50 ms. Prints a table and writes it to
 benchmarks/results/.
 """
 

@@ -157,7 +157,7 @@ def main() -> None:
         at_once = chunk if chunk == "auto" else int(chunk)
         run = case(kind, name, int(batch), at_once, args.device)
         if kind == "compiled":
-            run()  # what the compiler itself takes is no part of a run
+            run()  # what the compiler itself takes is not part of a run
         print(json.dumps(peak_mb(run, args.device)))
         return
     flags = ["--device", args.device, "--threads", str(args.threads)]

@@ -1,7 +1,7 @@
 """Values and gradients at many layers cost one pass forward and one back.
 
 The floor is a bare pass with hooks that keep the layers' outputs, and their gradients by autograd;
-for values alone it is the forward pass. Captum stands beside it, for one layer after the other and,
+for values alone it is the forward pass. Captum runs too, for one layer after the other and,
 where it takes a list, for the list. Prints a table and writes it to benchmarks/results/.
 """
 

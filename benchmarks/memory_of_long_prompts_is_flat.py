@@ -1,8 +1,8 @@
 """The memory of ablation does not grow with the number of parts or the vocabulary, only with P.
 
 Peak memory of ablating a prompt of 512 to 16k tokens in 8 and 32 parts, two rows at a time, against
-one bare forward pass of two rows with the logits of the answer alone. Logits of all positions
-stand beside it. Each case runs in a process of its own. Prints a table and writes it to
+one bare forward pass of two rows with the logits of the answer alone, and one with all logits.
+Each case runs in its own process. Prints a table and writes it to
 benchmarks/results/.
 """
 

@@ -1,7 +1,7 @@
 """Metrics cost the passes of the model that they need.
 
 The floor is bare passes over as many rows, frozen parameters, in the same chunks. Captum runs
-beside where it has the metric, and Quantus where it can be imported: it is no dependency, so
+too if it has the metric, and Quantus if it can be imported: it is not a dependency, so
 install it elsewhere and give the folder,
 
     pip install --no-deps --target DIR quantus==0.6.0 opencv-python-headless scikit-image \
@@ -265,7 +265,7 @@ def timed(name: str, args: Any, quantus: Any) -> Iterator[dict[str, object]]:
 
 
 def statistics_of(args: Any) -> Iterator[dict[str, object]]:
-    """Statistics and localisation beside one sort of the same numbers."""
+    """Statistics and localisation against one sort of the same numbers."""
     batch = 20 if args.quick else 100
     a = torch.rand(batch, 3, 224, 224)
     mask = torch.zeros(1, 1, 224, 224, dtype=torch.bool)

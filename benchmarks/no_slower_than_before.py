@@ -3,7 +3,7 @@
     python benchmarks/no_slower_than_before.py --before PATH_OF_THE_OTHER_TREE
 
 Every method of `_cases.py` on three models, as it is called by default. One process for each tree;
-in a round each times the same row right after the other, in an order drawn anew, so that a slow
+in a round each times the same row right after the other, in random order, so that a slow
 moment of the machine hits both. A ratio is taken within a round; the median over the rounds is what
 the table shows. With --compiled the rows are compiled first (which takes its time: choose some with
 --methods). Fails where a row is more than 10 % slower.

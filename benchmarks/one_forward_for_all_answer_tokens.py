@@ -1,8 +1,8 @@
 """Gradients of all answer tokens cost one forward pass, and their backward passes in one vmap.
 
 The floor is one forward pass of the prompt with its answer, and the vector-Jacobian products of all
-N scores with respect to the embeddings by ``torch.func.vmap``. ``each_output`` of gradient and of
-input x gradient stand beside it, a loop of calls for each token, and Captum's layer gradients. The
+N scores with respect to the embeddings by ``torch.func.vmap``. Compared with it are ``each_output``
+of gradient and of input x gradient, a loop of calls for each token, and Captum's gradients. The
 memory of the longest answer is that of chunks of 8 tokens against all at once. Prints a table and
 writes it to benchmarks/results/.
 """

@@ -63,7 +63,7 @@ class Case(NamedTuple):
         model: The class of the model.
         batch: How many rows.
         copies: How many perturbed copies of the batch.
-        beside: How many unperturbed ones.
+        plain: How many unperturbed ones.
         chunks: How many copies at once.
         evals: Captum's perturbations_per_eval, to search the best of.
         shap: From model, inputs and target to a run, where shap has the method.
@@ -79,7 +79,7 @@ class Case(NamedTuple):
     model: type[nn.Module]
     batch: int
     copies: int
-    beside: int
+    plain: int
     chunks: Sequence[int]
     evals: Sequence[int]
     shap: Callable | None = None
@@ -269,7 +269,7 @@ def cases() -> dict[str, Case]:
 def floor(case: Case, model: nn.Module, x: Tensor, chunk: int) -> Run:
     """As many rows through the bare model."""
     sizes = [chunk] * (case.copies // chunk) + [case.copies % chunk] * (case.copies % chunk > 0)
-    sizes += [1] * case.beside
+    sizes += [1] * case.plain
     rows = x.repeat(chunk, *[1] * (x.ndim - 1))
 
     def run() -> None:

@@ -193,7 +193,7 @@ def captums(n: Net, method: Method, args: Any) -> dict[str, First]:
 
 
 def rounds_of(runs: Mapping[str, First], args: Any) -> dict[str, list[float]]:
-    """Timings of each run, interleaved in an order that is drawn anew in each round."""
+    """Timings of each run, interleaved in an order that each round draws."""
     loops = {who: max(1, int(LONG_ENOUGH / max(f.seconds, 1e-6))) for who, f in runs.items()}
     draw, names, start = random.Random(0), list(runs), time.perf_counter()
     times: dict[str, list[float]] = {who: [] for who in runs}

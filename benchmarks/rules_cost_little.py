@@ -1,7 +1,7 @@
 """Methods with rules cost little more than a plain gradient, on small nets and on real sizes.
 
-Beside each method is a plain gradient of the same rows in the same run, of the doubled batch for
-DeepLIFT, which looks at inputs and baselines: attrfn.gradient, and the floor, a bare forward and
+Each method is compared with a plain gradient of the same rows in the same run, and of twice as many
+for DeepLIFT, which looks at inputs and baselines: attrfn.gradient, and the floor, a forward and a
 backward pass with frozen parameters. Prints a table and writes it to benchmarks/results/, as
 Markdown and as CSV. Networks of real size come at batch 1, with default settings and without other
 libraries.

@@ -58,7 +58,7 @@ _passed: dict[tuple[str, str], bool] = {}
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--write-capabilities", action="store_true", help="write docs/capabilities.md anew"
+        "--write-capabilities", action="store_true", help="rewrite docs/capabilities.md"
     )
 
 

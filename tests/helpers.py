@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import optree
@@ -64,6 +65,16 @@ def assert_informative(tree: Any) -> None:
     for leaf in leaves:
         assert torch.isfinite(leaf).all()
         assert (leaf != 0).any()
+
+
+def in_threads(run: Callable[[Any], Any], inputs: Sequence[Any], times: int = 1) -> list[Any]:
+    """What the last of some calls returns for each input, with a thread for each of them."""
+
+    def work(one: Any) -> Any:
+        return [run(one) for _ in range(times)][-1]
+
+    with ThreadPoolExecutor(len(inputs)) as pool:
+        return list(pool.map(work, inputs))
 
 
 def noise_like(tree: Any, seed: int = 9) -> Any:

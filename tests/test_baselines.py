@@ -226,16 +226,16 @@ WRONG = {
         TypeError,
         r"^baselines has .*\w+ for .*\(3, 4\), expected None",
     ),
-    "tuple": ((X,), ValueError, r"^baselines is a tree of another form than the inputs, expected"),
+    "tuple": ((X,), ValueError, r"^baselines is a tree unlike the inputs, expected"),
     "list": (
         [0.0] * N,
         ValueError,
-        r"^baselines is a tree of another form than the inputs, expected",
+        r"^baselines is a tree unlike the inputs, expected",
     ),
     "dict": (
         {"x": X},
         ValueError,
-        r"^baselines is a tree of another form than the inputs, expected",
+        r"^baselines is a tree unlike the inputs, expected",
     ),
 }
 
@@ -285,9 +285,7 @@ def test_a_background_is_refused_with_a_way_out(r: Row) -> None:
     ids=["short", "long", "list", "dict", "deep"],
 )
 def test_wrong_trees(baselines):
-    with pytest.raises(
-        ValueError, match=r"^baselines is a tree of another form than the inputs, exp"
-    ):
+    with pytest.raises(ValueError, match=r"^baselines is a tree unlike the inputs, exp"):
         attrfn.integrated_gradients(two, (X, Y), baselines=baselines)
 
 
@@ -449,7 +447,7 @@ WRONG_POOLS = {
     "tuple": (
         (POOL,),
         ValueError,
-        r"^baselines is a tree of another form than the inputs, expected",
+        r"^baselines is a tree unlike the inputs, expected",
     ),
 }
 

@@ -19,7 +19,7 @@ ROOMS += ("surrogates", "_methods", "_compile")
 FLOORS = {name: floor for floor, name in enumerate(ROOMS)} | {"random": ROOMS.index("_random")}
 ABOVE = len(ROOMS)  # rules.py, the topic packages (viz/, metrics/, ...) and __init__.py
 
-# The rooms that a topic package may import beside the public names.
+# The rooms that a topic package may import besides the public names.
 FOR_TOPICS = ("_explain", "_copies", "_layers", "_random", "_torch")
 
 # What the library needs is torch and optree; what the topic packages and options need besides.
@@ -50,6 +50,19 @@ METHODS_ON_METHODS = {
 }
 
 MOST_LINES = {"attrfn": 300, "tests": 600}
+MOST_CODE = 40  # lines of a function of attrfn, without its docstring
+
+# Functions that are longer, each with the reason.
+LONGER = {
+    "attrfn._copies.chunks._run": "the loop over chunks, which measures, halves and merges",
+    "attrfn._model.clone.run_clone": "what is put into the clone is taken out again after its run",
+    "attrfn.data._importance.importance": "an argument for each option, and the check of each",
+    "attrfn.metrics._around.around": "an argument for each option, and the draws of both kinds",
+    "attrfn.metrics._subsets._correlations": "one pass over the subsets of each size",
+    "attrfn.text._attribute.attribute": "an argument for each option, and the check of each",
+    "attrfn.text._game.game": "an argument for each option, and the check of each",
+    "attrfn.text._methods._by_game": "one game, explained for tokens and in total",
+}
 
 # The files that may use private names of torch: attributes of tensors and modules, and what starts
 # with an underscore in torch itself.
@@ -162,6 +175,31 @@ def test_no_file_is_too_long(folder: str) -> None:
     }
     longer = {name: n for name, n in sizes.items() if n > MOST_LINES[folder]}
     assert not longer
+
+
+def functions(source: str) -> Iterator[tuple[str, int]]:
+    """The functions of a file, and the lines of each from ``def`` on, without its docstring."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            if ast.get_docstring(node) is not None:
+                text = node.body[0]
+                lines -= (text.end_lineno or 0) - text.lineno + 1
+            yield node.name, lines
+
+
+@modules
+def test_no_function_is_too_long(module: str) -> None:
+    found = functions(FILES[module].read_text(encoding="utf-8"))
+    longer = {f"{module}.{name}" for name, n in found if n > MOST_CODE}
+    assert longer <= LONGER.keys()
+
+
+def test_lines_of_functions_are_counted() -> None:
+    """By hand: the signature counts, and inner functions too, and the docstring does not."""
+    source = 'def f(\n    x,\n):\n    """One.\n\n    Two.\n    """\n'
+    source += "    def g():\n        return x\n\n    return g\n"
+    assert dict(functions(source)) == {"f": 7, "g": 2}
 
 
 def test_no_file_imports_itself_in_a_circle() -> None:

@@ -66,7 +66,7 @@ def test_padded_and_channels_last() -> None:
 @pytest.mark.parametrize(
     ("error", "message", "call"),
     [
-        (ValueError, r"^n is 0, expected a positive int", lambda: layouts.frames(0)),
+        (ValueError, r"^n is 0, expected an int of at least 1", lambda: layouts.frames(0)),
         (ValueError, r"^height is 'a', expected", lambda: layouts.tokens("a")),  # type: ignore[arg-type]
         (ValueError, r"^skip is -1, expected", lambda: layouts.tokens(skip=-1)),
         (

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict, UserDict
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import pytest
 import torch
-from helpers import assert_close, assert_informative
+from helpers import assert_close, assert_informative, in_threads
 from torch import Tensor, nn
 from zoo import make, randn
 
@@ -195,19 +194,7 @@ def test_conductance_in_threads() -> None:
     batches = [randn(5, 3, seed=i) for i in range(8)]
     run = lambda x: attrfn.layer_conductance(net, x, layer="layer", target=1, n_steps=4)  # noqa: E731
     expected = [run(x) for x in batches]
-    found: list[Any] = [None] * len(batches)
-
-    def work(i: int) -> None:
-        for _ in range(5):
-            found[i] = run(batches[i])
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(batches))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for a, b in zip(found, expected, strict=True):
-        assert_close(a, b)
+    assert_close(in_threads(run, batches, times=5), expected)
 
 
 @pytest.mark.parametrize("name", METHODS)

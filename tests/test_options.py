@@ -119,7 +119,7 @@ def test_stdevs(name):
     for wrong in ("1", True):
         refused(TypeError, rf"^stdevs has {wrong!r}, expected a number", run, name, stdevs=wrong)
     refused(TypeError, r"^stdevs has None, expected a number", run, name, stdevs=None)
-    refused(ValueError, r"^stdevs is a tree of another form than the", run, name, stdevs=(0.1, 0.2))
+    refused(ValueError, r"^stdevs is a tree unlike the inputs", run, name, stdevs=(0.1, 0.2))
 
 
 @pytest.mark.parametrize("name", SHAPS)
@@ -156,7 +156,7 @@ def test_keys_that_are_taken():
         ({"n_samples": 2.0}, ValueError, r"^n_samples is 2\.0, expected an int of at least 1"),
         ({"stdevs": -1.0}, ValueError, r"^stdevs has -1\.0, expected a number of at least 0"),
         ({"stdevs": "a"}, TypeError, r"^stdevs has 'a', expected a number"),
-        ({"stdevs": (1.0,)}, ValueError, r"^stdevs is a tree of another form than the inputs"),
+        ({"stdevs": (1.0,)}, ValueError, r"^stdevs is a tree unlike the inputs"),
         ({"key": 0.5}, TypeError, r"^key must be an int or an integer tensor"),
         ({"key": torch.zeros(4, 2).long()}, ValueError, r"^key has shape \(4, 2\), expected \(2,"),
         ({"chunk_size": 0}, ValueError, r"^chunk_size is 0, expected None"),

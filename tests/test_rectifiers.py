@@ -150,6 +150,6 @@ def quantised() -> nn.Module:
 )
 def test_quantised_layers_are_refused(name: str) -> None:
     """They have no derivative, for which torch gives no gradient and a warning."""
-    with pytest.raises(ValueError, match="quantised layers are such"):
+    with pytest.raises(ValueError, match="such as a quantised layer"):
         getattr(attrfn, name)(quantised(), torch.randn(3, 4), target=0)
     assert attrfn.feature_ablation(quantised(), torch.randn(3, 4), target=0).shape == (3, 4)

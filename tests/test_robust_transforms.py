@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import optree
 import pytest
 import torch
-from helpers import assert_close, finite_difference, inner, noise_like
+from helpers import assert_close, finite_difference, in_threads, inner, noise_like
 from models import NETS, targets
 from test_purity import Remembers
 from torch import Tensor, nn
@@ -265,18 +264,8 @@ def test_modes_without_gradients_change_nothing(r: Row, mode: Any) -> None:
 @every()
 def test_threads_share_a_model(r: Row) -> None:
     model, x, y = case()
-    expected, found = r.run(model, x, y), {}
-
-    def run(i: int) -> None:
-        found[i] = r.run(model, x, y)
-
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == 4
-    for values in found.values():
+    expected = r.run(model, x, y)
+    for values in in_threads(lambda _: r.run(model, x, y), range(4)):
         close(values, expected)
 
 

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import threading
 from typing import Any
 
 import pytest
 import torch
 import zoo
-from helpers import assert_close
+from helpers import assert_close, in_threads
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 from zoo import make, randn
@@ -493,15 +492,4 @@ def test_threads() -> None:
         return activations(edited, ["stem", "blocks.1"])(x), gradients(edited, x, ["stem"], 1)
 
     expected = [run(x) for x in batches]
-    found: list[Any] = [None] * len(batches)
-
-    def work(i: int) -> None:
-        for _ in range(10):
-            found[i] = run(batches[i])
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(batches))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    equal(found, expected)
+    equal(in_threads(run, batches, times=10), expected)

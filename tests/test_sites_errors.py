@@ -91,7 +91,7 @@ ERRORS = {
         r"the edit at 'named' returned a dict of 'sum' where the layer gives a dict of",
     ),
     "unknown layer": Case(
-        lambda m, x: activations(m, ["3"]), ValueError, r"site '3' is no module of Sequential"
+        lambda m, x: activations(m, ["3"]), ValueError, r"site '3' is not a module of Sequential"
     ),
     "a near name": Case(
         lambda m, x: activations(make(zoo.Residual), ["blocks.0.act1"]),
@@ -101,7 +101,7 @@ ERRORS = {
     "a parameter": Case(
         lambda m, x: activations(m, ["0.weight"]),
         ValueError,
-        r"what is no module, such as attention scores or a residual stream, is the input or",
+        r"for a value between modules, such as attention scores, give the input or",
     ),
     "a function": Case(
         lambda m, x: activations(m, [torch.tanh]), TypeError, r"sites holds .* expected a module"

@@ -429,10 +429,10 @@ def test_padding_that_ends_texts_is_no_replacement() -> None:
     tokenizer = spaced(pad=0)
     tokenizer.eos_token_id = 0
     model = lambda ids: torch.nn.functional.one_hot(ids, 50).float().cumsum(1)  # noqa: E731
-    with pytest.raises(ValueError, match="0 as padding and as end of text, which is no neutral"):
+    with pytest.raises(ValueError, match="0 as padding and as end of text, which is not a neutral"):
         text.attribute(attrfn.feature_ablation, model, tokenizer, "a b", " c")
     del tokenizer.pad_token_id
-    with pytest.raises(ValueError, match="no padding token, which is no neutral replacement of a"):
+    with pytest.raises(ValueError, match="no padding token, which is not a neutral repl"):
         text.attribute(attrfn.feature_ablation, model, tokenizer, "a b", " c", by="token")
     text.attribute(attrfn.feature_ablation, model, tokenizer, "A b. C d.", " c", by="sentence")
 

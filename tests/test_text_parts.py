@@ -263,7 +263,7 @@ WRONG: dict[str, tuple[Any, type[Exception], str]] = {
         "tokenizer gives no offsets .*: load a fast tokenizer",
     ),
     "no tokenizer": (lambda: text.parts("abc", 3), TypeError, "tokenizer is 3, expected one of"),
-    "regex": (lambda: text.parts("abc", spaced(), by="("), ValueError, "is no regular expression"),
+    "regex": (lambda: text.parts("abc", spaced(), by="("), ValueError, "is not a regular expr"),
     "nothing": (lambda: text.parts("abc", spaced(), by="x+"), ValueError, "finds no part in text"),
     "plural": (lambda: text.parts("abc", spaced(), by="Words"), ValueError, "expected 'word'"),
     "kind": (lambda: text.parts("abc", spaced(), by=[3]), TypeError, "by gives .*expected spans"),

@@ -210,10 +210,10 @@ def test_json_of_what_carries_a_graph() -> None:
 @pytest.mark.parametrize(
     ("written", "message"),
     [
-        ("{", "text is no JSON"),
+        ("{", "text is not JSON"),
         ("[1]", "text is JSON of something else"),
         ('{"format": "attrfn.text.TextAttribution"}', "text lacks a part of a result"),
-        (None, "text is no JSON"),
+        (None, "text is not JSON"),
     ],
 )
 def test_json_of_something_else(written: Any, message: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_close
+from helpers import assert_close, in_threads
 from models import NETS, targets
 from registry import ROWS, Row, needs, rows
 from torch import Tensor, nn
@@ -240,19 +240,10 @@ def test_threads_share_the_graphs() -> None:
     model, counter = make(_net), testing.CompileCounter()
     explain = attrfn.compile(attrfn.feature_ablation, model, backend=counter)
     explain(randn(2, 4), target=1)
-    found: dict[int, Tensor] = {}
-
-    def work(i: int) -> None:
-        for _ in range(3):
-            found[i] = explain(randn(3, 4, seed=i), target=1)
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    for i, a in found.items():
-        assert_close(a, attrfn.feature_ablation(model, randn(3, 4, seed=i), target=1))
+    batches = [randn(3, 4, seed=i) for i in range(4)]
+    found = in_threads(lambda x: explain(x, target=1), batches, times=3)
+    for a, x in zip(found, batches, strict=True):
+        assert_close(a, attrfn.feature_ablation(model, x, target=1))
     # One as a rule, but torch's guards may fail by chance where threads read them at once.
     assert counter.frame_count < 12  # as many as calls
 

@@ -89,15 +89,7 @@ def compile(
         torch.Size([4, 3])
     """
     require_compiler()
-    given: dict[str, Any] = {"method": method, "model_fn": model_fn}
-    for name, value in given.items():
-        many = name == "model_fn" and isinstance(value, (list, tuple)) and len(value) > 0
-        if not (callable(value) or (many and all(map(callable, value)))):
-            raise TypeError(
-                f"{name} is a {type(value).__name__}, expected something to call: "
-                "attrfn.compile(attrfn.integrated_gradients, model)"
-            )
-
+    _check_callables({"method": method, "model_fn": model_fn})
     check_attributes(uncompiled(model_fn))
     check_options(method, options)
     if dynamic is not None:
@@ -108,9 +100,8 @@ def compile(
         options["progress"] = True
     compiled = Compiled(method, model_fn, options, how, dynamic, overwrites=mode in _OVERWRITE)
     try:
-        compiled.graph(
-            "given"
-        )  # torch.compile refuses unknown settings here, not in the first call
+        # torch.compile refuses unknown settings here, not in the first call
+        compiled.graph("given")
     except compiler_error() as error:
         raise ValueError(
             f"backend is {say(backend)}, expected a name that torch.compiler.list_backends() has, "
@@ -119,3 +110,13 @@ def compile(
     if progress:
         return lambda inputs, **changing: compiled.timed(inputs, changing)
     return lambda inputs, **changing: compiled(inputs, changing)
+
+
+def _check_callables(given: dict[str, Any]) -> None:
+    for name, value in given.items():
+        many = name == "model_fn" and isinstance(value, (list, tuple)) and len(value) > 0
+        if not (callable(value) or (many and all(map(callable, value)))):
+            raise TypeError(
+                f"{name} is a {type(value).__name__}, expected something to call: "
+                "attrfn.compile(attrfn.integrated_gradients, model)"
+            )

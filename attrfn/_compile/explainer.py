@@ -129,12 +129,7 @@ class Compiled:
                 found = graph(inputs, given)
             if self.draws is None:
                 self.draws = bool(moved)
-                if self.draws:
-                    warn(
-                        "the model draws random numbers, in compiled code others in each of its "
-                        "runs, so that the attributions belong to no single draw: call "
-                        "model.eval(), or the method without attrfn.compile"
-                    )
+                _warn_of_draws(self.draws)
             return clone_tensors(found) if self.overwrites else found
         except limit_errors() as error:
             raise CompileError(too_often(self.method, graph.code)) from error
@@ -253,3 +248,12 @@ def _tensors(tree: Any) -> list[Tensor]:
         return []
     leaves = optree.tree_leaves(tree, none_is_leaf=True)
     return [t for t in leaves if isinstance(t, Tensor)]
+
+
+def _warn_of_draws(draws: bool) -> None:
+    if draws:
+        warn(
+            "the model draws random numbers, in compiled code others in each of its runs, so that "
+            "the attributions belong to no single draw: call model.eval(), or the method without "
+            "attrfn.compile"
+        )

@@ -23,7 +23,7 @@ from attrfn._torch.typing import ModelFn, Tree
 # Chunks in a graph. The loop over them is unrolled, and the time to compile grows with them; with
 # fewer, each takes more memory.
 MOST = 32
-# A known size that is at most so many times too small is taken. A smaller chunk costs some speed,
+# A known size that is at most this many times too small is taken. A smaller chunk costs some speed,
 # another graph costs a compilation.
 _ALIKE = 4
 

@@ -109,7 +109,7 @@ class CompiledUnits:
         return True
 
     def chunk(self, n: int, size: int) -> None:
-        """Hear that a loop over n copies takes so many at once."""
+        """Note that a loop over n copies takes this many at once."""
         call = self.call
         call.size = min(size, n)
         call.alone = call.size == 1 and n > 1
@@ -173,7 +173,7 @@ class CompiledUnits:
 
 
 def _own(t: Tensor) -> Tensor:
-    """A dense tensor that is no view, of which a graph would contain the sizes of its base."""
+    """A dense tensor that is not a view: a graph would contain the sizes of a view's base."""
     t = normal_tensors(t)
     if 0 in t.stride():
         t = t.contiguous()

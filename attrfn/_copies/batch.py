@@ -31,7 +31,7 @@ def is_count(value: object) -> bool:
 
 
 def is_one_of(value: object, *texts: str) -> bool:
-    """Whether this is one of some strings; arrays, which compare element by element, are none."""
+    """Whether this is one of some strings; arrays, which compare element by element, are not."""
     return isinstance(value, str) and value in texts
 
 
@@ -118,7 +118,7 @@ def pick_bound(bound: Any, batch: int, index: Tensor) -> Any:
 def _of_rows(bound: Any, batch: int, f: Callable[[Tensor, int], Tensor]) -> Any:
     if not isinstance(bound, functools.partial) or (is_functional(bound) and not bound.keywords):
         return bound
-    # What is decided here is marked, so that a method inside of this one, whose batch has another
+    # What is decided here is marked, so that a method inside this one, whose batch has another
     # size, decides the same. A tensor that is bound in two places stays one.
     known: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -194,7 +194,7 @@ def row_dim(value: Tensor, batch: int) -> int | None:
     """The dimension in which a bound tensor has a row for each example; None if it has none.
 
     Raises:
-        ValueError: It is marked, and has another number of rows.
+        ValueError: It is marked, and has a different number of rows.
     """
     rows = rows_of(value)
     if rows == "shared" or (rows is None and isinstance(value, nn.Parameter)):

@@ -36,7 +36,7 @@ from attrfn._torch.typing import Leaves
 # benchmarks/special_cases_earn_their_place.py.
 _INSIDE_PER_INPUT = 64
 _INSIDE_PER_FEATURE = 16
-# At most so many bytes by that guess, and so many copies: an unusual model takes many times more,
+# At most this many bytes by that guess, and as many copies: an unusual model takes far more,
 # and these bound what it can take before the measurement.
 _UNMEASURED_BYTES, _UNMEASURED_COPIES = 2**25, 64
 # Bytes for each thread, about its share of the caches. More at once is slower on a CPU: its caches

@@ -112,7 +112,7 @@ def _outputs(
 
 
 def _mixing(unsure: list[tuple[str, Tensor]]) -> str:
-    """What is said where copies give something else together than alone."""
+    """The message where copies give something else together than alone."""
     if unsure:
         names = " and ".join(dict.fromkeys([name or "what" for name, _ in unsure]))
         return (
@@ -156,14 +156,14 @@ def share_by_runs(
             names = " and ".join(dict.fromkeys([name or "what" for name, _ in some]))
             warn(
                 f"{names} that functools.partial binds has as many rows as there are examples, and "
-                "a run with two copies of the batch shows that they are no rows of examples: bind "
+                "a run with two copies of the batch shows that they are not rows of examples: bind "
                 "attrfn.shared(tensor), which says so in compiled code and transforms, too"
             )
             raise Again
 
 
 def _places(model: Any) -> tuple[list[Any], Any]:
-    """What a model function is made of, by which it is known again, and its code and modes."""
+    """The parts by which a model function is recognised, and its code and modes."""
     # A game or a score of attrfn.text is made for each call, and its rows are those of the
     # model that it asks.
     while isinstance(model, functools.partial) or hasattr(model, "asks_model"):

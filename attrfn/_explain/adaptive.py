@@ -23,12 +23,12 @@ from attrfn._torch.typing import Leaves
 # once: the whole change of an RMSNorm is at a millionth of the path.
 _GRADED = (0.0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 # Bytes of the integrals of panels that one example keeps, and the panels that it keeps in any case.
-# Of more panels those with the smallest gaps are not split any more.
+# With more panels, those with the smallest gaps are no longer split.
 _KEPT_BYTES, _KEPT_PANELS = 2**27, 64
-# Gaps below so many roundings of the output are noise, and so are those of panels below so many
+# Gaps below this many roundings of the output are noise, and so are those of panels below as many
 # roundings of their points.
 _NOISE, _NARROW = 4, 64
-# So many times the gradients have to halve the gap. A pole is reached with fewer.
+# How many times the gradients have to halve the gap. A pole is reached with fewer.
 _PATIENCE = 8
 
 
@@ -71,7 +71,7 @@ def both(a: Panels, b: Panels) -> Panels:
 
 
 class _Done(NamedTuple):
-    """What is added up for each unit and needs no panels any more."""
+    """What has been summed for each unit and no longer needs panels."""
 
     total: Leaves  # (U, G, ...)
     gap: Tensor  # (U, G)

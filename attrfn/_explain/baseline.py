@@ -78,7 +78,7 @@ def per_leaf(baselines: Baselines, inputs: Tree, x: Leaves, name: str) -> list[A
         return prefix_entries(baselines, inputs)
     except (ValueError, TypeError):
         raise ValueError(
-            f"{name} is a tree of another form than the inputs, expected {_form(inputs)} or a "
+            f"{name} is a tree unlike the inputs, expected {_form(inputs)} or a "
             f"prefix of it and not {_form(baselines)}"
         ) from None
 

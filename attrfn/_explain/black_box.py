@@ -73,7 +73,7 @@ def evaluated(
 
     Raises:
         TypeError: The model takes no floating numbers for integers.
-        ValueError: The inputs have different numbers of examples, as it seems.
+        ValueError: The inputs seem to have different numbers of examples.
     """
     x = flatten(given)[0]
     try:

@@ -12,7 +12,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def noted(target: F) -> F:
-    """The target, of which the call of a method takes a note."""
+    """The target, which the call of a method notes."""
     if (one := current()) is not None:
         one.targets.append(target)
     return target

@@ -229,7 +229,7 @@ def explain(
     With ``create_graph=None`` the caller promises not to differentiate the result of compiled code.
 
     Raises:
-        TypeError: An input is not a floating tensor, or the target is of no known kind.
+        TypeError: An input is not a floating tensor, or the target is of an unknown kind.
         ValueError: The batch sizes disagree.
     """
     x, rebuild = flatten(inputs)

@@ -26,7 +26,7 @@ class Features(NamedTuple):
         ids: Per leaf of the inputs the feature of each element, (1 or B, ...) with as many
             dimensions as the leaf; or an int, where each element is a feature: the id of the first.
         x: The leaves of the inputs.
-        fixed: Whether there may be elements of no feature, which keep their value: their id is n.
+        fixed: Whether some elements may belong to no feature and keep their value: their id is n.
     """
 
     n: int

@@ -17,6 +17,6 @@ def mix(z: Tensor, x: Tensor, x0: Tensor) -> Tensor:
     if not x.is_floating_point():
         raise TypeError(
             f"inputs has a tensor of {x.dtype} and features that are present in part ({z.dtype}), "
-            "expected floating point, or features that are there or not (booleans)"
+            "expected floating point, or booleans for features that are there"
         )
     return (x0 + z.to(wide(x.dtype)) * (x - x0)).to(x.dtype)

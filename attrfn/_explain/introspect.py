@@ -20,10 +20,7 @@ def takes_distribution(method: F) -> F:
 
 def is_over_distribution(method: Method) -> bool:
     """Whether a method, or the one that it wraps or binds, is marked so."""
-    if getattr(method, "baselines_are_distribution", False):
-        return True
-    inner = method.func if isinstance(method, functools.partial) else _wrapped(method)
-    return inner is not None and is_over_distribution(inner)
+    return _is_marked(method, "baselines_are_distribution")
 
 
 def of_examples(method: F) -> F:
@@ -34,15 +31,12 @@ def of_examples(method: F) -> F:
 
 def needs_examples(method: Method) -> bool:
     """Whether a method, or the one that it wraps or binds, is marked so."""
-    if getattr(method, "needs_examples", False):
-        return True
-    inner = method.func if isinstance(method, functools.partial) else _wrapped(method)
-    return inner is not None and needs_examples(inner)
+    return _is_marked(method, "needs_examples")
 
 
 def is_ours(method: Method) -> bool:
     """Whether a method, or the one that it wraps or binds, is one of this library."""
-    inner = method.func if isinstance(method, functools.partial) else _wrapped(method)
+    inner = _inner(method)
     if inner is not None:
         return is_ours(inner)
     return str(getattr(method, "__module__", "")).startswith("attrfn.")
@@ -80,6 +74,16 @@ def wraps(method: Method) -> Callable[[F], F]:
     return mark
 
 
-def _wrapped(method: Method) -> Method | None:
+def _is_marked(method: Method, mark: str) -> bool:
+    if getattr(method, mark, False):
+        return True
+    inner = _inner(method)
+    return inner is not None and _is_marked(inner, mark)
+
+
+def _inner(method: Method) -> Method | None:
+    """The method that another one binds or wraps."""
+    if isinstance(method, functools.partial):
+        return method.func
     inner: Method | None = getattr(method, "__wrapped__", None)
     return inner

@@ -223,15 +223,14 @@ def masked(
     """Check the arguments that every perturbation method has in common, and evaluate f(x).
 
     Raises:
-        TypeError: The target or the outputs are of no known kind.
+        TypeError: The target or the outputs are of an unknown kind.
         ValueError: The batch sizes disagree, or the baselines do not fit.
     """
     check_chunks(chunks)
     given = as_tensors(inputs)
     inputs = fit_for(baselines, given)
     whole = (target is None or callable(target)) and has_no_rows(flatten(inputs)[0])
-    if whole:
-        inputs = map_tensors(lambda t: t[None], inputs)
+    inputs = map_tensors(lambda t: t[None], inputs) if whole else inputs
     model, x, rebuild, batch, chosen, *_ = explain(
         model_fn,
         inputs,
@@ -253,15 +252,20 @@ def masked(
         one_copy=None,
         whole=whole,
     )
+    return _with_values(p, None if inputs is given else given)
+
+
+def _with_values(p: Masked, given: Tree | None) -> Masked:
+    """With f(x) and what it tells; the inputs as ``given`` if they were changed to fit."""
     # Every method needs f(x). It comes first, because it tells what the copies depend on: whether
     # they can share a batch, in which type to sum them, and how much memory one takes.
-    unmixed = tuple([t.clone()[None] for t in x])
-    measured = chunks.size == "auto" and not transforming() and unmeasured_copies(x) < _FEW
+    x, unmixed = p.x, tuple([t.clone()[None] for t in p.x])
+    measured = p.chunks.size == "auto" and not transforming() and unmeasured_copies(x) < _FEW
     with Peak() if measured else contextlib.nullcontext() as peak:
-        if inputs is given:
+        if given is None:
             full, per_batch, dtype, integers = p._evaluate(unmixed)
         else:
-            full, per_batch, dtype, integers = evaluated(p._evaluate, unmixed, given, whole)
+            full, per_batch, dtype, integers = evaluated(p._evaluate, unmixed, given, p.whole)
     size = sum(t.numel() * t.element_size() for t in x)
     # A copy also holds its mask and its points, which were not made in this run.
     one_copy = None if peak is None else Took(peak.bytes + 2 * size, max(peak.largest, size))

@@ -43,7 +43,7 @@ def outcome(outputs: Any, chosen: Chosen, batch: int, copies: int, name: str) ->
         name: The target's name for messages.
 
     Raises:
-        TypeError: The outputs are of another kind.
+        TypeError: The outputs are of an unknown kind.
         ValueError: Their shape fits neither the rows nor the copies.
     """
     rows = copies * batch

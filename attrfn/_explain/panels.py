@@ -108,7 +108,7 @@ class Sampler:
         return self.gathered(found)
 
     def gathered(self, values: Tensor) -> Tensor:
-        """Of rows that depend on each other the sum alone is complete: (N, B) to (N, 1)."""
+        """Only the sum of rows that depend on each other is complete: (N, B) to (N, 1)."""
         return values.sum(1, keepdim=True) if self.mixes else values
 
     def _at(self, i: slice, unit: Tensor, s: Tensor) -> tuple[Explained, Leaves]:

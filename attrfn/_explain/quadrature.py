@@ -10,8 +10,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from attrfn._copies.batch import is_count, is_one_of
+from attrfn._copies.batch import is_one_of
 from attrfn._explain.lobatto import lobatto
+from attrfn._explain.noise import count_of
 from attrfn._torch.compiling import constant_result
 from attrfn._torch.guard import called
 from attrfn._torch.say import say
@@ -32,8 +33,7 @@ def quadrature_rule(rule: str | Rule, n: int) -> tuple[Tensor, Tensor]:
             ``"riemann_trapezoid"``, ``"lobatto"``, or a callable ``n -> (nodes, weights)``.
         n: The number of steps.
     """
-    if not is_count(n):
-        raise ValueError(f"n_steps is {say(n)}, expected an int of at least 1")
+    count_of("n_steps", n)
     if callable(rule):
         nodes, weights = called("quadrature", _pair_of(rule), n)
         if nodes.ndim != 1 or nodes.shape != weights.shape or nodes.shape[0] == 0:

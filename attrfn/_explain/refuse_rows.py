@@ -21,7 +21,7 @@ def refuse_rows(error: RuntimeError, bound: ModelFn, batch: int, copies: int) ->
         raise ValueError(
             f"the model failed on {copies} copies of the batch, where {names} functools.partial "
             f"binds was repeated, because its {batch} rows are as many as the examples: if they "
-            "are no rows of examples, bind attrfn.shared(tensor), or use chunk_size=1"
+            "are not rows of examples, bind attrfn.shared(tensor), or use chunk_size=1"
         ) from error
     for name, t in bound_tensors(bound):
         if rows_of(t) is None and batch in t.shape[1:]:

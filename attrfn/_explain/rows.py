@@ -11,7 +11,7 @@ def like_rows(found: Tree, x: Leaves, copies: int, name: str) -> Leaves:
     """What a function of the user returned for the rows of copies, as fresh (S, B, ...).
 
     Raises:
-        ValueError: It has another form than the rows that the function got.
+        ValueError: Its form is not that of the rows that the function got.
     """
     leaves, _ = flatten(found, f"what {name} returned")
     shapes = [(copies * t.shape[0], *t.shape[1:]) for t in x]

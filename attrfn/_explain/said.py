@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def not_one_per_row(value: Tensor, rows: int, name: str, other: str = "") -> str:
-    """What is said of a callable target that does not return one value for each row."""
+    """The message for a callable target that does not return one value for each row."""
     if value.ndim and rows and value.shape[0] == rows:
         many = value.shape[1:].numel()
         hint = f"choose one of the {many} of each row, or sum them"
@@ -23,7 +23,7 @@ def not_one_per_row(value: Tensor, rows: int, name: str, other: str = "") -> str
 
 
 def complex_outputs(outputs: Tensor, giver: str, name: str) -> str:
-    """What is said of complex outputs, which are not one real number each."""
+    """The message for complex outputs, which are not one real number each."""
     return (
         f"{giver} returned {outputs.dtype}, expected real numbers: take .abs(), .real, .imag "
         f"or .angle() in {name}, such as {name}=lambda out: out.abs()[:, 0]"

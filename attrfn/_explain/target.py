@@ -54,7 +54,7 @@ def choose(target: Target, batch: int, name: str = "target") -> Chosen:
 
     Raises:
         TypeError: The target is of none of the kinds in :data:`attrfn._torch.typing.Target`.
-        ValueError: It has another length than the batch.
+        ValueError: It is not as long as the batch.
     """
     if target is None:
         return None
@@ -281,7 +281,7 @@ def _with_tensors(target: tuple[Any, ...], batch: int, name: str) -> Chosen:
         if (not _is_index(t) and not (integers and kind != torch.bool)) or isinstance(t, slice):
             raise TypeError(
                 f"{name} is a tuple with {say(t)} among tensors, expected ints and integer tensors "
-                "of no dimensions: for tensors of the examples give a list of tuples"
+                "without dimensions: for tensors of the examples give a list of tuples"
             )
     device = next(t.device for t in target if isinstance(t, Tensor))
     entries = [torch.as_tensor(t, device=device).long() for t in target]

@@ -18,7 +18,7 @@ from attrfn._explain.tree import each, row_total
 from attrfn._torch.typing import Leaves
 from attrfn._torch.warn import warn
 
-# The most gradients for an example: so many times those of the first round. A gap that is still
+# The most gradients for an example: this many times those of the first round. A gap that is still
 # open is mostly that of a jump in the model, which more nodes do not close.
 _MOST = 1024
 # The last quarter of the Legendre coefficients of the slope over the second quarter, below which
@@ -27,7 +27,7 @@ _MOST = 1024
 _SMOOTH = 0.1
 # Fewer nodes do not tell, and twice as many cost little.
 _FEW = 16
-# The path in so many equal parts is the first round of panels.
+# The first round of panels cuts the path into this many equal parts.
 _FIRST_PANELS = 8
 
 

@@ -12,7 +12,7 @@ from attrfn._torch.typing import Leaves
 from attrfn._torch.warn import warn
 
 MOST_EVALUATIONS = 8192
-"""Of the model for each example by a default number of samples: seconds for a small network."""
+"""Of the model, for an example with the default number of samples: seconds for a small network."""
 
 MOST_ERROR = 0.25
 """As a share of the values, above which a result is mostly noise."""

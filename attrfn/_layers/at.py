@@ -44,8 +44,8 @@ def at_layer(
 
     Returns:
         A method ``(model_fn, inputs, *, target, baselines, **options)`` whose attributions have the
-        structure and shapes of the layer's activation; None for what lacks the examples in
-        dimension 0 beside something that has them there.
+        structure and shapes of the layer's activation; None for a tensor without the examples
+        in dimension 0 if others have them there.
 
     Example:
         >>> import torch, attrfn

@@ -1,7 +1,7 @@
 """Values at many sites, and the gradients there, by one pass of the model forward and one back.
 
 What is planted at a site cuts off the sites before it. So values are not planted: a graph starts at
-each site that is behind no other, and runs on through all others, or zeros are added at the sites.
+each site that depends on no other and runs on through the rest, or zeros are added at the sites.
 """
 
 from __future__ import annotations
@@ -218,7 +218,7 @@ class Start(Silent):
 
 
 def _leaf(t: Tensor) -> Tensor:
-    """The tensor itself where it is behind another site, or part of a graph that is kept."""
+    """The tensor itself if it depends on another site, or is part of a graph that is kept."""
     if t.requires_grad or not t.is_floating_point():
         return t
     return t.detach().requires_grad_()

@@ -23,7 +23,7 @@ def activations(
     *,
     frozen: bool = False,
 ) -> Callable[..., tuple[Any, dict[Key, Tree]]]:
-    """Read any number of sites in one whole pass of a model.
+    """Read any number of sites in one pass of a model.
 
         activations(model, sites)(x) = (model(x), {site: value there})
 
@@ -41,7 +41,7 @@ def activations(
         tuple. The values are copies.
 
     Raises:
-        TypeError: The model function hides its module, or a site is no layer.
+        TypeError: The model function hides its module, or a site is not a layer.
         ValueError: The model has no such layer, or (when called) does not call it.
 
     Example:
@@ -94,8 +94,8 @@ def intervene(
 ) -> ModelFn:
     """A model function that edits values of the model while it runs.
 
-    A function per site gets the value there and returns another one in its place; all the rest of
-    the model goes on from that. Edits run in the order of the model, so that each sees what those
+    A function per site gets the value there and returns another one in its place; the rest of
+    the model continues with that. Edits run in the order of the model, so that each sees what those
     before it have changed.
 
     Args:
@@ -113,7 +113,7 @@ def intervene(
         such as :func:`split` and this one, take it in place of the model.
 
     Raises:
-        TypeError: The model function hides its module, a site is no layer, or an edit is not a
+        TypeError: The model function hides its module, a site is not a layer, or an edit is not a
             function of two arguments.
         ValueError: The model has no such layer; or, when called, the model does not call it, or an
             edit changes a shape, a dtype or a structure.

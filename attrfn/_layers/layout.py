@@ -92,7 +92,7 @@ class Layout:
         each = [self._unseen(list(parts)) for parts in zip(*flat, strict=True)]
         new = [torch.stack(t).reshape(*others, *t[0].shape) for t in zip(*each, strict=True)]
         if place == 0 and others:
-            # Several values of each element stand behind the first dimension, as they do elsewhere.
+            # Several values of each element follow the first dimension, as they do elsewhere.
             many = tuple(range(len(others)))
             new = [t.movedim(many, tuple([i + 1 for i in many])) for t in new]
         laid_out(new, leaves)

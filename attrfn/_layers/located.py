@@ -145,7 +145,7 @@ class Located(NamedTuple):
 
 
 def mask_without_rows(name: str) -> str:
-    """What is said of a mask over a value in which nothing tells the examples apart."""
+    """The message for a mask over a value in which nothing tells the examples apart."""
     return (
         f"{name} says which elements belong together, and nothing tells which of them are of one "
         "example in the layer's value: name the layout with rows='time_first' or a callable, or "

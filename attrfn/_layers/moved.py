@@ -136,7 +136,7 @@ class Moved(Layout):
     def _leave_out(self, own: Tree) -> None:
         """Keep the tensors of the value that the function returns."""
         self.own = own
-        if is_compiling():  # numbers cannot be read: the function has to return all that there is
+        if is_compiling():  # numbers cannot be read: the function has to return everything
             return
         ids = self._numbers(self._sizes(1, None))
         rows = self._rows(optree.tree_unflatten(self.spec, ids))

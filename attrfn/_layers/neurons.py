@@ -54,14 +54,14 @@ def head_at(
         except Exception:
             if all(t.is_floating_point() for t in flatten(inputs)[0]):
                 raise
-            first = True  # the model takes no integers, of which the method itself speaks
+            first = True  # the model takes no integers: the method itself says so
         if not first:
             raise ValueError(not_first(layer))
     return halves.head
 
 
 def not_first(layer: Layer) -> str:
-    """What is said of an index into a value that does not have the examples in dimension 0."""
+    """The message for an index into a value that does not have the examples in dimension 0."""
     return (
         f"layer {describe(layers_of(layer)[0])} does not have the examples in dimension 0, or "
         "nothing tells whether it has, so that neuron may pick from another dimension: name the "

@@ -54,6 +54,19 @@ def activation_and_gradient(
         gradient = functools.partial(_gradient, create_graph=create_graph)
         return here.own, here.explained(gradient, {"target": target}), here.layout is None
     inputs = rebuild([t.detach() for t in x])
+    return _in_one_pass(model_fn, inputs, batch, layer, target, at, call)
+
+
+def _in_one_pass(
+    model_fn: ModelFn,
+    inputs: Tree,
+    batch: int,
+    layer: Layer,
+    target: Target,
+    at: At,
+    call: int | None,
+) -> tuple[Tree, Tree, Any]:
+    """The same in one run of the model, whose graph starts at the layer."""
     halves = split_once(model_fn, layer, at=at, call=call, frozen=True)
     run = watched(model_fn, layer, at=at, call=call)
     chosen = choose(target, batch)

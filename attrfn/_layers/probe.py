@@ -97,7 +97,7 @@ class Probe:
 
     def _leave_when_done(self) -> None:
         # The rest of the model is not needed. Compiled code drops it as dead code, and with all
-        # calls wanted only the end of the model tells that there are no more.
+        # calls wanted, only the end of the model shows that there are no more.
         if self.call is not None and not is_compiling() and all(t.read for t in self.peers):
             raise Done
 

@@ -98,7 +98,7 @@ def in_copies(
     if len(shapes) > 1 or not same:
         raise ValueError(
             "the model chooses the rows of layer by values (as tokens for an expert), and chooses "
-            "others in other copies of the inputs, so that there is no mean over them: explain the "
+            "others in other copies of the inputs, so that they have no mean: explain the "
             "copies one by one"
         )
     return each(lambda *t: torch.stack(t), *parts), found

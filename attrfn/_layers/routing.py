@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 from attrfn._layers.leaves import real_view
 from attrfn._torch import pytree
 
-# Operations whose result has a size, or an order, that depends on values. Behind one of these the
+# Operations whose result has a size, or an order, that depends on values. After one of these the
 # rows may be tokens that were routed to an expert, as many as there are examples by chance.
 _ROUTING = frozenset(
     [
@@ -34,7 +34,7 @@ class Routes(TorchFunctionMode):
         super().__init__()
         self.found = False
         self.taken: list[Any] = []
-        # Tensors that were made of none, such as positions: what is chosen by them does not depend
+        # Tensors made of no other, such as positions: what is chosen by them does not depend
         # on the inputs. Transformers ask whether their positions are those of packed sequences.
         self.free: dict[int, Tensor] = {}
 
@@ -66,7 +66,7 @@ class Routes(TorchFunctionMode):
                 self.taken.append(v)
 
     def begins(self, other: Routes) -> bool:
-        """Whether another run made the same choices, and perhaps more behind them."""
+        """Whether another run made the same choices, and perhaps more after them."""
         return len(self.taken) <= len(other.taken) and all(map(_same, self.taken, other.taken))
 
 

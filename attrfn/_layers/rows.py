@@ -67,7 +67,7 @@ def told(
     """The tensors of a layer's value that can be explained, None elsewhere; and where examples are.
 
     Returns:
-        Of each layer the tensors that have the examples in dimension 0, and True; if it has none of
+        For each layer the tensors with the examples in dimension 0, and True; if it has none of
         those, all tensors whose sizes follow the number of examples, and False.
 
     Raises:
@@ -186,7 +186,7 @@ def _follow(leaves: list[Any], halves: Split, inputs: Tree, batch: int) -> list[
 
 
 def has_examples_first(halves: Split, inputs: Tree, batch: int, place: Place) -> bool:
-    """Whether a layer's value has the examples in dimension 0, or is no single tensor."""
+    """Whether a layer's value has the examples in dimension 0, or is not a single tensor."""
     if is_compiling():
         others, size = _at_twice_the_size(halves, inputs, batch)
         return len(others) != 1 or others[0].shape[:1] == (size,)

@@ -23,8 +23,8 @@ from attrfn._torch.say import say
 from attrfn._torch.typing import At, Tree
 
 _NO_MODULE = (
-    "what is no module, such as attention scores or a residual stream, is the input or the output "
-    "of a module beside it"
+    "for a value between modules, such as attention scores, give the input or the output of the "
+    "module next to it"
 )
 
 
@@ -137,7 +137,7 @@ def _module(root: nn.Module, site: Site) -> nn.Module:
         near = difflib.get_close_matches(site.layer, names, n=2, cutoff=0.6)
         hint = f"did you mean {' or '.join(map(repr, near))}" if near else "see named_modules()"
         raise ValueError(
-            f"site {say(site.layer)} is no module of {type(root).__name__}: {hint}; {_NO_MODULE}"
+            f"site {say(site.layer)} is not a module of {type(root).__name__}: {hint}; {_NO_MODULE}"
         )
     return module
 
@@ -211,7 +211,7 @@ def check_edit(key: Any, edit: Any) -> None:
     """Refuse what is not a function of (value, seen).
 
     Raises:
-        TypeError: It is none.
+        TypeError: It is something else.
     """
     if edit is None:
         return

@@ -1,4 +1,4 @@
-"""The half of a model behind a layer as a function of what a method explains there."""
+"""The half of a model after a layer as a function of what a method explains there."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def _same_kind(new: Any, natural: Tensor) -> None:
     if new.shape != natural.shape:
         raise ValueError(
             f"shape {tuple(new.shape)} where the layer gives {tuple(natural.shape)}, and a shape "
-            "that broadcasts would pass in silence"
+            "that broadcasts would go unnoticed"
         )
     for what in ("dtype", "device"):
         came, expected = getattr(new, what), getattr(natural, what)

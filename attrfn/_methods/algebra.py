@@ -98,7 +98,7 @@ def pooled(method: Method, dims: int | Sequence[int], *, how: Pool = "sum") -> M
         A method whose attributions lack the dimensions.
 
     Raises:
-        TypeError: ``dims`` are no ints.
+        TypeError: ``dims`` are not ints.
         ValueError: The examples are among them, or ``how`` is unknown, or a sum would count a score
             several times that elements share.
 

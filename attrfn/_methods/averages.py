@@ -72,15 +72,7 @@ def over_baselines(
     Reference:
         Lundberg and Lee, A Unified Approach to Interpreting Model Predictions, 2017.
     """
-    if not callable(method):
-        raise TypeError(f"method is {say(method)}, expected a method such as attrfn.gradient")
-    if not takes_baselines(method) or is_over_distribution(method):
-        raise TypeError(
-            f"method is {say(method)}, expected one with a baseline for each example, such as "
-            "attrfn.integrated_gradients: this one takes none, or averages over several itself"
-        )
-    if reduce is not None and not is_one_of(reduce, "mean"):
-        raise ValueError(f"reduce is {say(reduce)}, expected 'mean' or None (every baseline)")
+    _check_over_baselines(method, reduce)
 
     @takes_distribution
     @wraps(method)
@@ -106,6 +98,18 @@ def over_baselines(
 
     averaged.loops_over_chunks = True  # type: ignore[attr-defined]
     return averaged
+
+
+def _check_over_baselines(method: Any, reduce: object) -> None:
+    if not callable(method):
+        raise TypeError(f"method is {say(method)}, expected a method such as attrfn.gradient")
+    if not takes_baselines(method) or is_over_distribution(method):
+        raise TypeError(
+            f"method is {say(method)}, expected one with a baseline for each example, such as "
+            "attrfn.integrated_gradients: this one takes none, or averages over several itself"
+        )
+    if reduce is not None and not is_one_of(reduce, "mean"):
+        raise ValueError(f"reduce is {say(reduce)}, expected 'mean' or None (every baseline)")
 
 
 @documented(scores=None)

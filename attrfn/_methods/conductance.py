@@ -16,8 +16,9 @@ from attrfn._explain.forms import documented
 from attrfn._explain.options import Arguments, AtLayer, AtNeuron, PathOptions
 from attrfn._explain.path import on_copies, over_path
 from attrfn._explain.quadrature import Rule
-from attrfn._explain.target import choose, select
+from attrfn._explain.target import Chosen, choose, select
 from attrfn._explain.tree import each
+from attrfn._layers.flow import Flow
 from attrfn._layers.flow_of import flow_of
 from attrfn._layers.neurons import not_first
 from attrfn._torch.autodiff import transforming, values_and_gradients
@@ -84,34 +85,40 @@ def layer_conductance(
     x0 = fill_baselines(baselines, inputs, flow.p.x)
     chunks = Chunks(chunk_size, batching, progress, "layer_conductance")
     if is_one_of(quadrature, "lobatto"):
-
-        def values(points: Leaves) -> tuple[Leaves, Leaves]:
-            found = on_copies(lambda *r: sum(flow.both(*r), ()), points, batching)
-            return found[: len(found) // 2], found[len(found) // 2 :]
-
-        at_start = on_copies(flow.heads, each(lambda t: t[None], x0), batching)
-        a0 = each(lambda t: t[0], at_start)
-        return flow.result(over_differences(flow.p, x0, a0, values, n_steps, chunks))
-
-    def products(rows: Leaves, copies: int) -> Leaves:
-        lengths = each(lambda x, x0: (x - x0).expand(copies, *x.shape), flow.p.x, x0)
-        tangents = flat_rows(lengths)
-        if transforming():
-            # vmap over the steps batches the rows and not the lengths. In-place operations of the
-            # model fail unless tangents are batched where values are.
-            tangents = each(lambda r, d: torch.zeros_like(r) + d, rows, tangents)
-        return each(torch.mul, *flow.along(rows, tangents, copies))
-
+        return flow.result(_over_changes(flow, x0, n_steps, chunks))
     return flow.result(
         over_path(
             flow.p,
             x0,
-            lambda points: on_copies(products, points, batching),
+            lambda points: on_copies(lambda *r: _products(flow, x0, *r), points, batching),
             n_steps=n_steps,
             quadrature=quadrature,
             chunks=chunks,
         )
     )
+
+
+def _over_changes(flow: Flow, x0: Leaves, n_steps: int, chunks: Chunks) -> Leaves:
+    """``integral df/da da`` from the values of both at the nodes."""
+
+    def values(points: Leaves) -> tuple[Leaves, Leaves]:
+        found = on_copies(lambda *r: sum(flow.both(*r), ()), points, chunks.batching)
+        return found[: len(found) // 2], found[len(found) // 2 :]
+
+    at_start = on_copies(flow.heads, each(lambda t: t[None], x0), chunks.batching)
+    a0 = each(lambda t: t[0], at_start)
+    return over_differences(flow.p, x0, a0, values, n_steps, chunks)
+
+
+def _products(flow: Flow, x0: Leaves, rows: Leaves, copies: int) -> Leaves:
+    """``df/da (da/dx (x - x0))`` at some rows."""
+    lengths = each(lambda x, x0: (x - x0).expand(copies, *x.shape), flow.p.x, x0)
+    tangents = flat_rows(lengths)
+    if transforming():
+        # vmap over the steps batches the rows and not the lengths. In-place operations of the
+        # model fail unless tangents are batched where values are.
+        tangents = each(lambda r, d: torch.zeros_like(r) + d, rows, tangents)
+    return each(torch.mul, *flow.along(rows, tangents, copies))
 
 
 @documented(AtLayer, Arguments, PathOptions)
@@ -216,25 +223,10 @@ def neuron_conductance(
     batching = flow.way(batching)
     p = flow.p
     chosen = choose(neuron, p.batch, "neuron")
-    whole = flow.sites[0].whole
-    if whole is not None and not callable(chosen):
+    if flow.sites[0].whole is not None and not callable(chosen):
         raise ValueError(not_first(layer))
     x0 = fill_baselines(baselines, inputs, p.x)
-
-    # df/dn dn/dx is the gradient of <df/da * dn/da, a(x)> with both factors held constant. dn/da
-    # picks the neuron: it is 1 at a single unit, and a callable weighs several units by it.
-    def picked(a: Leaves, copies: int) -> Leaves:
-        neuron_of_copies = repeat_chosen(chosen, p.batch, copies)
-
-        def neurons(*z: Tensor) -> Tensor:
-            value = flow.sites[0].rebuild(z)
-            if whole is not None and callable(chosen):
-                found: Tensor = called("neuron", chosen, whole.plant(value))
-                return found.sum()
-            return select(value, neuron_of_copies, copies * p.batch, "neuron")
-
-        return values_and_gradients(neurons, a, create_graph=create_graph)[1]
-
+    picked = functools.partial(_picked, flow, chosen, create_graph)
     total = over_path(
         p,
         x0,
@@ -246,3 +238,20 @@ def neuron_conductance(
     if multiply_by_inputs:
         total = each(lambda x, x0, g: (x - x0) * g, p.x, x0, total)
     return p.result(total)
+
+
+# df/dn dn/dx is the gradient of <df/da * dn/da, a(x)> with both factors held constant. dn/da picks
+# the neuron: it is 1 at a single unit, and a callable weighs several units by it.
+def _picked(flow: Flow, chosen: Chosen, create_graph: bool, a: Leaves, copies: int) -> Leaves:
+    """dn/da at the activation of some copies."""
+    site, batch = flow.sites[0], flow.p.batch
+    neuron_of_copies = repeat_chosen(chosen, batch, copies)
+
+    def neurons(*z: Tensor) -> Tensor:
+        value = site.rebuild(z)
+        if site.whole is not None and callable(chosen):
+            found: Tensor = called("neuron", chosen, site.whole.plant(value))
+            return found.sum()
+        return select(value, neuron_of_copies, copies * batch, "neuron")
+
+    return values_and_gradients(neurons, a, create_graph=create_graph)[1]

@@ -97,13 +97,7 @@ def each_output(
         each_k = _Each(method, model_fn, inputs, target, shape, options, *flags, [])
         chunks = Chunks(chunk_size, "vmap", progress, "each_output")
         found = all_outputs(each_k, math.prod(shape), chunks, x)
-        # Integers, such as the lengths of a packed sequence, are the same for every output.
-        leaves = [
-            a.movedim(0, 1).reshape(a.shape[1], *shape, *a.shape[2:])
-            if a.is_floating_point()
-            else a[0]
-            for a in found
-        ]
+        leaves = [_by_example(a, shape) for a in found]
         return optree.tree_unflatten(each_k.specs[-1], marked(leaves, scores_of(method)))
 
     # Its copies are those of vmap, inside which nothing is compiled.
@@ -203,6 +197,14 @@ def _shape(found: Any, target: Target) -> tuple[int, ...]:
             "example: call the method without each_output, or give a callable target"
         )
     return tuple(found.shape[1:])
+
+
+def _by_example(a: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Attributions (N, B, ...) of all outputs as (B, *shape, ...)."""
+    # Integers, such as the lengths of a packed sequence, are the same for every output.
+    if not a.is_floating_point():
+        return a[0]
+    return a.movedim(0, 1).reshape(a.shape[1], *shape, *a.shape[2:])
 
 
 def _column(target: Any, shape: tuple[int, ...], k: Tensor | int) -> Target:

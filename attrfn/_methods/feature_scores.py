@@ -41,7 +41,7 @@ def feature_scores(
         (B, n), in the order of the ids.
 
     Raises:
-        TypeError: Attributions or mask are of no known kind.
+        TypeError: Attributions or mask are of an unknown kind.
         ValueError: Shapes do not fit, elements that should share a score differ, or ``scores`` is
             needed.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from attrfn._copies.batch import wide
@@ -85,23 +87,11 @@ def gradient_shap(
     noise = Noise(key, stdevs, inputs, p.x)
     n = count_of("n_samples", n_samples)
     chunks = Chunks(chunk_size, batching, progress, "gradient_shap")
-
-    def draw(i: slice) -> Leaves:
-        return (noise.uniform(i), *noise.inputs(i), *noise.choice(i, pool))
-
-    # A draw takes the same number of small operations for one sample as for many, so that draws
-    # that fit into a small table are made in one go.
-    drawn = at_once(draw, n, n * 2 * sum(t.numel() for t in p.x))
+    draws = _draws(noise, pool, p.x, n)
 
     def part(i: slice) -> Leaves:
-        a, *pairs = drawn(i)
-        ends, starts = tuple(pairs[: len(p.x)]), tuple(pairs[len(p.x) :])
-
-        def point(end: Tensor, start: Tensor, x: Tensor) -> Tensor:
-            place = a.reshape(*a.shape, *[1] * (x.ndim - 1)).to(start)
-            return (start + place * (end - start)).to(x.dtype)
-
-        _, grads = p.gradients(each(point, ends, starts, p.x), batching)
+        a, ends, starts = draws(i)
+        _, grads = p.gradients(_between(a, ends, starts, p.x), batching)
         if multiply_by_inputs:
             grads = each(lambda x, x0, g: (x - x0) * g, ends, starts, grads)
         sums = each(lambda g: g.sum(0, dtype=wide(g.dtype)), grads)
@@ -113,6 +103,35 @@ def gradient_shap(
     if checked:
         warn_of_spread("gradient_shap", means, total[-1], n)
     return p.result(means)
+
+
+def _draws(
+    noise: Noise, pool: Leaves, x: Leaves, n: int
+) -> Callable[[slice], tuple[Tensor, Leaves, Leaves]]:
+    """From some samples to their places a on the line, noisy inputs x' and baselines b."""
+
+    def draw(i: slice) -> Leaves:
+        return (noise.uniform(i), *noise.inputs(i), *noise.choice(i, pool))
+
+    # A draw takes the same number of small operations for one sample as for many, so that draws
+    # that fit into a small table are made in one go.
+    drawn = at_once(draw, n, n * 2 * sum(t.numel() for t in x))
+
+    def taken(i: slice) -> tuple[Tensor, Leaves, Leaves]:
+        a, *pairs = drawn(i)
+        return a, tuple(pairs[: len(x)]), tuple(pairs[len(x) :])
+
+    return taken
+
+
+def _between(a: Tensor, ends: Leaves, starts: Leaves, x: Leaves) -> Leaves:
+    """The points ``b + a (x' - b)``."""
+
+    def point(end: Tensor, start: Tensor, x: Tensor) -> Tensor:
+        place = a.reshape(*a.shape, *[1] * (x.ndim - 1)).to(start)
+        return (start + place * (end - start)).to(x.dtype)
+
+    return each(point, ends, starts, x)
 
 
 @form_of(gradient_shap, AtLayer)

@@ -87,12 +87,8 @@ def integrated_gradients(
     lengths = each(torch.sub, p.x, x0)
     parts = each(torch.mul, lengths, total)
     # Inside transforms the gap cannot be read.
-    if (
-        check_completeness
-        and tolerance is None
-        and p.batch
-        and not (transforming() or makes_fakes())
-    ):
+    checked = check_completeness and tolerance is None and p.batch
+    if checked and not (transforming() or makes_fakes()):
         warn_of_gap("integrated_gradients", n_steps, p, x0, parts, chunks)
     return p.result(parts if multiply_by_inputs else total)
 

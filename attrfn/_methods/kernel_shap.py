@@ -49,7 +49,7 @@ def kernel_shap(
     examples share the coalitions; a key of shape (B, 2) draws for each example separately.
 
     Args:
-        n_samples: The greatest number of coalitions that are evaluated beside x and x0; 2^n - 2 are
+        n_samples: The greatest number of coalitions evaluated in addition to x and x0; 2^n - 2 are
             all of them and give exact Shapley values, 2 n - 2 determine the fit. ``None``: 2 n^2
             for n features, but at most 8,192.
         return_stderr: Return standard errors of the sampling too, of the sandwich form. They are

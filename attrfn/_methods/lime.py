@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -11,7 +12,7 @@ from attrfn import random, surrogates
 from attrfn._copies.chunks import Chunks, at_once
 from attrfn._explain.features import masked_features
 from attrfn._explain.forms import documented
-from attrfn._explain.masked import Part, add_lists, masked
+from attrfn._explain.masked import Masked, Part, add_lists, masked
 from attrfn._explain.noise import count_of
 from attrfn._explain.options import BlackBox, PerturbationOptions, SamplingOptions
 from attrfn._explain.tree import flatten
@@ -24,6 +25,8 @@ from attrfn._torch.typing import Baselines, Batching, ChunkSize, Key, Leaves, Mo
 
 Perturb = Callable[[Tensor, int], Tensor]
 Transform = Callable[[Tensor, Tree, Tree], Tree]
+Points = Callable[[Tensor], Leaves]
+"""From z (S, 1 or B, n) to samples (S, B, ...)."""
 
 
 @documented(BlackBox, PerturbationOptions, SamplingOptions, scores="shared")
@@ -87,19 +90,37 @@ def lime(
         Classifier, 2016.
     """
     _check_callables(surrogate=surrogate, similarity=similarity, perturb=perturb)
-    fit = surrogate or surrogates.lasso(0.01)
-    weigh = similarity or surrogates.exponential_kernel()
     chunks = Chunks(chunk_size, batching, progress, "lime", backward=False)
     p = masked(model_fn, inputs, target, baselines, chunks, create_graph=create_graph)
-    x, x0 = p.rebuild(p.x), p.rebuild(p.x0)
+    points: Points
     if transform is None:
         p, these = masked_features(p, feature_mask, inputs, n_features)
-        n = these.n
+        n, points = these.n, lambda z: p.mixed(these.masks(z))
     else:
-        n = _count(n_features, feature_mask)
+        n, points = _count(n_features, feature_mask), functools.partial(_transformed, transform, p)
+    z, values, w = _sampled(p, n, points, perturb, similarity, n_samples, key)
+    y = values.reshape(*values.shape[:2], values.shape[2:].numel())
+    a = called("surrogate", surrogate or surrogates.lasso(0.01), z, y, w.to(y))
+    a = _coefficients(a, (*y.shape[1:], n)).reshape(*values.shape[1:], n)
+    if return_input_shape and transform is None:
+        return p.result(these.elements(a))
+    return p.number(a)
+
+
+def _sampled(
+    p: Masked,
+    n: int,
+    points: Points,
+    perturb: Perturb | None,
+    similarity: surrogates.Similarity | None,
+    n_samples: int | None,
+    key: Key,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """All samples: z (S, 1 or B, n), values (S, R, K...) and weights (S, R)."""
+    weigh = similarity or surrogates.exponential_kernel()
+    x = p.rebuild(p.x)
     keys = row_keys(key, p.batch, p.device)
     p.check_rows(len(keys))
-
     samples = _default(n) if n_samples is None else count_of("n_samples", n_samples)
     draw = at_once(
         lambda i: (_draw(perturb, sample_keys(keys, i, 0), n, p.batch),),
@@ -111,24 +132,22 @@ def lime(
     # because a surrogate is any function of them and not a sum that chunks could add up.
     def part(i: slice) -> Part[tuple[list[Tensor], ...]]:
         (z,) = draw(i)
-        if transform is None:
-            points = p.mixed(these.masks(z))
-        else:
-            points = flatten(called("transform", transform, z, x, x0), "transform's result")[0]
-            _check_points(points, p.x, len(z))
-        w = called("similarity", weigh, x, p.rebuild(points), z)
+        found = points(z)
+        w = called("similarity", weigh, x, p.rebuild(found), z)
         w = _weights(w, len(z), p.batch)
         w = w.mean(1, keepdim=True) if p.per_batch else w  # one value of the batch has one weight
-        return points, lambda values: ([z], [values], [w])
+        return found, lambda values: ([z], [values], [w])
 
-    found = p.collect(samples, part, add_lists)
-    z, values, w = (torch.cat(t) for t in found)
-    y = values.reshape(*values.shape[:2], values.shape[2:].numel())
-    a = called("surrogate", fit, z, y, w.to(y))
-    a = _coefficients(a, (*y.shape[1:], n)).reshape(*values.shape[1:], n)
-    if return_input_shape and transform is None:
-        return p.result(these.elements(a))
-    return p.number(a)
+    z, values, w = (torch.cat(t) for t in p.collect(samples, part, add_lists))
+    return z, values, w
+
+
+def _transformed(transform: Transform, p: Masked, z: Tensor) -> Leaves:
+    """The samples that a transform makes of z, leaves (S, B, ...)."""
+    made = called("transform", transform, z, p.rebuild(p.x), p.rebuild(p.x0))
+    points = flatten(made, "transform's result")[0]
+    _check_points(points, p.x, len(z))
+    return points
 
 
 def _default(n: int) -> int:

@@ -137,7 +137,7 @@ def lrp_rules(rules: Rules | LinearRule | None) -> Rules:
     if isinstance(rules, LinearRule):
         if rules.first:
             raise ValueError(
-                f"rules is {rules.name} alone, which can stand only where the inputs are read: "
+                f"rules is {rules.name} alone, which applies only where the inputs are read: "
                 f"use attrfn.rules.composite(first=attrfn.rules.{rules.name}(...))"
             )
         return composite(rules.name, rules, rules)

@@ -45,7 +45,7 @@ class CamOptions(GraphOptions, total=False):
     resizes the map to the inputs' size, or ``None``."""
 
     reshape: Reshape | None
-    """From the layer's activation to (B, C, *spatial) where it has another form, such as
+    """From the layer's activation to (B, C, *spatial) if it has another form, such as
     ``attrfn.layouts.tokens(skip=1)`` for the tokens of a ViT; it may move and drop elements."""
 
     # AtLayer explains these two, and Arguments the target below.

@@ -17,7 +17,7 @@ from attrfn._explain.options import AtLayer, BlackBox, ChunkOptions
 from attrfn._explain.target import choose, select
 from attrfn._explain.tree import batch_size, flatten
 from attrfn._layers.at import each_layer
-from attrfn._layers.located import locate
+from attrfn._layers.located import Located, locate
 from attrfn._methods.maps import CamOptions, Reshape, channels, check_reshape, finish
 from attrfn._torch.guard import called
 from attrfn._torch.typing import (
@@ -57,7 +57,7 @@ def ablation_cam(
         A = sum_c w_c a_c,   w_c = (f(x) - f(x with a_c := 0)) / f(x)
 
     Args:
-        reshape: From the layer's activation to (B, C, *spatial) where it has another form; it may
+        reshape: From the layer's activation to (B, C, *spatial) if it has another form; it may
             move and drop elements, but not compute with them.
 
     Returns:
@@ -84,30 +84,42 @@ def ablation_cam(
         here = locate(model_fn, inputs, layer, at=at, call=call, create_graph=create_graph)
         check_reshape(here.layout is None, layer, reshape)
         a = channels(here.own, layer, reshape, batch_size(flatten(inputs)[0]))
-        # A channel is a feature of the activation. Elements that reshape drops are one more feature
-        # (n), which is present in every copy.
-        n = a.shape[1]
-        ids = torch.arange(n, device=a.device)
-        others = F.pad(ids[:, None] != ids, (0, 1), value=True)
-        if here.layout is None:
-            p = masked(here.model, here.activation, target, None, chunks, create_graph=create_graph)
-            _one_value(p)
-            channel = _channel_of(here.activation, reshape, n)
-            full, ablated = _ablated(p, channel, here.activation, others)
-        else:
-            # A copy is the whole value, and its outputs are one of each example.
-            chosen = choose(target, len(a))
-            model = here.apart(lambda outputs: select(outputs, chosen, len(a)))
-            p = masked(model, here.activation, None, None, chunks, create_graph=create_graph)
-            there, move = here.layout, reshape or _as_it_is
-            channel = there.option(_channels(there.leaves, there.filled, move, n))
-            full, ablated = [t.squeeze(-2) for t in _ablated(p, channel, here.activation, others)]
+        p, full, ablated = _without_channels(here, a, target, reshape, chunks, create_graph)
         safe = torch.where(full == 0, torch.ones_like(full), full)
         w = ((full - ablated) / safe).mT.to(a)  # (R, C)
         cam = (w.reshape(*w.shape, *[1] * (a.ndim - 2)) * a).sum(1, keepdim=True)
         return p.detached(finish(cam, inputs, relu, upsample))
 
     return each_layer(one, layer)
+
+
+def _without_channels(
+    here: Located,
+    a: Tensor,
+    target: Target,
+    reshape: Reshape | None,
+    chunks: Chunks,
+    create_graph: bool,
+) -> tuple[Masked, Tensor, Tensor]:
+    """The values with all channels of a, (R,), and without each of them, (C, R)."""
+    # A channel is a feature of the activation. Elements that reshape drops are one more feature
+    # (n), which is present in every copy.
+    n = a.shape[1]
+    ids = torch.arange(n, device=a.device)
+    others = F.pad(ids[:, None] != ids, (0, 1), value=True)
+    if here.layout is None:
+        p = masked(here.model, here.activation, target, None, chunks, create_graph=create_graph)
+        _one_value(p)
+        channel = _channel_of(here.activation, reshape, n)
+        return p, *_ablated(p, channel, here.activation, others)
+    # A copy is the whole value, and its outputs are one of each example.
+    chosen = choose(target, len(a))
+    model = here.apart(lambda outputs: select(outputs, chosen, len(a)))
+    p = masked(model, here.activation, None, None, chunks, create_graph=create_graph)
+    there, move = here.layout, reshape or _as_it_is
+    channel = there.option(_channels(there.leaves, there.filled, move, n))
+    full, ablated = _ablated(p, channel, here.activation, others)
+    return p, full.squeeze(-2), ablated.squeeze(-2)
 
 
 @documented(AtLayer, CamOptions, BlackBox, ChunkOptions)
@@ -163,26 +175,31 @@ def score_cam(
         a = channels(here.own, layer, reshape, batch_size(flatten(inputs)[0]))
         p = masked(model_fn, inputs, target, baselines, chunks, create_graph=create_graph)
         _one_value(p)
-        masks = [_channel_masks(a, x) for x in p.x]
-        if all(m is None for m in masks):
-            raise ValueError(
-                f"layer gives maps with {a.ndim - 2} spatial dimension(s), but no input has as "
-                "many: use ablation_cam, which needs none, or reshape="
-            )
-
-        # Inputs of another form than the map stay as they are.
-        present = [torch.ones([1] * (x.ndim + 1), dtype=torch.bool, device=a.device) for x in p.x]
-
-        def of_channels(i: slice) -> Leaves:
-            pairs = zip(masks, present, strict=True)
-            return tuple([one if m is None else m[i] for m, one in pairs])
-
         # The formula's f(x0) is the same for all channels: the softmax does not need it.
-        w = p.over(a.shape[1], of_channels).mT.softmax(1).to(a)
+        w = _seen_through(p, a).mT.softmax(1).to(a)
         cam = (w.reshape(*w.shape, *[1] * (a.ndim - 2)) * a).sum(1, keepdim=True)
         return p.detached(finish(cam, inputs, relu, upsample))
 
     return each_layer(one, layer)
+
+
+def _seen_through(p: Masked, a: Tensor) -> Tensor:
+    """The values for inputs that each channel of a masks, (C, R)."""
+    masks = [_channel_masks(a, x) for x in p.x]
+    if all(m is None for m in masks):
+        raise ValueError(
+            f"layer gives maps with {a.ndim - 2} spatial dimension(s), but no input has as "
+            "many: use ablation_cam, which needs none, or reshape="
+        )
+
+    # Inputs of another form than the map stay as they are.
+    present = [torch.ones([1] * (x.ndim + 1), dtype=torch.bool, device=a.device) for x in p.x]
+
+    def of_channels(i: slice) -> Leaves:
+        pairs = zip(masks, present, strict=True)
+        return tuple([one if m is None else m[i] for m, one in pairs])
+
+    return p.over(a.shape[1], of_channels)
 
 
 def _one_value(p: Masked) -> None:

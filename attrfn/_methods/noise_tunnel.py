@@ -78,15 +78,7 @@ def noise_tunnel(
         Adebayo et al., Local Explanation Methods for Deep Neural Networks Lack Sensitivity to
         Parameter Values, 2018.
     """
-    if not callable(method):
-        raise TypeError(f"method is {say(method)}, expected a method such as attrfn.gradient")
-    if not is_one_of(kind, *_KINDS):
-        raise ValueError(
-            f"kind is {say(kind)}, expected 'smoothgrad', 'smoothgrad_sq', 'vargrad' or 'samples'"
-        )
-    count_of("n_samples", n_samples)
-    if kind == "vargrad" and n_samples < 2:
-        raise ValueError("n_samples is 1, expected at least 2 for the variance of kind='vargrad'")
+    _check(method, kind, n_samples)
 
     @wraps(method)
     @guarded
@@ -96,9 +88,7 @@ def noise_tunnel(
         batch = batch_size(x)
         require_floating(x)
         noise = Noise(key, stdevs, inputs, x)
-        pool: Leaves = ()
-        if draw_baselines:
-            pool = baseline_distribution(options.get("baselines"), inputs, x)
+        pool = baseline_distribution(options.get("baselines"), inputs, x) if draw_baselines else ()
         noisy_inputs = at_once(noise.inputs, n_samples, n_samples * sum(t.numel() for t in x))
 
         alone: list[bool] = []
@@ -117,6 +107,18 @@ def noise_tunnel(
 
     noisy.loops_over_chunks = True  # type: ignore[attr-defined]
     return takes_distribution(noisy) if draw_baselines else noisy
+
+
+def _check(method: Any, kind: object, n_samples: int) -> None:
+    if not callable(method):
+        raise TypeError(f"method is {say(method)}, expected a method such as attrfn.gradient")
+    if not is_one_of(kind, *_KINDS):
+        raise ValueError(
+            f"kind is {say(kind)}, expected 'smoothgrad', 'smoothgrad_sq', 'vargrad' or 'samples'"
+        )
+    count_of("n_samples", n_samples)
+    if kind == "vargrad" and n_samples < 2:
+        raise ValueError("n_samples is 1, expected at least 2 for the variance of kind='vargrad'")
 
 
 def _drawn(noise: Noise, i: slice, pool: Leaves, x: Leaves) -> Leaves:

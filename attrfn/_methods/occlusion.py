@@ -195,7 +195,7 @@ def _per_leaf(value: Any, inputs: Tree, x: Leaves, name: str) -> list[Any]:
         return prefix_entries(value, inputs, is_leaf=_is_sizes)
     except (ValueError, TypeError):
         raise ValueError(
-            f"{name} is a tree of another form than the inputs, expected an int, a tuple of ints, "
+            f"{name} is a tree unlike the inputs, expected an int, a tuple of ints, "
             "or a prefix of the inputs' tree with those"
         ) from None
 

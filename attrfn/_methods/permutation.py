@@ -113,23 +113,16 @@ def feature_permutation(
     chunks = Chunks(chunk_size, batching, progress, "feature_permutation", backward=False)
     p = masked(model_fn, inputs, target, None, chunks, create_graph=create_graph)
     these = features(feature_mask, inputs, p.x, n_features)
-    n, draw = these.n, random.permutation if permute is None else permute
+    n = these.n
     copies = count_of("n_samples", n_samples) * n
-    _check(p.batch, key, these.ids)
-    if not callable(draw):
-        raise TypeError(f"permute is {say(permute)}, expected a callable (keys, batch) -> (S, B)")
+    _check(p.batch, key, these.ids, permute)
     words = row_keys(key, p.batch, p.device)
     ids = torch.arange(n, device=p.device)
 
     # Copy s n + k shuffles feature k for the s-th time. Each copy draws its own permutation: with
     # one for all features, their scores would share its luck.
     def points(i: slice) -> Leaves:
-        order = called("permute", draw, sample_keys(words, i, 0)[:, 0], p.batch)
-        if permute is None and p.batch == 2:
-            # Of the two permutations one is the identity, which says nothing.
-            order = torch.arange(1, -1, -1, device=p.device).expand_as(order)
-        if permute is not None:
-            _check_order(order, (i.stop - i.start, p.batch))
+        order = _order(permute, sample_keys(words, i, 0)[:, 0], p.batch)
         moved = torch.arange(i.start, i.stop, device=p.device) % n
         masks = these.masks((moved[:, None] == ids)[:, None], fixed=False)
         return each(lambda z, x: torch.where(z, x[order], x), masks, p.x)
@@ -141,6 +134,18 @@ def feature_permutation(
         stderr = shuffled.std(0).movedim(0, -1) / n_samples**0.5
         warn_uncertain("feature_permutation", scores, stderr, f"n_samples={n_samples}", p.full)
     return p.result(these.elements(scores))
+
+
+def _order(permute: Permute | None, keys: Tensor, batch: int) -> Tensor:
+    """A permutation of the examples for each key, (S, B)."""
+    if permute is not None:
+        order: Any = called("permute", permute, keys, batch)
+        _check_order(order, (len(keys), batch))
+        return order  # type: ignore[no-any-return]
+    if batch == 2:
+        # Of the two permutations one is the identity, which says nothing.
+        return torch.arange(1, -1, -1, device=keys.device).expand(len(keys), 2)
+    return random.permutation(keys, batch)
 
 
 def _check_order(order: Any, shape: tuple[int, int]) -> None:
@@ -161,7 +166,7 @@ def _check_order(order: Any, shape: tuple[int, int]) -> None:
         )
 
 
-def _check(batch: int, key: Key, ids: tuple[Tensor | int, ...]) -> None:
+def _check(batch: int, key: Key, ids: tuple[Tensor | int, ...], permute: Permute | None) -> None:
     if batch == 1:
         raise ValueError(
             "inputs has 1 example, expected at least 2 to shuffle features among them: "
@@ -169,13 +174,15 @@ def _check(batch: int, key: Key, ids: tuple[Tensor | int, ...]) -> None:
         )
     if isinstance(key, Tensor) and key.ndim > 1:
         raise ValueError(
-            f"key has shape {tuple(key.shape)}, expected (2,): a permutation is one of all examples"
+            f"key has shape {tuple(key.shape)}, expected (2,): a permutation moves all examples"
         )
     if any(isinstance(i, Tensor) and i.shape[0] != 1 for i in ids):
         raise ValueError(
             "feature_mask has a row for each example, expected one for all of them, because a "
             "feature moves from example to example"
         )
+    if permute is not None and not callable(permute):
+        raise TypeError(f"permute is {say(permute)}, expected a callable (keys, batch) -> (S, B)")
 
 
 @form_of(feature_permutation, AtLayer, LayerFeatures)

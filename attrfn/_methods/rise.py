@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,7 @@ from attrfn._copies.batch import weighted_sum, wide
 from attrfn._copies.chunks import Chunks, add, at_once
 from attrfn._explain.forms import documented
 from attrfn._explain.introspect import of_examples
-from attrfn._explain.masked import Part, masked
+from attrfn._explain.masked import Masked, Part, masked
 from attrfn._explain.noise import count_of
 from attrfn._explain.options import BlackBox, PerturbationOptions, SamplingOptions
 from attrfn._explain.shared import marked
@@ -74,12 +76,7 @@ def rise(
     _check_probability(p)
     chunks = Chunks(chunk_size, batching, progress, "rise", backward=False)
     f = masked(model_fn, inputs, target, baselines, chunks, create_graph=create_graph)
-    for x in f.x:
-        if not x.is_floating_point():
-            raise TypeError(
-                f"inputs has a tensor of {x.dtype}, expected floating point, because masks of rise "
-                "are smooth: use feature_ablation or shapley_value_sampling for others"
-            )
+    _check_floating(f.x)
     n, cells = count_of("n_samples", n_samples), count_of("grid", grid)
     keys = row_keys(key, f.batch, f.device)
     f.check_rows(len(keys))
@@ -88,6 +85,18 @@ def rise(
         return tuple([_masks(sample_keys(keys, i, k), x, cells, p) for k, x in enumerate(f.x)])
 
     masks = at_once(draw, n, n * len(keys) * sum(x[:1].numel() for x in f.x))
+    found, squares = _sums(f, n, masks)
+    means = each(lambda t: t / (n * p), found)
+    if squares is not None:
+        warn_of_spread("rise", means, squares / p**2, n)
+    maps = each(_over_channels, means, f.x)
+    shared = any(x.shape[1] > 1 for x in f.x)
+    return f.result(marked(maps, "shared" if shared else "divided"))
+
+
+def _sums(f: Masked, n: int, masks: Callable[[slice], Leaves]) -> tuple[Leaves, Tensor | None]:
+    """The sum of values times masks, and that of its squares, where a warning may need them."""
+    checked = f.batch > 0 and not transforming()
 
     # The sum of values times masks is taken in each chunk, so that the masks of all samples are
     # never in memory together. A mask has no channels; they come back by the expansion at the end.
@@ -100,18 +109,14 @@ def rise(
 
         return f.mixed(m), sums
 
-    def over_channels(total: Tensor, x: Tensor) -> Tensor:
-        mean = (total / (n * p)).reshape(*total.shape[:-1], 1, *x.shape[2:])
-        return mean.expand(*total.shape[:-1], *x.shape[1:]).contiguous()
-
-    checked = f.batch > 0 and not transforming()
     totals = f.collect(n, part, add)
-    found = totals[: len(f.x)]
-    if checked:
-        warn_of_spread("rise", each(lambda t: t / (n * p), found), totals[-1] / p**2, n)
-    maps = each(over_channels, found, f.x)
-    shared = any(x.shape[1] > 1 for x in f.x)
-    return f.result(marked(maps, "shared" if shared else "divided"))
+    return totals[: len(f.x)], totals[-1] if checked else None
+
+
+def _over_channels(means: Tensor, x: Tensor) -> Tensor:
+    """A map of all places, the same in each channel of x."""
+    rows = means.shape[:-1]
+    return means.reshape(*rows, 1, *x.shape[2:]).expand(*rows, *x.shape[1:]).contiguous()
 
 
 def _squares(values: Tensor, masks: Leaves) -> Tensor:
@@ -120,6 +125,15 @@ def _squares(values: Tensor, masks: Leaves) -> Tensor:
         sizes = torch.stack([m.flatten(2).square().sum(2) for m in masks]).sum(0)
         squares = values.square().flatten(2).sum(2) if values.ndim > 2 else values.square()
         return (squares * sizes.to(squares)).sum(0)
+
+
+def _check_floating(x: Leaves) -> None:
+    for t in x:
+        if not t.is_floating_point():
+            raise TypeError(
+                f"inputs has a tensor of {t.dtype}, expected floating point, because masks of rise "
+                "are smooth: use feature_ablation or shapley_value_sampling for others"
+            )
 
 
 def _check_probability(p: object) -> None:

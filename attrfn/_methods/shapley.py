@@ -67,12 +67,7 @@ def shapley_values(
     p = masked(model_fn, inputs, target, baselines, chunks, create_graph=create_graph)
     p, these = masked_features(p, feature_mask, inputs, n_features)
     n = these.n
-    if n > _MOST_FEATURES:
-        raise ValueError(
-            f"there are {n} features, expected at most {_MOST_FEATURES} for exact Shapley "
-            "values of 2^n coalitions: group elements with feature_mask, or use "
-            "shapley_value_sampling or kernel_shap"
-        )
+    _check_number(n)
     if n == 0:
         return p.result(these.elements(p.full[..., None][..., :0]))
     # The sum over pairs (S + k, S) as one over coalitions T: v(T) counts for a feature inside it as
@@ -93,6 +88,15 @@ def shapley_values(
 
     (total,) = p.collect(2**n - 1, part, add)  # the last coalition is x itself: no gain
     return p.result(these.elements(total))
+
+
+def _check_number(n: int) -> None:
+    if n > _MOST_FEATURES:
+        raise ValueError(
+            f"there are {n} features, expected at most {_MOST_FEATURES} for exact Shapley "
+            "values of 2^n coalitions: group elements with feature_mask, or use "
+            "shapley_value_sampling or kernel_shap"
+        )
 
 
 @documented(BlackBox, PerturbationOptions, SamplingOptions, scores="shared")

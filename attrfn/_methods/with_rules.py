@@ -62,37 +62,41 @@ def with_rules(model_fn: ModelFn, rules: Rules) -> ModelFn:
 
     @guarded
     def ruled(*inputs: Any) -> Any:
-        given: Tree = inputs if len(inputs) != 1 else inputs[0]
-        x, rebuild = flatten(given)
-        if not rules.strict:
-            refuse_scripted(model_fn, rules.name)
-        # Methods run the model on the inputs first, so that the coefficients of rules can be
-        # differentiated. Here that run is left out: the first derivative does not need it.
-        scope: list[Any] = []
-        model = bind(scoped(model_fn, rules, scope, frozen=False), frozen=False)
-        at_x0: list[Entry] | None = None
-
-        def again(rows: Leaves, record: Record) -> None:
-            # What the model draws, the other run draws again.
-            with contextlib.nullcontext() if is_compiling() else unmoved(), record:
-                call_model(model, rebuild(rows))
-
-        if rules.complete:
-            x0 = fill_baselines(rules.baselines, given, x)
-            at_x0 = []
-            record = Record(rules, [], at_x0, False, scope)
-            with torch.no_grad():
-                again(record.add(x0), record)
-        run = Replay(rules, [], None, at_x0, scope)
-        rows = run.add(x)
-        try:
-            with twice_differentiable(False), run:
-                outputs = call_model(model, rebuild(rows))
-                run.returned(outputs)
-        finally:
-            if rules.complete and run.routes:
-                check_routes(run, x0, again)
-        run.finished(outputs)
-        return outputs
+        return _run(model_fn, rules, inputs[0] if len(inputs) == 1 else inputs)
 
     return ruled
+
+
+def _run(model_fn: ModelFn, rules: Rules, inputs: Tree) -> Any:
+    """The outputs of the model function, whose derivatives are those of the rules."""
+    x, rebuild = flatten(inputs)
+    if not rules.strict:
+        refuse_scripted(model_fn, rules.name)
+    # Methods run the model on the inputs first, so that the coefficients of rules can be
+    # differentiated. Here that run is left out: the first derivative does not need it.
+    scope: list[Any] = []
+    model = bind(scoped(model_fn, rules, scope, frozen=False), frozen=False)
+    at_x0: list[Entry] | None = None
+
+    def again(rows: Leaves, record: Record) -> None:
+        # What the model draws, the other run draws again.
+        with contextlib.nullcontext() if is_compiling() else unmoved(), record:
+            call_model(model, rebuild(rows))
+
+    if rules.complete:
+        x0 = fill_baselines(rules.baselines, inputs, x)
+        at_x0 = []
+        record = Record(rules, [], at_x0, False, scope)
+        with torch.no_grad():
+            again(record.add(x0), record)
+    run = Replay(rules, [], None, at_x0, scope)
+    rows = run.add(x)
+    try:
+        with twice_differentiable(False), run:
+            outputs = call_model(model, rebuild(rows))
+            run.returned(outputs)
+    finally:
+        if rules.complete and run.routes:
+            check_routes(run, x0, again)
+    run.finished(outputs)
+    return outputs

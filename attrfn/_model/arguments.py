@@ -181,7 +181,7 @@ class _Pickler(pickle.Pickler):
         self.parts = parts
 
     def persistent_id(self, value: Any) -> Any:
-        """The number of a part, or None for what pickle shall take apart."""
+        """The number of a part, or None for what pickle should take apart."""
         if value is self.top or type(value) in (str, int, float, bool, bytes, type(None)):
             return None
         if isinstance(value, (Tensor, torch.Generator, *_SHARED)) or _opaque(value):

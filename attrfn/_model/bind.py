@@ -261,7 +261,7 @@ def bind_source(
 class Bare:
     """A source as a model function, in which :func:`attrfn._model.source.source` finds it.
 
-    A source with other tensors is none of the functions that it was made from.
+    A source with other tensors is not one of the functions that it was made from.
     """
 
     def __init__(self, src: Source) -> None:

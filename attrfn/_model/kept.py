@@ -4,7 +4,7 @@ Inside one call of a method the user's model does not change, and its copies ser
 function that the user calls again and again may meet another model each time: it was trained, its
 mode changed, a layer was put in another's place. So before a copy is taken the user's modules are
 compared with what they were when it was built, by identity and not by value, which costs a tenth of
-a new copy. Parameters share the user's memory, so that training is no change; buffers, which have
+a new copy. Parameters share the user's memory, so that training is fine; buffers, which have
 memory of their own, are compared by value.
 """
 

@@ -32,12 +32,12 @@ _ROUNDS = 10
 # Tags, the first word of the counter: they keep the streams of one key apart. LOW has the low words
 # of draws of 64 bits.
 SPLIT, FOLD, DRAW, LOW = 1, 2, 3, 4
-# Up to so many blocks come from Python's ints: ten rounds of kernels on a few words cost more. That
+# Up to this many blocks come from Python's ints: ten rounds of kernels on few words cost more. That
 # wins 1.5 to 1.6: gradient_shap of the MLP, batch 1, in
 # benchmarks/special_cases_earn_their_place.py.
 _FEW = 32
 # Blocks made at once on a CPU. An int64 word of each is 1 MiB: the temporary tensors of the rounds
-# stay in the cache, and the cost of a call is still small beside its work. That wins 1.8 in
+# stay in the cache, and the cost of a call is still small relative to its work. That wins 1.8 in
 # random.normal of 4 million numbers, in the same table.
 CHUNK = 2**17
 

@@ -4,7 +4,7 @@ A layer alone is explained on a value that is planted there: a new tensor, of wh
 how it was made. In one pass each layer is such a barrier, too. That gives a layer what it gets
 alone, unless
 
-    a rule looks back across a barrier behind the layer, as at a batch norm behind a convolution, or
+    a rule looks back across a barrier after the layer, as at a batch norm after a convolution, or
     an operation that is not linear in all its tensors together meets some that depend on the layer
     and others that depend on another one alone, such as attention weights times values.
 
@@ -22,7 +22,7 @@ from typing import Any
 import optree
 from torch import Tensor, nn
 
-from attrfn._explain.explain import Explained, explain
+from attrfn._explain.explain import explain
 from attrfn._explain.tree import as_dicts, batch_size, flatten
 from attrfn._layers.intervene import visible, with_edits
 from attrfn._layers.probe import merge
@@ -84,15 +84,10 @@ def relevances(
     activation, by_rows = told(value, halves, inputs, batch, layer, place)
     if not all(by_rows):
         return None
-    src = visible(model_fn)
-    plan = Plan(check_sites(src.module, [Site(named, at, call) for named in layers]))
     barriers = tuple([Barrier(1 << i, kept) for i, kept in enumerate(activation)])
-    model = with_edits(src, plan, barriers, frozen=True)
-    scope: list[Any] = []
-    model = scoped(model, rules, scope, frozen=True)
-    p = explain(model, inputs, target, differentiated=False)
+    sites = [Site(named, at, call) for named in layers]
     try:
-        grads = _gradients(p, rules, barriers, scope)
+        grads = _gradients(model_fn, inputs, target, sites, barriers, rules)
     except Apart:
         _apart.setdefault(place.module, set()).add(key)
         return None
@@ -102,12 +97,22 @@ def relevances(
 
 
 def _gradients(
-    p: Explained, rules: Rules, barriers: tuple[Barrier, ...], scope: Sequence[Any]
+    model_fn: ModelFn,
+    inputs: Tree,
+    target: Target,
+    sites: Sequence[Site],
+    barriers: tuple[Barrier, ...],
+    rules: Rules,
 ) -> tuple[Tensor, ...]:
-    """The gradients at all barriers, one after the other."""
+    """The gradients at barriers that are put at some sites, one after the other."""
+    src = visible(model_fn)
+    model = with_edits(src, Plan(check_sites(src.module, sites)), barriers, frozen=True)
+    scope: list[Any] = []
+    model = scoped(model, rules, scope, frozen=True)
+    p = explain(model, inputs, target, differentiated=False)
 
     def f(defers: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
-        run = Behind(rules, scope)
+        run = Barred(rules, scope)
         run.defers = defers
         for barrier in barriers:
             barrier.run, barrier.leaves = run, []
@@ -121,7 +126,7 @@ def _gradients(
     return gradients_inside(functools.partial(f, False))[1]
 
 
-class Behind(Replay):
+class Barred(Replay):
     """A replay without recorded runs that notes from which barriers values come."""
 
     def __init__(self, table: Rules, scope: Sequence[Any]) -> None:
@@ -133,13 +138,7 @@ class Behind(Replay):
         self.made, self.inverse = _Cut("made"), _Cut("inverse")
         self.spans = _Spans(self.chains)
 
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call the function, by its rule if it has one."""
         if self.depth:  # an operation inside of one that is decomposed
             return super().__torch_function__(func, types, args, kwargs)
@@ -175,7 +174,7 @@ class Behind(Replay):
             self.spans.follow(values, out)
 
     def start(self, t: Tensor) -> Tensor:
-        """The value of a barrier: a graph starts there, unless it is behind another one."""
+        """The value of a barrier: a graph starts there, unless it depends on another one."""
         if not (self.marked.get(t) or (self.written.known and self.shares_memory(t))):
             return t.detach().requires_grad_()
         if not self.origins.get(t):
@@ -183,7 +182,7 @@ class Behind(Replay):
         return t.clone()
 
     def put(self, new: Tensor, number: int, before: Tensor) -> None:
-        """Mark the tensor with which the model goes on behind a barrier."""
+        """Mark the tensor with which the model goes on after a barrier."""
         self.follow(new)
         self.origins.put(new, number | (self.origins.get(before) or 0))
         self.spans.cut(new, before)
@@ -193,20 +192,20 @@ class Behind(Replay):
 
 
 class _Cut(Tags):
-    """Notes that must not be wanted behind a barrier."""
+    """Notes that must not be asked for after a barrier."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
-        self.behind: dict[int, Tensor] = {}
+        self.after: dict[int, Tensor] = {}
 
     def cut(self, new: Tensor, before: Tensor) -> None:
-        """A tensor has no note any more that another one has."""
+        """Withhold from a tensor the note that another one has."""
         if id(before) in self.known:
-            self.behind[id(new)] = new
+            self.after[id(new)] = new
 
     def get(self, t: Tensor) -> Any:
         """The note of a tensor."""
-        if id(t) in self.behind:
+        if id(t) in self.after:
             raise Apart
         return super().get(t)
 
@@ -214,7 +213,7 @@ class _Cut(Tags):
 class _Spans:
     """Which values a chain of operations would reach across a barrier.
 
-    Behind a barrier a chain starts anew (:mod:`attrfn._rules.chains`). That changes nothing for an
+    After a barrier a new chain starts (:mod:`attrfn._rules.chains`). That changes nothing for an
     operation on one value that was moved and scaled alone, nor for one on several values that are
     functions of different ones.
     """
@@ -222,10 +221,10 @@ class _Spans:
     def __init__(self, nodes: Tags) -> None:
         self.nodes = nodes
         self.bases = Tags("bases")  # of which values it is a function, barriers or not
-        self.bent = Tags("bent")  # a barrier behind more than moves and scales
+        self.bent = Tags("bent")  # a barrier after more than moves and scales
 
     def cut(self, new: Tensor, before: Tensor) -> None:
-        """A chain ends at a tensor and starts anew at another one."""
+        """One chain ends at a tensor, and a new one starts at another."""
         node = self.nodes.get(before)
         if node is not None and node.call is not None:
             self.bases.put(new, (self._of(before)[0], True))

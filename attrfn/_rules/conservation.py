@@ -63,13 +63,7 @@ class Audit(Replay):
         self.sources = [Gauge(t, bool(self.raw.get(t))) for t in rows]
         return rows
 
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         found = None if self.depth or func in PASSIVE else self.table.find(func)
         places = () if found is None else self.places(args, kwargs, func)

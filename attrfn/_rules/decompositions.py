@@ -55,15 +55,22 @@ def multi_head_attention_forward(
             *(training, key_padding_mask, need_weights, attn_mask),
             **options,
         )
+    weights = in_proj_weight, in_proj_bias, out_proj_weight, out_proj_bias
+    return _self_attention(query, num_heads, *weights), None
+
+
+def _self_attention(
+    x: Tensor, n: int, weight: Tensor, bias: Tensor | None, last: Tensor, last_bias: Tensor | None
+) -> Tensor:
     # Few calls win 1.1: deep_lift of the transformer, batch 1, in
     # benchmarks/special_cases_earn_their_place.py.
-    length, batch, width = query.shape
-    rows = F.linear(query, in_proj_weight, in_proj_bias)
-    heads = rows.view(length, batch, 3, num_heads, width // num_heads).permute(2, 1, 3, 0, 4)
+    length, batch, width = x.shape
+    rows = F.linear(x, weight, bias)
+    heads = rows.view(length, batch, 3, n, width // n).permute(2, 1, 3, 0, 4)
     q, k, v = heads.unbind(0)
     out = F.scaled_dot_product_attention(q, k, v)
     out = out.permute(2, 0, 1, 3).reshape(length, batch, width)
-    return F.linear(out, out_proj_weight, out_proj_bias), None
+    return F.linear(out, last, last_bias)
 
 
 _torch_attention = visible_to_modes(F.multi_head_attention_forward)

@@ -38,11 +38,11 @@ class LinearRule(NamedTuple):
         name: Its name.
         surrogates: ``(op, x, w, b) -> (s_1, s_2 ...)``.
         multipliers: ``(z, (s_1, s_2 ...)) -> (m_1, m_2 ...)``.
-        first: Whether it distributes relevance without regard to x, and so can stand only where
+        first: Whether it distributes relevance without regard to x, and so applies only where
             the inputs are read: its surrogates get ``u = 1`` for x, and its gradient is the
             relevance.
         sums_to_value: Whether s_1 is the operation itself.
-        bound: From x to the surrogates, for a rule that needs x beside u.
+        bound: From x to the surrogates, for a rule that needs x as well as u.
         halves: The surrogates of s_1 alone and of s_2 alone, if m_1 is zero where z < 0 and m_2
             where z > 0.
     """

@@ -36,6 +36,13 @@ from attrfn._torch.ranks import together
 from attrfn._torch.typing import Leaves
 
 
+# Up to three runs of the model. The baselines are recorded first, if there are any. The
+# inputs are recorded only if the gradients may be differentiated again: with create_graph, and
+# inside transforms and compiled code, where nothing tells what the caller will do. Last comes
+# the replay, the only run with a backward pass. Eager code records without a graph unless it
+# needs one. Compiled code records inside a vjp, see `_record_in_vjp`; there attrfn.compile may
+# promise that nothing is differentiated (`undifferentiated`), which saves the recorded run on
+# the inputs, but nothing where there are baselines.
 def gradients_by_rules(
     p: Explained,
     rules: Rules,
@@ -50,13 +57,6 @@ def gradients_by_rules(
     Returns:
         One gradient per leaf, and the names of the operations that had a rule.
     """
-    # Up to three runs of the model. The baselines are recorded first, if there are any. The inputs
-    # are recorded only if the gradients may be differentiated again: with create_graph, and inside
-    # transforms and compiled code, where nothing tells what the caller will do. Last comes the
-    # replay, the only run with a backward pass. Eager code records without a graph unless it needs
-    # one. Compiled code records inside a vjp, see `_record_in_vjp`; there attrfn.compile may
-    # promise that nothing is differentiated (`undifferentiated`), which saves the recorded run on
-    # the inputs, but nothing where there are baselines.
     first_order = p.undifferentiated and x0 is None
     with_graph = p.create_graph or (transforming() and not first_order)
     at_x: list[Entry] | None = None
@@ -78,13 +78,7 @@ def gradients_by_rules(
         finally:  # another path explains whatever went wrong on this one
             if x0 is not None and run.routes:
                 check_routes(run, x0, lambda rows, record: p.values(rows, copies, record))
-        run.finished(values)
-        if run.has_first_rule and not run.read and p.batch:
-            warn_unread(rules.name)
-        if at_x0 is not None and len(calls) < len(at_x0):
-            refuse_lengths()
-        if rules.complete and run.any_cut and not values.requires_grad:
-            refuse_constant(rules.name)
+        _check_run(run, p, rules, values, calls, at_x0)
         return values
 
     if not transforming():
@@ -93,6 +87,24 @@ def gradients_by_rules(
         calls.clear()
         defers = False
     return values_and_gradients(f, x, create_graph=p.create_graph)[1], calls
+
+
+def _check_run(
+    run: Replay,
+    p: Explained,
+    rules: Rules,
+    values: Tensor,
+    calls: list[str],
+    at_x0: list[Entry] | None,
+) -> None:
+    """Refuse a run whose values the rules cannot explain."""
+    run.finished(values)
+    if run.has_first_rule and not run.read and p.batch:
+        warn_unread(rules.name)
+    if at_x0 is not None and len(calls) < len(at_x0):
+        refuse_lengths()
+    if rules.complete and run.any_cut and not values.requires_grad:
+        refuse_constant(rules.name)
 
 
 def _entries(
@@ -134,7 +146,7 @@ def _record_in_vjp(
     The vjp's pullback is not used.
     """
     # A vjp returns tensors only. So the entries leave it as a flat list of tensors; names and
-    # numbers leave beside it, and both are joined again afterwards.
+    # numbers leave separately, and both are joined again afterwards.
     others: list[Any] = []
 
     def f(*z: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:

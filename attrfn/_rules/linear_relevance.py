@@ -206,7 +206,7 @@ def _routed(
     if rule.name == "identity" and s[0].shape != y.shape:
         name = (op.of if isinstance(op, RealView) else op).call.name
         raise ValueError(
-            f"the rule identity stands at {name} from shape {tuple(x.shape)} to {tuple(y.shape)}, "
+            f"the rule identity is at {name} from shape {tuple(x.shape)} to {tuple(y.shape)}, "
             "expected equal shapes: use another rule there"
         )
     m = rule.multipliers(y, s_x)

@@ -85,7 +85,7 @@ SHAPES = frozenset(
 """Change the shape of a tensor, or nothing, where they write in place."""
 
 PACKINGS = frozenset(["pack_padded_sequence", "pad_packed_sequence"])
-"""Return lengths beside their values, and take these from lengths alone."""
+"""Return lengths with their values, which come from lengths alone."""
 
 SIDE_BY_SIDE = frozenset(
     ["broadcast_tensors", "meshgrid", "atleast_1d", "atleast_2d", "atleast_3d"]

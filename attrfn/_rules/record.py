@@ -47,7 +47,7 @@ class Record(Run):
         self.entries = entries
         self.keep_values = keep_values
         self.clone = clone
-        self.wanted: frozenset[int] = frozenset()  # turns whose arguments shall be kept
+        self.wanted: frozenset[int] = frozenset()  # turns whose arguments to keep
         self.kept: dict[int, Any] = {}
         self.versions: list[tuple[Tensor, int]] = []
 

@@ -24,7 +24,7 @@ def _from_zero(run: Any, call: Call) -> bool:
 
 
 def _as_given(run: Any, call: Call) -> bool:
-    """Whether all tensors that an operation gets are such."""
+    """Whether all tensors that an operation gets are rectified."""
     if not run.compiling and not run.rectified.known:
         return False
     return all(run.is_rectified(t) for _, t in tensors(call.args, call.kwargs))

@@ -40,7 +40,7 @@ def is_rectifier(call: Call) -> bool:
         return not call.argument(3, "training", False)
     if call.name not in _CLAMPS:
         return True
-    # A bound of one side other than zero mostly keeps a divisor from zero.
+    # A bound of one side other than zero usually keeps a divisor from zero.
     low, high = call.argument(1, "min"), call.argument(2, "max")
     numbers = not isinstance(low, Tensor) and not isinstance(high, Tensor)
     return numbers and low is not None and (low == 0 if high is None else True)

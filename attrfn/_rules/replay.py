@@ -24,7 +24,7 @@ from attrfn._torch.autodiff import transforming
 from attrfn._torch.private import in_transform, is_differentiated, level_of, transform_level
 
 Surrogates = Callable[[Any], Sequence[Tensor]]
-"""From an operation's arguments to s_1, s_2 ..., whose derivatives it shall have."""
+"""From an operation's arguments to s_1, s_2 ..., whose derivatives it gets."""
 
 
 # How a value has no derivative by the inputs: it has no graph at all, or one of parameters only.

@@ -65,24 +65,18 @@ class Run(Notes):
         self.keeps: dict[int, list[Kept]] = {}  # by memory, what they need
         self.turn = 0  # how many operations were checked, or read a value
 
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        # torch calls this once for each torch function that the model calls, and switches the mode
-        # off meanwhile: a function that Python writes as several operations, such as attention,
-        # arrives as one call. Two or three runs of the model come through here. `Record` notes what
-        # the operations with rules get on the baselines x0 and on the inputs x; `Replay` then
-        # returns the model's values with the rules' derivatives. What depends on the inputs is
-        # followed here, by marks on tensor objects: a call with a marked argument returns marked
-        # tensors. Neither values nor `requires_grad` can tell the same. A parameter that is being
-        # trained requires a gradient and does not depend on the inputs, and inside vmap a tensor
-        # that does may report False. Tensor objects stay the same in eager mode, under vmap and
-        # while torch.compile traces. There, though, some calls never arrive (unpacking, x.mT), so
-        # that `places` recognises their results by a gradient in a vjp around the run.
+    # torch calls this once for each torch function that the model calls, and switches the mode off
+    # while it runs: a function that Python writes as several operations, such as attention, arrives
+    # as one call. Two or three runs of the model come through here. `Record` notes what the
+    # operations with rules get on the baselines x0 and on the inputs x; `Replay` then returns the
+    # model's values with the rules' derivatives. What depends on the inputs is followed here, by
+    # marks on tensor objects: a call with a marked argument returns marked tensors. Neither values
+    # nor `requires_grad` can tell the same. A parameter that is being trained requires a gradient
+    # and does not depend on the inputs, and inside vmap a tensor that does may report False. Tensor
+    # objects stay the same in eager mode, under vmap and while torch.compile traces. There, though,
+    # some calls never arrive (unpacking, x.mT), so that `places` recognises their results by a
+    # gradient in a vjp around the run.
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         # Two calls of five ask for shapes, dtypes and the like. Compiled code cannot hash every
         # function, so it takes the long way.
@@ -106,6 +100,11 @@ class Run(Notes):
         if spelling.name in SIDE_BY_SIDE:
             return self.side_by_side(func, args, kwargs)
         call = Call(func, args, kwargs, places, spelling.name, spelling.writes)
+        return self.by_rule(call, spelling, op)
+
+    def by_rule(self, call: Call, spelling: Spelling, op: Op) -> Any:
+        """A call of an operation that has a rule, with marked values among its arguments."""
+        places = call.places
         numbers = [t.is_floating_point() or t.is_complex() for t in call.values]
         if not any(numbers):
             return self.unknown(call)  # indices and masks have no derivative

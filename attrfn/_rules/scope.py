@@ -38,17 +38,7 @@ def scoped(model_fn: ModelFn, rules: Rules, scope: list[LinearRule], *, frozen: 
             "functools.partial of one"
         )
     modules = dict(inside(src.module).named_modules())
-    matched: dict[str, tuple[str, ...]] = {}
-    interventions: dict[str, _Scope] = {}
-    for pattern, rule in _named(rules.linear):
-        names = _matching(pattern, tuple(modules))
-        if not names:
-            raise ValueError(
-                f"rules name the module {pattern!r}, but {type(src.module).__name__} has none of "
-                "that name: see named_modules()"
-            )
-        matched[pattern] = names
-        interventions.update({name: _Scope(rule, scope) for name in names})
+    matched, interventions = _interventions(rules.linear, modules, src.module, scope)
     around: tuple[Any, ...] = tuple(interventions.items())
     if tail is not None:  # what comes before the layer, or is replaced by its value, need not run
         return with_tail(model_fn, tail.around(around))
@@ -63,6 +53,24 @@ def scoped(model_fn: ModelFn, rules: Rules, scope: list[LinearRule], *, frozen: 
         return out
 
     return functools.partial(run, *bound.args, **bound.keywords)
+
+
+def _interventions(
+    linear: Any, modules: dict[str, Any], root: Any, scope: list[LinearRule]
+) -> tuple[dict[str, tuple[str, ...]], dict[str, _Scope]]:
+    """The names that each pattern is for, and by name what runs around the module."""
+    matched: dict[str, tuple[str, ...]] = {}
+    interventions: dict[str, _Scope] = {}
+    for pattern, rule in _named(linear):
+        names = _matching(pattern, tuple(modules))
+        if not names:
+            raise ValueError(
+                f"rules name the module {pattern!r}, but {type(root).__name__} has none of "
+                "that name: see named_modules()"
+            )
+        matched[pattern] = names
+        interventions.update({name: _Scope(rule, scope) for name in names})
+    return matched, interventions
 
 
 def _named(linear: Any) -> list[tuple[str, LinearRule | None]]:

@@ -40,7 +40,7 @@ class Shifts:
         return bool(self.maxima.known) or self.any_attached or self.maxima.compiling
 
     def detach(self, call: Call) -> Tensor | None:
-        """The value of ``t.detach()`` where t is a maximum; of another t it notes the origin."""
+        """The value of ``t.detach()`` where t is a maximum; for any other t it notes the origin."""
         t = call.values[0]
         known = call.func == _DATA or getattr(call.func, "__name__", "") == "detach"
         if not known or not t.requires_grad:

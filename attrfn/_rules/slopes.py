@@ -96,11 +96,11 @@ def _guarded_slope(dx: Tensor, dy: Tensor, derivative: Tensor, size: Tensor) -> 
 
 
 def slope_of_clamp(f: Function, x: Tensor, x0: Tensor, y: Tensor, y0: Tensor) -> Tensor | None:
-    """The slope of a function that cuts off values, where they may be read; None if it is none.
+    """The slope of a function that cuts off values, where they may be read; None of any other.
 
     ``(y - y0 + t f'(x)) / (x - x0 + t)`` with t so small that it counts where x = x0 only.
     """
-    # Below the resolution of x, y - y0 is still exact, as it is of no other functions. One pass
+    # Below the resolution of x, y - y0 is still exact, unlike that of other functions. One pass
     # over all elements takes less time than finding those where x = x0, which may be many.
     wider = wide(x.dtype)
     t = torch.finfo(wider).tiny

@@ -41,7 +41,7 @@ def transforms() -> int:
 
 
 def keeps_graph(create_graph: bool | None) -> bool:
-    """Whether the graph of the parameters shall lead to the result.
+    """Whether the result keeps the graph of the parameters.
 
     Inside a transform only the caller knows whether ``.backward()`` will reach through its result,
     as through that of ``torch.func.grad`` under vmap. So the graph is kept there in grad mode.
@@ -169,7 +169,7 @@ def batched_pull(values: Tensor, z: Leaves, cotangents: Tensor) -> Leaves:
     """The gradients of several sums of values, (S, ...) each; the graph stays.
 
     Args:
-        values: Of a graph that starts at z.
+        values: Computed by a graph that starts at z.
         z: Leaves.
         cotangents: The weights of the values in each sum, (S, *values.shape).
     """
@@ -186,7 +186,7 @@ def batched_pull(values: Tensor, z: Leaves, cotangents: Tensor) -> Leaves:
 def refuse_undifferentiable() -> NoReturn:
     """Raise where a gradient ends at an operation that torch cannot differentiate."""
     raise ValueError(
-        "the model has an operation without a derivative (quantised layers are such), so no "
+        "the model has an operation without a derivative, such as a quantised layer, so no "
         "gradient reaches its inputs: explain the model as it was before it was quantised, or use "
         "a perturbation method such as feature_ablation"
     )

@@ -29,13 +29,7 @@ class Decomposed(TorchFunctionMode):
     # (tests/test_canaries.py). torch.nn.attention.sdpa_kernel would decompose attention, too, but
     # it switches the whole process.
 
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             return attention(*args, **kwargs)

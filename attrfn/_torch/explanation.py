@@ -37,7 +37,7 @@ class Explanation:
         mixes: Whether a warning has said that rows depend on each other.
         draws: Whether the model draws random numbers.
         rows: How many rows of a single copy of the batch run at once; None: all.
-        rows_agree: Whether so many rows have been seen to give what they give in the batch.
+        rows_agree: Whether this many rows have been seen to give what they give in the batch.
         copies: Private copies of modules that later runs of this call reuse, by what they are of.
         shared: Tensors, by their id, that are as long as the batch, and that runs have shown to
             hold no rows of examples.

@@ -8,14 +8,14 @@ from pathlib import Path
 
 
 def write_whole(path: Path, text: str, name: str) -> None:
-    """Write a text as UTF-8: an exception leaves the file that was there as it was.
+    """Write a text as UTF-8: an exception leaves an existing file as it was.
 
-    The new file is written beside the old one and then renamed. Links are followed, and permissions
+    The new file is written next to the old one, then renamed. Links are followed, and permissions
     stay. Where no file can be renamed to (a pipe, a device), the text is written directly.
 
     Args:
         path: The file, in a folder that exists.
-        text: What it shall hold.
+        text: What to write.
         name: What the text is, for messages.
 
     Raises:

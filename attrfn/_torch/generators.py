@@ -93,13 +93,7 @@ class Naming(TorchFunctionMode):
         self.of = of
         self.name = ""
 
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self.name:
             return func(*args, **(kwargs or {}))
         before = states(self.of)

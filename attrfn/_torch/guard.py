@@ -146,7 +146,7 @@ def _class_of(kind: type[Exception]) -> type[Exception]:
 
 
 def _of_model(given: Given, error: Exception) -> str:
-    """What is said of an error that the model raised."""
+    """The message for an error that the model raised."""
     name = next((n for n in _MODELS if n in given), "model_fn")
     tensors = list(_tensors(given.get("inputs")))
     shown = ", ".join([say(t) for t in tensors if not t.is_nested]) or say(given.get("inputs"))
@@ -183,7 +183,7 @@ def _first_parameter(model: Any) -> Tensor | None:
 
 
 def _recurrent(model: Any) -> str:
-    """The class of a recurrent layer in a model; empty if there is none in sight."""
+    """The class of a recurrent layer in a model; empty if none is found."""
     module = _module(model)
     kinds = (nn.RNNBase, nn.RNNCellBase)
     found = [] if module is None else [m for m in module.modules() if isinstance(m, kinds)]
@@ -203,7 +203,7 @@ def _flaw(value: Any) -> str:
 
 
 def unusual(t: Tensor) -> str:
-    """In which way a tensor is none of numbers at places, if so."""
+    """How a tensor is unusual; empty for an ordinary, dense one."""
     if t.is_meta:
         return "meta tensor, which has no values"
     if t.is_nested:
@@ -214,7 +214,7 @@ def unusual(t: Tensor) -> str:
 
 
 def refuse_unusual(t: Tensor, name: str) -> None:
-    """Refuse a tensor that has no numbers at places.
+    """Refuse a tensor that is not an ordinary, dense one.
 
     Raises:
         TypeError: It is sparse, nested, quantised or on the device "meta".
@@ -238,7 +238,7 @@ def _called_from_inside() -> bool:
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
-        # A repeated call stands in this file; attrfn.compile and attrfn.data call a method of the
+        # A repeated call comes from this file; attrfn.compile and attrfn.data call a method of the
         # user's.
         outer = (__name__, "attrfn._compile", "attrfn.data.")
         if name.startswith("attrfn.") and not name.startswith(outer):

@@ -39,13 +39,7 @@ def is_as_no_grad() -> bool:
 class AsNoGrad(TorchFunctionMode):
     """Runs operations of inference mode under no_grad, and takes copies of inference tensors."""
 
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call the function."""
         inference = torch.is_inference_mode_enabled()
         with torch.inference_mode(False) if inference else contextlib.nullcontext():

@@ -75,13 +75,7 @@ def rules_around() -> bool:
 class FlatNorms(TorchFunctionMode):
     """While active, batch and instance norms see all positions in one dimension."""
 
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in NORMS:
             return flat_norm(func, args, kwargs or {})
         if func is F.linear and is_compiling():

@@ -24,13 +24,7 @@ class Marks(TorchFunctionMode):
         # gets the id of one that is gone.
         self.marked: dict[int, Tensor] = {}
 
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         return self.add(out) if self.on((args, kwargs)) else out

@@ -56,7 +56,7 @@ class Units(Protocol):
         """
 
     def chunk(self, n: int, size: int) -> None:
-        """Hear that a loop over n copies takes so many at once."""
+        """Note that a loop over n copies takes this many at once."""
 
 
 class _Thread(threading.local):
@@ -91,7 +91,7 @@ def using(units: Units | None) -> Iterator[None]:
 
 
 def padded(points: Sequence[Tensor], copies: int) -> tuple[Tensor, ...]:
-    """(S, B, ...) with the last copy repeated, so that there are so many."""
+    """(S, B, ...) padded with the last copy to this many."""
     missing = copies - points[0].shape[0]
     if missing <= 0:
         return tuple(points)

@@ -219,7 +219,7 @@ def _samples(a: Again, samples: Samples, keys: Tensor) -> Callable[[slice], Leav
                     f"inputs has a tensor of {t.dtype}, expected floating point, to which uniform "
                     "noise can be added: pass perturb to change other inputs"
                 )
-    # The function of the user is called once where that is little, so that it need not care for
+    # The user's function is called once if there is little to do, so that it need not care about
     # chunks.
     make = noisy if perturb is None else by_user
     return at_once(make, n, n * sum(t.numel() for t in a.x))

@@ -9,7 +9,7 @@ def number(name: str, value: object, fits: Callable[[float], bool], expected: st
     """An int or a float that fits.
 
     Raises:
-        ValueError: It is none, or does not fit.
+        ValueError: It is not a number, or does not fit.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not fits(value):
         raise ValueError(f"{name} is {value!r}, expected {expected}")

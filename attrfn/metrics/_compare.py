@@ -197,7 +197,7 @@ def _measured(
 
 
 def _for_method(method: Method, common: dict[str, Any]) -> dict[str, Any]:
-    """Baselines of each example are none of a distribution."""
+    """Baselines of each example are not draws of a distribution."""
     if is_over_distribution(method):
         return {k: v for k, v in common.items() if k != "baselines"}
     return common

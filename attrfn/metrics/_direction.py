@@ -21,7 +21,7 @@ def better(end: End | None) -> Callable[[F], F]:
 
 
 def better_end(metric: Callable[..., Any]) -> End | None:
-    """The mark of a metric, or of the one that it binds; None where there is none."""
+    """The mark of a metric, or of the one that it binds; None if there is none."""
     while isinstance(metric, functools.partial) and not hasattr(metric, "better"):
         metric = metric.func
     end: End | None = getattr(metric, "better", None)

@@ -9,7 +9,7 @@ from attrfn import random
 from attrfn._copies.batch import wide
 from attrfn._torch.autodiff import transforming
 
-# Eager code looks after so many steps whether all rows are done, because that waits for a GPU.
+# Eager code looks after this many steps whether all rows are done, because that waits for a GPU.
 _LOOK = 5
 
 
@@ -22,7 +22,7 @@ def impute(x: Tensor, removed: Tensor, x0: Tensor) -> Tensor:
     Args:
         x: The images.
         removed: Booleans of their shape.
-        x0: What takes the place of an image of which nothing is left.
+        x0: What replaces an image of which nothing is left.
     """
     dtype = wide(x.dtype)
     nothing_left = removed.flatten(2).all(-1)[..., None, None]

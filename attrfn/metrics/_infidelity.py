@@ -166,7 +166,7 @@ def _by_user(
         with allow_graph(p):
             return like_rows(perturb(p.rebuild(x), rows), p.x, copies, "perturb")
 
-    # The function of the user is called once where that is little, so that it need not care for
+    # The user's function is called once if there is little to do, so that it need not care about
     # chunks.
     moved = at_once(perturbed, n, n * sum(t.numel() for t in p.x))
 

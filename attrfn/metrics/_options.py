@@ -104,7 +104,7 @@ class RelativeOptions(SampleOptions, total=False):
     """The least denominator, above 0."""
 
     same_prediction: bool
-    """Leave out samples whose largest output is another one than that of x."""
+    """Leave out samples whose largest output is not that of x."""
 
 
 class Localized(TypedDict, total=False):

@@ -49,7 +49,7 @@ def road(
         noise: The standard deviation of the noise, in units of the inputs.
         key: An int or a key of :mod:`attrfn.random`, (2,), or (B, 2) with one for each example; for
             the noise.
-        baselines: What takes the place of an image of which nothing is left.
+        baselines: What replaces an image of which nothing is left.
         feature_mask: The feature of each element; ``None``: each pixel, over all channels.
 
     Returns:

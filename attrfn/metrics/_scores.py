@@ -96,7 +96,7 @@ class Scored(NamedTuple):
         Args:
             copies: The number of copies of the batch.
             kept: From a slice of them to booleans (S, 1 or B, n).
-            imputer: What takes the place of the others; None: the baselines.
+            imputer: What replaces the others; None: the baselines.
             keys: The keys of the imputer, (copies, 1 or B, 2).
         """
         if imputer is None or keys is None:
@@ -185,7 +185,7 @@ def like_inputs(attributions: Tree, inputs: Tree, x: Leaves) -> Leaves:
 
     Raises:
         TypeError: They are not tensors of numbers.
-        ValueError: They have another form than the inputs.
+        ValueError: Their form is not that of the inputs.
     """
     entries, form = optree.tree_flatten(attributions)
     # With other keys in a dict, tensors of one shape would be taken for each other.

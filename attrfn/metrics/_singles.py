@@ -1,4 +1,4 @@
-"""What each feature does alone, beside its score."""
+"""What each feature does alone, compared with its score."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def _with_first(s: Scored, rank: Tensor) -> Tensor:
 
 
 def _if_finite(values: Tensor, t: Tensor) -> Tensor:
-    """Nan for an example with a value that is none: comparisons would call it false."""
+    """Nan for an example with a nan among its values: comparisons would call it false."""
     return t.masked_fill(~values.isfinite().all(0), torch.nan)
 
 

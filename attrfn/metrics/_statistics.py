@@ -24,7 +24,7 @@ def sparseness(attributions: Tree) -> Tensor:
 
     Raises:
         TypeError: A leaf is not a tensor of real numbers.
-        ValueError: There is no element.
+        ValueError: There are no elements.
 
     Example:
         >>> import torch, attrfn.metrics
@@ -59,7 +59,7 @@ def complexity(attributions: Tree) -> Tensor:
 
     Raises:
         TypeError: A leaf is not a tensor of real numbers.
-        ValueError: There is no element.
+        ValueError: There are no elements.
 
     Example:
         >>> import torch, attrfn.metrics

@@ -146,7 +146,7 @@ def _by_keys(attack: Callable[..., Tree]) -> tuple[Callable[..., Tree], bool]:
         bound = attack.keywords if isinstance(attack, functools.partial) else {}
         if "key" not in bound:
             return functools.partial(_with_option, attack), True
-    # A second argument that has a default, as epsilon may, is none for keys.
+    # A second argument that has a default, as epsilon may, is not for keys.
     elif any(_is_for_keys(p) for p in list(parameters.values())[1:]):
         return attack, True
     return functools.partial(_without_keys, attack), False

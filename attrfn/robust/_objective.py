@@ -23,7 +23,7 @@ def as_target(objective: Objective, target: Target, batch: int) -> tuple[Target,
 
     Raises:
         TypeError: The target is not a class.
-        ValueError: The objective is of no known kind, or the target has another length than the
+        ValueError: The objective is of an unknown kind, or the target is not as long as the
             batch.
     """
     if callable(objective):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -93,10 +94,7 @@ def pgd(
         Madry, Makelov, Schmidt, Tsipras and Vladu, Towards Deep Learning Models Resistant to
         Adversarial Attacks, 2017. https://arxiv.org/abs/1706.06083
     """
-    if not is_one_of(norm, "linf", "l2"):
-        raise ValueError(f"norm is {say(norm)}, expected 'linf' or 'l2'")
-    count_of("n_steps", n_steps)
-    count_of("n_restarts", n_restarts)
+    _check(norm, n_steps, n_restarts)
     a = attacked(
         model_fn,
         inputs,
@@ -109,29 +107,69 @@ def pgd(
     radius = amount("radius", radius, a)
     size = 2.5 * radius / n_steps if step_size is None else amount("step_size", step_size, a)
     keys = row_keys(key, a.p.batch, a.p.x[0].device)
-    restarts = n_restarts if random_start else 1
-    x = tuple([t[None] for t in a.p.x])
-    # In l-inf the ball is a box, and what it has in common with the bounds another one.
+    # In l-inf the ball is a box, and so is its intersection with the bounds.
     a = a.within(radius) if norm == "linf" else a
-
+    restarts = n_restarts if random_start else 1
     with steps(n_steps * restarts, "pgd", progress) as advance:
-
-        def walk(i: slice) -> _Best:
-            z = _start(a, norm, radius, keys, i) if random_start else x
-            found: _Best | None = None
-            for _ in range(n_steps):
-                values, grads = a.gradients(z)
-                found = _better(found, _Best(values, z))
-                z = a.allowed(_moved(norm, size, radius, z, grads, a.p.x))
-                advance(i.stop - i.start)
-            found = _better(found, _Best(a.losses(z), z))
-            return functools.reduce(_better, found.each())
-
-        chunks = Chunks(chunk_size, "fold", False, "pgd")
-        found = over_chunks(walk, _better, restarts, chunks, x[0].device, x=a.p.x)
-    if random_start:
-        found = _better(_Best(a.losses(x)[0], a.p.x), found)
+        walks = _Walks(a, norm, radius, size, n_steps, keys if random_start else None, advance)
+        found = walks.best(restarts, Chunks(chunk_size, "fold", False, "pgd"))
     return a.result(tuple([t.clone() for t in found.z]))
+
+
+def _check(norm: object, n_steps: int, n_restarts: int) -> None:
+    if not is_one_of(norm, "linf", "l2"):
+        raise ValueError(f"norm is {say(norm)}, expected 'linf' or 'l2'")
+    count_of("n_steps", n_steps)
+    count_of("n_restarts", n_restarts)
+
+
+class _Walks(NamedTuple):
+    """Walks that raise the objective.
+
+    Attributes:
+        a: The attacked function.
+        norm: That of the ball.
+        radius: That of the ball.
+        size: The length of a step.
+        n_steps: The number of steps.
+        keys: Those of random starts; None to start at x.
+        advance: Reports finished steps.
+    """
+
+    a: Attacked
+    norm: str
+    radius: Amount
+    size: Amount
+    n_steps: int
+    keys: Tensor | None
+    advance: Callable[[int], object]
+
+    def best(self, n: int, chunks: Chunks) -> _Best:
+        """The best point of n walks and x."""
+        x = self.a.p.x
+        found = over_chunks(self.walk, _better, n, chunks, x[0].device, x=x)
+        if self.keys is None:
+            return found
+        return _better(_Best(self.a.losses(tuple([t[None] for t in x]))[0], x), found)
+
+    def walk(self, i: slice) -> _Best:
+        """The best points of some walks."""
+        z = self.start(i)
+        found: _Best | None = None
+        for _ in range(self.n_steps):
+            values, grads = self.a.gradients(z)
+            found = _better(found, _Best(values, z))
+            moved = _moved(self.norm, self.size, self.radius, z, grads, self.a.p.x)
+            z = self.a.allowed(moved)
+            self.advance(i.stop - i.start)
+        found = _better(found, _Best(self.a.losses(z), z))
+        return functools.reduce(_better, found.each())
+
+    def start(self, i: slice) -> Leaves:
+        """Where some walks start, (S, B, ...)."""
+        if self.keys is None:
+            return tuple([t[None] for t in self.a.p.x])
+        return _start(self.a, self.norm, self.radius, self.keys, i)
 
 
 class _Best(NamedTuple):

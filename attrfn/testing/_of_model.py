@@ -54,7 +54,7 @@ def check_model(
         ``report.find("rows")``.
 
     Raises:
-        ValueError: There is no example.
+        ValueError: The inputs hold no examples.
 
     Example:
         >>> import torch, attrfn.testing

@@ -101,7 +101,7 @@ def check_method(
         kinds: The names of the kinds of models that it is for, as those of
             :func:`attrfn.testing.models`; ``None`` for all.
         differentiable: Whether attributions have a derivative, which is then checked.
-        axioms: The names of axioms that it shall have, of :mod:`attrfn.axioms`.
+        axioms: The names of axioms that it should satisfy, of :mod:`attrfn.axioms`.
         checks: The names of the checks that run; ``None`` for all that apply.
         skip: The names of those that do not.
         compile: Whether to try ``torch.compile``, which takes seconds.

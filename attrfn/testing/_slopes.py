@@ -22,7 +22,7 @@ def jvp(t: Trial) -> None:
 
     right = difference(lambda h: detached(f(x + h * direction)))
     value, found = torch.func.jvp(f, (x,), (direction,))[:2]
-    t.close(value, f(x), "the attributions beside torch.func.jvp")
+    t.close(value, f(x), "the attributions in torch.func.jvp")
     t.close(found, right, "torch.func.jvp of the attributions", t.slopes)
 
 
@@ -71,7 +71,7 @@ def parameters(t: Trial) -> None:
         score = weighted(t.method(model, x, **given, **t.graph), weights)
         if score.requires_grad:
             torch.autograd.backward(score)
-        # A parameter without influence (a bias behind the layer) may keep None.
+        # A parameter without influence (a bias after the layer) may keep None.
         reached = {
             k: torch.zeros_like(p) if p.grad is None else p.grad
             for k, p in model.named_parameters()

@@ -61,7 +61,7 @@ def state(model: nn.Module) -> dict[str, Any]:
 
 
 def changes(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """What is not as before, to stand behind "the model"; empty if all is."""
+    """What has changed, to follow "the model" in a sentence; empty if nothing has."""
     for what in before:
         if what not in after:
             return f" has lost its {what}"

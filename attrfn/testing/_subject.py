@@ -50,7 +50,7 @@ class Subject(NamedTuple):
         takes: The options that it has and that are not bound.
         needs: What it is given besides.
         differentiable: Whether the result has a derivative.
-        axioms: The axioms that it shall have.
+        axioms: The axioms that it should satisfy.
         tolerance: What counts as equal, relative to the largest value.
         only: The names of the kinds of models that it is for; None for all.
     """
@@ -85,7 +85,7 @@ class Subject(NamedTuple):
         return example(d.kind, d.width, outputs, d.seed + shift, dtype)
 
     def options(self, d: Drawn, x: Tensor, **others: Any) -> dict[str, Any]:
-        """What the method is given beside the model and the inputs."""
+        """What the method is given besides the model and the inputs."""
         given: dict[str, Any] = {}
         if "target" in self.takes:
             given["target"] = 1
@@ -133,7 +133,7 @@ def subject_of(
 
     Raises:
         TypeError: The method is not a function.
-        ValueError: A need or an axiom is of no known name.
+        ValueError: A need or an axiom has an unknown name.
     """
     if not callable(method):
         raise TypeError(f"method is a {type(method).__name__}, expected an attribution method")

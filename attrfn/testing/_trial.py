@@ -24,14 +24,14 @@ class Trial(NamedTuple):
         method: The method.
         build: Makes the model, whose layer ``mid`` is run once or more; the same in each call.
         draw: Makes inputs of float64: ``draw(batch, seed)``.
-        options: What the method is given for some inputs, beside the model and the inputs.
+        options: What the method is given for some inputs, besides the model and the inputs.
         takes: The options that it has, and that are not bound.
         batch: The number of examples.
         seed: Of the inputs and of other numbers.
         dim: The dimension of the examples in the result.
         of_rows: The options that have a row for each example, where they are tensors.
         like_inputs: Whether the result has the form of the inputs.
-        by_leaf: Whether draws go by tensors, so that a tree gets other ones.
+        by_leaf: Whether each tensor has its own draws, so that those of a tree differ.
         graph: Options with which ``backward`` reaches the inputs; None where there are none.
         informative: Whether results and derivatives must have numbers other than 0.
         tolerance: What counts as equal, relative to the largest value.

@@ -82,7 +82,7 @@ class Adapter(nn.Module):
         return self.model(**arguments)
 
     def embedded(self, ids: Tensor, blank: Tensor | None = None, value: Any = None) -> Tensor:
-        """The embeddings of tokens, with another one for those that are blank."""
+        """The embeddings of tokens, with another one for blank tokens."""
         table = embedding_of(self.model)
         found: Tensor = table(ids)
         if blank is None:

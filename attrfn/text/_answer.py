@@ -14,8 +14,8 @@ def token_ids(value: Any, name: str, device: torch.device | None = None) -> Tens
     """Token ids (B, N) from a tensor or a list; (N,) is one row.
 
     Raises:
-        TypeError: These are no integers.
-        ValueError: There is no token.
+        TypeError: These are not integers.
+        ValueError: There are no tokens.
     """
     try:
         ids = torch.as_tensor(value, device=device)
@@ -32,7 +32,7 @@ def foil_ids(value: Any, answer: Tensor) -> Tensor:
     """The ids of a foil, which is as long as the answer.
 
     Raises:
-        ValueError: It has another length.
+        ValueError: Its length is different.
     """
     foil = token_ids(value, "foil", answer.device)
     if foil.shape[1] != answer.shape[1] or foil.shape[0] not in (1, answer.shape[0]):

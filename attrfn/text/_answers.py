@@ -1,4 +1,4 @@
-"""Answers: the token ids of a text behind a prompt, given or generated, and their texts."""
+"""Answers: the token ids that follow a prompt, given or generated, and their texts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Answer(NamedTuple):
 def answer_of(
     model: Adapter, tokenizer: Any, parts: Parts, answer: Any, most: int, name: str = "answer"
 ) -> Answer:
-    """The answer behind a prompt: given as a text, as ids or as a class, or generated greedily.
+    """The answer to a prompt: given as a text, as ids or as a class, or generated greedily.
 
     Raises:
         TypeError: It is neither.
@@ -91,12 +91,12 @@ def _encoded(model: Adapter, tokenizer: Any, parts: Parts, answer: str, name: st
 
 
 def follows(model: Adapter, parts: Parts) -> bool:
-    """Whether an answer stands behind the prompt in one text."""
+    """Whether an answer follows the prompt in one text."""
     return model.predicts and not model.sources(parts.ids.shape[1]) and bool(parts.text)
 
 
 def together(parts: Parts, tokenizer: Any, answer: str) -> list[int] | None:
-    """The ids of an answer behind the prompt's; None if the prompt's ids are others then."""
+    """The ids of an answer after the prompt's; None if they change the prompt's ids."""
     prompt, size = parts.ids[0].tolist(), len(parts.text)
     for special in (True, False):
         tokens = tokens_of(parts.text + answer, tokenizer, special=special)
@@ -150,7 +150,7 @@ def generated(model: Adapter, prompt: Tensor, most: int, ends: set[int]) -> list
     """The most likely tokens one by one, up to and with one that ends an answer.
 
     Raises:
-        ValueError: ``most`` is no number of tokens, or the model predicts no next token.
+        ValueError: ``most`` is not a number of tokens, or the model predicts no next token.
     """
     if not is_count(most):
         raise ValueError(f"max_new_tokens is {say(most)}, expected a number of tokens, at least 1")

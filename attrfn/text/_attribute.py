@@ -86,8 +86,8 @@ def attribute(
         Values (N, n) for N answer tokens and n parts; (1, n) with ``whole`` or ``other``.
 
     Raises:
-        TypeError: An argument is of another kind.
-        ValueError: The prompt is empty, the foil has another length than the answer, the prompt is
+        TypeError: An argument is of the wrong kind.
+        ValueError: The prompt is empty, the foil is not as long as the answer, the prompt is
             longer than the model, there is no neutral replacement, or the method gives no number
             for each part.
 
@@ -223,14 +223,14 @@ def _default_removal(these: Parts, tokenizer: Any) -> Removal:
     if pad is None or pad == end:
         what = "no padding token" if pad is None else f"{pad} as padding and as end of text"
         raise ValueError(
-            f"remove is None, and the tokenizer has {what}, which is no neutral replacement of "
+            f"remove is None, and the tokenizer has {what}, which is not a neutral replacement of "
             f"a {these.by}: give remove=text.replace(id), such as that of a space, or text.delete()"
         )
     return replace(pad)
 
 
 def _warn_of_end(model: Adapter, tokenizer: Any, these: Parts) -> None:
-    """Warn of a mark of the end behind the prompt, which a tokenizer for encoders adds."""
+    """Warn of an end mark after the prompt, which a tokenizer for encoders adds."""
     end, last = id_of(tokenizer, "eos"), int(these.ids[0, -1])
     written = these.text.endswith(str(getattr(tokenizer, "eos_token", "\0")))
     if follows(model, these) and these.mask[-1] < 0 and last == end and not written:

@@ -71,7 +71,7 @@ def check_length(model: Any, length: int, what: str) -> None:
 
 
 def check_ids(model: Any, ids: Tensor, name: str, of: str = "vocab_size") -> None:
-    """Refuse ids that are no tokens, or classes, of a model: on a GPU they would end the process.
+    """Refuse ids that a model has no token or class for: on a GPU they would end the process.
 
     Raises:
         ValueError: An id is negative, or not below the number in the configuration.
@@ -104,7 +104,7 @@ def logits_from(out: Any, read: Callable[[Any], Tensor] | None, dims: int) -> Te
     """The logits of a model's output.
 
     Raises:
-        ValueError: There are none, or they have another number of dimensions.
+        ValueError: There are none, or they have the wrong number of dimensions.
     """
     if read is not None:
         found = called("logits", read, out)

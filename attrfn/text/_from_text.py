@@ -44,7 +44,7 @@ def parts(
         by: "word", "token", "sentence" or "paragraph"; a regular expression, whose matches are the
             parts; spans ``(start, end)`` of characters; or a function from the text to spans.
         keep: What stays fixed: spans, or texts, wherever they occur.
-        encoding: What the tokenizer returned for this text, where it shall not be called.
+        encoding: What the tokenizer returned for this text; the tokenizer is not called then.
 
     Returns:
         The parts, in the order of the text, or in that of the spans. Words that share a token are
@@ -52,8 +52,8 @@ def parts(
         texts ``text``, and with it the spans, is both with a new line between them.
 
     Raises:
-        TypeError: An argument is of another kind.
-        ValueError: The text is empty or has no such part, spans overlap or lie outside of the text,
+        TypeError: An argument is of the wrong kind.
+        ValueError: The text is empty or has no such part, spans overlap or leave the text,
             or the tokenizer gives no offsets.
 
     Example:
@@ -88,10 +88,10 @@ def of_tokens(
         tokens: Its tokens.
         by: As of :func:`parts`.
         keep: As of :func:`parts`.
-        inside: Where parts may lie; None is everywhere.
+        inside: Where parts may be; None means everywhere.
     """
     if not tokens.ids:
-        raise ValueError(f"text is {say(text)}, of which the tokenizer makes no token")
+        raise ValueError(f"text is {say(text)}, from which the tokenizer makes no token")
     kept = _kept(text, keep)
     if inside is not None:
         ends = [0, *(x for span in sorted(inside) for x in span), len(text)]
@@ -150,7 +150,7 @@ def _pattern(by: str) -> re.Pattern[str]:
         return re.compile(by)
     except re.error as error:
         raise ValueError(
-            f"by is {by!r}, which is no regular expression ({error}): expected one of "
+            f"by is {by!r}, which is not a regular expression ({error}): expected one of "
             f"{', '.join(UNITS)}, or a pattern that re.compile takes"
         ) from None
 
@@ -213,7 +213,7 @@ def _kept(text: str, keep: Keep) -> list[Span]:
 def _covers(kept: list[Span], text: str, span: Span) -> bool:
     """Whether all characters of a span but spaces are kept."""
     signs = [i for i in range(*span) if not text[i].isspace()]
-    # A token without characters stands behind its own.
+    # A token without characters comes after its own.
     signs = signs or list(range(*span)) or [max(span[0] - 1, 0)]
     return all(any(a <= i < b for a, b in kept) for i in signs)
 

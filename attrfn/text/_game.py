@@ -58,7 +58,7 @@ def game(
         other: Ids of another answer, of any length: v is the score of the whole answer less that of
             the whole other one, (R, 1), by two forward passes.
         score: As for :func:`scorer`; ``"kl"`` compares with all parts there.
-        remove: What stands for a removed part: :func:`delete` (the default), :func:`replace`,
+        remove: What replaces a removed part: :func:`delete` (the default), :func:`replace`,
             :func:`template`, :func:`unattended` or :func:`embedding`.
         whole: Add the score of the whole answer as a last column.
         answer_context: Add the answer's tokens as N further parts. Each matters to later ones only,

@@ -53,7 +53,7 @@ class Causal(Adapter):
         mask = more.get("attention_mask")
         at: Tensor | None = None
         if _ends_early(mask, size):
-            # What follows the last token of a prompt moves behind the answer, which takes its
+            # What follows the last token of a prompt moves after the answer, which takes its
             # place: windows and relative positions then see no gap.
             places = torch.arange(size, device=x.device)
             last = places.where(more["attention_mask"][:, :size] != 0, -1).amax(1, keepdim=True)

@@ -230,7 +230,7 @@ def _every(
 def _per_part(leaves: list[Tensor], parts: Parts) -> Tensor:
     """Sums over the tokens of each part, (K, n)."""
     size, owner = parts.ids.shape[1], parts.mask
-    # A layer has places for the answer's tokens too, behind those of the prompt.
+    # A layer has places for the answer's tokens too, after those of the prompt.
     each = torch.stack([a[0, :, :size].reshape(len(a[0]), size, -1).sum(2) for a in leaves]).sum(0)
     zeros = each.new_zeros(len(each), parts.n + 1)
     return zeros.index_add(1, owner.where(owner >= 0, parts.n), each)[:, : parts.n]

@@ -24,7 +24,7 @@ def explained_by(method: Method, plan: Plan, options: dict[str, Any]) -> TextAtt
     """The values, total, scores and standard errors of a method.
 
     Raises:
-        TypeError: It is no method, or an option is given that the text decides.
+        TypeError: It is not a method, or an option is given that the text decides.
     """
     if not callable(method):
         raise TypeError(f"method is {say(method)}, expected one such as attrfn.feature_ablation")
@@ -45,7 +45,7 @@ def _by_game(method: Method, plan: Plan, options: dict[str, Any]) -> TextAttribu
         if name in options:
             raise TypeError(
                 f"{name} is given, expected none: the parts are the features, and remove says what "
-                "stands in the place of one"
+                "replaces a removed one"
             )
     played = game(
         plan.model,

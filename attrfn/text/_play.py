@@ -17,7 +17,7 @@ from attrfn.text._removal import Removal
 from attrfn.text._rows import Plan, Rows, Text, planned
 from attrfn.text._scores import Score, scores_of
 
-# What a call costs beside its tokens, in tokens: where fewer tokens are worth another call. On a
+# What a call costs besides its tokens, in tokens: when fewer tokens are worth another call. On a
 # CPU a call of a small model takes as long as this many of its tokens; on a GPU short calls cost
 # the same as long ones.
 _CALL_ON_CPU, _CALL = 64, 4096
@@ -245,7 +245,7 @@ class _Way(NamedTuple):
 
 
 def _call(like: Tensor) -> int:
-    """What a call of the model costs beside its tokens, in tokens."""
+    """What a call of the model costs besides its tokens, in tokens."""
     return _CALL_ON_CPU if like.device.type == "cpu" else _CALL
 
 

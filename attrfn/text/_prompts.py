@@ -15,7 +15,7 @@ from attrfn.text._parts_type import Parts
 from attrfn.text._segment import Span
 from attrfn.text._tokens import tokens_of
 
-# What stands between documents where the template has one place for all.
+# The separator of documents if the template has one place for all.
 BETWEEN = "\n\n"
 
 
@@ -45,7 +45,7 @@ def chat_parts(
         second mark of the beginning.
 
     Raises:
-        TypeError: A message is no such mapping, or the tokenizer has no template.
+        TypeError: A message is not such a mapping, or the tokenizer has no template.
         ValueError: No message has one of the roles, or the template does not print a message that
             has one as it is.
 
@@ -118,7 +118,7 @@ def _with_texts(message: dict[str, Any], texts: list[str]) -> dict[str, Any]:
 def _places(
     chat: list[dict[str, Any]], text: str, render: Any, roles: tuple[str, ...]
 ) -> list[Span]:
-    """Where texts of messages of some roles stand in the prompt, found without looking for them.
+    """Where the texts of messages of some roles are in the prompt, found without a search.
 
     A message such as "user" may also occur in the template. So the template is shown messages that
     occur nowhere else, and what it prints between them is what it prints between the real ones.
@@ -162,13 +162,13 @@ def documents(
     r"""The parts of a prompt with documents: one for each, the rest of the template is fixed.
 
     Args:
-        template: A text with ``{documents}``, where all stand with an empty line between them, or
+        template: A text with ``{documents}`` for all, separated by empty lines, or
             with ``{}`` for each; and with places such as ``{question}`` for the fields. Braces that
-            stand for themselves are doubled.
+            are to be printed are doubled.
         documents: Their texts.
         tokenizer: One with offsets, as of :func:`parts`.
         keep: What stays fixed, as of :func:`parts`.
-        **fields: What stands at the other places of the template.
+        **fields: What fills the other places of the template.
 
     Returns:
         The parts, one for each document, in their order; an empty one has no token.

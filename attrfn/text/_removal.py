@@ -80,7 +80,7 @@ def replace(id: int | Tensor | None = None) -> Removal:
 def unattended() -> Removal:
     """Hide tokens from all others by the attention mask; positions stay.
 
-    An answer token is predicted after the last token before it that is there. Models that find
+    An answer token is predicted after the last token before it that remains. Models that find
     positions from the attention mask alone (ALiBi) move them.
 
     Example:
@@ -127,13 +127,13 @@ def template(
     *,
     absent: str | Sequence[str] = "",
 ) -> Removal:
-    """Build the prompt from the parts that are there, and tokenise it again.
+    """Build the prompt from the remaining parts, and tokenise it again.
 
     Args:
         build: From a list of n strings, the labels of the parts, to a prompt; or, without
             ``encode``, to token ids.
         encode: From a prompt to token ids, such as ``lambda text: tokenizer(text).input_ids``.
-        absent: What stands in the list for a part that is removed, or one string for each part.
+        absent: What replaces a removed part in the list, or one string for each part.
 
     Example:
         >>> from attrfn import text
@@ -228,7 +228,7 @@ def chosen(remove: object, model: Any) -> Removal:
     """A checked removal, with the model's padding token where none is named.
 
     Raises:
-        TypeError: It is no removal.
+        TypeError: It is not a removal.
         ValueError: The padding token is the end of text, or there is none.
     """
     if not isinstance(remove, Removal):
@@ -242,7 +242,7 @@ def chosen(remove: object, model: Any) -> Removal:
     if pad is None or pad in (ends if isinstance(ends, (list, tuple)) else [ends]):
         what = "no padding token" if pad is None else f"the padding token {pad} as its end of text"
         raise ValueError(
-            f"id is None, and the model has {what}, which is no neutral replacement: give a token, "
-            "such as that of a space, text.replace(id)"
+            f"id is None, and the model has {what}, which is not a neutral replacement: give a "
+            "token, such as that of a space, text.replace(id)"
         )
     return remove._replace(value=pad)

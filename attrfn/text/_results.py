@@ -136,7 +136,7 @@ def _groups(
 
 
 def _label(result: TextAttribution, group: Sequence[int]) -> str:
-    """The texts of a group: neighbours as they stand, others with a space between them."""
+    """The texts of a group: neighbours as they are, others with a space between them."""
     spans = None if result.spans is None else result.spans.tolist()
     text, end = "", None
     for i in group:
@@ -157,7 +157,7 @@ def select(result: TextAttribution, answer: Which = None, parts: Which = None) -
 
     Returns:
         The result of those. Where some of the answer is left out, ``total`` is the sum of the rows
-        that remain, and nan if it was no sum of the rows before: then explain that answer itself.
+        that remain, or nan if it was not their sum before: then explain that answer itself.
 
     Raises:
         TypeError: It is neither of those.
@@ -244,7 +244,7 @@ def normalise(result: TextAttribution, how: How = "l1") -> TextAttribution:
                 "method that runs it, such as kernel_shap: take how='sum'"
             )
         change = (result.scores - result.empty)[:, None]
-        # Of a total that is no sum of the rows, the change of the whole is not known.
+        # If a total is not the sum of the rows, the change of the whole is not known.
         whole = result.total.sum(-1, keepdim=True)
         sizes = (change, whole)
     elif how in NORMS:

@@ -52,7 +52,7 @@ def retrieval(runs: int | None = None, *, key: Key = 0) -> Method:
         A method for :func:`attribute`, or for a game: ``method(game.fn, game.full)``.
 
     Raises:
-        ValueError: ``runs`` is no number, or less than 2.
+        ValueError: ``runs`` is not a number, or less than 2.
 
     Example:
         >>> import torch
@@ -146,7 +146,7 @@ def levels(
         One result for each level; ``spans`` are those of characters of the whole prompt.
 
     Raises:
-        ValueError: ``best`` is no number of parts, or the parts' tokens are not those that the
+        ValueError: ``best`` is not a number of parts, or the parts' tokens are not those that the
             tokenizer makes of their text.
 
     Reference:

@@ -19,7 +19,7 @@ class Text(NamedTuple):
         prompt: P, the number of prompt tokens.
         source: How many of them an encoder reads; 0 without one.
         labels: The text of each part.
-        bos: A token that stands where no token is left, or None.
+        bos: The token of a row without any other token, or None.
         predicts: Whether an answer token is predicted from the tokens before it.
     """
 

@@ -32,7 +32,7 @@ def to_json(result: TextAttribution) -> str:
         ``data``, in which infinities and nan are strings.
 
     Raises:
-        TypeError: It is no such result.
+        TypeError: It is not such a result.
     """
     if not isinstance(result, TextAttribution):
         raise TypeError(f"result is {say(result)}, expected what text.attribute returns")
@@ -62,7 +62,7 @@ def from_json(text: str) -> TextAttribution:
         The result, equal to the last bit.
 
     Raises:
-        ValueError: It is no JSON of a result.
+        ValueError: It is not the JSON of a result.
 
     Example:
         >>> import torch, attrfn.text as text
@@ -74,7 +74,7 @@ def from_json(text: str) -> TextAttribution:
     try:
         found = json.loads(text)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"text is no JSON ({error}): expected what text.to_json returns") from None
+        raise ValueError(f"text is not JSON ({error}): give what text.to_json returns") from None
     if not isinstance(found, dict) or found.pop("format", None) != FORMAT:
         raise ValueError("text is JSON of something else: expected what text.to_json returns")
     try:
@@ -100,7 +100,7 @@ def _read(value: Any) -> Any:
 def save(result: TextAttribution, path: str | os.PathLike[str]) -> Path:
     """Write a result as a file of JSON: whole, or not at all.
 
-    A file that is there is replaced at once; after an exception it is as it was.
+    An existing file is replaced at once; after an exception it is as it was.
 
     Args:
         result: What :func:`attribute` returned.

@@ -105,7 +105,7 @@ def scorer(
         A ``functools.partial`` of a module, whose answers follow the batch.
 
     Raises:
-        TypeError: The answer is not of integers, or the score of no known kind.
+        TypeError: The answer is not of integers, or the score of an unknown kind.
         ValueError: The foil is not as long as the answer, or an option has a wrong value.
 
     Example:

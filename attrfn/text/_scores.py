@@ -56,11 +56,11 @@ def _chosen(values: Tensor, ids: Tensor) -> Tensor:
 
 
 def check_score(score: object, foil: object = None) -> None:
-    """Refuse what is no score, and a foil where a score has none.
+    """Refuse what is not a score, and a foil for a score that takes none.
 
     Raises:
         TypeError: The score is neither a name nor a callable.
-        ValueError: There is no score of this name, or it has no foil.
+        ValueError: There is no score of this name, or it takes no foil.
     """
     if not isinstance(score, str) and not callable(score):
         raise TypeError(f"score is {say(score)}, expected one of {', '.join(NAMES)} or a callable")

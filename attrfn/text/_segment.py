@@ -22,7 +22,7 @@ CLOSES = "\"'\u2019\u201d\u00bb\u203a)]}\u300d\u300f\uff09\u3011*_"
 SENTENCE_END = re.compile(
     rf"([{re.escape(ENDS)}]+[{re.escape(CLOSES)}]*)\s|([{FULL}]+[{re.escape(CLOSES)}]*)"
 )
-# A full stop after these is most often none: titles, and what stands before a name.
+# A full stop after these rarely ends a sentence: titles, and what comes before a name.
 TITLES = re.compile(
     r"mr|mrs|ms|dr|prof|rev|hon|gen|col|capt|sgt|lt|vs|cf|e\.g|i\.e|al|approx|z\.b|d\.h",
     re.IGNORECASE,
@@ -109,7 +109,7 @@ def _sentences_of(text: str, start: int, end: int) -> Iterator[Span]:
 
 
 def _ends(sentence: str, sign: str, rest: str) -> bool:
-    """Whether a sign with a space behind it ends a sentence."""
+    """Whether a sign followed by a space ends a sentence."""
     lower = rest[:1].islower()
     if lower and (len(sign) > 1 or sign == "\u2026"):  # "Why?" he asked; wait... what
         return False

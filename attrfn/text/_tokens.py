@@ -20,7 +20,7 @@ class Tokens(NamedTuple):
     Attributes:
         ids: Their ids.
         offsets: The first character of each and the one after its last.
-        special: Whether a token marks something and stands for none of the text's words.
+        special: Whether a token is a mark and belongs to no word of the text.
     """
 
     ids: list[int]
@@ -36,7 +36,7 @@ def tokens_of(text: str, tokenizer: Any, encoding: Any = None, *, special: bool 
 
     Raises:
         TypeError: There is no way to call the tokenizer.
-        ValueError: It gave no offsets, or such as do not fit the text.
+        ValueError: It gave no offsets, or some that do not fit the text.
     """
     given = encoding is not None
     encoding = encoding if given else _encoded([text], tokenizer, special)
@@ -231,7 +231,7 @@ def id_list(value: Any, name: str) -> list[int]:
     """Token ids of one text: a list of ints, or a tensor (N,) or (1, N).
 
     Raises:
-        TypeError: They are no integers.
+        TypeError: They are not integers.
         ValueError: They are of several texts.
     """
     if isinstance(value, Tensor):

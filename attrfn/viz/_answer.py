@@ -15,7 +15,7 @@ from attrfn.viz._text_matrix import table
 if TYPE_CHECKING:
     from attrfn.text import TextAttribution
 
-NAMED = 5  # so many parts the line of a token names
+NAMED = 5  # how many parts the line of a token names
 LEAST = 0.01  # of the largest size: what is smaller is not named
 HINT = 40  # letters of their names
 
@@ -43,7 +43,7 @@ def answer(result: TextAttribution, *, prompt: str | None = None, title: str = "
         figure, and ``.save(path)`` writes a page.
 
     Raises:
-        TypeError: ``result`` is no such result.
+        TypeError: ``result`` is not such a result.
         ValueError: Its texts and numbers do not fit together, a number is not finite, or the spans
             do not lie in the prompt.
 

@@ -40,7 +40,7 @@ def bar(
     Features are sorted by mean |attribution|. The bars of several samples are those means: how much
     a feature matters, whatever its sign. With ``signed`` they are means of the attributions, where
     a feature that helps some samples and hurts others has a short bar. The label under the plot
-    says which; the numbers stand at the right.
+    says which; the numbers are at the right.
 
     Args:
         attributions: (B, F), or (F,) for one sample, whose signs are always drawn.
@@ -54,13 +54,13 @@ def bar(
         signed: Whether bars of several samples are means of signed attributions, not of sizes.
         title: Drawn above the plot.
         xlabel: Drawn under the plot; by default it says what bars and error bars are.
-        ax: Your axes to draw in, if not a figure of its own.
+        ax: Your axes to draw in instead of a new figure.
 
     Returns:
         A figure with one axes.
 
     Raises:
-        TypeError: Something holds no real numbers.
+        TypeError: An argument does not hold real numbers.
         ValueError: Shapes, names or options do not fit, or values are not finite.
 
     Example:

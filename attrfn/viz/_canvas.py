@@ -45,7 +45,7 @@ def new_figure(width: float, height: float, description: str, ax: Axes | None = 
     With ``ax`` a region of that size, which is scaled into the axes.
 
     Raises:
-        TypeError: ``ax`` is no axes.
+        TypeError: ``ax`` is not an axes.
     """
     # `Figure` itself, without pyplot: that has global state, and may open windows.
     need("matplotlib.figure")
@@ -61,10 +61,10 @@ def new_figure(width: float, height: float, description: str, ax: Axes | None = 
 
 
 def checked(ax: Axes) -> Axes:
-    """An axes as it is.
+    """The axes themselves.
 
     Raises:
-        TypeError: It is none.
+        TypeError: It is not an axes.
     """
     if not hasattr(ax, "inset_axes") or not hasattr(ax, "transAxes"):
         raise TypeError(

@@ -80,7 +80,7 @@ def compare(
 ) -> Figure:
     """One row per metric, one column per method: a dot per example and a line at the mean.
 
-    All methods of a row share its axis, whose better end is labelled. Under each column stands the
+    All methods of a row share its axis, whose better end is labelled. Under each column is the
     mean over the examples for which the metric is defined, and how many are not; the best mean is
     in colour. Values beyond the axis are triangles at its end.
 
@@ -90,7 +90,7 @@ def compare(
             p-th percentile, and all means; 100: all values.
         log: Names of metrics with a logarithmic axis, whose values are all above 0.
         title: Drawn above everything.
-        ax: Your axes, if not a figure of its own: all axes are scaled into its box.
+        ax: Your axes instead of a new figure: all axes are scaled into its box.
 
     Returns:
         A figure with one axes per metric.
@@ -114,14 +114,9 @@ def compare(
     """
     methods, table = _checked(comparison)
     at = percentile(outlier_percentile)
-    log = [log] if isinstance(log, str) else list(log)
-    unknown = [name for name in log if name not in table]
-    if unknown:
-        raise ValueError(
-            f"log has {say(unknown)}, expected names among {list(table)}: use the names of metrics"
-        )
+    logs = _logs(log, table)
     rows = [
-        _row(name, values, comparison.better[name], at, name in log)
+        _row(name, values, comparison.better[name], at, name in logs)
         for name, values in table.items()
     ]
     names = [balance(name, COLUMN - 0.06, NUMBER + 0.5, "bold") for name in methods]
@@ -148,6 +143,17 @@ def compare(
         _write_means(figure, row, left, y + ROW + 0.05)
         y += ROW + below + GAP
     return finish(figure)
+
+
+def _logs(log: str | Collection[str], table: Mapping[str, Tensor]) -> list[str]:
+    """The metrics with a logarithmic axis."""
+    found = [log] if isinstance(log, str) else list(log)
+    unknown = [name for name in found if name not in table]
+    if unknown:
+        raise ValueError(
+            f"log has {say(unknown)}, expected names among {list(table)}: use the names of metrics"
+        )
+    return found
 
 
 def _checked(comparison: Comparison) -> tuple[list[str], dict[str, Tensor]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -66,18 +66,18 @@ def curves(
 ) -> Figure:
     """Removal curves of one or several methods: the mean and a band over the examples.
 
-    A panel for deletion, one for insertion, on one y axis. The areas under the mean curves stand
-    beside the names: they are the means of :func:`attrfn.metrics.deletion` and
+    A panel for deletion, one for insertion, on one y axis. The areas under the mean curves are
+    given with the names: they are the means of :func:`attrfn.metrics.deletion` and
     :func:`attrfn.metrics.insertion` with the same options.
 
     Args:
         deletion: What :func:`attrfn.metrics.removal_curve` returns, or a mapping from the names of
             methods to that.
         insertion: The same with ``insert=True``.
-        band: The percentiles between which the band lies; ``(0, 100)`` holds all examples.
+        band: The percentiles that bound the band; ``(0, 100)`` covers all examples.
         title: Drawn above the panels.
         ylabel: What the model's value is.
-        ax: Your axes, if not a figure of its own: all axes are scaled into its box.
+        ax: Your axes instead of a new figure: all axes are scaled into its box.
 
     Returns:
         A figure with one axes per panel and, last, the legend. Examples with a value that is not
@@ -85,7 +85,7 @@ def curves(
 
     Raises:
         TypeError: An argument is not a curve.
-        ValueError: There is no curve or no example, or shapes or ``band`` do not fit.
+        ValueError: There are no curves or examples, or shapes or ``band`` do not fit.
 
     Example:
         >>> import torch, attrfn
@@ -106,10 +106,7 @@ def curves(
     if not panels:
         raise ValueError("deletion and insertion are both None, expected at least one curve")
     names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
-    looks = {
-        name: (COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)])
-        for i, name in enumerate(names)
-    }
+    looks = _looks(names)
     left = MARGIN + 0.25 + 0.5
     right = left + len(panels) * (WIDTH + GAP)
     labels = {name: wrap(name, 2.0, TEXT) for name in names}
@@ -121,18 +118,12 @@ def curves(
     heights = [max(LINES, text_height(label, TEXT) + 0.06) for label in labels.values()]
     height = max(HEIGHT, 0.3 + sum(heights))
     bottom = top + height + 0.5
-    figure = new_figure(
-        full, bottom + text_height(notes, SMALL) + MARGIN, _describe(panels, low, high), ax
-    )
+    total = bottom + text_height(notes, SMALL) + MARGIN
+    figure = new_figure(full, total, _describe(panels, low, high), ax)
     write(figure, MARGIN, MARGIN, title, TITLE, weight="bold")
     for i, (kind, lines) in enumerate(panels.items()):
         x = left + i * (WIDTH + GAP)
-        axes = place(figure, x, top, WIDTH, height)
-        _draw(axes, lines, looks)
-        axes.set_xlabel(KINDS[kind][0], fontsize=TEXT, color=DARK)
-        write(figure, x, top - 0.1, kind, TEXT + 1, weight="bold", va="baseline")
-        better = KINDS[kind][1]
-        write(figure, x + WIDTH, top - 0.1, better, SMALL, ha="right", va="baseline", color=ACCENT)
+        _draw_panel(figure, (x, top, WIDTH, height), kind, lines, looks)
     _share_axis(figure, len(panels))
     figure.axes[0].set_ylabel(ylabel, fontsize=TEXT, color=DARK, parse_math=False)
     _write_legend(figure, panels, labels, looks, heights, right, top, side)
@@ -185,6 +176,31 @@ def _line(name: str, curve: Curve, low: float, high: float) -> Line:
     mean = kept.mean(0)
     area = float(torch.trapezoid(mean, x))
     return Line(x, mean, ends[0], ends[1], area, len(values) - len(kept))
+
+
+def _looks(names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """A colour and a dash for each method."""
+    return {
+        name: (COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)])
+        for i, name in enumerate(names)
+    }
+
+
+def _draw_panel(
+    figure: Canvas,
+    box: tuple[float, float, float, float],
+    kind: str,
+    lines: Mapping[str, Line],
+    looks: Mapping[str, tuple[str, str]],
+) -> None:
+    """The curves of one kind in a box, with what they are and which of them are better."""
+    x, top, width, _ = box
+    axes = place(figure, *box)
+    _draw(axes, lines, looks)
+    share, better = KINDS[kind]
+    axes.set_xlabel(share, fontsize=TEXT, color=DARK)
+    write(figure, x, top - 0.1, kind, TEXT + 1, weight="bold", va="baseline")
+    write(figure, x + width, top - 0.1, better, SMALL, ha="right", va="baseline", color=ACCENT)
 
 
 def _draw(axes: Axes, lines: Mapping[str, Line], looks: Mapping[str, tuple[str, str]]) -> None:

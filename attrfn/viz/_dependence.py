@@ -23,8 +23,8 @@ from attrfn.viz._canvas import (
     write,
 )
 from attrfn.viz._colour import colour_map
-from attrfn.viz._rows import features
-from attrfn.viz._scale import Array, numbers
+from attrfn.viz._rows import features, inputs_of
+from attrfn.viz._scale import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,13 +60,13 @@ def dependence(
         cmap: Name of a sequential matplotlib colour map, low to high values.
         title: Drawn above the plot.
         ylabel: Drawn at the left; by default it names the feature.
-        ax: Your axes to draw in, if not a figure of its own.
+        ax: Your axes to draw in instead of a new figure.
 
     Returns:
         A figure with one axes, and a second one, the colour bar, with ``colour``.
 
     Raises:
-        TypeError: An argument holds no real numbers, or ``ax`` is no axes.
+        TypeError: An argument does not hold real numbers, or ``ax`` is not an axes.
         ValueError: Shapes or names do not fit, or values are not finite.
 
     Example:
@@ -77,13 +77,7 @@ def dependence(
         ('value of a', 2)
     """
     data = features(attributions, names)
-    shown = numbers(values, "values", {1: "(F,)", 2: "(B, F)"})
-    shown = shown[None] if shown.ndim == 1 else shown
-    if shown.shape != data.shape:
-        raise ValueError(
-            f"values has shape {tuple(shown.shape)}, expected {tuple(data.shape)} as attributions "
-            "has: give the inputs that were explained"
-        )
+    shown = inputs_of(values, data)
     texts = [str(name) for name in names]
     one = _index(feature, texts, "feature")
     second = None if colour is None else _index(colour, texts, "colour")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
@@ -30,6 +30,7 @@ from attrfn.viz._picture import (
     draw_map,
     draw_outline,
     draw_picture,
+    image_titles,
     maps,
     outline_of,
     pale,
@@ -45,6 +46,25 @@ if TYPE_CHECKING:
 
 NAME, NOTE, LABEL, TITLE = 9.0, 7.5, 9.0, 12.0  # font sizes
 CELL, GAP_X, GAP_Y, MARGIN, BAR = 1.25, 0.14, 0.1, 0.16, 0.07  # inches
+
+
+class _Plan(NamedTuple):
+    """Places in inches, and the texts as they are broken into lines."""
+
+    names: list[str]
+    notes: list[str]
+    labels: list[str]
+    title: str
+    left: float
+    top: float
+    bottom: float
+    right: float
+    cell: float
+    note: float
+
+    def column(self, i: int) -> float:
+        """Where a column begins."""
+        return self.left + i * (CELL + GAP_X)
 
 
 @checks_flags
@@ -69,22 +89,22 @@ def image_grid(
     """A grid of images (rows) by methods (columns), one colour scale per method.
 
     A column's scale runs from -v to v, where v is the given percentile of |attribution| over all
-    its rows, and stands under it; larger values take the end colours. Maps that are never negative
+    its rows, written under it; larger values take the end colours. Maps that are never negative
     are drawn on the same zero-centred scale, so a colour means the same everywhere.
 
     Args:
         images: (B, C, H, W), or (B, H, W, C) as ``layout`` says, or (B, H, W). Three channels are
             drawn in colour, others averaged.
         attributions: Method name -> (B, C, h, w), or (B, h, w, C) as ``layout`` says, or (B, h, w).
-            A map of another size than the image's (a CAM) is stretched over it.
+            A map whose size is not the image's (a CAM) is stretched over it.
         titles: One label per image, drawn at the left of its row.
         notes: Method name -> a second line under the name, such as "3.1 ms, gap 1e-6".
         title: Drawn above everything.
         outlier_percentile: Where the scales end, above 0; 100: at the largest value.
         cmap: Name of a diverging matplotlib colour map, negative to positive.
         original: Whether the first column shows the images.
-        outline: Whether a thin contour of the image lies over each map.
-        overlay: Whether each map lies over its image in pale grey and fades towards zero, as by
+        outline: Whether to draw a thin contour of the image over each map.
+        overlay: Whether to draw each map over its image in pale grey, fading towards zero, as by
             :func:`attrfn.viz.image`, without the contour.
         mean: What was subtracted from the images to normalise them: a number or one per channel.
         std: What the images were divided by after that.
@@ -93,16 +113,16 @@ def image_grid(
             last where no image has so many channels, and refuses other doubtful shapes.
         channels: What becomes of the channels of attributions, or a mapping from method names to
             that. "mean" is right for scores that channels share and has the colours of a sum for
-            others; "sum" is for attributions that are divided among the channels, when the numbers
-            of the scale shall be their sums.
-        ax: Your axes, if not a figure of its own: all axes are scaled into its box.
+            others; "sum" is for attributions that are divided among the channels, if the numbers
+            of the scale should be their sums.
+        ax: Your axes instead of a new figure: all axes are scaled into its box.
 
     Returns:
         A figure with axes in row-major order (images, then methods, per row), followed by one
         colour bar per method.
 
     Raises:
-        TypeError: ``attributions`` is not a mapping, or an argument holds no real numbers.
+        TypeError: ``attributions`` is not a mapping, or an argument does not hold real numbers.
         ValueError: Shapes, batch sizes, names or options do not fit, or values are not finite.
 
     Example:
@@ -114,47 +134,56 @@ def image_grid(
     """
     form = shapes(layout, batch=True)
     shown = pictures(images, "images", form, mean, std)
-    height, width = shown.shape[1:3]
-    columns = _columns(attributions, form, len(shown), (height, width), channels)
-    labels = _labels(titles, shown.shape[0])
-    second = _notes(notes, columns)
+    size = (shown.shape[1], shown.shape[2])
+    columns = _columns(attributions, form, len(shown), size, channels)
+    names, under = ["image"] * original + list(columns), [""] * original + _notes(notes, columns)
+    plan = _plan(shown, names, under, titles, title)
     at = percentile(outlier_percentile)
     colours = colour_map(cmap, alpha=0.9 if overlay else None)
+    limits = [limit(values, at) for values in columns.values()]
+    note = wrap(_end(columns, limits, at), plan.right - plan.left, NOTE)
+    height = plan.bottom + BAR + 0.3 + text_height(note, NOTE)
+    what = _describe(len(shown), columns, original)
+    figure = new_figure(plan.right + MARGIN, height, what, ax)
+    write(figure, MARGIN, MARGIN, plan.title, TITLE, weight="bold")
+    write(figure, plan.left, plan.bottom + BAR + 0.2, note, NOTE, color=GREY)
+    for row, picture in enumerate(shown):
+        row_maps = [values[row] for values in columns.values()]
+        cells = _cells(figure, plan, row)
+        _draw_row(cells, picture, row_maps, limits, colours, original, outline, overlay)
+    _write_names(figure, plan)
+    _draw_bars(figure, plan, columns, limits, int(original))
+    return finish(figure)
 
+
+def _plan(
+    shown: Tensor, names: list[str], notes: list[str], titles: Sequence[str] | None, title: str
+) -> _Plan:
+    """A figure that is as large as its texts need."""
+    height, width = shown.shape[1:3]
     cell = CELL * min(max(height / width, 0.15), 1.6)  # bounded: strips stay visible
-    names = [balance(name, CELL, NAME, "bold") for name in ["image"] * original + list(columns)]
-    under = [balance(note, CELL, NOTE) for note in [""] * original + second]
+    labels = [] if titles is None else image_titles(titles, len(shown))
     labels = [wrap(label, 1.5, LABEL) for label in labels]
+    names = [balance(name, CELL, NAME, "bold") for name in names]
+    notes = [balance(note, CELL, NOTE) for note in notes]
     left = MARGIN + max((text_width(label, LABEL) + 0.12 for label in labels if label), default=0)
-    note_height = max(text_height(note, NOTE) for note in under)
-    top = MARGIN + max(text_height(name, NAME) for name in names) + note_height + 0.06
-    full = left + len(names) * (CELL + GAP_X) - GAP_X + MARGIN
-    title = wrap(title, full - 2 * MARGIN, TITLE, "bold")
+    right = left + len(names) * (CELL + GAP_X) - GAP_X
+    title = wrap(title, right - MARGIN, TITLE, "bold")
+    note = max(text_height(text, NOTE) for text in notes)
+    top = MARGIN + max(text_height(name, NAME) for name in names) + note + 0.06
     top += text_height(title, TITLE) + (0.12 if title else 0)
     bottom = top + len(shown) * (cell + GAP_Y)
-    limits = [limit(values, at) for values in columns.values()]
-    note = wrap(_end(columns, limits, at), full - left - MARGIN, NOTE)
-    what = _describe(len(shown), columns, original)
-    figure = new_figure(full, bottom + BAR + 0.3 + text_height(note, NOTE), what, ax)
-    write(figure, MARGIN, MARGIN, title, TITLE, weight="bold")
-    write(figure, left, bottom + BAR + 0.2, note, NOTE, color=GREY)
-    for row, picture in enumerate(shown):
-        y = top + row * (cell + GAP_Y)
-        if labels:
-            write(figure, left - 0.12, y + cell / 2, labels[row], LABEL, ha="right", va="center")
-        row_maps = [values[row] for values in columns.values()]
-        cells = [
-            place(figure, left + column * (CELL + GAP_X), y, CELL, cell)
-            for column in range(len(names))
-        ]
-        _draw_row(cells, picture, row_maps, limits, colours, original, outline, overlay)
-    _write_names(figure, names, under, left, top, note_height)
-    for column, (values, end) in enumerate(zip(columns.values(), limits, strict=True)):
-        x = left + (column + original) * (CELL + GAP_X)
-        axes = place(figure, x, bottom, CELL, BAR)
-        mappable = figure.axes[column + original].images[-1]
-        colour_bar(figure, axes, mappable, end, clipped=bool((values.abs() > end).any()))
-    return finish(figure)
+    return _Plan(names, notes, labels, title, left, top, bottom, right, cell, note)
+
+
+def _cells(figure: Canvas, plan: _Plan, row: int) -> list[Axes]:
+    """The axes of a row, with its label at their left."""
+    y = plan.top + row * (plan.cell + GAP_Y)
+    if plan.labels:
+        x, middle = plan.left - 0.12, y + plan.cell / 2
+        write(figure, x, middle, plan.labels[row], LABEL, ha="right", va="center")
+    columns = range(len(plan.names))
+    return [place(figure, plan.column(i), y, CELL, plan.cell) for i in columns]
 
 
 def _draw_row(
@@ -181,23 +210,31 @@ def _draw_row(
         bare(axes)
 
 
-def _write_names(
-    figure: Canvas, names: list[str], notes: list[str], left: float, top: float, height: float
-) -> None:
-    """The names over the columns, and under each its note; the notes are ``height`` inches high."""
+def _write_names(figure: Canvas, plan: _Plan) -> None:
+    """The names over the columns, and under each its note."""
     # A name is the title of the column's first axes, so that those who read the axes find it there.
-    for column, (name, note) in enumerate(zip(names, notes, strict=True)):
-        x = left + column * (CELL + GAP_X) + CELL / 2
+    for column, (name, note) in enumerate(zip(plan.names, plan.notes, strict=True)):
+        x = plan.column(column) + CELL / 2
         figure.axes[column].set_title(
             name,
             loc="center",
             color=DARK,
             fontsize=NAME,
             weight="bold",
-            pad=72 * (height + 0.06),  # in points
+            pad=72 * (plan.note + 0.06),  # in points
             parse_math=False,
         )
-        write(figure, x, top - 0.04 - height, note, NOTE, ha="center", color=GREY)
+        write(figure, x, plan.top - 0.04 - plan.note, note, NOTE, ha="center", color=GREY)
+
+
+def _draw_bars(
+    figure: Canvas, plan: _Plan, columns: Mapping[str, Tensor], limits: list[float], first: int
+) -> None:
+    """A colour bar under each column of maps."""
+    for i, (values, end) in enumerate(zip(columns.values(), limits, strict=True), first):
+        axes = place(figure, plan.column(i), plan.bottom, CELL, BAR)
+        clipped = bool((values.abs() > end).any())
+        colour_bar(figure, axes, figure.axes[i].images[-1], end, clipped=clipped)
 
 
 def _columns(
@@ -233,17 +270,6 @@ def _columns(
                 "images has: explain and draw the same batch"
             )
     return columns
-
-
-def _labels(titles: Sequence[str] | None, batch: int) -> list[str]:
-    if titles is None:
-        return []
-    if isinstance(titles, str) or len(titles) != batch:
-        raise ValueError(
-            f"titles is {say(titles)}, expected a sequence of {batch} texts, one per image: "
-            "give an empty text to an image without label"
-        )
-    return [str(label) for label in titles]
 
 
 def _notes(notes: Mapping[str, str] | None, columns: Mapping[str, Tensor]) -> list[str]:

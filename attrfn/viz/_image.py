@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -37,6 +37,7 @@ from attrfn.viz._scale import Array, limit, percentile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
 Sign = Literal["all", "positive", "negative", "absolute"]
@@ -54,6 +55,16 @@ WORDS = {
     "lower": "lowers the output",
     "size": "size of the attribution",
 }
+
+
+class _Look(NamedTuple):
+    """How a map is drawn over its image."""
+
+    side: Side
+    background: Background
+    alpha: float
+    colours: Colormap
+    words: str
 
 
 @checks_flags
@@ -78,16 +89,16 @@ def image(
 
     Image and attribution are taken as the model and the method have them: channels first, also in a
     batch of one; a photograph as files have it, colours last, is known by its shape. The colours
-    fade towards zero, so the image shows through where nothing is attributed; beneath them the
+    fade towards zero, so the image shows through where nothing is attributed; under them the
     image is pale and grey, since colours mean attributions. A map without negative values, such as
-    a rectified Grad-CAM, lies half opaque over the image in its colours: what glows raises the
+    a rectified Grad-CAM, is drawn half opaque over the image in its colours: what glows raises the
     output, what is dark does not.
 
     Args:
         image: (C, H, W), or (H, W, C) as ``layout`` says, or (H, W); the first two also as a batch
             of one.
         attribution: (C, h, w), or (h, w, C) as ``layout`` says, or (h, w), or a batch of one; a map
-            of another size than the image's is stretched over it.
+            whose size is not the image's is stretched over it.
         sign: The values to draw: "all", only "positive" or "negative" ones, or "absolute" ones.
         alpha: Opacity of the strongest attributions, 0 to 1. At 1 nothing fades: the heat map
             alone, with a thin contour of the image. None is 0.9, and 0.5 for a map without negative
@@ -109,14 +120,14 @@ def image(
             last where no image has so many channels, and refuses other doubtful shapes.
         channels: What becomes of the channels of an attribution. "mean" is right for scores that
             channels share and has the colours of a sum for others; "sum" is for attributions that
-            are divided among the channels, when the numbers of the scale shall be their sums.
-        ax: Your axes to draw in, if not a figure of its own.
+            are divided among the channels, if the numbers of the scale should be their sums.
+        ax: Your axes to draw in instead of a new figure.
 
     Returns:
         A figure with two axes: the image and the colour bar. With ``ax`` its figure.
 
     Raises:
-        TypeError: An argument holds no real numbers, or ``ax`` is no axes.
+        TypeError: An argument does not hold real numbers, or ``ax`` is not an axes.
         ValueError: Shapes or options do not fit, or values are not finite.
 
     Example:
@@ -132,32 +143,44 @@ def image(
     picture = pictures(_alone(image, "image"), "image", form, mean, std)
     size = picture.shape[0], picture.shape[1]
     values = maps(_alone(attribution, "attribution"), "attribution", form, size, channels)
-    rectified = sign == "all" and not bool((values < 0).any()) and bool((values > 0).any())
-    values, side = _with_sign(values, sign), "upper" if rectified else SIDES[sign]
-    background = background or ("colour" if rectified else "grey")
-    glows = rectified and background == "colour"
-    cmap = cmap or ("inferno" if glows else "PuOr" if sign == "absolute" else "RdBu_r")
-    alpha = alpha if alpha is not None else (0.5 if glows else 0.9)
+    look = _look(values, sign, alpha, background, cmap)
+    values = _with_sign(values, sign)
     end = limit(values, at)
-    colours = colour_map(cmap, side, None if alpha == 1 else alpha, fades=not glows)
     axes, bar = _axes(size, title, sign, ax)
-    if alpha < 1:
-        draw_picture(axes, pale(picture) if background == "grey" else picture)
-    mappable = draw_map(axes, values, size, colours, norm(end, side), smooth)
-    if alpha == 1:
+    if look.alpha < 1:
+        draw_picture(axes, pale(picture) if look.background == "grey" else picture)
+    mappable = draw_map(axes, values, size, look.colours, norm(end, look.side), smooth)
+    if look.alpha == 1:
         draw_outline(axes, outline_of(picture))
     bare(axes)
     clipped = bool((values.abs() > end).any())
     figure = root(axes)
     colour_bar(figure, bar, mappable, end, clipped=clipped, orientation="vertical", size=8)
     if end:
-        words = WORDS["size" if sign == "absolute" else side]
-        bar.set_ylabel(words, fontsize=7, color=GREY, labelpad=2)
+        bar.set_ylabel(look.words, fontsize=7, color=GREY, labelpad=2)
     return figure
 
 
 image_overlay = image
 """The former name of ``image``."""
+
+
+def _look(
+    values: Tensor,
+    sign: Sign,
+    alpha: float | None,
+    background: Background | None,
+    cmap: str | None,
+) -> _Look:
+    """The options, where they are None by the signs of the values."""
+    rectified = sign == "all" and not bool((values < 0).any()) and bool((values > 0).any())
+    side: Side = "upper" if rectified else SIDES[sign]
+    background = background or ("colour" if rectified else "grey")
+    glows = rectified and background == "colour"
+    cmap = cmap or ("inferno" if glows else "PuOr" if sign == "absolute" else "RdBu_r")
+    alpha = alpha if alpha is not None else (0.5 if glows else 0.9)
+    colours = colour_map(cmap, side, None if alpha == 1 else alpha, fades=not glows)
+    return _Look(side, background, alpha, colours, WORDS["size" if sign == "absolute" else side])
 
 
 def _axes(size: tuple[int, int], title: str, sign: Sign, ax: Axes | None) -> tuple[Axes, Axes]:

@@ -33,7 +33,7 @@ class Result(NamedTuple):
     method: str
 
     def lines(self) -> list[int]:
-        """The rows that there are to see: -1 is the whole answer, unless it equals the one row."""
+        """The rows that can be seen: -1 is the whole answer, unless it equals the one row."""
         rows = list(range(len(self.answer)))
         known = self.total is not None and not (len(rows) == 1 and self.values[0].equal(self.total))
         return [-1] * known + rows
@@ -49,7 +49,7 @@ def read(result: TextAttribution) -> Result:
     """The checked result.
 
     Raises:
-        TypeError: It is none, or its texts or numbers are of another kind.
+        TypeError: It is not a result, or its texts or numbers are of the wrong kind.
         ValueError: The numbers of rows, parts or texts differ, or a number is not finite.
     """
     missing = [name for name in ("values", "total", "parts", "answer") if not hasattr(result, name)]
@@ -96,7 +96,7 @@ def _texts(texts: object, name: str) -> list[str]:
 
 
 def _total(total: Tensor, n: int) -> Tensor | None:
-    """The total; None for nan, which a selection of an answer has where it is no sum of rows."""
+    """The total; None for nan, which part of an answer has if its total is not a sum of rows."""
     if bool(_shaped(total, "total", (n,), finite=False).isnan().all()):
         return None
     return _shaped(total, "total", (n,))
@@ -130,7 +130,7 @@ def pieces(result: Result, prompt: str | None) -> list[tuple[str, int]]:
     Without the prompt itself, parts that do not touch have a space or an ellipsis between them.
 
     Raises:
-        ValueError: A part does not lie in the prompt, or there are no spans in order.
+        ValueError: A part is outside the prompt, or the spans are missing or out of order.
     """
     spans = result.spans
     ends = [0, *[end for _, end in spans]] if spans else []
@@ -140,7 +140,7 @@ def pieces(result: Result, prompt: str | None) -> list[tuple[str, int]]:
     if prompt is not None and (spans is None or not ordered or ends[-1] > len(prompt)):
         raise ValueError(
             f"prompt has {len(prompt)} characters, and result.spans is {say(result.spans)}, "
-            "expected spans in the order of the text that lie in it: give the text that was "
+            "expected spans inside it, in the order of the text: give the text that was "
             "explained, or leave prompt out"
         )
     found: list[tuple[str, int]] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# What stands in a notebook or a report has their ground and letters: so no rule sets either, and
+# Inside a notebook or a report, its ground and letters apply: so no rule sets either, and
 # all colours let the ground through. Only names that stay while a table scrolls need a ground: that
 # of our pages, of Jupyter or of VS Code. Rules are scoped by the classes, which begin with attrfn.
 

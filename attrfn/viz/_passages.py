@@ -46,9 +46,9 @@ def passages(
         figure, and ``.save(path)`` writes a page.
 
     Raises:
-        TypeError: ``result`` is no such result.
+        TypeError: ``result`` is not such a result.
         ValueError: Its texts and numbers do not fit together, a number is not finite, or an option
-            has another value.
+            is wrong.
 
     Example:
         >>> import torch
@@ -66,7 +66,7 @@ def passages(
     if data.total is None:
         raise ValueError(
             "result.total is nan, which has no order: explain that part of the answer by itself, "
-            "because the score of the whole is no sum over its tokens"
+            "because the score of the whole is not a sum over its tokens"
         )
     values, errors = data.total.tolist(), _errors(data)
     by_rank = sorted(range(len(values)), key=lambda k: -values[k])
@@ -107,7 +107,7 @@ def _errors(data: Result) -> list[float] | None:
     if data.stderr is None or data.total is None:
         return None
     summed: Tensor = data.values.sum(0)
-    # Where the total is no sum over the tokens (odds, probabilities), theirs say nothing of it.
+    # If the total is not a sum over the tokens (odds, probabilities), theirs say nothing of it.
     if not summed.allclose(data.total, rtol=1e-3, atol=1e-6 + 1e-4 * float(summed.abs().max())):
         return None
     return data.stderr.abs().sum(0).tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
 
 import torch
@@ -50,6 +51,21 @@ def shapes(layout: Layout | None, *, batch: bool) -> Shapes:
             "first or last"
         )
     return Shapes("B, " * batch, layout or "CHW", layout is not None)
+
+
+def image_titles(titles: Sequence[str] | None, batch: int) -> list[str]:
+    """One label per image, all empty without titles.
+
+    Raises:
+        ValueError: There are not as many titles as images.
+    """
+    found = [""] * batch if titles is None else [str(text) for text in titles]
+    if isinstance(titles, str) or len(found) != batch:
+        raise ValueError(
+            f"titles is {say(titles)}, expected a sequence of {batch} texts, one per image: "
+            "give an empty text to an image without label"
+        )
+    return found
 
 
 def maps(
@@ -251,7 +267,7 @@ def outline_of(picture: Tensor) -> list[Any]:
 
 
 def draw_outline(axes: Axes, lines: list[Any]) -> None:
-    """Thin lines, which do not change the colours beside them."""
+    """Thin lines, which do not change the colours next to them."""
     collection = need("matplotlib.collections").LineCollection(
         lines, colors=DARK, linewidths=0.7, alpha=0.55
     )

@@ -43,7 +43,7 @@ def report(
     """Write one HTML file that holds everything it shows: no scripts, no links, no other files.
 
     It reads well on narrow and wide screens, in light and dark mode, and on paper. All texts are
-    escaped. Missing folders on the way to ``path`` are made. A file that is there is replaced by
+    escaped. Missing folders on the way to ``path`` are made. An existing file is replaced by
     the whole page at once; after an exception it is as it was.
 
     Args:

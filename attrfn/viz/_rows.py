@@ -45,6 +45,22 @@ def features(attributions: Array, names: Sequence[str]) -> Tensor:
     return data
 
 
+def inputs_of(values: Array, data: Tensor) -> Tensor:
+    """The inputs that were explained, (B, F) as the attributions.
+
+    Raises:
+        ValueError: They have another shape.
+    """
+    found = numbers(values, "values", SHAPES)
+    found = found[None] if found.ndim == 1 else found
+    if found.shape != data.shape:
+        raise ValueError(
+            f"values has shape {tuple(found.shape)}, expected {tuple(data.shape)} as attributions "
+            "has: give the inputs that were explained"
+        )
+    return found
+
+
 def order(data: Tensor, top: int) -> list[int]:
     """The ``top`` features of largest mean |attribution|, largest first; ties keep their order."""
     if top < 1:

@@ -32,6 +32,7 @@ from attrfn.viz._picture import (
     draw_map,
     draw_outline,
     draw_picture,
+    image_titles,
     outline_of,
     pictures,
     shapes,
@@ -41,6 +42,7 @@ from attrfn.viz._scale import Array, limit, numbers, percentile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
 NAME, NOTE, LABEL, TITLE = 9.0, 7.5, 9.0, 12.0  # font sizes
@@ -54,6 +56,19 @@ class Row(NamedTuple):
     picture: Tensor
     maps: list[Tensor]
     notes: list[str]
+
+
+class _Plan(NamedTuple):
+    """Places in inches, and the texts as they are broken into lines."""
+
+    names: list[str]
+    title: str
+    left: float
+    right: float
+    line: float
+    top: float
+    cell: float
+    step: float
 
 
 @checks_flags
@@ -73,7 +88,7 @@ def sanity(
 ) -> Figure:
     """Maps of the trained model, then of the model with ever more layers drawn at random.
 
-    One row per method and image, one column per layer. A map that stays as it was says nothing of
+    One row per method and image, one column per layer. A map that stays as it was does not show
     what the model has learned. Each map has its own colour scale, since the outputs of a random
     model are of another size.
 
@@ -89,16 +104,16 @@ def sanity(
         title: Drawn above everything.
         outlier_percentile: Where the scales end, as a percentile of |map|; 100: at the largest.
         cmap: Name of a diverging matplotlib colour map, negative to positive.
-        outline: Whether a thin contour of the image lies over each map.
+        outline: Whether to draw a thin contour of the image over each map.
         layout: "CHW" or "HWC": whether the channels of all of them come first or last.
         channels: What becomes of the channels of maps, "mean" or "sum".
-        ax: Your axes, if not a figure of its own: all axes are scaled into its box.
+        ax: Your axes instead of a new figure: all axes are scaled into its box.
 
     Returns:
         A figure with axes in row-major order: per row the image, then the maps.
 
     Raises:
-        TypeError: ``maps`` is not a mapping of mappings, or an argument holds no real numbers.
+        TypeError: ``maps`` is not a mapping of mappings, or an argument does not hold real numbers.
         ValueError: Shapes, batch sizes, columns or options do not fit, or values are not finite.
 
     Example:
@@ -119,7 +134,7 @@ def sanity(
     form = shapes(layout, batch=True)
     shown = pictures(images, "images", form)
     columns = _columns(maps)
-    labels = _titles(titles, len(shown))
+    labels = image_titles(titles, len(shown))
     rows = [
         row
         for method, of in maps.items()
@@ -128,42 +143,57 @@ def sanity(
     at = percentile(outlier_percentile)
     colours = colour_map(cmap)
 
+    plan = _plan(shown, ["image", *columns], rows, title, similarity is not None)
+    note = balance(_note(similarity), plan.right - plan.left, NOTE)
+    bottom = plan.top + len(rows) * plan.step
+    height = bottom + text_height(note, NOTE) + MARGIN
+    what = _describe(list(maps), columns, len(shown))
+    figure = new_figure(plan.right + MARGIN, height, what, ax)
+    write(figure, MARGIN, MARGIN, plan.title, TITLE, weight="bold")
+    _write_span(figure, plan.left + 2 * (CELL + GAP_X), plan.right, plan.line)
+    for i, row in enumerate(rows):
+        _draw_row(figure, plan, plan.top + i * plan.step, row, colours, at, outline)
+    for axes, name in zip(figure.axes[: len(plan.names)], plan.names, strict=True):
+        axes.set_title(name, color=DARK, fontsize=NAME, weight="bold", pad=4, parse_math=False)
+    write(figure, plan.left, bottom, note, NOTE, color=GREY)
+    return finish(figure)
+
+
+def _plan(shown: Tensor, names: list[str], rows: list[Row], title: str, notes: bool) -> _Plan:
+    """A figure that is as large as its texts need."""
     height, width = shown.shape[1:3]
     cell = CELL * min(max(height / width, 0.15), 1.6)  # bounded: strips stay visible
-    names = [balance(name, CELL, NAME, "bold") for name in ["image", *columns]]
+    names = [balance(name, CELL, NAME, "bold") for name in names]
     left = MARGIN + max(text_width(row.label, LABEL) for row in rows) + 0.12
-    full = left + len(names) * (CELL + GAP_X) - GAP_X + MARGIN
-    title = wrap(title, full - 2 * MARGIN, TITLE, "bold")
+    right = left + len(names) * (CELL + GAP_X) - GAP_X
+    title = wrap(title, right - MARGIN, TITLE, "bold")
     top = MARGIN + text_height(title, TITLE) + (0.12 if title else 0)
     line = top + text_height("0", NOTE) + 0.05
     top = line + 0.05 + max(text_height(name, NAME) for name in names) + 0.06
-    step = cell + GAP_Y + (text_height("0", NOTE) + 0.02 if similarity else 0)
-    note = balance(_note(similarity), full - left - MARGIN, NOTE)
-    bottom = top + len(rows) * step
-    what = _describe(list(maps), columns, len(shown))
-    figure = new_figure(full, bottom + text_height(note, NOTE) + MARGIN, what, ax)
-    write(figure, MARGIN, MARGIN, title, TITLE, weight="bold")
-    _write_span(figure, left + 2 * (CELL + GAP_X), full - MARGIN, line)
-    for i, row in enumerate(rows):
-        y = top + i * step
-        write(figure, left - 0.12, y + cell / 2, row.label, LABEL, ha="right", va="center")
-        lines = outline_of(row.picture) if outline else []
-        for column in range(len(names)):
-            x = left + column * (CELL + GAP_X)
-            axes = place(figure, x, y, CELL, cell)
-            if column == 0:
-                draw_picture(axes, row.picture)
-            else:
-                values = row.maps[column - 1]
-                draw_map(axes, values, (height, width), colours, norm(limit(values, at)))
-                draw_outline(axes, lines)
-                text = row.notes[column - 1]
-                write(figure, x + CELL / 2, y + cell + 0.03, text, NOTE, ha="center", color=GREY)
-            bare(axes)
-    for axes, name in zip(figure.axes[: len(names)], names, strict=True):
-        axes.set_title(name, color=DARK, fontsize=NAME, weight="bold", pad=4, parse_math=False)
-    write(figure, left, bottom, note, NOTE, color=GREY)
-    return finish(figure)
+    step = cell + GAP_Y + (text_height("0", NOTE) + 0.02 if notes else 0)
+    return _Plan(names, title, left, right, line, top, cell, step)
+
+
+def _draw_row(
+    figure: Canvas, plan: _Plan, y: float, row: Row, colours: Colormap, at: float, outline: bool
+) -> None:
+    """The label and the picture of a row, and its maps with their similarities."""
+    label = plan.left - 0.12, y + plan.cell / 2
+    write(figure, *label, row.label, LABEL, ha="right", va="center")
+    size = (row.picture.shape[0], row.picture.shape[1])
+    lines = outline_of(row.picture) if outline else []
+    for column in range(len(plan.names)):
+        x = plan.left + column * (CELL + GAP_X)
+        axes = place(figure, x, y, CELL, plan.cell)
+        if column == 0:
+            draw_picture(axes, row.picture)
+        else:
+            values, text = row.maps[column - 1], row.notes[column - 1]
+            draw_map(axes, values, size, colours, norm(limit(values, at)))
+            draw_outline(axes, lines)
+            under = x + CELL / 2, y + plan.cell + 0.03
+            write(figure, *under, text, NOTE, ha="center", color=GREY)
+        bare(axes)
 
 
 def _columns(maps: object) -> list[str]:
@@ -186,16 +216,6 @@ def _columns(maps: object) -> list[str]:
                 "method has: randomise the same layers in the same order"
             )
     return [str(name) for name in keys[0]]
-
-
-def _titles(titles: Sequence[str] | None, batch: int) -> list[str]:
-    found = [""] * batch if titles is None else [str(text) for text in titles]
-    if isinstance(titles, str) or len(found) != batch:
-        raise ValueError(
-            f"titles is {say(titles)}, expected a sequence of {batch} texts, one per image: "
-            "give an empty text to an image without label"
-        )
-    return found
 
 
 def _rows(

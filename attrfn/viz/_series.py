@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SHAPES = {"CT": {1: "(T,)", 2: "(C, T)"}, "TC": {1: "(T,)", 2: "(T, C)"}}
 WIDTH, ROW, GAP, MARGIN, TEXT, TITLE = 6.4, 1.0, 0.12, 0.16, 9.0, 11.0
+TICKS = 0.45  # room for the labels of the y axis, in inches
 
 
 @checks_flags
@@ -50,14 +51,14 @@ def time_series(
         title: Drawn above the panels.
         xlabel: Drawn under the panels.
         layout: "CT" or "TC": whether channels or steps come first. None expects (C, T), and refuses
-            more channels than steps, which mostly are (T, C).
-        ax: Your axes, if not a figure of its own: all axes are scaled into its box.
+            more channels than steps, which are usually (T, C).
+        ax: Your axes instead of a new figure: all axes are scaled into its box.
 
     Returns:
         A figure with one axes per channel and, last, the colour bar.
 
     Raises:
-        TypeError: An argument holds no real numbers.
+        TypeError: An argument does not hold real numbers.
         ValueError: Shapes, names or options do not fit, or values are not finite.
 
     Example:
@@ -66,6 +67,38 @@ def time_series(
         >>> len(time_series(torch.randn(40), series).axes)
         2
     """
+    values, lines = _read(attribution, series, layout)
+    channels, steps = lines.shape
+    labels = _labels(names, channels)
+    x = _positions(times, steps)
+    end = limit(values, percentile(outlier_percentile))
+
+    left = MARGIN + max(text_width(label, TEXT) for label in labels) + TICKS
+    title = wrap(title, left + WIDTH, TITLE, "bold")
+    top = MARGIN + text_height(title, TITLE) + (0.1 if title else 0)
+    height = channels * (ROW + GAP) - GAP
+    total = top + height + 0.3 + text_height(xlabel, TEXT) + MARGIN
+    figure = new_figure(left + WIDTH + 0.9, total, _describe(channels, steps), ax)
+    write(figure, MARGIN, MARGIN, title, TITLE, weight="bold")
+    colours, scale = colour_map(cmap), norm(end)
+    for channel, label in enumerate(labels):
+        y = top + channel * (ROW + GAP)
+        axes = place(figure, left, y, WIDTH, ROW)
+        write(figure, left - TICKS, y + ROW / 2, label, TEXT, ha="right", va="center")
+        bands = _draw_panel(axes, x, lines[channel], values[channel], colours, scale)
+        if channel < channels - 1:
+            axes.set_xticks([])
+    write(figure, left + WIDTH / 2, top + height + 0.25, xlabel, TEXT, ha="center")
+    bar = place(figure, left + WIDTH + 0.12, top, 0.1, height)
+    clipped = bool((values.abs() > end).any())
+    colour_bar(figure, bar, bands, end, clipped=clipped, orientation="vertical", size=8)
+    return finish(figure)
+
+
+def _read(
+    attribution: Array, series: Array, layout: Literal["CT", "TC"] | None
+) -> tuple[Tensor, Tensor]:
+    """The attributions and the series, (C, T)."""
     if layout not in (None, *SHAPES):
         raise ValueError(
             f"layout is {say(layout)}, expected 'CT', 'TC' or None: channels or steps come first"
@@ -85,38 +118,14 @@ def time_series(
     if layout == "TC" and lines.ndim == 2:
         values, lines = values.mT, lines.mT
     steps = lines.shape[-1]
-    values, lines = values.reshape(-1, steps), lines.reshape(-1, steps)
-    channels = len(lines)
-    labels = _labels(names, channels)
-    x = _positions(times, steps)
-    end = limit(values, percentile(outlier_percentile))
+    return values.reshape(-1, steps), lines.reshape(-1, steps)
 
-    ticks = 0.45  # room for the labels of the y axis
-    left = MARGIN + max(text_width(label, TEXT) for label in labels) + ticks
-    title = wrap(title, left + WIDTH, TITLE, "bold")
-    top = MARGIN + text_height(title, TITLE) + (0.1 if title else 0)
-    height = channels * (ROW + GAP) - GAP
-    figure = new_figure(
-        left + WIDTH + 0.9,
-        top + height + 0.3 + text_height(xlabel, TEXT) + MARGIN,
+
+def _describe(channels: int, steps: int) -> str:
+    return (
         f"Time series of {channels} channels and {steps} steps; the background is red where a step "
-        "raises the explained output and blue where it lowers it.",
-        ax,
+        "raises the explained output and blue where it lowers it."
     )
-    write(figure, MARGIN, MARGIN, title, TITLE, weight="bold")
-    colours, scale = colour_map(cmap), norm(end)
-    for channel in range(channels):
-        y = top + channel * (ROW + GAP)
-        axes = place(figure, left, y, WIDTH, ROW)
-        write(figure, left - ticks, y + ROW / 2, labels[channel], TEXT, ha="right", va="center")
-        bands = _draw_panel(axes, x, lines[channel], values[channel], colours, scale)
-        if channel < channels - 1:
-            axes.set_xticks([])
-    write(figure, left + WIDTH / 2, top + height + 0.25, xlabel, TEXT, ha="center")
-    bar = place(figure, left + WIDTH + 0.12, top, 0.1, height)
-    clipped = bool((values.abs() > end).any())
-    colour_bar(figure, bar, bands, end, clipped=clipped, orientation="vertical", size=8)
-    return finish(figure)
 
 
 def _draw_panel(

@@ -11,8 +11,8 @@ from torch import Tensor
 from attrfn._explain.flags import checks_flags
 from attrfn.viz._canvas import DARK, GREY, LINE, bar_beside
 from attrfn.viz._colour import colour_map
-from attrfn.viz._rows import MARGIN, features, frame, order, swarm
-from attrfn.viz._scale import Array, numbers
+from attrfn.viz._rows import MARGIN, features, frame, inputs_of, order, swarm
+from attrfn.viz._scale import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +36,7 @@ def strip(
 ) -> Figure:
     """One dot per sample and feature: attribution along x, the feature's value as colour.
 
-    Dots of equal attribution are stacked beside each other (a "beeswarm"), without random jitter.
+    Dots of equal attribution are stacked side by side (a "beeswarm"), without random jitter.
     Colours run, per feature, from the 5th to the 95th percentile of its values.
 
     Args:
@@ -47,13 +47,13 @@ def strip(
         cmap: Name of a sequential matplotlib colour map, low to high values.
         title: Drawn above the plot.
         xlabel: Drawn under the plot.
-        ax: Your axes to draw in, if not a figure of its own.
+        ax: Your axes to draw in instead of a new figure.
 
     Returns:
         A figure with two axes: the dots and the colour bar.
 
     Raises:
-        TypeError: An argument holds no real numbers.
+        TypeError: An argument does not hold real numbers.
         ValueError: Shapes, names or options do not fit, or values are not finite.
 
     Example:
@@ -64,13 +64,7 @@ def strip(
         ['b', 'a']
     """
     data = features(attributions, names)
-    shown = numbers(values, "values", {1: "(F,)", 2: "(B, F)"})
-    shown = shown[None] if shown.ndim == 1 else shown
-    if shown.shape != data.shape:
-        raise ValueError(
-            f"values has shape {tuple(shown.shape)}, expected {tuple(data.shape)} as attributions "
-            "has: give the inputs that were explained"
-        )
+    shown = inputs_of(values, data)
     chosen = order(data, top)
     colours = colour_map(cmap)
     figure, axes = frame(
@@ -78,8 +72,7 @@ def strip(
         title=title,
         xlabel=xlabel,
         right=0.75 + MARGIN,
-        description=f"One dot per sample, {xlabel} along x, the feature's value as colour, for the "
-        f"features {', '.join(str(names[i]) for i in chosen)}.",
+        description=_describe([str(names[i]) for i in chosen], xlabel),
         ax=ax,
     )
     span = float(data[:, chosen].abs().max()) or 1.0
@@ -99,6 +92,13 @@ def strip(
         )
     _value_bar(figure, axes, dots, own=ax is not None)
     return figure
+
+
+def _describe(names: list[str], xlabel: str) -> str:
+    return (
+        f"One dot per sample, {xlabel} along x, the feature's value as colour, for the features "
+        f"{', '.join(names)}."
+    )
 
 
 def _value_bar(figure: Figure, axes: Axes, dots: PathCollection, own: bool) -> None:

@@ -51,7 +51,7 @@ tbody tr:nth-child(even) { background: var(--stripe); }
 
 
 def page(title: str, body: str) -> str:
-    """A whole HTML page around what stands in its body."""
+    """A whole HTML page around a body."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

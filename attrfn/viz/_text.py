@@ -14,7 +14,7 @@ from attrfn.viz._style import page
 
 RED, BLUE = "214, 60, 60", "52, 120, 200"
 STRONGEST = 0.65  # the opacity at which both black and white letters can still be read
-# Styles stand in the elements: notebooks and mail programs drop style sheets and scripts.
+# Styles are inside the elements: notebooks and mail programs drop style sheets and scripts.
 _WORD = "padding:.15em .1em;border-radius:.2em;white-space:pre-wrap"
 _SOFT = "font-size:.85em;opacity:.75"
 
@@ -28,7 +28,7 @@ class Html(str):
     def save(self, path: str | os.PathLike[str], *, title: str = "Attributions") -> Path:
         """Write one HTML file that needs no other: no scripts, no links; light and dark.
 
-        Missing folders on the way to ``path`` are made. A file that is there is replaced by the
+        Missing folders on the way to ``path`` are made. An existing file is replaced by the
         whole page at once; after an exception it is as it was.
 
         Args:

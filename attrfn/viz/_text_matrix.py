@@ -14,7 +14,7 @@ from attrfn.viz._text import Html, colour, scale_line
 if TYPE_CHECKING:
     from attrfn.text import TextAttribution
 
-FEW = 12  # so many columns have room for numbers
+FEW = 12  # this many columns have room for numbers
 LABEL, TITLE = 28, 60  # letters of a part's name above its column, and when the pointer rests
 
 
@@ -23,7 +23,7 @@ def text_matrix(result: TextAttribution, *, title: str = "") -> Html:
     """Answer tokens in rows, parts of the prompt in columns, a colour for each number.
 
     Red raises the score of the answer token, blue lowers it. All tokens share one scale; the last
-    row is the total of the answer, on a scale of its own. With up to 12 parts the numbers stand in
+    row is the total of the answer, on its own scale. With up to 12 parts the numbers are in
     the cells; with more a number shows when the pointer rests on its cell, and screen readers read
     it. Without style sheets it is a plain table of numbers.
 
@@ -36,7 +36,7 @@ def text_matrix(result: TextAttribution, *, title: str = "") -> Html:
         figure, and ``.save(path)`` writes a page.
 
     Raises:
-        TypeError: ``result`` is no such result.
+        TypeError: ``result`` is not such a result.
         ValueError: Its texts and numbers do not fit together, or a number is not finite.
 
     Example:

@@ -36,8 +36,8 @@ def waterfall(
     """The way from f(x0) to f(x): each feature moves the output by its attribution.
 
     The first row is the output at the baseline, the last one the output at the input. Between them
-    the features stand from the largest |attribution| to the smallest, each where the one above
-    ended. What the attributions miss of the way has a row of its own, in grey: it is large where
+    are the features, from the largest |attribution| to the smallest, each starting where the one
+    above ended. What the attributions miss of the way has its own row, in grey: it is large where
     a method is not complete.
 
     Args:
@@ -49,13 +49,13 @@ def waterfall(
         top: How many features are drawn; one row sums the others.
         title: Drawn above the plot.
         xlabel: Drawn under the plot.
-        ax: Your axes to draw in, if not a figure of its own.
+        ax: Your axes to draw in instead of a new figure.
 
     Returns:
         A figure with one axes.
 
     Raises:
-        TypeError: An argument holds no real numbers, or ``ax`` is no axes.
+        TypeError: An argument does not hold real numbers, or ``ax`` is not an axes.
         ValueError: Shapes, names or options do not fit, or values are not finite.
 
     Example:

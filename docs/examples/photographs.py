@@ -99,7 +99,7 @@ def contrast(model: nn.Module, photos: Tensor, x: Tensor) -> Figure:
 
 
 def zoom(model: nn.Module, photo: Tensor, x: Tensor, target: Tensor) -> Figure:
-    """Integrated gradients of pixels beside Shapley values of superpixels, with standard errors."""
+    """Integrated gradients of pixels and Shapley values of superpixels, with standard errors."""
     mask = torch.tensor(slic(photo[0].numpy(), 20, compactness=20, start_label=0, channel_axis=0))
     shap = partial(attrfn.kernel_shap, n_samples=400, chunk_size=50, progress=True)
     options = {"feature_mask": mask, "return_stderr": True, "return_input_shape": False}

@@ -15,7 +15,7 @@ from attrfn._compile.explainer import Compiled
 from attrfn._compile.explainer import CompileError as CompileError
 from attrfn._compile.stale import check_attributes
 from attrfn._explain.flags import check_flags
-from attrfn._model.bind import uncompiled
+from attrfn._model.uncompiled import uncompiled
 from attrfn._torch.compiling import require_compiler
 from attrfn._torch.guard import guarded
 from attrfn._torch.private_compiler import compiler_error

@@ -26,7 +26,8 @@ from attrfn._explain.introspect import is_ours
 from attrfn._explain.method_unit import loops_over_chunks
 from attrfn._explain.target import select
 from attrfn._explain.tree import clone_tensors, flatten, output_width
-from attrfn._model.bind import bind, one_of, uncompiled
+from attrfn._model.bind import bind
+from attrfn._model.uncompiled import one_of, uncompiled
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.generators import unmoved
 from attrfn._torch.private_compiler import compilations, compiler_error, limit_errors

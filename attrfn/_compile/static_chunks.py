@@ -17,7 +17,8 @@ from attrfn._copies.chunks import ROOM_WITH_BACKWARD, Demand, copies_that_fit, d
 from attrfn._copies.memory import Peak, budget, unmeasured_copies
 from attrfn._copies.sizes import Took, equal
 from attrfn._explain.tree import call_model, flatten
-from attrfn._model.bind import bind, one_of, uncompiled
+from attrfn._model.bind import bind
+from attrfn._model.uncompiled import one_of, uncompiled
 from attrfn._torch.typing import ModelFn, Tree
 
 # Chunks in a graph. The loop over them is unrolled, and the time to compile grows with them; with

@@ -21,7 +21,7 @@ from attrfn._explain.options import (
 from attrfn._explain.tree import each
 from attrfn._layers.at import at_layer, at_neuron
 from attrfn._methods.deep_lift_options import DeepLiftOptions, DeepLiftRule, DeepShapOptions
-from attrfn._model.bind import uncompiled
+from attrfn._model.uncompiled import uncompiled
 from attrfn._rules.gradient import gradients_by_rules
 from attrfn._rules.rescale import RESCALE
 from attrfn._rules.reveal import REVEAL_CANCEL

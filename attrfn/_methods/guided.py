@@ -6,7 +6,7 @@ from attrfn._explain.explain import Explained, explain
 from attrfn._explain.forms import documented, form_of
 from attrfn._explain.options import Arguments, AtNeuron, GraphOptions
 from attrfn._layers.at import at_neuron
-from attrfn._model.bind import uncompiled
+from attrfn._model.uncompiled import uncompiled
 from attrfn._rules.errors import UnsupportedOpError
 from attrfn._rules.gradient import gradients_by_rules
 from attrfn._rules.hidden_relus import refuse_scripted

@@ -7,8 +7,9 @@ import functools
 from typing import Any
 
 from attrfn._layers.tails import tail_of, with_tail
-from attrfn._model.bind import bind_source, uncompiled
+from attrfn._model.bind import bind_source
 from attrfn._model.source import inside, source, unwrapped_name
+from attrfn._model.uncompiled import uncompiled
 from attrfn._rules.errors import UnsupportedOpError
 from attrfn._rules.formulas import LinearRule
 from attrfn._rules.modules import run_whole

@@ -1,10 +1,11 @@
 """A data set costs its explaining: reading, writing and keys per example take no time beside it.
 
-The floor is a bare loop: the method over the same batches of tensors in memory, results kept.
-Beside it run ``attrfn.data.explain`` on those tensors, on a data set of single examples, and from
-that into a folder that is synced to the disk. The bar is 0.95 of the floor's examples per second. A
-second table has what a key for each example costs in place of one for all, a third the memory of a
-folder and of a running mean against the length of the data. Prints the tables and writes them to
+The floor is a bare loop: the method over batches of tensors in memory, results kept. The batches
+are as large as ``batch_size="auto"`` makes them, for the floor too. Beside it run
+``attrfn.data.explain`` on those tensors, on a data set of single examples, and from that into a
+folder that is synced to the disk. The bar is 0.95 of the floor's examples per second. A second
+table has what a key for each example costs in place of one for all, a third the memory of a folder
+and of a running mean against the length of the data. Prints the tables and writes them to
 benchmarks/results/.
 """
 
@@ -28,8 +29,8 @@ import attrfn
 import attrfn.data
 from attrfn import random
 
-BATCH = 32
-explain = functools.partial(attrfn.data.explain, progress=False, batch_size=BATCH)
+KEYS = 32
+explain = functools.partial(attrfn.data.explain, progress=False)
 
 
 class Drawn(Dataset):
@@ -58,12 +59,12 @@ METHODS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     ),
 }
 CASES = [
-    ("MLP", "saliency", 4096),
-    ("MLP", "integrated_gradients, 20 steps", 128),
-    ("transformer", "saliency", 1024),
-    ("transformer", "gradient_shap, 20 samples", 64),
-    ("CNN", "saliency", 1024),
-    ("CNN", "integrated_gradients, 20 steps", 64),
+    ("MLP", "saliency", 32768),
+    ("MLP", "integrated_gradients, 20 steps", 4096),
+    ("transformer", "saliency", 8192),
+    ("transformer", "gradient_shap, 20 samples", 512),
+    ("CNN", "saliency", 4096),
+    ("CNN", "integrated_gradients, 20 steps", 256),
 ]
 
 
@@ -89,21 +90,19 @@ def speed(args: Any) -> Iterator[dict[str, object]]:
         options = {k: v.to(args.device) if isinstance(v, Tensor) else v for k, v in options.items()}
         folder = Path(tempfile.mkdtemp())
         number = itertools.count()
-
-        def floor(method=method, model=model, x=x, y=y, options=options) -> object:
-            parts = range(0, len(x), BATCH)
-            return [
-                method(model, x[i : i + BATCH], target=y[i : i + BATCH], **options).cpu()
-                for i in parts
-            ]
-
         run = functools.partial(
             explain, method, model, data, columns={"inputs": 0, "target": 1}, **options
         )
         in_memory = functools.partial(explain, method, model, x, target=y, **options)
 
-        def into(run=run, folder=folder, number=number) -> object:
+        def into(run=run, folder=folder, number=number) -> Any:
             return run(out=folder / str(next(number)))
+
+        size = into().manifest["batch_size"]
+
+        def floor(method=method, model=model, x=x, y=y, options=options, size=size) -> object:
+            cuts = [slice(i, i + size) for i in range(0, len(x), size)]
+            return [method(model, x[c], target=y[c], **options).cpu() for c in cuts]
 
         runs = {"floor": floor, "tensors": in_memory, "data set": run, "folder": into}
         times = medians(runs, args.repeats, args.device)
@@ -112,6 +111,7 @@ def speed(args: Any) -> Iterator[dict[str, object]]:
             "model": name,
             "method": label,
             "rows": rows,
+            "batch": size,
             "rows / s": f"{rows / median(times['floor']):.0f}",
             **{
                 f"{k} / floor": f"{ratio(times['floor'], times[k]):.2f}"
@@ -124,7 +124,7 @@ def keys(args: Any) -> Iterator[dict[str, object]]:
     """One call for a batch, with one key and with a key for each example."""
     torch.manual_seed(0)
     model = MODELS["MLP"]().eval().requires_grad_(False).to(args.device)
-    x = torch.randn(BATCH, *MODELS["MLP"].shape, device=args.device)
+    x = torch.randn(KEYS, *MODELS["MLP"].shape, device=args.device)
     mask = (torch.arange(x.shape[1], device=args.device) // 49)[None]
     cases: dict[str, tuple[Any, dict[str, Any]]] = {
         "gradient_shap": (attrfn.gradient_shap, {"baselines": torch.zeros_like(x[:1])}),
@@ -135,7 +135,7 @@ def keys(args: Any) -> Iterator[dict[str, object]]:
             {"feature_mask": mask, "n_samples": 2},
         ),
     }
-    each = random.fold_in(0, torch.arange(BATCH, device=args.device))
+    each = random.fold_in(0, torch.arange(KEYS, device=args.device))
     for name, (method, options) in cases.items():
         run = functools.partial(method, model, x, target=3, **options)
         runs = {"one key": functools.partial(run, key=0), "keys": functools.partial(run, key=each)}

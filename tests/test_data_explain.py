@@ -439,7 +439,7 @@ def test_an_example_that_cannot_be_read_is_named_or_left_out() -> None:
     run = functools.partial(
         explain, attrfn.gradient, NET, Mapped(bad=(17,)), columns=NAMED, batch_size=8
     )
-    with pytest.raises(RuntimeError, match=r"^example 17 cannot be read: broken picture"):
+    with pytest.raises(ValueError, match=r"^example 17 cannot be read: broken picture"):
         run()
     with pytest.warns(UserWarning, match="1 of the examples failed, the first is 17"):
         found = run(on_error="skip")
@@ -493,6 +493,10 @@ LATE = [X[:9], X[9:18, :3]]
         ),
         ({"model_fn": []}, r"model_fn is \[\], expected a function"),
         ({"data": [X], "target": Y.repeat(2)}, "target has 200 entries, expected .* 100"),
+        (
+            {"data": [X], "target": Y[:50]},
+            "^example 50: .*target has 50 entries, and data have more",
+        ),
         ({"baselines": X[:50]}, "baselines has 50 rows, expected 1, or one for each of the 100"),
         ({"method": attrfn.feature_permutation}, "attrfn.data.importance"),
         ({"n_step": 3}, "n_step is not an option.*did you mean 'n_steps'"),

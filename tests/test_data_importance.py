@@ -188,6 +188,9 @@ def test_a_model_in_training_mode_keeps_its_statistics() -> None:
     [
         ({"method": attrfn.gradient}, "expected one that replaces features"),
         ({"metric": "auc"}, "metric is 'auc', expected an object with init"),
+        ({"metric": attrfn.data.AUC}, "metric is the class AUC, expected an object of it"),
+        ({"data": TensorDataset(X, Y), "columns": BOTH, "target": Y}, "target is given twice"),
+        ({"data": [X], "target": Y[:5]}, "target has 5 entries, and data have more examples"),
         ({"target": None}, "Accuracy needs targets"),
         ({"target": Y[:5]}, "target has 5 entries, expected 60"),
         ({"metric": attrfn.data.Loss(lambda z, y: z.mean())}, "loss returned .*reduction='none'"),
@@ -209,8 +212,137 @@ def test_wrong_calls(change: dict[str, Any], message: str) -> None:
         "metric": ACCURACY,
     }
     given |= change
-    if given["data"] is not X:
+    if given["data"] is not X and "target" not in change:
         given["target"] = None
     with pytest.raises((TypeError, ValueError), match=message) as caught:
         importance(**{"batch_size": 100, **given})
     assert len(str(caught.value)) <= 300
+
+
+def auc(z: Tensor, y: Tensor) -> float:
+    pairs = z[y == 1][:, None] - z[y == 0][None]
+    return float(((pairs > 0).double() + (pairs == 0) / 2).mean())
+
+
+def binary(x: Tensor) -> Tensor:
+    return NET(x)[:, 1] - NET(x)[:, 0]
+
+
+POSITIVE = (Y == 1).long()
+CASES: dict[str, Any] = {
+    "accuracy": (ACCURACY, NET, Y, lambda z, y: (z.argmax(1) == y).double().mean()),
+    "AUC": (attrfn.data.AUC(), binary, POSITIVE, auc),
+    "loss": (attrfn.data.Loss(), NET, Y, torch.nn.functional.cross_entropy),
+    "function": (lambda z, y: z[y == 0].amax(), NET, Y, lambda z, y: z[y == 0].amax()),
+}
+
+
+@pytest.mark.parametrize("metric", CASES)
+@pytest.mark.parametrize("method", ["ablation", "permutation", "Shapley"])
+def test_every_metric_by_every_method(metric: str, method: str) -> None:
+    """By definition, from the whole data set at once."""
+    given, model, y, by_hand = CASES[metric]
+
+    def value_of(x: Tensor) -> float:
+        return float(by_hand(model(x).detach(), y))
+
+    value = functools.cache(lambda kept: value_of(without(*({*range(6)} - {*kept}))))
+    every = frozenset(range(6))
+    expected = torch.zeros(6)
+    if method == "Shapley":
+        for order in itertools.permutations(range(6)):
+            for i, k in enumerate(order):
+                expected[k] += value(frozenset(order[: i + 1])) - value(frozenset(order[:i]))
+        expected /= math.factorial(6)
+    for k in range(6 if method != "Shapley" else 0):
+        x = X.clone()
+        x[:, k] = X[random.permutation(random.fold_in(3, 0), 60), k]
+        changed = value_of(x) if method == "permutation" else value(every - {k})
+        expected[k] = value(every) - changed
+    methods: dict[str, Any] = {
+        "ablation": attrfn.feature_ablation,
+        "permutation": attrfn.feature_permutation,
+        "Shapley": attrfn.shapley_values,
+    }
+    data = TensorDataset(X, y)
+    found = importance(
+        methods[method], model, data, columns=BOTH, metric=given, key=3, batch_size=7
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_memory_that_runs_out_halves_the_batch() -> None:
+    """Metrics are of whole rows, however they come."""
+    rows: list[int] = []
+
+    def small(x: Tensor) -> Tensor:
+        rows.append(len(x))
+        if len(x) > 4:
+            raise RuntimeError("CUDA out of memory")
+        return NET(x)
+
+    found = importance(attrfn.shapley_values, small, X, target=Y, metric=ACCURACY, batch_size=20)
+    assert torch.equal(found, importance(attrfn.shapley_values, NET, X, target=Y, metric=ACCURACY))
+    assert rows[:3] == [20, 10, 5]
+    assert max(rows[3:]) == 3
+
+
+def test_outputs_that_are_kept_fill_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """60 rows of 3 outputs in double precision: four coalitions fit into 8000 bytes."""
+    whole = importance(attrfn.shapley_values, NET, X, target=Y, metric=CASES["function"][0])
+    monkeypatch.setattr(attrfn.data._game, "_STATE_BYTES", 8000)
+    seen: list[int] = []
+    measure = attrfn.data._game._bytes
+    monkeypatch.setattr(attrfn.data._game, "_LOOKS", 1)
+    monkeypatch.setattr(attrfn.data._game, "_bytes", lambda s: seen.append(measure(s)) or seen[-1])
+    data = Loader(TensorDataset(X, Y), batch_size=5)
+    found = importance(attrfn.shapley_values, NET, data, columns=BOTH, metric=CASES["function"][0])
+    torch.testing.assert_close(found, whole)
+    assert data.passes == 1 + 64 // 4  # the first tells what the features are
+    assert max(seen) == 60 * 3 * 8 + 60 * 8
+
+
+def test_a_data_set_of_another_length_in_each_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Shrinks:
+        passes = 0
+
+        def __iter__(self) -> Iterator[Any]:
+            self.passes += 1
+            return iter([(X[:20], Y[:20]), (X[20:], Y[20:])][: 3 - self.passes // 2])
+
+    monkeypatch.setattr(attrfn.data._game, "_AT_ONCE", 8)
+    data = Shrinks()
+    with pytest.raises(
+        ValueError, match=r"data had 60 examples and gave 20 now, expected the same"
+    ):
+        importance(attrfn.shapley_values, NET, data, columns=BOTH, metric=ACCURACY)
+
+
+@pytest.mark.parametrize("metric", [ACCURACY, attrfn.data.Loss()])
+def test_a_target_out_of_range_is_named_by_its_row(metric: Any) -> None:
+    y = torch.where(torch.arange(60) == 17, 9, Y)
+    with pytest.raises(ValueError, match=r"^example 17: target is 9, expected a class from 0 to 2"):
+        importance(attrfn.feature_ablation, NET, X, target=y, metric=metric, batch_size=7)
+
+
+def test_outputs_with_logits_serve_the_metrics() -> None:
+    """As models of transformers return them."""
+
+    class Output(dict):
+        def __init__(self, x: Tensor) -> None:
+            self.logits = NET(x)
+            super().__init__(logits=self.logits, hidden=x)
+
+    for metric in (ACCURACY, attrfn.data.Loss()):
+        run = functools.partial(importance, attrfn.feature_ablation, target=Y, metric=metric)
+        assert torch.equal(run(lambda x: Output(x), X), run(NET, X))
+
+
+def test_a_model_that_fails_is_named_with_the_rows() -> None:
+    def model(x: Tensor) -> Tensor:
+        if bool((x[:, 0] == X[33, 0]).any()):
+            raise RuntimeError("too large")
+        return NET(x)
+
+    with pytest.raises(ValueError, match="examples from 28 on: model_fn failed: too large"):
+        importance(attrfn.feature_ablation, model, X, target=Y, metric=ACCURACY, batch_size=7)

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 
 @contextlib.contextmanager
 def bar(
-    total: int, label: str, unit: tuple[str, str] = ("copy", "copies")
+    total: int | None, label: str, unit: tuple[str, str] = ("copy", "copies")
 ) -> Iterator[Callable[[int], object]]:
     """Show rate and remaining time; yields ``advance(n)``, which reports n finished copies.
 
     Args:
-        total: How many there are.
+        total: How many there are, None if that is unknown.
         label: What is running.
         unit: What is counted: one, and many.
     """
@@ -31,15 +31,18 @@ def bar(
         yield shown.update
 
 
-def _line(total: int, label: str, units: str) -> Callable[[int], None]:
+def _line(total: int | None, label: str, units: str) -> Callable[[int], None]:
     start, done = time.monotonic(), 0
 
     def advance(n: int) -> None:
         nonlocal done
         done += n
         rate = done / max(time.monotonic() - start, 1e-9)
-        left = f", {rate:.1f}/s, {(total - done) / rate:.0f} s left" if done else ""
-        print(f"\r{label}: {done}/{total} {units}{left}", end="", file=sys.stderr, flush=True)
+        left = f", {rate:.1f}/s" if done else ""
+        if done and total is not None:
+            left += f", {(total - done) / rate:.0f} s left"
+        of = "" if total is None else f"/{total}"
+        print(f"\r{label}: {done}{of} {units}{left}", end="", file=sys.stderr, flush=True)
 
     advance(0)
     return advance
@@ -47,7 +50,7 @@ def _line(total: int, label: str, units: str) -> Callable[[int], None]:
 
 @contextlib.contextmanager
 def steps(
-    total: int, label: str, shown: bool, unit: tuple[str, str] = ("copy", "copies")
+    total: int | None, label: str, shown: bool, unit: tuple[str, str] = ("copy", "copies")
 ) -> Iterator[Callable[[int], object]]:
     """:func:`bar` if it is wanted, else a report that does nothing."""
     if not shown:

@@ -83,32 +83,30 @@ class Located(NamedTuple):
         if self.layout is None:
             return method(self.model, self.activation, **options)
         if is_compiling():
-            return self._laid_out(method, options)
+            return self._laid_out(self.layout, method, options)
         with using(None):  # the passes of a layout are not compiled one by one
-            return self._laid_out(method, options)
+            return self._laid_out(self.layout, method, options)
 
-    def _laid_out(self, method: Method, options: dict[str, Any]) -> Tree:
-        assert self.layout is not None
-        if self.layout.named:
-            return self.layout.restored(method(self.model, self.activation, **options))
+    def _laid_out(self, layout: Layout, method: Method, options: dict[str, Any]) -> Tree:
+        if layout.named:
+            return layout.restored(method(self.model, self.activation, **options))
         if needs_examples(method):
             raise ValueError(
                 "rows is None, but the method covers regions or exchanges parts of examples, and "
                 "nothing tells where those are in the layer's value: name them with "
                 "rows='time_first' or a callable"
             )
-        if self.layout.batch > 1 and options.get("feature_mask") is not None:
+        if layout.batch > 1 and options.get("feature_mask") is not None:
             raise ValueError(mask_without_rows("feature_mask"))
         options = dict(options)
         target = options.pop("target", None)
-        finish = one_value(target, self.layout.batch, explains_all_outputs(method))
-        model = self.apart(finish)
-        return self.layout.restored(method(model, self.activation, **options))
+        finish = one_value(target, layout.batch, explains_all_outputs(method))
+        model = self.apart(layout, finish)
+        return layout.restored(method(model, self.activation, **options))
 
-    def apart(self, finish: Callable[[Any], Tensor] | None) -> ModelFn:
+    def apart(self, layout: Layout, finish: Callable[[Any], Tensor] | None) -> ModelFn:
         """The model as a function that runs for one copy of the layer's value after the other."""
-        assert self.layout is not None
-        one = Apart(self.halves.tail, self.inputs, self.layout, finish)
+        one = Apart(self.halves.tail, self.inputs, layout, finish)
         unpacked = is_arguments(self.activation)
         return functools.partial(of_copies, lambda: one, unpacked=unpacked)
 
@@ -228,5 +226,5 @@ def _located(
     )
     here = Located(model, activation, inputs, halves, create_graph, layout)
     if layout is not None and not layout.folds:
-        here = here._replace(model=here.apart(None))
+        here = here._replace(model=here.apart(layout, None))
     return here, planted

@@ -114,7 +114,7 @@ def _without_channels(
         return p, *_ablated(p, channel, here.activation, others)
     # A copy is the whole value, and its outputs are one of each example.
     chosen = choose(target, len(a))
-    model = here.apart(lambda outputs: select(outputs, chosen, len(a)))
+    model = here.apart(here.layout, lambda outputs: select(outputs, chosen, len(a)))
     p = masked(model, here.activation, None, None, chunks, create_graph=create_graph)
     there, move = here.layout, reshape or _as_it_is
     channel = there.option(_channels(there.leaves, there.filled, move, n))

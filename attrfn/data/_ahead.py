@@ -30,6 +30,7 @@ def ahead(items: Iterator[T]) -> Generator[T, None, None]:
 
     thread = threading.Thread(target=run, name="attrfn.data reads", daemon=True)
     thread.start()
+    patience: float | None = None
     try:
         while True:
             kind, value = waiting.get()
@@ -38,9 +39,12 @@ def ahead(items: Iterator[T]) -> Generator[T, None, None]:
             if kind == "end":
                 return
             yield value
+    except KeyboardInterrupt:  # while it waits for a read that may never end
+        patience = 1.0
+        raise
     finally:
         stopped.set()
-        thread.join()
+        thread.join(patience)
 
 
 def _put(waiting: queue.Queue[Any], item: Any, stopped: threading.Event) -> bool:

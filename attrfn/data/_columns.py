@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optree
@@ -40,11 +41,25 @@ class Rows:
 
     def __len__(self) -> int:
         """The number of rows."""
-        return int(optree.tree_leaves(self.inputs)[0].shape[0])
+        inputs: Any = self.inputs
+        first = inputs if isinstance(inputs, Tensor) else optree.tree_leaves(inputs)[0]
+        return int(first.shape[0])
 
     def pick(self, i: slice | Tensor) -> Rows:
         """Some of the rows."""
-        return Rows(*optree.tree_map(lambda t: t[i], self.tree()))
+        return self.each(lambda t: t[i])
+
+    def each(self, f: Callable[[Tensor], Tensor]) -> Rows:
+        """A function of each tensor."""
+        # A walk through a tree costs more than what is done to one tensor.
+        single = isinstance(self.inputs, Tensor)
+        inputs: Any = self.inputs
+        return Rows(
+            f(inputs) if single else optree.tree_map(f, inputs),
+            {name: f(t) for name, t in self.options.items()},
+            {name: f(t) for name, t in self.bound.items()},
+            None if self.numbers is None else f(self.numbers),
+        )
 
 
 class Columns:
@@ -77,6 +92,10 @@ class Columns:
         self.index = given.pop("index", None)
         self.dtype: torch.dtype | None = None  # of tables; None: that of the columns
         self.options = given
+        trees: Any = (self.inputs, self.bind, self.index, self.options)
+        self._needed: list[Column] = list(dict.fromkeys(optree.tree_leaves(trees)))
+        if columns is not None and not optree.tree_leaves(self.inputs):
+            raise ValueError(f"columns['inputs'] is {say(self.inputs)}, expected names of columns")
         if not isinstance(self.bind, Mapping):
             raise TypeError(
                 f"columns['bind'] is {say(self.bind)}, expected a dict from arguments of the model "
@@ -95,10 +114,11 @@ class Columns:
 
     def needed(self) -> list[Column]:
         """The columns that are read; empty: all."""
-        if self.given is None:
-            return []
-        trees: Any = (self.inputs, dict(self.bind), self.index, self.options)
-        return list(dict.fromkeys(optree.tree_leaves(trees)))
+        return self._needed
+
+    def parts(self, examples: list[Any]) -> dict[Column, list[Any]]:
+        """The parts of examples that are read, by name: what else they have may be of any kind."""
+        return {name: _parts(examples, name) for name in self._needed}
 
     def rows(self, item: Any) -> Rows:
         """The rows of a batch, as tensors."""
@@ -120,7 +140,7 @@ class Columns:
             return optree.tree_map(lambda c: _column(item, c), self.inputs)
         features = [_column(item, c) for c in self.inputs]
         for name, t in zip(self.inputs, features, strict=True):
-            if t.ndim != 1:
+            if t.shape != features[0].shape[:1]:
                 raise ValueError(
                     f"column {name!r} has shape {tuple(t.shape)}, expected one number per example, "
                     "because a list of columns is a table: give a tuple for several inputs"
@@ -135,18 +155,48 @@ def _as_tree(item: Any) -> Any:
 
 
 def _column(item: Any, name: Column) -> Tensor:
+    return _tensor(_part(item, name), f"column {name!r}")
+
+
+def _parts(examples: list[Any], name: Column) -> list[Any]:
+    usual = (dict, tuple, list) if type(name) is int else (dict,)
+    if type(examples[0]) in usual:  # without a question to each of them
+        with contextlib.suppress(KeyError, IndexError, TypeError):
+            return [example[name] for example in examples]
+    return [_part(example, name) for example in examples]
+
+
+def _part(item: Any, name: Column) -> Any:
+    """A column of a batch, or a part of an example."""
     if isinstance(item, Mapping) and name in item:
-        return _tensor(item[name], f"column {name!r}")
+        return item[name]
     if isinstance(item, (tuple, list)) and isinstance(name, int) and -len(item) <= name < len(item):
-        return _tensor(item[name], f"column {name}")
+        return item[name]
     if hasattr(item, "_fields") and name in item._fields:
-        return _tensor(getattr(item, str(name)), f"column {name!r}")
+        return getattr(item, str(name))
     raise no_column(item, name)
 
 
-def no_column(item: Any, name: Column) -> ValueError:
+class ColumnError(ValueError):
+    """Data have no such columns."""
+
+
+class BadRow(ValueError):
+    """A column holds something else than a number.
+
+    Args:
+        message: What it holds.
+        row: The place of the row in the batch.
+    """
+
+    def __init__(self, message: str, row: int) -> None:
+        super().__init__(message)
+        self.row = row
+
+
+def no_column(item: Any, name: Column) -> ColumnError:
     """The error where data have no such column."""
-    return ValueError(f"columns names {name!r}, which the data do not have: {_there(item, name)}")
+    return ColumnError(f"columns names {name!r}, which the data do not have: {_there(item, name)}")
 
 
 def _there(item: Any, name: Column) -> str:
@@ -166,17 +216,39 @@ def _tensor(value: Any, what: str) -> Tensor:
         return value.detach()
     try:
         if hasattr(value, "__array__"):
-            array = value.__array__()
+            value = value.__array__()
+        if hasattr(value, "__array__") and value.dtype != object:
             # torch warns of memory that no one may write into, such as that of a file.
-            return torch.as_tensor(array if array.flags.writeable else array.copy())
-        if isinstance(value, (list, tuple)) and value and isinstance(value[0], Tensor):
-            return torch.stack([v.detach() for v in value])
+            return torch.as_tensor(value if value.flags.writeable else value.copy())
+        others = (list, tuple, str, bytes, Mapping)
+        if not isinstance(value, others) and hasattr(value, "__getitem__"):
+            value = list(value)  # such as a column of Hugging Face, or of arrays in pandas
+        if isinstance(value, (list, tuple)) and value and hasattr(value[0], "__array__"):
+            return torch.stack([_tensor(v, what) for v in value])
         return torch.as_tensor(value)
     except Exception as error:
-        inner = value[0] if isinstance(value, (list, tuple)) and value else value
-        raise TypeError(
-            f"{what} holds {say(inner)}, expected numbers of one shape: turn it into tensors first"
+        if not isinstance(value, (list, tuple)) and not getattr(value, "ndim", 0):
+            raise TypeError(
+                f"{what} holds {say(value)}, expected numbers: turn it into tensors first"
+            ) from error
+        row, found = _odd_one(value)
+        raise BadRow(
+            f"{what} holds {say(found)}, expected numbers of one shape: turn it into tensors first",
+            row,
         ) from error
+
+
+def _odd_one(values: Any) -> tuple[int, Any]:
+    """The first value, and its place, that is no number or is of another shape than the first."""
+    shape = None
+    for i, value in enumerate(values):
+        try:
+            found = _tensor(value, "").shape
+        except Exception:
+            return i, value
+        if found != (shape := found if shape is None else shape):
+            return i, value
+    return 0, values
 
 
 def _checked(rows: Rows) -> Rows:
@@ -189,7 +261,7 @@ def _checked(rows: Rows) -> Rows:
         shown = ", ".join(str(tuple(t.shape)) for t in leaves[:4])
         raise ValueError(
             f"data has tensors of shapes {shown}, expected one row for each example in dimension 0 "
-            "of all of them"
+            "of all of them: give single examples as a Dataset, lists are read as batches"
         )
     return rows
 
@@ -200,7 +272,20 @@ def form_of(rows: Rows) -> tuple[Any, ...]:
     return (spec, *[(t.dtype, tuple(t.shape[1:])) for t in leaves])
 
 
-def said_form(form: tuple[Any, ...]) -> str:
-    """The same for messages."""
-    shapes = [f"{tuple(s)} {str(d).removeprefix('torch.')}" for d, s in form[1:5]]
-    return " and ".join(shapes) or "nothing"
+def said_forms(here: tuple[Any, ...], first: tuple[Any, ...]) -> tuple[str, str]:
+    """Two forms for messages."""
+    texts = _said_form(here), _said_form(first)
+    if texts[0] != texts[1]:
+        return texts
+    return f"{texts[0]} in {str(here[0])[:60]}", f"in {str(first[0])[:60]}"
+
+
+def _said_form(form: tuple[Any, ...]) -> str:
+    parts = []
+    for path, (dtype, shape) in zip(optree.treespec_paths(form[0]), form[1:], strict=True):
+        # The inputs, options, bound arguments and numbers of Rows.tree.
+        names = (*path[1:],) if path[0] < 3 else ("index",)
+        name = ".".join(map(str, names))
+        parts.append(f"{name} {shape} {dtype}".replace("torch.", "").strip())
+    more = " and more" if len(parts) > 4 else ""
+    return " and ".join(parts[:4]) + more or "nothing"

@@ -106,7 +106,7 @@ def explain(
         return over_actors(call, ray, out, batch_size, statistic, resume)
     run = call.run()
     if out is None:
-        sink = Memory(statistic)
+        sink = Memory(statistic, run.data.length)
         run.all(batch_size, sink)
         return sink.finish()
     folder = Folder(out)

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from attrfn._torch.say import say
-from attrfn.data._columns import Columns, no_column
+from attrfn.data._columns import ColumnError, Columns, no_column
 from attrfn.data._extras import need
-from attrfn.data._sources import Indexed, Source, first_line, plain
+from attrfn.data._indexed import Indexed
+from attrfn.data._sources import Source, short
+
+_REMEDY = "the file may be damaged, so write it again"
 
 
 def file_source(path: str | os.PathLike[str], columns: Columns) -> Source:
@@ -33,28 +36,13 @@ def file_source(path: str | os.PathLike[str], columns: Columns) -> Source:
         get, length = kinds[file.suffix](file, columns)
     except ImportError:
         raise
+    except ColumnError as error:
+        raise ValueError(f"{file}: {error}") from error
     except Exception as error:
-        if str(error).startswith("columns"):
-            raise
         raise ValueError(
-            f"{file} cannot be read: {first_line(error)}: it may be truncated, so write it again"
+            f"{file} cannot be read: {short(error)}: it may be truncated, so write it again"
         ) from error
-    return Indexed(_named(file, get), columns, name=str(file), length=length)
-
-
-def _named(file: Path, get: Callable[[int, int], Any]) -> Callable[[int, int], Any]:
-    def read(start: int, stop: int) -> Any:
-        try:
-            return get(start, stop)
-        except Exception as error:
-            if isinstance(error, ValueError) and str(error).startswith(("columns", "data")):
-                raise
-            raise ValueError(
-                f"{file}, rows {start} to {stop - 1} cannot be read: {first_line(error)}: the file "
-                "may be damaged, so write it again"
-            ) from error
-
-    return read
+    return Indexed(get, columns, name=str(file), length=length, remedy=_REMEDY)
 
 
 def _needed(columns: Columns, names: list[str]) -> list[str]:
@@ -68,27 +56,29 @@ def _needed(columns: Columns, names: list[str]) -> list[str]:
 def _safetensors(file: Path, columns: Columns) -> tuple[Callable[[int, int], Any], int]:
     """Slices of the tensors, which are mapped into memory."""
     opened = need("safetensors", "a safetensors file").safe_open(str(file), framework="pt")
-    names = list(opened.keys())
-    needed = _needed(columns, names)
+    needed = _needed(columns, list(opened.keys()))
     slices = {name: opened.get_slice(name) for name in needed}
-    sizes = {name: (s.get_shape() or [1])[0] for name, s in slices.items()}
-    if len(set(sizes.values())) > 1:
-        raise ValueError(f"its tensors have {say(sizes)} rows, expected one for each example")
+    shapes = {name: s.get_shape() for name, s in slices.items()}
+    sizes: list[Any] = [shape[0] if shape else None for shape in shapes.values()]
+    if len(set(sizes)) > 1 or None in sizes:
+        raise ColumnError(
+            f"its tensors have the shapes {say(shapes)}, expected one row for each example in "
+            "dimension 0 of all of them"
+        )
 
     def get(start: int, stop: int) -> Any:
-        return plain({name: s[start:stop] for name, s in slices.items()}, columns)
+        return {name: s[start:stop] for name, s in slices.items()}
 
-    return get, next(iter(sizes.values()), 0)
+    return get, next(iter(sizes), 0)
 
 
 def _parquet(file: Path, columns: Columns) -> tuple[Callable[[int, int], Any], int]:
     """Row groups, of which the last one stays in memory."""
-    parquet = need("pyarrow.parquet", "a Parquet file")
+    arrow, parquet = need("pyarrow", "a Parquet file"), need("pyarrow.parquet", "a Parquet file")
     opened = parquet.ParquetFile(str(file), memory_map=True)
     sizes = [opened.metadata.row_group(g).num_rows for g in range(opened.num_row_groups)]
     starts = [sum(sizes[:g]) for g in range(len(sizes))]
-    names = opened.schema_arrow.names
-    needed = _needed(columns, names)
+    needed = _needed(columns, opened.schema_arrow.names)
     last: dict[int, Any] = {}
 
     def group(g: int) -> Any:
@@ -103,24 +93,6 @@ def _parquet(file: Path, columns: Columns) -> tuple[Callable[[int, int], Any], i
             for g, (a, n) in enumerate(zip(starts, sizes, strict=True))
             if a < stop and start < a + n
         ]
-        table = need("pyarrow", "a Parquet file").concat_tables(parts)
-        return plain({name: _array(table.column(name)) for name in needed}, columns)
+        return arrow.concat_tables(parts)
 
     return get, sum(sizes)
-
-
-def _array(column: Any) -> Any:
-    """A column as an array of numpy, (B,) or (B, L) of lists of one length; else as a list."""
-    array = column.combine_chunks()
-    if array.null_count:
-        raise ValueError("a column has empty cells, expected a number in each of them")
-    if hasattr(array, "flatten") and hasattr(array.type, "value_type"):
-        flat = array.flatten()
-        if (
-            len(array)
-            and len(flat) % len(array) == 0
-            and len(set(array.value_lengths().to_pylist())) == 1
-        ):
-            return flat.to_numpy(zero_copy_only=False).reshape(len(array), -1)
-        return array.to_pylist()
-    return array.to_numpy(zero_copy_only=False)

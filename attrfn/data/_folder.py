@@ -10,16 +10,18 @@ own, ``done-....jsonl``, until the first of them puts all lines into one.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from attrfn._torch.say import say
 from attrfn.data._sources import first_line
 
+Buffer: TypeAlias = bytes | memoryview
 MANIFEST, LOG, LOGS = "manifest.json", "done.jsonl", "done-*.jsonl"
 COMPARED = ("method", "model", "options", "columns", "key", "length")
 _NAMES = {"length": "number of examples"}
@@ -46,7 +48,7 @@ class Folder:
             FileExistsError: There is something else.
             ValueError: The folder belongs to another run, or is damaged.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        self._make()
         if not (self.path / MANIFEST).exists():
             others = [p.name for p in self.path.iterdir() if not p.name.startswith(".")]
             if others:
@@ -63,6 +65,7 @@ class Folder:
             )
         self._compare(wanted)
         self.lines, whole = read_log(self.path / LOG)
+        refuse_other_run(self.path, self.lines)
         if whole is not None:  # the line that a crash has cut goes away
             with open(self.path / LOG, "r+b") as file:
                 file.truncate(whole)
@@ -97,7 +100,10 @@ class Folder:
         """Write the manifest, unless there is one."""
         if not self.manifest:
             self.manifest = dict(manifest)
-            put(self.path / MANIFEST, manifest_bytes(manifest))
+            try:
+                put(self.path / MANIFEST, manifest_bytes(manifest))
+            except OSError as error:
+                raise cannot_write(error, "the manifest", self.path / MANIFEST) from error
 
     def done(self) -> list[dict[str, Any]]:
         """The lines of shards that are there, in the order of their rows; the newest of each."""
@@ -108,22 +114,44 @@ class Folder:
         ends = [line["complete"] for line in self.lines if "complete" in line]
         return int(ends[-1]) if ends else None
 
-    def add(self, name: str, content: bytes, line: Mapping[str, Any]) -> None:
+    def add(self, name: str, content: Sequence[Buffer], line: Mapping[str, Any]) -> None:
         """Write a shard, and then its line."""
-        put(self.path / name, content, self.writer)
-        sha = hashlib.sha256(content).hexdigest()
-        self.log({**line, "file": name, "bytes": len(content), "sha256": sha})
+        put(self.path / name, *content, writer=self.writer)
+        sha = hashlib.sha256()
+        for part in content:
+            sha.update(part)
+        size = sum(len(part) for part in content)
+        self.log({**line, "file": name, "bytes": size, "sha256": sha.hexdigest()})
 
     def log(self, *lines: Mapping[str, Any]) -> None:
         """Add lines to the log."""
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        run = run_of(self.path)
+        found = [{**line, "run": run} for line in lines]
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in found)
         name = LOG if self.writer is None else LOGS.replace("*", self.writer)
         with open(self.path / name, "ab") as file:
             file.write(text.encode())
             file.flush()
             os.fsync(file.fileno())
         _sync_folder(self.path)
-        self.lines += [dict(line) for line in lines]
+        self.lines += found
+
+    def finish(self, total: int) -> None:
+        """Note that all examples have been explained."""
+        try:
+            self.log({"complete": total})
+        except OSError as error:
+            raise cannot_write(error, "the last line", self.path / LOG) from error
+
+    def _make(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise FileExistsError(
+                f"out is {self.path}, where a file is, expected a folder: give another path"
+            ) from error
+        except OSError as error:
+            raise cannot_write(error, "a folder", self.path) from error
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -137,15 +165,21 @@ class Folder:
         except ImportError:  # not on this system
             yield
             return
-        self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / ".lock", "w") as file:
+        self._make()
+        with contextlib.ExitStack() as stack:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock = stack.enter_context(open(self.path / ".lock", "w"))
             except OSError as error:
+                raise cannot_write(error, "a lock", self.path / ".lock") from error
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
                 raise BlockingIOError(
                     f"out is {self.path}, to which another process writes: wait for it, or give "
                     "another folder"
                 ) from error
+            except OSError:  # the file system has no locks
+                pass
             yield
 
 
@@ -168,12 +202,13 @@ def manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
     return json.dumps(manifest, indent=1, ensure_ascii=False).encode()
 
 
-def put(path: Path, content: bytes, writer: str | None = None) -> None:
+def put(path: Path, *content: Buffer, writer: str | None = None) -> None:
     """Write a file that is there as a whole or not at all, also if the power goes."""
     beside = path.with_name(f".{path.name}{'' if writer is None else '.' + writer}.part")
     try:
         with open(beside, "wb") as file:
-            file.write(content)
+            for part in content:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
@@ -198,6 +233,17 @@ def put_first(path: Path, manifest: Mapping[str, Any], writer: str) -> None:
     except OSError:  # a file system without links
         os.replace(beside, path)
     _sync_folder(path.parent)
+
+
+def cannot_write(error: OSError, what: str, path: Path) -> OSError:
+    """What to raise where something cannot be written."""
+    why = error.strerror or str(error)
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return OSError(
+        error.errno or errno.EIO,
+        f"{what} cannot be written to {path} ({why}); all shards before are kept: "
+        f"{'free space' if full else 'mend it'} and call again, which goes on there",
+    )
 
 
 def _sync_folder(path: Path) -> None:
@@ -253,9 +299,34 @@ def read_log(path: Path) -> tuple[list[dict[str, Any]], int | None]:
 
 
 def all_lines(folder: Path) -> list[dict[str, Any]]:
-    """The lines of all logs of a folder."""
+    """The lines of all logs of a folder.
+
+    Raises:
+        ValueError: They are of another run than the manifest.
+    """
     logs = [folder / LOG, *sorted(folder.glob(LOGS))]
-    return [line for log in logs for line in read_log(log)[0]]
+    lines = [line for log in logs for line in read_log(log)[0]]
+    refuse_other_run(folder, lines)
+    return lines
+
+
+def run_of(folder: Path) -> str:
+    """What tells the manifest of a folder from those of other runs."""
+    return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()[:16]
+
+
+def refuse_other_run(folder: Path, lines: list[dict[str, Any]]) -> None:
+    """Refuse a manifest that is not the one under which shards were written.
+
+    Raises:
+        ValueError: It is of another run.
+    """
+    run = run_of(folder)
+    if any(line.get("run", run) != run for line in lines):
+        raise ValueError(
+            f"{folder / MANIFEST} is of another run than the shards beside it: restore the "
+            "manifest that was written with them, or explain into a new folder"
+        )
 
 
 def is_there(folder: Path, line: Mapping[str, Any]) -> bool:

@@ -8,7 +8,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from attrfn._explain.said import main_tensor
 from attrfn._torch.say import say
+from attrfn.data._columns import BadRow
 
 
 class Metric(Protocol):
@@ -33,10 +35,15 @@ def metric_of(metric: Any) -> Metric:
     Raises:
         TypeError: It stands for none.
     """
+    if isinstance(metric, type):
+        raise TypeError(
+            f"metric is the class {metric.__name__}, expected an object of it, such as "
+            "attrfn.data.Accuracy()"
+        )
     if all(callable(getattr(metric, name, None)) for name in ("init", "update", "compute")):
         found: Metric = metric
         return found
-    if callable(metric) and not isinstance(metric, type):
+    if callable(metric):
         return _OfAll(metric)
     raise TypeError(
         f"metric is {say(metric)}, expected an object with init, update, merge and compute such as "
@@ -102,8 +109,12 @@ class Accuracy(_Mean):
     ) -> tuple[float, int]:
         """The state with a batch more."""
         target = _needed(target, "Accuracy")
-        binary = outputs.ndim == 1 or outputs.shape[1] == 1
-        said = (outputs.reshape(-1) > 0).long() if binary else outputs.argmax(1)
+        outputs = _tensor(outputs, "Accuracy")
+        if outputs.ndim == 1 or outputs.shape[1] == 1:
+            said = (outputs.reshape(-1) > 0).long()
+        else:
+            said = outputs.argmax(1)
+            _check_classes(outputs, target)
         right = said == target.to(said.device).reshape(said.shape)
         return self.merge(state, (float(right.sum()), len(outputs)))
 
@@ -131,12 +142,15 @@ class Loss(_Mean):
     ) -> tuple[float, int]:
         """The state with a batch more."""
         values: Any = self._loss(outputs, target)
-        if not isinstance(values, Tensor) or values.shape != (len(outputs),):
+        main = main_tensor(outputs)
+        rows = main.shape[:1] if isinstance(main, Tensor) else None  # of a dict nothing is known
+        one_each = isinstance(values, Tensor) and values.ndim == 1
+        if not one_each or rows not in (None, values.shape):
             raise ValueError(
-                f"loss returned {say(values)}, expected one number for each of {len(outputs)} "
-                "examples: pass reduction='none'"
+                f"loss returned {say(values)}, expected one number for each example: pass "
+                "reduction='none'"
             )
-        return self.merge(state, (float(values.double().sum()), len(outputs)))
+        return self.merge(state, (float(values.double().sum()), len(values)))
 
 
 class AUC(_Parts):
@@ -164,6 +178,7 @@ class AUC(_Parts):
     ) -> list[tuple[Tensor, Tensor]]:
         """The state with a batch more."""
         target = _needed(target, "AUC")
+        outputs = _tensor(outputs, "AUC") if self._score is _binary else outputs
         return [*state, (self._score(outputs).double().cpu(), target.cpu().reshape(-1) > 0)]
 
     def compute(self, state: list[tuple[Tensor, Tensor]]) -> float:
@@ -195,10 +210,41 @@ def _binary(outputs: Tensor) -> Tensor:
 
 
 def _cross_entropy(outputs: Tensor, target: Tensor | None) -> Tensor:
+    outputs, target = _tensor(outputs, "Loss"), _needed(target, "Loss")
+    _check_classes(outputs, target)
     found: Tensor = torch.nn.functional.cross_entropy(
-        outputs, _needed(target, "Loss").to(outputs.device), reduction="none"
+        outputs, target.to(outputs.device), reduction="none"
     )
     return found
+
+
+def _tensor(outputs: Any, name: str) -> Tensor:
+    """The outputs, or the logits among them."""
+    found = main_tensor(outputs)
+    if not isinstance(found, Tensor) or found.ndim == 0:
+        raise TypeError(
+            f"{name} got outputs that are {say(outputs)}, expected a tensor (B, ...): give a "
+            "model_fn that returns one"
+        )
+    return found
+
+
+def _check_classes(outputs: Tensor, target: Tensor) -> None:
+    """Refuse a class that there is not.
+
+    Raises:
+        BadRow: There is one.
+    """
+    if target.is_floating_point() or target.shape != outputs.shape[:1] or outputs.ndim != 2:
+        return
+    wrong = (target < 0) | (target >= outputs.shape[1])
+    if bool(wrong.any()):
+        row = int(wrong.int().argmax())
+        raise BadRow(
+            f"target is {int(target[row])}, expected a class from 0 to {outputs.shape[1] - 1}, "
+            f"because model_fn has {outputs.shape[1]} outputs",
+            row,
+        )
 
 
 def _needed(target: Tensor | None, name: str) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optree
@@ -18,6 +18,8 @@ from attrfn._torch.say import say
 from attrfn._torch.typing import Key, Method, Tree
 from attrfn.data._columns import Columns
 
+_INDICES = ("target", "neuron")
+_KEYS_AT_ONCE = 4096
 _FORBIDDEN = {
     "create_graph": "results have no graph: call the method itself",
     "progress": "it is an argument of explain",
@@ -68,31 +70,71 @@ class Options:
             label = getattr(method, "__name__", type(method).__name__)
             refuse_unknown(label, self.given, names)
         self._check_draws(names, columns)
+        self._by_row: list[str] | None = None  # options with a row for each example
+        self._same: dict[torch.device, dict[str, Any]] = {}  # the others, on a device
+        self._keys: tuple[int, Tensor] = (0, torch.empty(0, 2))  # of examples from a number on
         if length is not None:
             self.check_total(length)
 
     def of(
-        self, inputs: Tree, places: Tensor, index: Tensor, columns: Mapping[str, Tensor]
+        self,
+        inputs: Tree,
+        places: Tensor,
+        draws: Tensor | None,
+        columns: Mapping[str, Tensor],
+        device: torch.device,
     ) -> dict[str, Any]:
         """The options of a batch.
 
         Args:
             inputs: Its inputs.
             places: The numbers of its rows.
-            index: The numbers by which random numbers are drawn.
+            draws: The numbers by which random numbers are drawn; None: ``places``.
             columns: The options that are columns.
+            device: Where the options go.
         """
-        found = {
-            name: on(self._rows(name, value, inputs, places), index.device)
-            for name, value in self.given.items()
-        }
+        if self._by_row is None:
+            self._by_row = [name for name in self.given if self._is_by_row(name, inputs, places)]
+        if device not in self._same:
+            same = {k: v for k, v in self.given.items() if k not in self._by_row}
+            self._same[device] = {k: on(v, device) for k, v in same.items()}
+        found = dict(self._same[device])
+        for name in self._by_row:
+            found[name] = on(self._rows(name, self.given[name], inputs, places), device)
         for name, t in columns.items():
-            several = name in ("target", "neuron") and t.ndim == 2
+            several = name in _INDICES and t.ndim == 2
             found[name] = [tuple(row) for row in t.tolist()] if several else t
         if self.keyed:
             # The draws of an example depend on the key and on its number: on no batch.
-            found["key"] = fold(self.key, index)
+            if draws is None:
+                found["key"] = self._of_places(places, device)
+            else:
+                found["key"] = fold(self.key, draws.to(device))
         return found
+
+    def _of_places(self, places: Tensor, device: torch.device) -> Tensor:
+        """A key for each example, made for many at once, which costs as much as for few."""
+        start, stop = int(places[0]), int(places[-1]) + 1
+        first, keys = self._keys
+        if keys.device != device or start < first or first + len(keys) < stop:
+            most = start + _KEYS_AT_ONCE if self.length is None else self.length
+            numbers = torch.arange(
+                start, max(stop, min(start + _KEYS_AT_ONCE, most)), device=device
+            )
+            first, keys = self._keys = start, fold(self.key, numbers)
+        found = keys[start - first : stop - first]
+        if len(found) == len(places):
+            return found
+        return found.index_select(0, (places - start).to(device))
+
+    def _is_by_row(self, name: str, inputs: Tree, places: Tensor) -> bool:
+        """Whether an option has a row for each example."""
+        if name in _INDICES:
+            return self._has_entries(name)
+        value = self.given[name]
+        found = self._rows(name, value, inputs, places)
+        both = zip(optree.tree_leaves(value), optree.tree_leaves(found), strict=True)
+        return any(a is not b for a, b in both)
 
     def _has_entries(self, name: str) -> bool:
         """Whether an index has an entry for each example."""
@@ -103,9 +145,14 @@ class Options:
 
     def _rows(self, name: str, value: Any, inputs: Tree, places: Tensor) -> Any:
         """What of an option belongs to the examples of a batch."""
-        if name in ("target", "neuron"):
+        if name in _INDICES:
             if not self._has_entries(name):
                 return value
+            if int(places[-1]) >= len(value):
+                raise ValueError(
+                    f"{name} has {len(value)} entries, and data have more examples, expected one "
+                    "entry for each"
+                )
             if isinstance(value, list):
                 return [value[i] for i in places.tolist()]
             return value.index_select(0, places.to(value.device))
@@ -137,7 +184,7 @@ class Options:
         Raises:
             ValueError: They are more or less.
         """
-        for name in ("target", "neuron"):
+        for name in _INDICES:
             if self._has_entries(name) and len(self.given[name]) != length:
                 raise ValueError(
                     f"{name} has {len(self.given[name])} entries, expected one for each of the "
@@ -190,13 +237,12 @@ def permutes(method: Any) -> bool:
     return inner is not None and permutes(inner)
 
 
-def check_rows(tree: Tree, rows: int) -> list[Tensor]:
-    """The leaves of attributions, if they have one row for each example.
+def check_rows(tree: Tree, leaves: Sequence[Any], rows: int) -> None:
+    """Refuse attributions that do not have one row for each example.
 
     Raises:
         TypeError, ValueError: They have not.
     """
-    leaves = optree.tree_leaves(tree)
     for t in leaves or [None]:
         if not isinstance(t, Tensor):
             raise TypeError(f"the method returned {say(tree)}, expected tensors of attributions")
@@ -206,7 +252,6 @@ def check_rows(tree: Tree, rows: int) -> list[Tensor]:
                 "expected the examples in dimension 0: use a method and a model that give each "
                 "example results of its own"
             )
-    return [t.detach() for t in leaves]
 
 
 def on(value: Any, device: torch.device) -> Any:

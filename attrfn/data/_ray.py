@@ -211,7 +211,7 @@ def _into_folder(
     run.check_end(total)
     folder.merge()  # which removes what a killed worker has not finished
     check_whole(folder, total)
-    folder.log({"complete": total})
+    folder.finish(total)
     return read(folder.path)
 
 

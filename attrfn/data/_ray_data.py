@@ -10,7 +10,7 @@ from typing import Any
 
 from attrfn.data._columns import Columns
 from attrfn.data._extras import need
-from attrfn.data._sources import Stream, plain
+from attrfn.data._streams import Stream
 
 _ROWS = 256  # of a batch that is read, which is cut to the size that is asked for
 
@@ -22,8 +22,7 @@ def is_ray_data(data: Any) -> bool:
 
 def ray_stream(data: Any, columns: Columns) -> Stream:
     """The source of a data set of Ray that is read from the start."""
-    items = lambda items: (plain(item, columns) for item in items)  # noqa: E731
-    return Stream(_Batches(data), items, columns, length=data.count())
+    return Stream(_Batches(data), iter, columns, length=data.count())
 
 
 class _Batches:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attrfn._copies.batch import is_integer
 from attrfn._explain.shared import marked
 from attrfn._torch.say import say
 from attrfn._torch.typing import Tree
@@ -19,6 +20,8 @@ from attrfn.data._reduce import reduction
 from attrfn.data._shards import Shard
 from attrfn.data._sources import joined_leaves
 from attrfn.data._tree import leaf_names, rebuilt
+
+_TABLES = 4  # which are kept decoded, because a table cannot be mapped into memory
 
 
 class Attributions:
@@ -38,6 +41,7 @@ class Attributions:
         self.path = path
         self.manifest: dict[str, Any] = read_json(path / MANIFEST)
         self._lines = all_lines(path)
+        self._open: list[Shard] = []  # tables that are in memory
         self._shards: list[tuple[int, int, Shard, str]] = []
         self.failed: dict[int, str] = {}
         end = 0
@@ -67,6 +71,10 @@ class Attributions:
 
     def __getitem__(self, i: int | slice) -> Tree:
         """The attributions of an example, or of several."""
+        if not isinstance(i, slice) and not is_integer(i):
+            raise TypeError(
+                f"the index is {say(i)}, expected an int or a slice: index what a[:] gives"
+            )
         if isinstance(i, slice):
             start, stop, step = i.indices(len(self))
             if step != 1:
@@ -91,7 +99,8 @@ class Attributions:
 
     def index(self) -> Tensor:
         """The numbers by which random numbers were drawn: places, or the column ``index``."""
-        return self.rows(0, len(self))[1]
+        parts = [self._opened(shard).index(0, b - a) for a, b, shard, _ in self._shards]
+        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
 
     def names(self) -> list[str]:
         """The names of the tensors of the tree, in their order."""
@@ -133,7 +142,7 @@ class Attributions:
     def rows(self, start: int, stop: int) -> tuple[list[Tensor], Tensor]:
         """The tensors of some examples in the order of ``names``, and their numbers."""
         parts = [
-            shard.rows(max(start, a) - a, min(stop, b) - a)
+            self._opened(shard).rows(max(start, a) - a, min(stop, b) - a)
             for a, b, shard, _ in self._shards
             if a < stop and start < b
         ]
@@ -142,6 +151,15 @@ class Attributions:
             empty = [torch.empty(0, *s, dtype=getattr(torch, d)) for s, d in form]
             return empty, torch.empty(0, dtype=torch.int64)
         return joined_leaves([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+    def _opened(self, shard: Shard) -> Shard:
+        """The shard; a table that has not been used for long leaves the memory."""
+        if shard.table and shard not in self._open:
+            self._open.append(shard)
+            for old in self._open[:-_TABLES]:
+                old.close()
+            del self._open[:-_TABLES]
+        return shard
 
     def _tree(self, leaves: list[Tensor]) -> Tree:
         return rebuilt(self.manifest["form"], list(marked(leaves, self.manifest["scores"])))

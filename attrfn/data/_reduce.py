@@ -41,6 +41,11 @@ def reduction(how: Any) -> Reduce:
         return cast(Reduce, _NAMED[how]())
     if isinstance(how, tuple) and len(how) == 2 and all(map(callable, how)):
         return _Pair(*how)
+    if isinstance(how, type):
+        raise TypeError(
+            f"reduce is the class {how.__name__}, expected an object of it, such as "
+            "attrfn.data.quantiles()"
+        )
     if all(callable(getattr(how, name, None)) for name in ("init", "update", "compute")):
         return cast(Reduce, how)
     raise TypeError(

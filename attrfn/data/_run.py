@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import attrfn
-from attrfn._copies.memory import budget
+from attrfn._copies.memory import budget, keep_pages, most_on_cpu
 from attrfn._copies.progress import steps
 from attrfn._torch.typing import ModelFn
 from attrfn._torch.warn import each_once
@@ -30,7 +30,9 @@ from attrfn.data._sources import Batch, Source
 # table; a batch is as many rows as fit into the budget by that guess. Methods choose themselves how
 # many copies of the batch they take.
 _INSIDE, _INSIDE_OF_TABLES = 64, 16
-_LEAST, _MOST = 8, 1024
+# A call has a price of its own, so that on a CPU batches are larger than the chunks of a method.
+_TIMES_ON_CPU = 4
+_LEAST, _MOST = 8, 4096
 _WITHOUT_A_GUESS = 32  # a token has few bytes, and its embedding has many
 
 
@@ -66,6 +68,7 @@ class Run:
         self.skip = skip
         self.progress = progress
         self.device = device_of(model_fn)
+        keep_pages()  # the results of a batch make room for those of the next
 
     def all(self, batch_size: int | str, sink: Memory) -> None:
         """Everything, into memory."""
@@ -83,13 +86,21 @@ class Run:
     def into(self, folder: Folder, batch_size: int | str, resume: bool) -> Attributions:
         """What is missing, into a folder."""
         plan = self.plan_into(folder, batch_size, resume)
-        done = plan.done
         if not plan.gaps:
-            return self.finished(folder, done)
+            return self.finished(folder, plan.done)
         sink = Shards(folder, plan.manifest, plan.rows)
-        runner = self.runner(plan.now)
-        end = done[-1]["stop"] if done else 0
+        self.data.skip_to(plan.gaps[0][0])
         batches = self.batches(plan.gaps, plan.size, plan.rows)
+        end, interrupted = self._written(batches, self.runner(plan.now), sink, plan.done)
+        if interrupted:
+            raise KeyboardInterrupt(f"{end} examples are in {folder.path}: call again to go on")
+        return read(folder.path)
+
+    def _written(
+        self, batches: Generator[Batch, None, None], runner: Runner, sink: Shards, done: list[Any]
+    ) -> tuple[int, bool]:
+        """Explain batches and write them; the row after the last, and whether Ctrl-C came."""
+        end = done[-1]["stop"] if done else 0
         with delayed_interrupt() as interrupt, each_once(), contextlib.closing(batches):
             try:
                 with self.bar(sum(d["stop"] - d["start"] for d in done)) as advance:
@@ -104,13 +115,14 @@ class Run:
                             break
                     else:
                         self.check_end(end)
-            except BaseException:
+            except BaseException as error:
                 sink.stop()
+                # The workers of a DataLoader end at Ctrl-C, too, which is an error to the reader.
+                if interrupt.is_pressed() and isinstance(error, ValueError):
+                    return end, True
                 raise
             sink.finish(None if interrupt.is_pressed() else end)
-        if interrupt.is_pressed():
-            raise KeyboardInterrupt(f"{end} examples are in {folder.path}: call again to go on")
-        return read(folder.path)
+        return end, interrupt.is_pressed()
 
     def plan(self, batch_size: int | str) -> Plan:
         """All that there is."""
@@ -140,7 +152,7 @@ class Run:
         if not done:
             raise ValueError("data has no examples, expected at least one")
         if folder.total() is None:
-            folder.log({"complete": done[-1]["stop"]})
+            folder.finish(done[-1]["stop"])
         return read(folder.path)
 
     def check_end(self, end: int) -> None:
@@ -173,7 +185,10 @@ class Run:
     ) -> Generator[Batch, None, None]:
         """The batches of what is missing, read ahead where that takes time."""
         found = self.read(gaps, size, rows)
-        return ahead(found) if self.data.slow else found
+        try:
+            yield from ahead(found) if self.data.slow else found
+        finally:
+            self.data.close()
 
     def read(
         self, gaps: list[tuple[int, int | None]], size: int, rows: int | None
@@ -195,9 +210,9 @@ class Run:
     def bar(self, done: int) -> Any:
         """A bar for what is not done."""
         total = self.data.length
-        shown = self.progress and total is not None
+        left = None if total is None else total - done
         label = getattr(self.options.method, "__name__", "explain")
-        return steps((total or 0) - done, label, shown, ("example", "examples"))
+        return steps(left, label, self.progress, ("example", "examples"))
 
     def size(self, batch_size: int | str, first: Rows | None) -> int:
         """The rows of a batch."""
@@ -207,7 +222,7 @@ class Run:
             return self.data.batch
         if first is None:
             return _WITHOUT_A_GUESS
-        if self.data.length is None:
+        if self.data.length is None and not self.data.of_examples:
             return len(first)
         return _guess(first, self.device)
 
@@ -254,5 +269,8 @@ def _guess(first: Rows, device: torch.device | None) -> int:
         return _WITHOUT_A_GUESS
     inside = _INSIDE_OF_TABLES if all(t.ndim <= 2 for t in x) else _INSIDE
     bytes_ = max(1, inside * tree_bytes(first.inputs) // max(1, len(first)))
-    fits = budget(device or torch.device("cpu")) // bytes_
+    most = budget(device or torch.device("cpu"))
+    if device is None or device.type == "cpu":
+        most = min(_TIMES_ON_CPU * most, most_on_cpu())
+    fits = most // bytes_
     return 1 << (max(_LEAST, min(_MOST, fits)).bit_length() - 1)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import optree
 import torch
 from torch import Tensor
 
-from attrfn._copies.memory import out_of_memory
 from attrfn._explain.shared import mark_of, marked
 from attrfn._torch.guard import fail, is_plain
 from attrfn._torch.typing import ModelFn, Tree
 from attrfn._torch.warn import warn
 from attrfn.data._bound import bound_to
 from attrfn.data._columns import Rows
-from attrfn.data._options import Options, check_rows, moved
+from attrfn.data._memory import is_of_memory, let_go
+from attrfn.data._options import Options, check_rows
 from attrfn.data._sources import Batch, Source, first_line
 
 
@@ -47,8 +47,8 @@ class Found(NamedTuple):
         return optree.tree_map(lambda t: t[keep], self.tree), self.numbers[keep]
 
 
-Part = tuple[Rows, Tensor, Tensor]
-"""Rows, their places and the numbers by which they draw."""
+Part = tuple[Rows, Tensor]
+"""Rows and their places."""
 
 
 class Runner:
@@ -89,14 +89,15 @@ class Runner:
         """
         failed = {i: first_line(error) for i, error in batch.failed.items()}
         parts: list[tuple[Tensor, Tree]] = []
-        index = torch.arange(batch.start, batch.start + batch.size)
+        index = batch.places
         if batch.rows is not None:
-            own = batch.rows.numbers
-            draws = batch.places if own is None else own
-            index = index.index_copy(0, batch.places - batch.start, draws.cpu())
-            part = (batch.rows, batch.places, draws)
+            part = (batch.rows, batch.places)
             parts = list(self._pieces(part, failed))
             self._probe(part, parts)
+            index = batch.places if batch.rows.numbers is None else batch.rows.numbers.cpu()
+        if batch.failed:  # which draw by their place
+            every = torch.arange(batch.start, batch.start + batch.size)
+            index = every.index_copy(0, batch.places - batch.start, index)
         if not parts and self._empty is None:
             cause = next(iter(batch.failed.values()), None)
             where = self.source.where(min(failed))
@@ -106,8 +107,8 @@ class Runner:
             ) from cause
         scores = None
         if parts:
-            leaves = optree.tree_leaves(parts[0][1])
-            scores = mark_of(leaves)
+            scores = mark_of(optree.tree_leaves(parts[0][1]))
+        if parts and self._empty is None:
             self._empty = optree.tree_map(lambda t: _blank(t[:1]), parts[0][1])
         return Found(batch.start, batch.size, self._whole(batch, parts), index, failed, scores)
 
@@ -130,11 +131,12 @@ class Runner:
         """The part in pieces that fit into memory; what fails is left out."""
         start, rows = 0, len(part[0])
         while start < rows:
-            piece = _pick(part, slice(start, start + self.size))
+            whole = start == 0 and rows <= self.size
+            piece = part if whole else _pick(part, slice(start, start + self.size))
             found, error = self._try(piece)
             if error is None:
                 yield piece[1], found
-            elif _is_of_memory(error) and self._halve(len(piece[0]), error):
+            elif is_of_memory(error) and self._halve(len(piece[0]), error):
                 continue
             else:
                 yield from self._apart(piece, error, failed)
@@ -151,12 +153,9 @@ class Runner:
         except Exception as error:
             return None, error
 
-    def _halve(self, rows: int, error: BaseException | None) -> bool:
+    def _halve(self, rows: int, error: BaseException) -> bool:
         """Take half as many rows from now on, if there are several."""
-        while error is not None:  # whose frames hold the tensors of the run
-            error.__traceback__, error = None, error.__cause__
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        let_go(error)
         if rows > 1:
             self.size = (rows + 1) // 2
         return rows > 1
@@ -185,17 +184,18 @@ class Runner:
 
     def _run(self, part: Part) -> Tree:
         """The attributions of some rows, on the CPU."""
-        rows, places, draws = part
-        inputs, columns, bound = moved((rows.inputs, rows.options, rows.bound), self.device)
-        model = bound_to(self.model_fn, bound, len(places))
+        rows, places = part
         if self.device is not None:
-            draws = draws.to(self.device)
-        options = self.options.of(inputs, places, draws, columns)
-        tree = self.options.method(model, inputs, **options)
-        mark = mark_of(check_rows(tree, len(places)))
-        found = optree.tree_map(lambda t: t.detach().cpu(), tree)
-        marked(optree.tree_leaves(found), mark)
-        return found
+            there = self.device
+            rows = rows.each(lambda t: t.to(there, non_blocking=True))
+        model = bound_to(self.model_fn, rows.bound, len(places))
+        device = self.device or _device(rows.inputs)
+        options = self.options.of(rows.inputs, places, rows.numbers, rows.options, device)
+        tree = self.options.method(model, rows.inputs, **options)
+        leaves, spec = optree.tree_flatten(tree)
+        check_rows(tree, leaves, len(places))
+        found = marked([t.detach().cpu() for t in leaves], mark_of(leaves))
+        return optree.tree_unflatten(spec, found)
 
     def _probe(self, part: Part, parts: list[tuple[Tensor, Tree]]) -> None:
         """Explain the first row alone, once, to see that its batch does not change it."""
@@ -206,7 +206,7 @@ class Runner:
         row = _pick(part, part[1] == parts[0][0][0])
         alone, error = self._try(row)
         if error is not None:
-            if not _is_of_memory(error):
+            if not is_of_memory(error):
                 _raise(error, f"{self.source.where(int(row[1][0]))} alone: {first_line(error)}")
             return
         pairs = zip(optree.tree_leaves(together), optree.tree_leaves(alone), strict=True)
@@ -219,12 +219,13 @@ class Runner:
 
 
 def _pick(part: Part, i: slice | Tensor) -> Part:
-    return part[0].pick(i), part[1][i], part[2][i]
+    return part[0].pick(i), part[1][i]
 
 
-def _is_of_memory(error: BaseException | None) -> bool:
-    """Whether an error, or the one that it was made of, says that memory ran out."""
-    return error is not None and (out_of_memory(error) or _is_of_memory(error.__cause__))
+def _device(inputs: Tree) -> torch.device:
+    leaves: list[Any] = optree.tree_leaves(inputs)
+    found: torch.device = leaves[0].device
+    return found
 
 
 def _blank(t: Tensor) -> Tensor:

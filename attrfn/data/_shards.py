@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from attrfn.data._extras import need
-from attrfn.data._sources import first_line
+from attrfn.data._sources import short
 
 INDEX = "index"
+Buffer: TypeAlias = bytes | memoryview
 
 
-def pack(leaves: Sequence[Tensor], index: Tensor, table: list[str] | None) -> bytes:
-    """The content of a shard.
+# The names of types in safetensors files.
+_TYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+def pack(leaves: Sequence[Tensor], index: Tensor, table: list[str] | None) -> list[Buffer]:
+    """The content of a shard, in parts.
 
     Args:
         leaves: The attributions, each (R, ...).
@@ -25,11 +41,42 @@ def pack(leaves: Sequence[Tensor], index: Tensor, table: list[str] | None) -> by
         table: The names of the features, if the shard is a table.
     """
     if table is not None:
-        return _pack_table(leaves[0], index, table)
+        return [_pack_table(leaves[0], index, table)]
     save = need("safetensors.torch", "out").save
-    tensors = {str(i): t.contiguous() for i, t in enumerate(leaves)}
-    content: bytes = save({**tensors, INDEX: index.contiguous()})
-    return content
+    tensors = {str(i): t.contiguous() for i, t in enumerate(leaves)} | {INDEX: index.contiguous()}
+    if not all(t.dtype in _TYPES for t in tensors.values()):
+        return [save(tensors)]
+    return _pack_tensors(tensors)
+
+
+def _pack_tensors(tensors: dict[str, Tensor]) -> list[Buffer]:
+    """A safetensors file whose tensors are not copied.
+
+    The library copies them while no other thread can run, which the method would wait for.
+    """
+    header: dict[str, Any] = {}
+    parts: list[Buffer] = []
+    end = 0
+    # Wider numbers first, so that each is at a multiple of its width.
+    for name in sorted(tensors, key=lambda name: (-tensors[name].element_size(), name)):
+        t = tensors[name]
+        start, end = end, end + t.numel() * t.element_size()
+        header[name] = {
+            "dtype": _TYPES[t.dtype],
+            "shape": list(t.shape),
+            "data_offsets": [start, end],
+        }
+        if end > start:
+            parts.append(_bytes_of(t))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return [len(text).to_bytes(8, "little") + text, *parts]
+
+
+def _bytes_of(t: Tensor) -> memoryview:
+    found = (ctypes.c_char * (t.numel() * t.element_size())).from_address(t.data_ptr())
+    found.tensor = t  # type: ignore[attr-defined]  # which the memory belongs to
+    return memoryview(found)
 
 
 def _pack_table(t: Tensor, index: Tensor, table: list[str]) -> bytes:
@@ -65,6 +112,25 @@ class Shard:
         Raises:
             ValueError: The file is gone, cut or damaged.
         """
+        names = self.table or [str(i) for i in range(len(self.dtypes))]
+        *leaves, index = self._columns([*names, INDEX], start, stop)
+        if self.table:
+            leaves = [torch.stack(leaves, 1).to(getattr(torch, self.dtypes[0]))]
+        return leaves, index
+
+    def index(self, start: int, stop: int) -> Tensor:
+        """The numbers alone.
+
+        Raises:
+            ValueError: The file is gone, cut or damaged.
+        """
+        return self._columns([INDEX], start, stop)[0]
+
+    def close(self) -> None:
+        """Let go of what has been read."""
+        self._file = None
+
+    def _columns(self, names: list[str], start: int, stop: int) -> list[Tensor]:
         try:
             found = self.path.stat().st_size
         except OSError:
@@ -75,27 +141,25 @@ class Shard:
                 f"{self.path} {what}: call attrfn.data.explain again, which writes its rows again"
             )
         try:
-            return self._table(start, stop) if self.table else self._tensors(start, stop)
+            read = self._of_table if self.table else self._of_tensors
+            return [read(name, start, stop) for name in names]
         except ImportError:
             raise
         except Exception as error:
             raise ValueError(
-                f"{self.path} cannot be read: {first_line(error)}: delete it and call "
+                f"{self.path} cannot be read: {short(error)}: delete it and call "
                 "attrfn.data.explain again, which writes its rows again"
             ) from error
 
-    def _tensors(self, start: int, stop: int) -> tuple[list[Tensor], Tensor]:
+    def _of_tensors(self, name: str, start: int, stop: int) -> Tensor:
         if self._file is None:
             self._file = need("safetensors", "read").safe_open(str(self.path), framework="pt")
-        names = [*map(str, range(len(self.dtypes))), INDEX]
-        *leaves, index = [self._file.get_slice(name)[start:stop] for name in names]
-        return leaves, index
+        found: Tensor = self._file.get_slice(name)[start:stop]
+        return found
 
-    def _table(self, start: int, stop: int) -> tuple[list[Tensor], Tensor]:
+    def _of_table(self, name: str, start: int, stop: int) -> Tensor:
         if self._file is None:
             parquet = need("pyarrow.parquet", "read of a table")
             self._file = parquet.read_table(str(self.path), memory_map=True)
-        part = self._file.slice(start, stop - start)
-        names = [*(self.table or ()), INDEX]
-        *columns, index = [torch.tensor(part.column(name).to_numpy()) for name in names]
-        return [torch.stack(columns, 1).to(getattr(torch, self.dtypes[0]))], index
+        column = self._file.column(name).slice(start, stop - start)
+        return torch.tensor(column.to_numpy())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from typing import Any, NamedTuple
 
 import optree
@@ -10,11 +9,10 @@ import torch
 from torch import Tensor
 
 from attrfn._explain.shared import marked
-from attrfn._torch.say import say
 from attrfn._torch.typing import Tree
 from attrfn._torch.warn import warn
 from attrfn.data._ahead import Behind
-from attrfn.data._folder import Folder
+from attrfn.data._folder import Folder, cannot_write
 from attrfn.data._reduce import Reduce
 from attrfn.data._runner import Found
 from attrfn.data._shards import pack
@@ -24,17 +22,23 @@ from attrfn.data._tree import form_and_leaves
 # A shard is closed when it has so many bytes: it waits in memory, twice while it is written.
 _BYTES = 2**25
 # Batches of a shard at most, and bytes of inputs: what a killed process loses.
-MOST_BATCHES, INPUT_BYTES = 64, 2**24
+MOST_BATCHES, INPUT_BYTES = 16, 2**24
 
 
 class Memory:
-    """Keeps the attributions, or a statistic of them."""
+    """Keeps the attributions, or a statistic of them.
 
-    def __init__(self, reduce: Reduce | None) -> None:
+    Args:
+        reduce: The statistic; None: the attributions.
+        length: How many examples there will be, None if that is unknown.
+    """
+
+    def __init__(self, reduce: Reduce | None, length: int | None = None) -> None:
         self._reduce = reduce
         self._state = None if reduce is None else reduce.init()
+        self._length = length
         self._parts: list[list[Tensor]] = []
-        self._spec: Any = None
+        self._whole: list[Tensor] = []  # of a known length, filled batch by batch
         self._form: tuple[Any, ...] | None = None
         self._failed: dict[int, str] = {}
         self._scores: str | None = None
@@ -46,8 +50,8 @@ class Memory:
         form = (spec, *[(t.dtype, t.shape[1:]) for t in leaves])
         if self._form is not None and form != self._form:
             raise ValueError(
-                f"example {found.start}: the attributions are {say(form)}, expected "
-                f"{say(self._form)} as for the first batch"
+                f"example {found.start}: the attributions are {_said(form)}, expected "
+                f"{_said(self._form)} as for the first batch: bring all rows into one form"
             )
         self._form = form
         if self._reduce is not None:
@@ -55,8 +59,14 @@ class Memory:
             if len(index):
                 self._state = self._reduce.update(self._state, tree, index)
             return
-        self._spec, self._scores = spec, found.scores
-        self._parts.append(leaves)
+        self._scores = found.scores or self._scores
+        if self._length is None:
+            self._parts.append(leaves)
+            return
+        if not self._whole:
+            self._whole = [t.new_empty(self._length, *t.shape[1:]) for t in leaves]
+        for whole, t in zip(self._whole, leaves, strict=True):
+            whole[found.start : found.start + found.size] = t
 
     def finish(self) -> Any:
         """The attributions of all examples, or the statistic."""
@@ -69,10 +79,15 @@ class Memory:
             )
         if self._reduce is not None:
             return self._reduce.compute(self._state)
-        if not self._parts:
+        if self._form is None:
             raise ValueError("data has no examples, expected at least one")
-        leaves = marked(joined_leaves(self._parts), self._scores)
-        return optree.tree_unflatten(self._spec, leaves)
+        leaves = marked(self._whole or joined_leaves(self._parts), self._scores)
+        return optree.tree_unflatten(self._form[0], leaves)
+
+
+def _said(form: tuple[Any, ...]) -> str:
+    shapes = " and ".join(f"{tuple(s)} {d}".replace("torch.", "") for d, s in form[1:5])
+    return shapes or "nothing"
 
 
 class _Piece(NamedTuple):
@@ -80,8 +95,8 @@ class _Piece(NamedTuple):
 
     start: int
     stop: int
-    leaves: list[Tensor]
-    numbers: Tensor
+    leaves: list[list[Tensor]]
+    numbers: list[Tensor]
     failed: dict[int, str]
     size: int
 
@@ -150,8 +165,8 @@ class Shards:
         failed: dict[int, str] = {}
         for f, _ in found:
             failed.update(f.failed)
-        leaves = joined_leaves([ts for _, ts in found])
-        index = torch.cat([f.numbers for f, _ in found])
+        leaves = [ts for _, ts in found]
+        index = [f.numbers for f, _ in found]
         stop = last.start + last.size
         self._behind.put(_Piece(found[0][0].start, stop, leaves, index, failed, self._size))
 
@@ -164,18 +179,12 @@ class Shards:
             "size": piece.size,
             "failed": {str(i): why for i, why in piece.failed.items()},
         }
-        content = pack(piece.leaves, piece.numbers, table)
+        content = pack(joined_leaves(piece.leaves), torch.cat(piece.numbers), table)
         try:
             self._folder.add(name, content, line)
         except OSError as error:
-            why = error.strerror or str(error)
-            remedy = "free space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend it"
-            raise OSError(
-                error.errno or errno.EIO,
-                f"rows {piece.start} to {piece.stop - 1} cannot be written to "
-                f"{self._folder.path / name} ({why}); all shards before are kept: {remedy} and "
-                "call again, which goes on there",
-            ) from error
+            rows = f"rows {piece.start} to {piece.stop - 1}"
+            raise cannot_write(error, rows, self._folder.path / name) from error
 
     def finish(self, total: int | None) -> None:
         """Write what is left and, if all examples have been explained, say so."""
@@ -184,7 +193,7 @@ class Shards:
         finally:
             self._behind.close()
         if total is not None and self._folder.total() != total:
-            self._folder.log({"complete": total})
+            self._folder.finish(total)
 
     def stop(self) -> None:
         """Write what is left after an error, which is the one to raise."""

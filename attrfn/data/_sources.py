@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import optree
@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from attrfn._torch.say import say
-from attrfn.data._columns import Columns, Rows, form_of, said_form
+from attrfn.data._columns import BadRow, ColumnError, Columns, Rows, form_of, said_forms
+from attrfn.data._frames import as_columns
+
+_LONGEST = 140  # of an error within another one
 
 
 class Batch(NamedTuple):
@@ -40,6 +43,7 @@ class Source:
         length: The number of rows, None if that is unknown.
         batch: The size of its own batches, None if it has none.
         slow: Whether reading takes time, so that a thread should do it.
+        again: Whether it can be read from the start once more.
     """
 
     def __init__(
@@ -49,18 +53,22 @@ class Source:
         length: int | None = None,
         batch: int | None = None,
         slow: bool = True,
+        again: bool = True,
     ) -> None:
         self.columns = columns
         self.name = name
         self.length = length
         self.batch = batch
         self.slow = slow
-        self.again = True  # whether it can be read from the start once more
+        self.again = again
+        self.of_examples = False  # whether its batches are examples that were put together
         self._form: tuple[Any, ...] | None = None
 
-    def where(self, i: int) -> str:
-        """An example in messages."""
-        return f"example {i}" if self.name == "data" else f"{self.name}, row {i}"
+    def where(self, i: int, *, onwards: bool = False) -> str:
+        """An example in messages, or those from it on."""
+        if self.name == "data":
+            return f"examples from {i} on" if onwards else f"example {i}"
+        return f"{self.name}, rows from {i} on" if onwards else f"{self.name}, row {i}"
 
     def read(self, start: int, stop: int, skip: bool = False) -> Batch | None:
         """Rows from start to stop, or fewer at the end; None after it. Calls go forward only.
@@ -71,6 +79,15 @@ class Source:
             skip: Whether rows that cannot be read are left out; else the error is raised.
         """
         raise NotImplementedError
+
+    def skip_to(self, start: int) -> None:
+        """Leave out the rows before, where that takes less time than to read them."""
+
+    def begin(self) -> None:
+        """Start what reads: processes of a loader, in the thread of the caller."""
+
+    def close(self) -> None:
+        """Let go of what reads: processes of a loader end here, and not when they are found."""
 
     def fresh(self) -> Source:
         """The same source, to read from the start."""
@@ -91,190 +108,63 @@ class Source:
             "give a Dataset, tensors or a file"
         )
 
+    def together(self, item: Any) -> Any:
+        """What was read, as one batch."""
+        return plain(item, self.columns)
+
+    def rows(
+        self, item: Any, start: int, *, alone: bool = False, numbers: Sequence[int] | None = None
+    ) -> Rows:
+        """What was read as rows, in the form of those before.
+
+        Args:
+            item: What was read.
+            start: The number of its first row.
+            alone: Whether it has one row.
+            numbers: The number of each row, if they do not follow each other.
+
+        Raises:
+            TypeError, ValueError: It is none of numbers, or has another form; with the row.
+        """
+        try:
+            rows = self.columns.rows(self.together(item))
+        except BadRow as error:
+            i = start + error.row if numbers is None else numbers[error.row]
+            raise ValueError(f"{self.where(i)}: {error}") from error
+        except (TypeError, ValueError) as error:
+            if start == 0 and self.name == "data":  # of all of it
+                raise
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"{self.where(start, onwards=not alone)}: {error}") from error
+        return self.check(rows, start)
+
     def check(self, rows: Rows, start: int) -> Rows:
         """The same rows, if they have the form of those before."""
         form = form_of(rows)
         if self._form is None:
             self._form = form
         if form != self._form:
+            here, first = said_forms(form, self._form)
             raise ValueError(
-                f"{self.where(start)}: rows are {said_form(form)}, expected those of the first "
-                f"batch, {said_form(self._form)}: bring all batches into one form, such as one "
+                f"{self.where(start)}: rows are {here}, expected those of the first "
+                f"batch, {first}: bring all batches into one form, such as one "
                 "length"
             )
         return rows
 
 
-class Indexed(Source):
-    """A source of which rows can be read by number: ``get`` from two numbers to a batch."""
-
-    def __init__(self, get: Callable[[int, int], Any], columns: Columns, **more: Any) -> None:
-        super().__init__(columns, **more)
-        self._get = get
-
-    def read(self, start: int, stop: int, skip: bool = False) -> Batch | None:
-        assert self.length is not None
-        stop = min(stop, self.length)
-        if start >= stop:
-            return None
-        rows = self.check(self.columns.rows(self._get(start, stop)), start)
-        return Batch(start, stop - start, rows, torch.arange(start, stop), {})
-
-    def at(self, places: Tensor) -> Rows:
-        return joined([self.columns.rows(self._get(i, i + 1)) for i in places.tolist()])
-
-    def first(self) -> Rows | None:
-        return self.columns.rows(self._get(0, 1)) if self.length else None
-
-
-class Examples(Indexed):
-    """A map-style data set: ``data[i]`` is one example. An example that fails leaves the others."""
-
-    def __init__(self, data: Any, collate: Callable[[list[Any]], Any], columns: Columns) -> None:
-        super().__init__(self._collated, columns, length=_length(data))
-        self._data, self._collate = data, collate
-
-    def _collated(self, start: int, stop: int) -> Any:
-        return self._together([self._data[i] for i in range(start, stop)], start)
-
-    def _together(self, found: list[Any], start: int) -> Any:
-        try:
-            return self._collate([plain(item, self.columns) for item in found])
-        except (RuntimeError, TypeError) as error:
-            raise ValueError(
-                f"examples {start} to {start + len(found) - 1} cannot be put into one batch, "
-                f"expected tensors of equal shapes: {first_line(error)}"
-            ) from error
-
-    def read(self, start: int, stop: int, skip: bool = False) -> Batch | None:
-        assert self.length is not None
-        stop = min(stop, self.length)
-        if start >= stop:
-            return None
-        found, failed = {}, {}
-        for i in range(start, stop):
-            try:
-                found[i] = self._data[i]
-            except Exception as error:
-                if not skip:
-                    raise RuntimeError(
-                        f"{self.where(i)} cannot be read: {first_line(error)}: repair it, or pass "
-                        "on_error='skip'"
-                    ) from error
-                failed[i] = error
-        places = torch.tensor(list(found), dtype=torch.int64)
-        if not found:
-            return Batch(start, stop - start, None, places, failed)
-        item = self._together(list(found.values()), start)
-        rows = self.check(self.columns.rows(item), start)
-        return Batch(start, stop - start, rows, places, failed)
-
-    def first(self) -> Rows | None:
-        try:
-            return super().first()
-        except Exception:  # the first read says so
-            return None
-
-
-class Stream(Source):
-    """Batches that come one after the other and are cut to the size that is asked for."""
-
-    def __init__(
-        self,
-        data: Any,
-        items: Callable[[Iterator[Any]], Iterator[Any]],
-        columns: Columns,
-        **more: Any,
-    ) -> None:
-        super().__init__(columns, **more)
-        self._more_arguments = (data, items, columns, more)
-        iterator = iter(data)
-        self.again = iterator is not data
-        self._items = items(iterator)
-        self._kept: list[Rows] = []
-        self._at = 0  # the number of the first row that is kept
-
-    def fresh(self) -> Source:
-        data, items, columns, more = self._more_arguments
-        return Stream(data, items, columns, **more)
-
-    def _more(self) -> bool:
-        """Keep one batch more, if there is one."""
-        place = self._at + self._count()
-        try:
-            item = next(self._items)
-        except StopIteration:
-            return False
-        except Exception as error:
-            raise RuntimeError(
-                f"data failed after {place} examples: {first_line(error)}: what came before is "
-                "kept; repair it and call again"
-            ) from error
-        rows = self.columns.rows(item)
-        if len(rows):
-            self._kept.append(self.check(rows, place))
-        return True
-
-    def _count(self) -> int:
-        return sum(map(len, self._kept))
-
-    def read(self, start: int, stop: int, skip: bool = False) -> Batch | None:
-        while True:
-            while self._kept and self._at + len(self._kept[0]) <= start:
-                self._at += len(self._kept.pop(0))
-            if self._at + self._count() >= stop or not self._more():
-                break
-        end = self._at + self._count()
-        if end < start:
-            raise ValueError(
-                f"data has ended after {end} examples, expected the {start} that are done: "
-                "give the data set that the folder was begun with; what is written is kept"
-            )
-        if end == start:
-            return None
-        rows = joined(self._kept)
-        stop = min(stop, self._at + len(rows))
-        found, rest = rows.pick(slice(start - self._at, stop - self._at)), stop - self._at
-        self._kept, self._at = [rows.pick(slice(rest, None))] if rest < len(rows) else [], stop
-        return Batch(start, stop - start, found, torch.arange(start, stop), {})
-
-    def first(self) -> Rows | None:
-        while not self._kept and self._more():
-            pass
-        return self._kept[0] if self._kept else None
-
-
-class Held(Source):
-    """Tensors that are in memory: rows are views of them."""
-
-    def __init__(self, whole: Rows, columns: Columns) -> None:
-        super().__init__(columns, length=len(whole), slow=False)
-        self._whole = whole
-
-    def read(self, start: int, stop: int, skip: bool = False) -> Batch | None:
-        stop = min(stop, len(self._whole))
-        if start >= stop:
-            return None
-        rows = self._whole.pick(slice(start, stop))
-        return Batch(start, stop - start, rows, torch.arange(start, stop), {})
-
-    def at(self, places: Tensor) -> Rows:
-        return self._whole.pick(places)
-
-    def first(self) -> Rows | None:
-        return self._whole.pick(slice(0, 1)) if len(self._whole) else None
-
-
 def plain(item: Any, columns: Columns) -> Any:
     """An example or a batch of which it is known what its parts are."""
+    item = as_columns(item)
     if columns.given is not None or not isinstance(item, (tuple, list, Mapping)):
         return item
     there = list(item) if isinstance(item, Mapping) else list(range(len(item)))
     if len(there) == 1:
         return item[there[0]]
-    raise ValueError(
+    shown = f"{{'inputs': {there[0]!r}, 'target': {there[-1]!r}}}" if there else "{'inputs': 0}"
+    raise ColumnError(
         f"data has examples of {len(there)} parts, {say(there)}, expected columns that say what "
-        f"they are, such as columns={{'inputs': {there[0]!r}, 'target': {there[-1]!r}}}"
+        f"they are, such as columns={shown}"
     )
 
 
@@ -290,10 +180,46 @@ def joined_leaves(parts: list[list[Tensor]]) -> list[Tensor]:
     return parts[0] if len(parts) == 1 else [torch.cat(t) for t in zip(*parts, strict=True)]
 
 
-def _length(data: Any) -> int:
-    return len(data)
-
-
 def first_line(error: BaseException) -> str:
     """What an error says, in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    # A worker of a DataLoader gives its whole traceback, the error at the end.
+    return lines[-1 if lines[0].startswith("Caught ") else 0].rstrip(".:")
+
+
+def short(error: BaseException) -> str:
+    """The same, cut where another message goes on."""
+    text = first_line(error)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+
+
+def put_together(items: list[Any], collate: Callable[[list[Any]], Any], columns: Columns) -> Any:
+    """Examples as one batch, of the parts that are needed.
+
+    Raises:
+        ValueError: Their shapes differ, or they hold what is no tensor.
+    """
+    parts = columns.parts(items)
+    try:
+        if columns.given is None:
+            return collate([plain(item, columns) for item in items])
+        return {name: collate(values) for name, values in parts.items()}
+    except (RuntimeError, TypeError) as error:
+        if len(items) == 1 and columns.given is not None:
+            return parts  # of which one is no number
+        if len(items) == 1:
+            raise ValueError(
+                f"the example cannot become tensors: {short(error)}: turn it into tensors first"
+            ) from error
+        raise ValueError(
+            "examples cannot be put into one batch, expected tensors of equal shapes: "
+            f"{short(error)}"
+        ) from error
+
+
+def places_of(start: int, stop: int, failed: Mapping[int, Exception]) -> Tensor:
+    """The numbers of the rows that did not fail."""
+    places = torch.arange(start, stop)
+    if not failed:
+        return places
+    return torch.tensor([i for i in range(start, stop) if i not in failed], dtype=torch.int64)

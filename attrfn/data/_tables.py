@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 from attrfn._torch.say import say
 from attrfn.data._extras import need
 from attrfn.data._read import Attributions, read
+from attrfn.data._sources import first_line
 
 INDEX = "index"
 
@@ -71,15 +73,22 @@ def to_parquet(
     arrow, parquet = need("pyarrow", "to_parquet"), need("pyarrow.parquet", "to_parquet")
     a, file = _opened(attributions), Path(path)
     beside = file.with_name(f".{file.name}.part")
-    writer = None
+    tables = (
+        arrow.table({k: t.numpy() for k, t in _columns(a, start, stop).items()})
+        for start, stop in a.parts() or [(0, 0)]
+    )
+    first = next(tables)
     try:
-        for start, stop in a.parts() or [(0, 0)]:
-            table = arrow.table({k: t.numpy() for k, t in _columns(a, start, stop).items()})
-            writer = writer or parquet.ParquetWriter(str(beside), table.schema)
-            writer.write_table(table)
-        assert writer is not None
-        writer.close()
+        with parquet.ParquetWriter(str(beside), first.schema) as writer:
+            for table in itertools.chain([first], tables):
+                writer.write_table(table)
         os.replace(beside, file)
+    except OSError as error:
+        raise OSError(
+            error.errno or errno.EIO,
+            f"the table cannot be written to {file} ({first_line(error)}): free space or give "
+            "another path; a file that was there is as it was",
+        ) from error
     finally:
         beside.unlink(missing_ok=True)
     return file

@@ -114,6 +114,7 @@ class _Share:
 
     def batches(self) -> Generator[tuple[int, Batch], None, None]:
         """The batches of this rank, with the numbers of their parts."""
+        self._run.data.begin()
         found = self._read()
         return ahead(found) if self._run.data.slow else found
 
@@ -238,4 +239,4 @@ def _close(folder: Folder, total: int) -> None:
     """
     folder.merge()
     check_whole(folder, total)
-    folder.log({"complete": total})
+    folder.finish(total)

@@ -28,11 +28,13 @@ from attrfn._torch.typing import Key, Method, ModelFn
 from attrfn.data._columns import Columns
 from attrfn.data._digest import dtype_of
 from attrfn.data._folder import COMPARED, MANIFEST, Folder, put_first, read_json
+from attrfn.data._indexed import Indexed
 from attrfn.data._kinds import source
 from attrfn.data._options import Options, parameters_of
 from attrfn.data._run import Plan, Run, gaps_of
 from attrfn.data._runner import Found
-from attrfn.data._sources import Batch, Indexed, Source, Stream, first_line, plain
+from attrfn.data._sources import Batch, Source
+from attrfn.data._streams import Stream
 
 # Parts for each worker at least, where there are so many batches: the last one to finish then keeps
 # the others waiting for a quarter of its work at most.
@@ -85,24 +87,20 @@ def divisible(data: Any, columns: Columns) -> Source:
     if not by_number or isinstance(data.dataset, IterableDataset) or found.length is None:
         return found
 
-    def get(start: int, stop: int) -> Any:
-        return plain(_collated(data, start, stop), columns)
-
-    return Indexed(get, columns, length=found.length, batch=found.batch)
+    return Indexed(
+        lambda start, stop: _collated(data, start, stop),
+        columns,
+        length=found.length,
+        batch=found.batch,
+    )
 
 
 def _collated(loader: DataLoader[Any], start: int, stop: int) -> Any:
     """What a DataLoader makes of some examples."""
     several = getattr(loader.dataset, "__getitems__", None)
-    try:
-        if several:
-            return loader.collate_fn(several(list(range(start, stop))))
-        return loader.collate_fn([loader.dataset[i] for i in range(start, stop)])
-    except Exception as error:
-        raise RuntimeError(
-            f"data failed at the examples {start} to {stop - 1}: {first_line(error)}: what came "
-            "before is kept; repair it and call again"
-        ) from error
+    if several:
+        return loader.collate_fn(several(list(range(start, stop))))
+    return loader.collate_fn([loader.dataset[i] for i in range(start, stop)])
 
 
 def part_rows(plan: Plan, workers: int) -> int:

@@ -24,6 +24,8 @@ from attrfn.metrics._options import ScoreOptions
 from attrfn.metrics._scores import Scored, order_keys, scored
 
 Lists = tuple[list[Tensor], ...]
+Table = tuple[int, Callable[[slice], Tensor]]
+"""The number of subsets of a size, and booleans (S, 1 or B, n) of a slice of them."""
 
 
 @better("higher")
@@ -112,31 +114,13 @@ def faithfulness_correlation(
 def _correlations(s: Scored, sizes: list[int], n_samples: int, key: Key, name: str) -> Tensor:
     """One correlation for each size and example, (sizes, B)."""
     count_of("n_samples", n_samples)
-    for m in sizes:
-        if not is_integer(m) or not 0 <= m <= s.n:
-            raise ValueError(
-                f"{name} has {m!r}, expected integers from 0 to {s.n}, the number of features"
-            )
-    if not sizes:
-        raise ValueError(f"{name} is empty, expected at least one subset size")
+    _check_sizes(sizes, s.n, name)
     keys = order_keys(key, s.p)
     tables = [_subsets(s.n, m, n_samples, keys, stream) for stream, m in enumerate(sizes)]
     lengths = [n for n, _ in tables]
-    starts = [sum(lengths[:j]) for j in range(len(tables))]
-
-    def members(i: slice) -> Tensor:
-        """Booleans (S, 1 or B, n): the features of the subsets i of all sizes together."""
-        found = []
-        for (n, draw), start in zip(tables, starts, strict=True):
-            low, high = max(i.start - start, 0), min(i.stop - start, n)
-            if low < high:
-                found.append(draw(slice(low, high)))
-        rows = max(t.shape[1] for t in found)
-        return torch.cat([t.expand(-1, rows, -1) for t in found])
-
     # The sums of the scores are taken in each chunk, so that the subsets of all samples are never
     # in memory together.
-    draw = at_once(lambda i: (members(i),), sum(lengths), sum(lengths) * len(keys) * s.n)
+    draw = at_once(lambda i: (_members(tables, i),), sum(lengths), sum(lengths) * len(keys) * s.n)
 
     def part(i: slice) -> Part[Lists]:
         (chosen,) = draw(i)
@@ -155,6 +139,28 @@ def _correlations(s: Scored, sizes: list[int], n_samples: int, key: Key, name: s
     )
 
 
+def _check_sizes(sizes: list[int], n: int, name: str) -> None:
+    for m in sizes:
+        if not is_integer(m) or not 0 <= m <= n:
+            raise ValueError(
+                f"{name} has {m!r}, expected integers from 0 to {n}, the number of features"
+            )
+    if not sizes:
+        raise ValueError(f"{name} is empty, expected at least one subset size")
+
+
+def _members(tables: list[Table], i: slice) -> Tensor:
+    """Booleans (S, 1 or B, n): the features of the subsets i of all sizes together."""
+    found, start = [], 0
+    for n, draw in tables:
+        low, high = max(i.start - start, 0), min(i.stop - start, n)
+        if low < high:
+            found.append(draw(slice(low, high)))
+        start += n
+    rows = max(t.shape[1] for t in found)
+    return torch.cat([t.expand(-1, rows, -1) for t in found])
+
+
 def _sums(chosen: Tensor, scores: Tensor) -> Tensor:
     """Sums of the scores over subsets (S, 1 or B, n), as (S, B)."""
     z = chosen.to(scores.dtype)
@@ -163,9 +169,7 @@ def _sums(chosen: Tensor, scores: Tensor) -> Tensor:
     return einsum("sbn,bn->sb", z, scores)
 
 
-def _subsets(
-    n: int, size: int, n_samples: int, keys: Tensor, stream: int
-) -> tuple[int, Callable[[slice], Tensor]]:
+def _subsets(n: int, size: int, n_samples: int, keys: Tensor, stream: int) -> Table:
     """The number of subsets, and booleans (S, 1 or B, n) of a slice of them."""
     if math.comb(n, size) <= n_samples:
         every = list(itertools.combinations(range(n), size))

@@ -13,7 +13,7 @@ from attrfn._torch.typing import Method
 from attrfn.text._adapter import Adapter
 from attrfn.text._game import game
 from attrfn.text._layers import by_embeddings, is_at_layer, name_of
-from attrfn.text._parts_type import TextAttribution
+from attrfn.text._parts_type import Game, TextAttribution
 from attrfn.text._plan import Plan, outputs, result
 
 # What a game says itself.
@@ -47,17 +47,7 @@ def _by_game(method: Method, plan: Plan, options: dict[str, Any]) -> TextAttribu
                 f"{name} is given, expected none: the parts are the features, and remove says what "
                 "replaces a removed one"
             )
-    played = game(
-        plan.model,
-        plan.parts,
-        answer=plan.answer,
-        foil=plan.foil,
-        other=plan.other,
-        score=plan.score,
-        remove=plan.default() if plan.remove is None else plan.remove,
-        whole=plan.other is None,
-        answer_context=plan.context,
-    )
+    played = _played(plan)
     # Values have the dtype of what is explained: that of a model in double precision.
     full = played.full.to(_dtype(plan.model))
     if plan.batch is not None:
@@ -83,6 +73,21 @@ def _by_game(method: Method, plan: Plan, options: dict[str, Any]) -> TextAttribu
     scores = seen[1] if 1 in seen else outputs(played.fn, played.full)[0]
     errors = None if stderr is None else stderr[0]
     return result(method, plan, values[0], scores, seen.get(0), errors)
+
+
+def _played(plan: Plan) -> Game:
+    """The game over the parts of a text."""
+    return game(
+        plan.model,
+        plan.parts,
+        answer=plan.answer,
+        foil=plan.foil,
+        other=plan.other,
+        score=plan.score,
+        remove=plan.default() if plan.remove is None else plan.remove,
+        whole=plan.other is None,
+        answer_context=plan.context,
+    )
 
 
 def _dtype(model: Adapter) -> torch.dtype:

@@ -70,6 +70,7 @@ def main() -> None:
     p.add_argument("--out", type=Path, default=None, help="keep the folder here")
     args = p.parse_args()
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's "&" takes away
     folder = args.out / "people" if args.out else Path(tempfile.mkdtemp())
     shutil.rmtree(folder, ignore_errors=True)
     data = People()

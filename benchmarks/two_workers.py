@@ -35,7 +35,7 @@ import attrfn.data
 
 WORKERS = 2
 CASES = {"CNN": 32, "transformer": 32, "MLP": 128}
-ROWS = {"CNN": 1024, "transformer": 2048, "MLP": 16384}
+ROWS = {"CNN": 4096, "transformer": 8192, "MLP": 65536}
 
 
 class Drawn(Dataset):
@@ -127,7 +127,7 @@ def more(
 
 def speed(repeats: int, quick: bool) -> Iterator[dict[str, object]]:
     for name, batch in list(CASES.items())[-1 if quick else 0 :]:
-        rows = ROWS[name] // (4 if quick else 1)
+        rows = ROWS[name] // (16 if quick else 1)
         _, per_row = more(name, rows // 8, rows, batch, repeats)
         yield {
             "model": name,
@@ -139,7 +139,7 @@ def speed(repeats: int, quick: bool) -> Iterator[dict[str, object]]:
 
 def overhead(repeats: int, quick: bool) -> Iterator[dict[str, object]]:
     """Of batches of one row."""
-    short, per_row = more("MLP", 8 * WORKERS, 128 if quick else 1024, 1, repeats)
+    short, per_row = more("MLP", 8 * WORKERS, 128 if quick else 4096, 1, repeats)
     for engine, seconds in per_row.items():
         yield {
             "engine": engine,
@@ -157,7 +157,7 @@ def main() -> None:
     os.environ.setdefault("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
     ray.init(num_cpus=WORKERS, include_dashboard=False, log_to_driver=False)
     started = time.perf_counter() - start
-    repeats = 1 if args.quick else args.repeats
+    repeats = 1 if args.quick else min(args.repeats, 3)  # of calls that take seconds
     tables = [
         table(list(speed(repeats, args.quick))),
         table(list(overhead(repeats, args.quick))),

@@ -140,6 +140,11 @@ def streams(engine: Any, folder: Path) -> dict[str, Any]:
     }
     into = run(iter(parts), target=0, batch_size=4, out=folder / "stream")
     found["folder"] = into[:], into.complete
+    x = with_bad(7, *range(30, 36), 99)
+    bad = [x[i : i + 6] for i in range(0, ROWS, 6)]
+    skipping = functools.partial(caller(engine), attrfn.saliency, fragile, bad, target=0)
+    found["skip"] = skipping(on_error="skip")
+    found["fails"] = said(skipping)
     return found
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 import attrfn
+from attrfn import text
 
 accelerate = pytest.importorskip("accelerate")
 
@@ -139,7 +140,6 @@ def test_compiling_an_offloaded_model_is_refused(tmp_path: Any, fresh_compiler: 
 
 
 def test_text_on_an_offloaded_model(tmp_path: Any) -> None:
-    text = attrfn_text()
     found = []
     for model in (llama(), cpu_offloaded(tmp_path)):
         one = text.attribute(
@@ -148,12 +148,6 @@ def test_text_on_an_offloaded_model(tmp_path: Any) -> None:
         two = text.attribute(attrfn.input_x_gradient, model, Words(), "1 15 26", " 7")
         found.append((one.values, two.values))
     close(found[1], found[0])
-
-
-def attrfn_text() -> Any:
-    from attrfn import text
-
-    return text
 
 
 class Words:

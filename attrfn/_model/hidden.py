@@ -53,25 +53,31 @@ def check_hidden(model_fn: Any, *, frozen: bool) -> None:
             if one is not None:
                 one.watch(root)
             continue
-        stack: list[nn.Module] = [root]
-        while stack:
-            module = stack.pop()
+        for module in _parts(root, seen):
             _refuse_change(module)
             if mixes(module):
                 mixing.append(module)
             if hooks := module.__dict__.get(PRE_HOOKS):
                 sharded = Sharded.of_hooks(sharded, hooks, frozen)
-            scripted = isinstance(module, torch.jit.ScriptModule)
-            children = module.children() if scripted else slots(module, MODULES).values()
-            for child in children:
-                if child is not None and id(child) not in seen:
-                    seen.add(id(child))
-                    stack.append(child)
     if sharded is not None:
         sharded.check()
     if not checkpointing.watched:
         checkpointing.watch()
     warn_mixing(mixing)
+
+
+def _parts(root: nn.Module, seen: set[int]) -> Iterator[nn.Module]:
+    """A module and those in it that were not seen before."""
+    stack: list[nn.Module] = [root]
+    while stack:
+        module = stack.pop()
+        yield module
+        scripted = isinstance(module, torch.jit.ScriptModule)
+        children = module.children() if scripted else slots(module, MODULES).values()
+        for child in children:
+            if child is not None and id(child) not in seen:
+                seen.add(id(child))
+                stack.append(child)
 
 
 def _refuse_change(module: nn.Module) -> None:

@@ -410,15 +410,17 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> str:
     for who, name in (("Captum", "with its defaults"), ("best", "at its best")):
         column = f"{who} / attrfn"
         same = [r for r in rows if comparable(r) and not math.isnan(r[column])]
-        if not same:
-            continue
-        mean = statistics.geometric_mean([r[column] for r in same])
-        slower = [label(r, column) for r in same if r[column] < 1]
-        lines.append(
-            f"- Captum {name} takes {mean:.2f} of the time of attrfn in the geometric mean of the "
-            f"{len(same)} rows where it computes the same or no worse; less than attrfn on "
-            f"{len(slower)}" + (f": {', '.join(slower)}." if slower else ".")
-        )
+        for nets, large in (("networks of real size", True), ("small nets", False)):
+            some = [r for r in same if (r["net"] in LARGE) is large]
+            if not some:
+                continue
+            mean = statistics.geometric_mean([r[column] for r in some])
+            slower = [label(r, column) for r in some if r[column] < 1]
+            lines.append(
+                f"- Captum {name}, {nets}: {mean:.2f} of the time of attrfn in the geometric mean "
+                f"of the {len(some)} rows where it computes the same or no worse; less than attrfn "
+                f"on {len(slower)}" + (f": {', '.join(slower)}." if slower else ".")
+            )
     return "\n".join(lines)
 
 

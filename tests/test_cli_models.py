@@ -247,7 +247,6 @@ def test_code_beside_the_weights_is_not_run() -> None:
 
 def test_programs_of_other_kinds() -> None:
     """Layers of exported programs by the nodes of the graph too; a file of torch.jit."""
-    pytest.importorskip("attrfn.programs")
     from toys import NET
 
     exported(NET, inputs()[:4])

@@ -139,6 +139,7 @@ def test_a_report_of_a_table() -> None:
     assert "20 examples; all are explained." in page
     assert "toys:net" in page
     assert page.count("<figure>") == 1
+    assert "Red raises" not in page  # of sizes, which have no sign
 
 
 def test_a_report_of_failures_and_of_what_is_not_complete() -> None:
@@ -171,6 +172,7 @@ def test_a_report_of_maps() -> None:
     run("explain", "maps:model", "maps:data", "--method", "gradient", "--out", "o")
     page = page_of("o", "--html", "elsewhere.html")
     assert page.count("<figure>") == 2
+    assert "Red raises" in page
     assert Path("elsewhere.html").exists()
     assert not Path("o/report.html").exists()
 

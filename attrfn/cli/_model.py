@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from attrfn import programs
 from attrfn._torch.say import say
 from attrfn.cli._hub import folder_model
 from attrfn.cli._locate import is_reference, locate, needs_nothing
@@ -87,18 +88,7 @@ def _program(path: Path, spec: str) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"MODEL is {spec!r}, and there is no such file")
     with nothing_unpickled(spec):
-        return _load_program(path)
-
-
-def _load_program(path: Path) -> Any:
-    # TO BE REPLACED by `from attrfn import programs; return programs.load(path)`.
-    try:
-        import importlib
-
-        programs: Any = importlib.import_module("attrfn.programs")
-    except ImportError:
-        return torch.export.load(path).module()
-    return programs.load(path)
+        return programs.load(path)
 
 
 def _refused(path: Path, spec: str) -> Exception:

@@ -14,6 +14,7 @@ import attrfn.data
 from attrfn import viz
 from attrfn.cli._originals import Originals
 
+IMPORTANT = "Most important features"
 _MOST_ELEMENTS = 10_000  # of an example; names for more would take longer than the figure
 _SHOWN = 6  # examples whose maps are drawn
 
@@ -43,7 +44,7 @@ class Statistics(NamedTuple):
             if _is_map(size) or seen.words:  # of which the figures say more
                 continue
             names = element_names(found, name, size)
-            tables[f"Most important features{where_of(name, found)}"] = [
+            tables[f"{IMPORTANT}{where_of(name, found)}"] = [
                 {
                     "feature": names(i),
                     "mean size": float(size.flatten()[i]),
@@ -111,7 +112,7 @@ def pictures(
         elif seen.words and size.ndim == 1:
             figures["The texts with the largest attributions"] = _words(rows, numbers, seen)
         elif 0 < size.numel() <= _MOST_ELEMENTS:
-            figures[f"Most important features{where}"] = _bars(found, name, size, top)
+            figures[f"{IMPORTANT}{where}"] = _bars(found, name, size, top)
     return figures
 
 

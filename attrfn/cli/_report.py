@@ -1,6 +1,7 @@
 """``attrfn report``: a folder of results as one page."""
 
 import json as json_module
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from attrfn.cli._command import Answer, command
 from attrfn.cli._explain import COMMAND
 from attrfn.cli._need import need
 from attrfn.cli._originals import originals
-from attrfn.cli._pictures import pictures, statistics
+from attrfn.cli._pictures import IMPORTANT, pictures, statistics
 from attrfn.cli._say import line, note
 
 _FAILURES = 50  # that are listed; the folder has all
@@ -41,7 +42,7 @@ def report(
     path = viz.report(
         html or out / "report.html",
         title=f"Attributions: {_name(found, said)}",
-        text=_summary(found, numbers is None),
+        text=_summary(found, figures),
         figures=figures,
         tables=tables,
     )
@@ -66,7 +67,7 @@ def _name(found: attrfn.data.Attributions, said: dict[str, Any]) -> str:
     return str(said.get("method") or str(found.manifest["method"]).split(" #")[0])
 
 
-def _summary(found: attrfn.data.Attributions, empty: bool) -> str:
+def _summary(found: attrfn.data.Attributions, figures: Mapping[str, Any]) -> str:
     total = found.manifest.get("length")
     of = f" of {total:,}" if total and not found.complete else ""
     parts = [f"{len(found):,} examples{of}"]
@@ -74,12 +75,12 @@ def _summary(found: attrfn.data.Attributions, empty: bool) -> str:
     if found.failed:
         parts.append(f"{len(found.failed):,} failed and count nowhere")
     first = "; ".join(parts) + "."
-    if empty:
+    if len(found) == len(found.failed):
         return f"{first}\n\nThere is nothing to show: no example has attributions."
-    return (
-        f"{first}\n\nRed raises the explained output, blue lowers it. The size of an attribution "
-        "is its absolute value."
-    )
+    size = "The size of an attribution is its absolute value."
+    if all(caption.startswith(IMPORTANT) for caption in figures):
+        return f"{first}\n\n{size}"
+    return f"{first}\n\nRed raises the explained output, blue lowers it. {size}"
 
 
 def _run(found: attrfn.data.Attributions, said: dict[str, Any]) -> list[dict[str, object]]:

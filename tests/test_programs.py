@@ -51,7 +51,9 @@ def test_every_method(r: Row) -> None:
 
 
 @rows(lambda r: r.layer or r.rules or r.neuron)
-@pytest.mark.parametrize("name", ["attention", "norm", "reuse"])
+@pytest.mark.parametrize(
+    "name", ["attention", *[pytest.param(n, marks=pytest.mark.fuzz) for n in ("norm", "reuse")]]
+)
 def test_layers_and_rules_of_other_nets(r: Row, name: str) -> None:
     net = NETS[name]
     if (r.spatial and not net.spatial) or r.relu:

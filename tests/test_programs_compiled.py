@@ -31,7 +31,7 @@ def function(x: Tensor, mask: Tensor | None = None) -> Tensor:
     return torch.relu((x if mask is None else x * mask).tanh() @ WEIGHT).square()
 
 
-@pytest.fixture(params=["eager", "aot_eager"])
+@pytest.fixture(params=[pytest.param("eager", marks=pytest.mark.fuzz), "aot_eager"])
 def compiled(request: pytest.FixtureRequest, fresh_compiler: None) -> Any:
     return torch.compile(function, backend=request.param)
 

@@ -88,7 +88,7 @@ X = randn(3, 4, dtype=torch.float32)
 SCALE = randn(3, 1, seed=1, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("rows", ["rows", 1, 2, 3])
+@pytest.mark.parametrize("rows", ["rows", 2])
 @pytest.mark.parametrize("name", METHODS)
 def test_methods(name: str, rows: int | str) -> None:
     """Of a dynamic batch, and of fixed ones, which run in groups."""

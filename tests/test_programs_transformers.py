@@ -68,6 +68,7 @@ def test_words_that_are_replaced() -> None:
         near(method(bound(program), tiny.IDS, **options), method(bound(model), tiny.IDS, **options))
 
 
+@pytest.mark.fuzz
 def test_an_image_model() -> None:
     model = tiny.vit()
     x = tiny.randn(2, 2, 12, 12)

@@ -120,8 +120,14 @@ def layer_of_program(root: nn.Module, name: str) -> nn.Module | None:
     """What an exported program has by a name beside its modules: a node of its graph.
 
     Raises:
-        ValueError: It is the name of a module that has no value in the program.
+        ValueError: It is the name of a module that has no value in the program, or the program is
+            bare, as ``exported.module()`` returns it, whose modules never run.
     """
+    if isinstance(root, torch.fx.GraphModule) and "range_constraints" in root.__dict__:
+        raise ValueError(
+            f"layer {say(name)} is named in what ExportedProgram.module() returns, whose layers "
+            "never run: give attrfn.programs.load(exported_program), which has them"
+        )
     named = getattr(type(root), "attrfn_layer", None)
     found: nn.Module | None = None if named is None else named(root, name)
     return found

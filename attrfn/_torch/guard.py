@@ -151,6 +151,8 @@ def _of_model(given: Given, error: Exception) -> str:
     tensors = list(_tensors(given.get("inputs")))
     shown = ", ".join([say(t) for t in tensors if not t.is_nested]) or say(given.get("inputs"))
     text = f"{name} failed on inputs, {shown}: {first_line(error)}"
+    if first_line(error).startswith("Guard failed"):  # of ExportedProgram.module()
+        return f"{text[:200]}: give attrfn.programs.load(exported_program), or export other sizes"
     if (in_transform() or given.get("batching") == "vmap") and (layer := _recurrent(given[name])):
         return (
             f"{name} holds a {layer}, which torch cannot run under vmap ({first_line(error)}): "

@@ -58,9 +58,9 @@ def load(program: Any, *, outputs: Outputs = None, trusted: bool = False) -> Mod
         >>> x = torch.randn(2, 3)
         >>> batch = {0: torch.export.Dim.DYNAMIC}
         >>> exported = torch.export.export(model, (x,), dynamic_shapes=(batch,))
-        >>> folder = tempfile.TemporaryDirectory()
-        >>> torch.export.save(exported, f"{folder.name}/model.pt2")
-        >>> program = attrfn.programs.load(f"{folder.name}/model.pt2")
+        >>> path = f"{tempfile.mkdtemp()}/model.pt2"
+        >>> torch.export.save(exported, path)
+        >>> program = attrfn.programs.load(path)
         >>> torch.equal(
         ...     attrfn.integrated_gradients(program, x, target=1),
         ...     attrfn.integrated_gradients(model, x, target=1),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -100,6 +101,9 @@ def _early(graph: fx.Graph) -> dict[fx.Node, None]:
 
 def _stack(node: fx.Node) -> Stack | None:
     """The modules around an operation, and around all that it runs; None if it does not say."""
+    given = node.args[0] if node.target is operator.getitem else None
+    if isinstance(given, fx.Node) and any(True for _ in bodies(given)):
+        return _stack(given)  # a result of such an operation, whose module is inside it
     stack = _modules_around(node)
     # A region without gradients is one operation with a graph, and may hold several modules.
     for body in bodies(node):

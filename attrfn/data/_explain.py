@@ -49,8 +49,8 @@ def explain(
             ``attrfn.at_layer``.
         model_fn: The model function.
         data: A DataLoader, a map-style or iterable Dataset, a data set of Hugging Face or of Ray,
-            tensors (N, ...) or a tuple or dict of them, a table of pandas, the path of a Parquet or
-            safetensors file, or an iterable of batches.
+            tensors (N, ...) or a tuple or dict of them, a table of pandas, polars or Arrow, the
+            path of a Parquet or safetensors file, or an iterable of batches.
         out: A folder to write to; ``None`` returns the attributions.
         target: Which scalar of each example is explained: what the method takes for one example, or
             a tensor (N,) or list with one entry for each.

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attrfn._torch.compiling import is_compiling
 from attrfn._torch.private import FUSED_LAYER, NESTED_TENSOR
 from attrfn._torch.private_distributed import is_ddp, is_fsdp1
 
@@ -59,7 +60,9 @@ def without_fast_path(cls: Any) -> Any:
     def forward(self: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kw: Any) -> Any:
         if not torch.overrides.has_torch_function((query,)):
             to_itself = key is query, value is query
-            if all(to_itself) and self.batch_first and query.dim() == 3 and not query.is_nested:
+            rows = self.batch_first and query.dim() == 3 and not query.is_nested
+            # A compiler lays values out by itself, and this one would have a graph for each batch.
+            if all(to_itself) and rows and not is_compiling():
                 query = _sequence_first(query)
             key = query.view_as(query) if to_itself[0] else key
             value = query.view_as(query) if to_itself[1] else value

@@ -19,7 +19,9 @@ EXTRAS = {
     "viz": "matplotlib",
     "data": "safetensors",
     "cli": "typer",
+    "onnx": "onnxruntime",
     "progress": "tqdm",
+    "ray": "ray",
     "surrogates": "scikit-learn",
     "testing": "hypothesis",
 }

@@ -258,7 +258,7 @@ def test_loaders_are_read_by_number() -> None:
     for kind in (TensorDataset, Several):
         loader = DataLoader(kind(X, Y), batch_size=6, collate_fn=together, drop_last=True)
         found = _work.divisible(loader, columns)
-        assert isinstance(found, attrfn.data._sources.Indexed)
+        assert isinstance(found, attrfn.data._indexed.Indexed)
         assert (found.length, found.batch) == (96, 6)
         batch = found.read(90, 200)
         assert batch is not None

@@ -22,7 +22,8 @@ from attrfn.data._ahead import delayed_interrupt
 from attrfn.data._digest import device_of
 from attrfn.data._engines import Ray
 from attrfn.data._extras import need
-from attrfn.data._folder import Folder, is_there
+from attrfn.data._folder import Folder
+from attrfn.data._log import is_there
 from attrfn.data._ray_data import Blocks, is_ray_data
 from attrfn.data._read import Attributions, read
 from attrfn.data._reduce import Reduce

@@ -15,7 +15,7 @@ from attrfn._copies.batch import is_integer
 from attrfn._explain.shared import marked
 from attrfn._torch.say import say
 from attrfn._torch.typing import Tree
-from attrfn.data._folder import MANIFEST, all_lines, current, read_json
+from attrfn.data._log import MANIFEST, all_lines, current, read_json
 from attrfn.data._reduce import reduction
 from attrfn.data._shards import Shard
 from attrfn.data._sources import joined_leaves

@@ -27,9 +27,10 @@ from attrfn._torch.say import say
 from attrfn._torch.typing import Key, Method, ModelFn
 from attrfn.data._columns import Columns
 from attrfn.data._digest import dtype_of
-from attrfn.data._folder import COMPARED, MANIFEST, Folder, put_first, read_json
+from attrfn.data._folder import COMPARED, Folder, put_first
 from attrfn.data._indexed import Indexed
 from attrfn.data._kinds import source
+from attrfn.data._log import MANIFEST, read_json
 from attrfn.data._options import Options, parameters_of
 from attrfn.data._run import Plan, Run, gaps_of
 from attrfn.data._runner import Found

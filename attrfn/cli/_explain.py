@@ -118,7 +118,7 @@ def _said(plan: Plan, ask: Ask, loaded: Loaded) -> dict[str, Any]:
 
 
 def _note_down(out: Path, said: dict[str, Any], run: dict[str, Any]) -> None:
-    """Beside the results; nothing that a later call compares, so that a full disk is no matter."""
+    """Next to the results; no later call compares it, so that a full disk does not matter."""
     if (out / "manifest.json").is_file() and is_first(run["engine"]):
         text = json_module.dumps(said, indent=1, ensure_ascii=False) + "\n"
         with contextlib.suppress(OSError):

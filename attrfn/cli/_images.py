@@ -36,7 +36,7 @@ def look(size: str | None, mean: str | None, std: str | None) -> Look | None:
     """The options --image-size, --image-mean and --image-std; None without any.
 
     Raises:
-        UsageError: One of them is no number.
+        UsageError: One of them is not a number.
     """
     if size is None and mean is None and std is None:
         return None

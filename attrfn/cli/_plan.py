@@ -27,7 +27,7 @@ class Plan(NamedTuple):
     Attributes:
         chosen: The method.
         data: The data set, with the columns that the method takes.
-        given: The target and the baselines, where they are no columns.
+        given: The target and the baselines, where they are not columns.
     """
 
     chosen: Chosen

@@ -70,7 +70,7 @@ def mean_inputs(model: Any, data: Data, progress: bool) -> Tree:
     """The mean of all inputs, (1, ...), in memory that does not grow.
 
     Raises:
-        ValueError: The inputs are no floating numbers.
+        ValueError: The inputs are not floating numbers.
     """
 
     def inputs_of(model_fn: ModelFn, inputs: Tree, **options: Any) -> Tree:

@@ -148,7 +148,7 @@ class _Writer:
 
 
 def argument_name(i: int) -> str:
-    """The name of an input of a call that is no tensor."""
+    """The name of an input of a call that is not a tensor."""
     return f"number_{i}"
 
 

@@ -21,8 +21,8 @@ class Leaf(NamedTuple):
     Attributes:
         name: Its name.
         shape: Its sizes; a text stands for a dynamic one, and equal texts for equal sizes. None of
-            an input that is no tensor.
-        value: The value of an input that is no tensor.
+            an input that is not a tensor.
+        value: The value of an input that is not a tensor.
     """
 
     name: str
@@ -108,7 +108,7 @@ class Signature:
         """Refuse inputs for which the program was not exported.
 
         Raises:
-            ValueError: A size, or a value that is no tensor, is another one.
+            ValueError: A size, or a value that is not a tensor, is another one.
         """
         known: dict[str, int] = {}
         for leaf, value in zip(self.leaves, flat, strict=True):

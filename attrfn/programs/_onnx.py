@@ -38,7 +38,7 @@ class Input(NamedTuple):
 
     Attributes:
         name: Its name.
-        sizes: Its sizes; a dynamic one is no int.
+        sizes: Its sizes; a dynamic one is not an int.
         dtype: Its type.
     """
 
@@ -166,7 +166,7 @@ def _names(found: Mapping[str, str], outputs: Outputs) -> list[str]:
     """The names of the outputs that are wanted, from the types of all.
 
     Raises:
-        ValueError: There is no such output, or it is no tensor of numbers.
+        ValueError: There is no such output, or it is not a tensor of numbers.
     """
     wanted: Sequence[int | str] = [*found]
     if outputs is not None:

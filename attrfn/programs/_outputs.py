@@ -14,7 +14,7 @@ Outputs: TypeAlias = int | str | Sequence[int | str] | None
 
 
 def check_outputs(outputs: Any) -> None:
-    """Refuse what is no place or name.
+    """Refuse what is not a place or name.
 
     Raises:
         TypeError: It is neither.

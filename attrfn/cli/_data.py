@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -239,9 +239,7 @@ def _texts(texts: list[Any], path: Path, ask: Ask, loaded: Loaded) -> Data:
         raise UsageError(f"--baselines is {how!r}, expected pad or mask, since DATA holds texts")
     if other := [k for k in ask.columns if k not in ("inputs", "target")]:
         raise UsageError(f"--columns gives {other[0]!r}, which texts do not have: drop it")
-    folder = loaded.folder
-    assert folder is not None
-    tensors = encode(texts, folder, ask.max_length, how, str(path))
+    tensors = encode(texts, cast(Path, loaded.folder), ask.max_length, how, str(path))
     takes = inspect.signature(loaded.model.forward).parameters
     bind = {k: k for k in tensors.bound if k in takes}
     columns = {"inputs": "input_ids", "bind": bind, "baselines": "baselines"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from attrfn._explain.introspect import is_over_distribution
 from attrfn.cli._columns import Target
@@ -98,8 +98,7 @@ def _for_texts(chosen: Chosen, data: Data) -> tuple[Chosen, Data]:
     columns = dict(data.columns or {})
     if not chosen.takes("baselines"):
         del columns["baselines"]
-    assert data.layer is not None
-    return summed_tokens(chosen, data.layer), data._replace(columns=columns)
+    return summed_tokens(chosen, cast(str, data.layer)), data._replace(columns=columns)
 
 
 def _baselines(text: str, loaded: Loaded, data: Data, progress: bool) -> Any:

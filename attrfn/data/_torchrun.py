@@ -11,7 +11,7 @@ import contextlib
 import itertools
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from attrfn._torch.say import say
 from attrfn._torch.warn import each_once
@@ -109,8 +109,7 @@ class _Share:
 
     def explain(self, batch: Batch) -> Found:
         """The attributions of a batch of this rank."""
-        assert self._work is not None
-        return self._work.runner.explain(batch)
+        return cast(Work, self._work).runner.explain(batch)
 
     def batches(self) -> Generator[tuple[int, Batch], None, None]:
         """The batches of this rank, with the numbers of their parts."""
@@ -147,8 +146,7 @@ class _Share:
 
 def _into_memory(ranks: Ranks, run: Run, batch_size: int | str, sink: Memory) -> Any:
     """All attributions or a statistic of them, on every rank, from rounds of a part for each."""
-    plan = ranks.agreed(lambda: None if ranks.rank else run.plan(batch_size))[0]
-    assert plan is not None
+    plan = cast(Plan, ranks.agreed(lambda: None if ranks.rank else run.plan(batch_size))[0])
     share = ranks.together(lambda: _Share(ranks, run, plan))
     batches = share.batches()
     rounds = itertools.groupby(batches, lambda item: item[0])
@@ -184,8 +182,7 @@ def _into_folder(
                 run.finished(folder, plan.done)
             return plan._replace(done=plan.done[-1:])
 
-        plan = ranks.agreed(opened)[0]
-        assert plan is not None
+        plan = cast(Plan, ranks.agreed(opened)[0])
         if plan.gaps:
             share = ranks.together(lambda: _Share(ranks, run, plan))
             _write(share, Part(out, str(ranks.rank)), plan)

@@ -60,7 +60,7 @@ METHODS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
 }
 CASES = [
     ("MLP", "saliency", 32768),
-    ("MLP", "integrated_gradients, 20 steps", 4096),
+    ("MLP", "integrated_gradients, 20 steps", 2048),
     ("transformer", "saliency", 8192),
     ("transformer", "gradient_shap, 20 samples", 512),
     ("CNN", "saliency", 4096),
@@ -82,6 +82,7 @@ def options_of(method: str, shape: tuple[int, ...]) -> dict[str, Any]:
 
 def speed(args: Any) -> Iterator[dict[str, object]]:
     for name, label, rows in CASES[:2] if args.quick else CASES:
+        rows = rows // 16 if args.quick else rows
         torch.manual_seed(0)
         model = MODELS[name]().eval().requires_grad_(False).to(args.device)
         data = Drawn(rows, MODELS[name].shape)

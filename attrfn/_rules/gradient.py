@@ -122,7 +122,8 @@ def _entries(
             if is_compiling():
                 return _record_in_vjp(p, rules, rows, copies, scope, keep_values)
             return _record(p, rules, rows, copies, scope, keep_values, True)[1]
-    prepare(p.model)
+    with torch.inference_mode(False):
+        prepare(p.model)
     if together():  # the graph tells which values processes have exchanged
         with torch.inference_mode(False), torch.enable_grad():
             leaves = autograd_leaves(rows)

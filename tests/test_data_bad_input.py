@@ -21,7 +21,7 @@ from data_kinds import FEATURES
 
 import attrfn
 import attrfn.data
-from attrfn.data import _folder, _run, _shards
+from attrfn.data import _folder, _log, _run, _shards
 
 pytest.importorskip("safetensors")
 
@@ -308,7 +308,7 @@ def test_shards_are_files_that_the_library_reads() -> None:
 def test_lines_of_the_log_tell_the_run(tmp_path: Path) -> None:
     explain(X, out=tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "done.jsonl").read_text().splitlines()]
-    assert {line["run"] for line in lines} == {_folder.run_of(tmp_path)}
+    assert {line["run"] for line in lines} == {_log.run_of(tmp_path)}
 
 
 # --- statistics -----------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import attrfn
 import attrfn.data
-from attrfn.data import _folder, _run, _work
+from attrfn.data import _folder, _log, _run, _work
 
 pytest.importorskip("safetensors")
 
@@ -127,7 +127,7 @@ print("done", flush=True)
     assert sorted(returned for returned, _ in first) == [-9, 1]
     assert "one of which has ended" in first[0][1] + first[1][1]
     folder = tmp_path / "folder"
-    rows = [line for line in _folder.all_lines(folder) if "file" in line]
+    rows = [line for line in _log.all_lines(folder) if "file" in line]
     assert 0 < sum(line["stop"] - line["start"] for line in rows) < ROWS
     files = {p.name: p.stat().st_mtime_ns for p in folder.glob("rows-*")}
     for returned, error in ended(started(code, size, tmp_path)):
@@ -138,7 +138,7 @@ print("done", flush=True)
     assert found.complete
     kept = {line["file"] for line in rows}
     assert all((folder / f).stat().st_mtime_ns == files[f] for f in kept)  # not written again
-    names = [line["file"] for line in _folder.all_lines(folder) if "file" in line]
+    names = [line["file"] for line in _log.all_lines(folder) if "file" in line]
     assert len(names) == len(set(names))
     # The local engine finds that there is nothing to do.
     same(DRAWN(out=folder, marker=str(tmp_path / "killed"))[:], DRAWN())
@@ -326,7 +326,7 @@ def test_the_first_manifest_stays(tmp_path: Path) -> None:
     first, second = (_work.Part(tmp_path, name) for name in "ab")
     first.begin({"format": 1, **form, "n": 1})
     second.begin({"format": 1, **form, "n": 2})
-    assert first.manifest == second.manifest == _folder.read_json(tmp_path / "manifest.json")
+    assert first.manifest == second.manifest == _log.read_json(tmp_path / "manifest.json")
     assert first.manifest["n"] == 1
     with pytest.raises(ValueError, match=r"the shapes .*: bring all rows into one form"):
         _work.Part(tmp_path, "c").begin({"format": 1, **form, "shapes": [[4]]})
@@ -336,7 +336,7 @@ def test_the_first_manifest_stays(tmp_path: Path) -> None:
 def test_shards_that_are_not_here_are_missed(tmp_path: Path) -> None:
     DRAWN(out=tmp_path)
     folder = _folder.Folder(tmp_path)
-    folder.lines, _ = _folder.read_log(tmp_path / "done.jsonl")
+    folder.lines, _ = _log.read_log(tmp_path / "done.jsonl")
     _work.check_whole(folder, ROWS)
     with pytest.raises(OSError, match=r"lacks the rows 100 to 119, .* all machines share"):
         _work.check_whole(folder, 120)

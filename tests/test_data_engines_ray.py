@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import attrfn
 import attrfn.data
-from attrfn.data import _folder, _run
+from attrfn.data import _log, _run
 
 pytest.importorskip("safetensors")
 ray = pytest.importorskip("ray")
@@ -90,7 +90,7 @@ def whole(folder: Path) -> None:
         ["done.jsonl", ".lock"],
         [".lock", "done.jsonl"],
     )
-    names = [line["file"] for line in _folder.all_lines(folder) if "file" in line]
+    names = [line["file"] for line in _log.all_lines(folder) if "file" in line]
     assert len(set(names)) == len(names)
 
 
@@ -228,7 +228,7 @@ def test_an_actor_that_always_dies_ends_the_call(tmp_path: Path) -> None:
         RuntimeError, match=r"has died at the same rows 4 times \(\w+\), as it does"
     ):
         by_ray(deadly, NET, X, batch_size=4, out=tmp_path)
-    rows = [line for line in _folder.all_lines(tmp_path) if "file" in line]
+    rows = [line for line in _log.all_lines(tmp_path) if "file" in line]
     assert rows
 
 

@@ -123,7 +123,8 @@ def layer_of_program(root: nn.Module, name: str) -> nn.Module | None:
         ValueError: It is the name of a module that has no value in the program, or the program is
             bare, as ``exported.module()`` returns it, whose modules never run.
     """
-    if isinstance(root, torch.fx.GraphModule) and "range_constraints" in root.__dict__:
+    bare = isinstance(root, torch.fx.GraphModule) and "range_constraints" in root.__dict__
+    if bare and name:  # the program as a whole runs
         raise ValueError(
             f"layer {say(name)} is named in what ExportedProgram.module() returns, whose layers "
             "never run: give attrfn.programs.load(exported_program), which has them"

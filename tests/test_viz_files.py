@@ -109,4 +109,6 @@ def test_nothing_else_in_the_library_writes_files() -> None:
     into_memory = {("viz/_report.py", "savefig"), ("viz/_figure.py", "savefig")}
     shards = {("data/_folder.py", "open"), ("data/_run.py", "open"), ("data/_shards.py", "save")}
     own = {("_torch/files.py", "open"), ("_torch/files.py", "write_bytes")}
-    assert found == own | into_memory | shards
+    into_memory |= {("programs/_exported.py", "save")}
+    read = {("programs/_files.py", "open"), ("cli/_images.py", "open")}
+    assert found == own | into_memory | shards | read

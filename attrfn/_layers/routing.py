@@ -92,6 +92,8 @@ def is_reversed(a: Tensor, b: Any) -> bool:
     if not isinstance(b, Tensor) or a.shape != b.shape:
         return False
     a, b = real_view(a.detach()), real_view(b.detach())
+    if not a.is_floating_point():
+        return torch.equal(a.flip(0), b)
     near = torch.finfo(a.dtype).eps ** 0.5
     scale = float(a.abs().nan_to_num(0, 0, 0).max()) if a.numel() else 0.0
     return torch.allclose(a.flip(0), b, rtol=0, atol=near * scale, equal_nan=True)

@@ -304,3 +304,23 @@ def test_several_inputs_and_outputs_and_what_is_bound() -> None:
     assert first.find("gradient").text == "exists; that of input 1 is 0"
     with pytest.raises(ValueError, match="inputs has no examples, expected two or more"):
         testing.check_model(HIDDEN, X[:0])
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_kinks_are_no_fault_of_the_gradient(seed: int) -> None:
+    """Differences step over kinks, in single precision most of all."""
+    torch.manual_seed(seed)
+    conv = (nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    dense = (nn.Linear(10, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3))
+    for layers, shape in ((conv, (3, 16, 16)), (dense, (10,))):
+        report = testing.check_model(nn.Sequential(*layers).eval(), torch.randn(4, *shape))
+        assert report.find("gradient").good
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_detached_path_shows_at_every_step(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(10, 64), nn.ReLU(), nn.Linear(64, 3)).to(dtype).eval()
+    x = torch.randn(4, 10, dtype=dtype)
+    report = testing.check_model(lambda x: net(x) + 0.3 * net(x.flip(1)).detach(), x)
+    assert "detached path" in report.find("gradient").text

@@ -190,7 +190,7 @@ def test_what_ray_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(builtins, "__import__", none)
     monkeypatch.setattr(
-        attrfn.data._extras.importlib, "import_module", lambda name: none(name) or ray
+        attrfn._torch.extras.importlib, "import_module", lambda name: none(name) or ray
     )
     with pytest.raises(ImportError, match=r"needs ray: pip install \"attrfn\[ray\]\""):
         by_ray(attrfn.saliency, NET, X, target=0)

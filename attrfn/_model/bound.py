@@ -110,7 +110,7 @@ def alias(t: Tensor, rows: Rows | None) -> Tensor:
 
 
 def put_rows(t: Tensor, rows: Rows) -> Tensor:
-    """Mark a tensor that nobody else has."""
+    """Mark a tensor that is used nowhere else."""
     setattr(t, _ROWS, rows)
     return t
 

@@ -207,7 +207,7 @@ def _arrays(path: Path, dtype: torch.dtype | None) -> Any:
     """A file of numpy: floating numbers become those of the model."""
     numpy = need("numpy", "a file of numpy")
     try:
-        # Mapped into memory; copied where it is written to, which nobody does.
+        # Mapped into memory; copied where it is written to.
         mode = "c" if path.suffix == ".npy" else None
         found = numpy.load(path, mmap_mode=mode, allow_pickle=False)
         if path.suffix == ".npy":

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
+from attrfn._torch.extras import need
 from attrfn._torch.typing import ModelFn
 from attrfn._torch.warn import each_once
 from attrfn.data._digest import modules_of
-from attrfn.data._extras import need
 from attrfn.data._options import on
 from attrfn.data._run import Plan
 from attrfn.data._runner import Found

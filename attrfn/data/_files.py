@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from attrfn._torch.extras import need
 from attrfn._torch.say import say
 from attrfn.data._columns import ColumnError, Columns, no_column
-from attrfn.data._extras import need
 from attrfn.data._indexed import Indexed
 from attrfn.data._sources import Source, short
 
@@ -55,7 +55,7 @@ def _needed(columns: Columns, names: list[str]) -> list[str]:
 
 def _safetensors(file: Path, columns: Columns) -> tuple[Callable[[int, int], Any], int]:
     """Slices of the tensors, which are mapped into memory."""
-    opened = need("safetensors", "a safetensors file").safe_open(str(file), framework="pt")
+    opened = need("safetensors", "a safetensors file", "data").safe_open(str(file), framework="pt")
     needed = _needed(columns, list(opened.keys()))
     slices = {name: opened.get_slice(name) for name in needed}
     shapes = {name: s.get_shape() for name, s in slices.items()}
@@ -74,7 +74,10 @@ def _safetensors(file: Path, columns: Columns) -> tuple[Callable[[int, int], Any
 
 def _parquet(file: Path, columns: Columns) -> tuple[Callable[[int, int], Any], int]:
     """Row groups, of which the last one stays in memory."""
-    arrow, parquet = need("pyarrow", "a Parquet file"), need("pyarrow.parquet", "a Parquet file")
+    arrow, parquet = (
+        need("pyarrow", "a Parquet file", "data"),
+        need("pyarrow.parquet", "a Parquet file", "data"),
+    )
     opened = parquet.ParquetFile(str(file), memory_map=True)
     sizes = [opened.metadata.row_group(g).num_rows for g in range(opened.num_row_groups)]
     starts = [sum(sizes[:g]) for g in range(len(sizes))]

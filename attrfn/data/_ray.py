@@ -15,13 +15,13 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+from attrfn._torch.extras import need
 from attrfn._torch.say import say
 from attrfn._torch.warn import each_once, warn
 from attrfn.data._actor import Actor, Done
 from attrfn.data._ahead import delayed_interrupt
 from attrfn.data._digest import device_of
 from attrfn.data._engines import Ray
-from attrfn.data._extras import need
 from attrfn.data._folder import Folder
 from attrfn.data._log import is_there
 from attrfn.data._ray_data import Blocks, is_ray_data

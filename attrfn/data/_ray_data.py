@@ -8,8 +8,8 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
+from attrfn._torch.extras import need
 from attrfn.data._columns import Columns
-from attrfn.data._extras import need
 from attrfn.data._streams import Stream
 
 _ROWS = 256  # of a batch that is read, which is cut to the size that is asked for

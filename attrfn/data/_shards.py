@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from attrfn.data._extras import need
+from attrfn._torch.extras import need
 from attrfn.data._sources import short
 
 INDEX = "index"
@@ -42,7 +42,7 @@ def pack(leaves: Sequence[Tensor], index: Tensor, table: list[str] | None) -> li
     """
     if table is not None:
         return [_pack_table(leaves[0], index, table)]
-    save = need("safetensors.torch", "out").save
+    save = need("safetensors.torch", "out", "data").save
     tensors = {str(i): t.contiguous() for i, t in enumerate(leaves)} | {INDEX: index.contiguous()}
     if not all(t.dtype in _TYPES for t in tensors.values()):
         return [save(tensors)]
@@ -80,8 +80,8 @@ def _bytes_of(t: Tensor) -> memoryview:
 
 
 def _pack_table(t: Tensor, index: Tensor, table: list[str]) -> bytes:
-    arrow = need("pyarrow", "out for a table")
-    parquet = need("pyarrow.parquet", "out for a table")
+    arrow = need("pyarrow", "out for a table", "data")
+    parquet = need("pyarrow.parquet", "out for a table", "data")
     wide = t if t.dtype in (torch.float32, torch.float64) else t.float()
     columns = {INDEX: index.numpy(), **{n: wide[:, i].numpy() for i, n in enumerate(table)}}
     file = io.BytesIO()
@@ -153,13 +153,15 @@ class Shard:
 
     def _of_tensors(self, name: str, start: int, stop: int) -> Tensor:
         if self._file is None:
-            self._file = need("safetensors", "read").safe_open(str(self.path), framework="pt")
+            self._file = need("safetensors", "read", "data").safe_open(
+                str(self.path), framework="pt"
+            )
         found: Tensor = self._file.get_slice(name)[start:stop]
         return found
 
     def _of_table(self, name: str, start: int, stop: int) -> Tensor:
         if self._file is None:
-            parquet = need("pyarrow.parquet", "read of a table")
+            parquet = need("pyarrow.parquet", "read of a table", "data")
             self._file = parquet.read_table(str(self.path), memory_map=True)
         column = self._file.column(name).slice(start, stop - start)
         return torch.tensor(column.to_numpy())

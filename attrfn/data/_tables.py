@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attrfn._torch.extras import need
 from attrfn._torch.say import say
-from attrfn.data._extras import need
 from attrfn.data._read import Attributions, read
 from attrfn.data._sources import first_line
 
@@ -44,7 +44,7 @@ def to_pandas(attributions: Attributions | str | os.PathLike[str]) -> Any:
         0                 2.0             0.0
         1                 0.0             2.0
     """
-    pandas = need("pandas", "to_pandas")
+    pandas = need("pandas", "to_pandas", "data")
     a = _opened(attributions)
     columns = _columns(a, 0, len(a))
     index = columns.pop(INDEX)
@@ -70,7 +70,10 @@ def to_parquet(
         OSError: The file cannot be written; an earlier one is left as it is.
         ValueError: The folder is damaged.
     """
-    arrow, parquet = need("pyarrow", "to_parquet"), need("pyarrow.parquet", "to_parquet")
+    arrow, parquet = (
+        need("pyarrow", "to_parquet", "data"),
+        need("pyarrow.parquet", "to_parquet", "data"),
+    )
     a, file = _opened(attributions), Path(path)
     beside = file.with_name(f".{file.name}.part")
     tables = (

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from attrfn._torch.extras import need
 from attrfn._torch.guard import first_line
 from attrfn._torch.say import say
-from attrfn.programs._extras import need
 from attrfn.programs._files import hash_of
 from attrfn.programs._forward import ForwardOnly
 from attrfn.programs._groups import Rows, State, in_groups
@@ -190,7 +190,7 @@ def _names(found: Mapping[str, str], outputs: Outputs) -> list[str]:
 
 
 def _session(source: Any) -> Any:
-    runtime = need("onnxruntime", "a model of ONNX")
+    runtime = need("onnxruntime", "a model of ONNX", "onnx")
     data = str(source) if isinstance(source, Path) else source.SerializeToString()
     try:
         return runtime.InferenceSession(data, providers=["CPUExecutionProvider"])

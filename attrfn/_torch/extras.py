@@ -6,7 +6,7 @@ import importlib
 from typing import Any
 
 
-def need(module: str, what: str, extra: str = "data") -> Any:
+def need(module: str, what: str, extra: str) -> Any:
     """A module of another package.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from attrfn import random
 from attrfn._copies.batch import is_count, wide
 from attrfn._explain.baseline import broadcasts, per_leaf
 from attrfn._explain.tree import each
-from attrfn._random.keys import row_keys, sample_keys
+from attrfn._random.keys import row_keys, sample_keys, sample_keys_of
 from attrfn._torch.autodiff import transforming
 from attrfn._torch.guard import refuse_unusual
 from attrfn._torch.say import say
@@ -58,24 +59,51 @@ class Noise:
 
     def inputs(self, i: slice) -> Leaves:
         """Noisy copies ``x + s n`` of the inputs for the samples i, (S, B, ...)."""
-        return tuple([self._noisy(i, leaf) for leaf in range(len(self.x))])
-
-    def uniform(self, i: slice) -> Tensor:
-        """A number in [0, 1) per sample, (S, 1) or (S, B)."""
-        return random.uniform(sample_keys(self.keys, i, _UNIFORM), dtype=torch.float64)
+        keys = [sample_keys(self.keys, i, stream) for stream in self._normals()]
+        return self.around(i.stop - i.start, keys)
 
     def choice(self, i: slice, pool: Leaves) -> Leaves:
         """For each sample one of the K rows of the pool, as (S, 1 or B, ...) per leaf."""
-        chosen = random.randint(sample_keys(self.keys, i, _CHOICE), (), pool[0].shape[0])
+        keys = sample_keys(self.keys, i, _CHOICE)
+        return self.rows(random.randint(keys, (), pool[0].shape[0]), pool)
+
+    def numbers(self, i: slice, rows: int) -> Leaves:
+        """A number in [0, 1) per sample, one of so many rows, and the keys of the noise.
+
+        What takes little memory, (S, 1 or B) and (S, 1 or B, 2), and many small operations.
+        """
+        streams = (_UNIFORM, _CHOICE, *self._normals())
+        places, choices, *normals = sample_keys_of(self.keys, i, streams)
+        return (
+            random.uniform(places, dtype=torch.float64),
+            random.randint(choices, (), rows),
+            *normals,
+        )
+
+    def around(self, copies: int, keys: Sequence[Tensor]) -> Leaves:
+        """Copies of the inputs with the noise of the keys, one for each input that has noise."""
+        left = iter(keys)
+        pairs = zip(self.x, self.stdevs, strict=True)
+        return tuple([_noisy(x, s, copies, next(left) if _is_noise(s) else None) for x, s in pairs])
+
+    def rows(self, chosen: Tensor, pool: Leaves) -> Leaves:
+        """The rows of a pool that were chosen, (S, 1 or B, ...) per leaf."""
         return each(lambda t, x: _chosen_rows(t, chosen, x).to(wide(t.dtype)), pool, self.x)
 
-    def _noisy(self, i: slice, leaf: int) -> Tensor:
-        x, s = self.x[leaf], self.stdevs[leaf]
-        copies = x[None].to(wide(x.dtype)).expand(i.stop - i.start, *x.shape)
-        if not isinstance(s, Tensor) and s == 0:
-            return copies
-        keys = sample_keys(self.keys, i, _NORMAL + leaf)
-        return torch.add(copies, s * random.normal(keys, x.shape[1:], dtype=wide(x.dtype)))
+    def _normals(self) -> list[int]:
+        """The streams of the inputs that have noise."""
+        return [_NORMAL + leaf for leaf, s in enumerate(self.stdevs) if _is_noise(s)]
+
+
+def _is_noise(s: Tensor | float) -> bool:
+    return isinstance(s, Tensor) or s != 0
+
+
+def _noisy(x: Tensor, s: Tensor | float, copies: int, keys: Tensor | None) -> Tensor:
+    expanded = x[None].to(wide(x.dtype)).expand(copies, *x.shape)
+    if keys is None:
+        return expanded
+    return torch.add(expanded, s * random.normal(keys, x.shape[1:], dtype=wide(x.dtype)))
 
 
 def _in_range(s: Tensor | float) -> bool:

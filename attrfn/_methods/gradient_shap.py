@@ -109,12 +109,15 @@ def _draws(
     noise: Noise, pool: Leaves, x: Leaves, n: int
 ) -> Callable[[slice], tuple[Tensor, Leaves, Leaves]]:
     """From some samples to their places a on the line, noisy inputs x' and baselines b."""
+    # Draws take the same number of small operations for one sample as for many, so that those that
+    # fit into a small table are made in one go: the numbers of all samples, and if the inputs are
+    # small, too, all that follows from them.
+    numbers = at_once(lambda i: noise.numbers(i, len(pool[0])), n, n * len(noise.keys) * 2 * len(x))
 
     def draw(i: slice) -> Leaves:
-        return (noise.uniform(i), *noise.inputs(i), *noise.choice(i, pool))
+        a, chosen, *keys = numbers(i)
+        return (a, *noise.around(i.stop - i.start, keys), *noise.rows(chosen, pool))
 
-    # A draw takes the same number of small operations for one sample as for many, so that draws
-    # that fit into a small table are made in one go.
     drawn = at_once(draw, n, n * 2 * sum(t.numel() for t in x))
 
     def taken(i: slice) -> tuple[Tensor, Leaves, Leaves]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -141,6 +143,13 @@ def sample_keys(keys: Tensor, i: slice, stream: int) -> Tensor:
     # Each sample has a key by its index, so that neither the chunks nor the batch change a draw.
     samples = torch.arange(i.start, i.stop, device=keys.device)
     return fold_in(fold_in(keys, stream), samples[:, None])
+
+
+def sample_keys_of(keys: Tensor, i: slice, streams: Sequence[int]) -> tuple[Tensor, ...]:
+    """:func:`sample_keys` of some streams, made in one go."""
+    samples = torch.arange(i.start, i.stop, device=keys.device)
+    each = fold_in(keys, torch.tensor(streams, device=keys.device)[:, None])
+    return fold_in(each[:, None], samples[:, None]).unbind()
 
 
 def _is_integer(x: Tensor) -> bool:

@@ -300,8 +300,8 @@ def rows_of(quick: bool) -> list[Row]:
     # A copy of 16 rows is a chunk in any case, and takes long in the largest net.
     every = [r for r in every if r.net != "BERT" or r.batch < 16]
     every = [r for r in every if r.threads == 1 or r.batch == 1]
-    # Two threads need the machine alone, so they go first.
-    return sorted(every, key=lambda r: -r.threads)
+    # Two threads need the machine alone, so they go last.
+    return sorted(every, key=lambda r: r.threads)
 
 
 def printed(lines: list[dict[str, object]], line: dict[str, object]) -> None:

@@ -14,6 +14,7 @@ from attrfn._rules.call import Call
 from attrfn._rules.replay import Replay
 from attrfn._rules.run import Values
 from attrfn._rules.slopes import Function, change, finite, quotient
+from attrfn._torch.compiling import is_compiling
 
 
 def picked(
@@ -47,11 +48,24 @@ def max_pool(run: Replay, call: Call, z: Values, x: Values, x0: Values) -> Any:
     function = getattr(F, f"{'adaptive_' if 'adaptive' in call.name else ''}max_pool{n}d")
     (y, at), (_, at0) = (_pooled(call, function, t) for t in (x[0], x0[0]))
 
+    at, at0 = (_stored(t) for t in (at, at0))
+
     def pick(positions: Tensor) -> Function:
         return lambda t: t.flatten(-n).gather(-1, positions.flatten(-n)).reshape(positions.shape)
 
     out = picked(run, y, z[0], x[0], x0[0], pick(at), pick(at0))
     return (out, at) if _gives_indices(call) else out
+
+
+def _stored(positions: Tensor) -> Tensor:
+    """The same positions, which compiled code keeps in memory."""
+    # Inductor would write the arithmetic that finds them into every index that uses them, and take
+    # longer to simplify those than to compile all else: deep_lift_shap of the CNN, in
+    # benchmarks/compile_time.py. It stores what as_strided views.
+    if not is_compiling():
+        return positions
+    t = positions.contiguous()
+    return t.as_strided(t.shape, t.stride())
 
 
 def _gives_indices(call: Call) -> bool:

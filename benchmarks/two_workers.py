@@ -35,7 +35,7 @@ import attrfn.data
 
 WORKERS = 2
 CASES = {"CNN": 32, "transformer": 32, "MLP": 128}
-ROWS = {"CNN": 4096, "transformer": 8192, "MLP": 65536}
+ROWS = {"CNN": 16384, "transformer": 32768, "MLP": 262144}
 
 
 class Drawn(Dataset):

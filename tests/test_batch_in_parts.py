@@ -49,12 +49,12 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 METHODS: dict[str, Callable[..., Any]] = {
-    "integrated_gradients": functools.partial(attrfn.integrated_gradients, n_steps=4),
+    "integrated_gradients": functools.partial(attrfn.integrated_gradients, n_steps=6),
     "layer_integrated_gradients": functools.partial(
-        attrfn.layer_integrated_gradients, layer="inner.0", n_steps=4
+        attrfn.layer_integrated_gradients, layer="inner.0", n_steps=6
     ),
     "gradient_shap": functools.partial(
-        attrfn.gradient_shap, baselines=randn(3, 9), n_samples=4, stdevs=0.1
+        attrfn.gradient_shap, baselines=randn(3, 9), n_samples=6, stdevs=0.1
     ),
 }
 TARGETS: dict[str, Any] = {
@@ -137,8 +137,8 @@ def pairs(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("body", [whole, pairs])
 def test_a_model_that_needs_the_whole_batch_gets_it(body: Any) -> None:
     model, x = Seen(body), randn(B, 9)
-    found = attrfn.integrated_gradients(model, x, target=1, n_steps=4)
-    assert_close(found, attrfn.integrated_gradients(model, x, target=1, n_steps=4, chunk_size=1))
+    found = attrfn.integrated_gradients(model, x, target=1, n_steps=6)
+    assert_close(found, attrfn.integrated_gradients(model, x, target=1, n_steps=6, chunk_size=1))
 
 
 @pytest.mark.parametrize("body", [whole, pairs])

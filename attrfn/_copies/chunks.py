@@ -34,6 +34,9 @@ _MADE_AT_ONCE = 2**20
 # With a backward pass a chunk on a CPU may take this many times the budget: the results wait for
 # the backward pass and leave the caches in any case.
 ROOM_WITH_BACKWARD = 4
+# Copies left from which a large batch runs some rows at a time (attrfn._explain.in_parts): fewer do
+# not pay for the comparison with the whole batch, a forward pass.
+_PARTS_PAY = 4
 # Chunks up to which compiling a whole loop says nothing.
 _MOST_UNROLLED = 8
 # Bytes below which a result is not counted while a chunk is measured. A model makes many such
@@ -229,7 +232,7 @@ def _run(
                 if known or i.stop == n:
                     new = evaluate(i)
                 else:
-                    new, size = _measured(evaluate, i, device, x)
+                    new, size = _measured(evaluate, i, n - i.stop, device, x)
                     known = True
             except Exception as error:
                 if size == 1 or together() or not out_of_memory(error):
@@ -263,9 +266,9 @@ def _warn_of_unrolled(label: str, count: int) -> None:
 
 
 def _measured(
-    evaluate: Callable[[slice], T], i: slice, device: torch.device, x: Leaves
+    evaluate: Callable[[slice], T], i: slice, left: int, device: torch.device, x: Leaves
 ) -> tuple[T, int]:
-    """The result of a chunk, and how many copies fit by the bytes that it took."""
+    """The result of a chunk, and how many of those left fit by the bytes that it took."""
     least = min(budget(device) // 64, _NEGLIGIBLE)
     with Peak(least) as peak:
         new = evaluate(i)
@@ -275,7 +278,8 @@ def _measured(
     on_cpu = device.type == "cpu"
     room = budget(device) * (ROOM_WITH_BACKWARD if peak.has_graph and on_cpu else 1)
     size = copies_that_fit(took, room, device, x)
-    if (one := current()) is not None and on_cpu and peak.has_graph and size == copies == 1:
+    in_parts = on_cpu and peak.has_graph and size == copies == 1 and left >= _PARTS_PAY
+    if in_parts and (one := current()) is not None:
         one.rows = rows_on_cpu(took, room, len(x[0]), most_on_cpu()) if x and x[0].ndim else None
         one.rows_agree = False
     return new, size

@@ -72,6 +72,24 @@ def compiles_nothing_for_other_numbers(r: Row) -> None:
         assert counter.frame_count == first == (2 if r.name == "neuron_conductance" else 1)
 
 
+@pytest.mark.parametrize("first", [True, False], ids=["batch first", "sequence first"])
+def test_other_numbers_compile_nothing_through_attention(first: bool) -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=first)
+    inner = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).double().eval()
+
+    def model(x: torch.Tensor) -> torch.Tensor:
+        return inner(x).mean(1) if first else inner(x.transpose(0, 1)).mean(0)
+
+    counter = testing.CompileCounter()
+    explain = attrfn.compile(attrfn.deep_lift_shap, model, backend=counter)
+    for batch, k in ((5, 3), (3, 2), (4, 6)):
+        x, pool = torch.randn(batch, 4, 8).double(), torch.randn(k, 4, 8).double()
+        expected = attrfn.deep_lift_shap(model, x, target=1, baselines=pool)
+        assert_close(explain(x, target=1, baselines=pool), expected)
+        assert counter.frame_count == 1
+
+
 # Those that the table has within functions of its own.
 OTHERS: dict[Callable[..., Any], tuple[dict[str, Any], dict[str, Any]]] = {
     attrfn.integrated_hessians: ({"n_steps": 3}, {"n_steps": 4, "chunk_size": 5}),

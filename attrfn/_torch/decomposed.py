@@ -115,7 +115,10 @@ def _ordered_like(
         or any(t.stride(-1) != 1 for t in (query, key, value))
     ):
         return out
-    order = sorted(range(4), key=torch.empty_like(query, device="meta").stride, reverse=True)
+    strides = torch.empty_like(query, device="meta").stride()
+    order: list[int] = []  # from the largest stride; torch.compile cannot sort by symbolic sizes
+    for d in range(4):
+        order.insert(len([o for o in order if strides[o] >= strides[d]]), d)
     back = [order.index(d) for d in range(4)]
     return out.permute(order).contiguous().permute(back)
 

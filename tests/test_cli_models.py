@@ -262,3 +262,17 @@ def test_programs_of_other_kinds() -> None:
     run("explain", "traced.pt", "toys:data", "--method", "gradient", "--target", "0", "--out", "p")
     expected = attrfn.gradient(NET, inputs(), target=0)
     torch.testing.assert_close(attrfn.data.read("p")[:], expected, rtol=0, atol=1e-12)
+
+
+def test_layers_of_a_program_for_a_fixed_number_of_rows() -> None:
+    """A layer has a value for the whole batch alone: all of them are called, at B = 4."""
+    from toys import NET
+
+    torch.export.save(torch.export.export(NET, (inputs()[:4],)), "four.pt2")
+    expected = json_of("layers", "toys:net", "toys:data")["layers"]
+    for data in (("toys:data",), ("--input-shape", "6")):
+        found = {r["layer"]: r for r in json_of("layers", "four.pt2", *data)["layers"]}
+        assert all(row["called"] for row in found.values())
+        assert {r["layer"]: found[r["layer"]]["output"] for r in expected} == {
+            r["layer"]: r["output"] for r in expected
+        }

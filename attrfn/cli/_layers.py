@@ -1,5 +1,6 @@
 """``attrfn layers``: what a model is made of, and what ``--layer`` takes."""
 
+import functools
 from typing import Any
 
 import optree
@@ -83,9 +84,12 @@ def layer_rows(model_fn: ModelFn, inputs: Tree) -> list[dict[str, Any]]:
         raise ValueError(f"MODEL is {what}, which has no layers")
     if not named:
         raise ValueError("MODEL shows no layers: give the module itself, not a function around it")
-    values = {}
+    rows, values = 0, {}
     if inputs is not None:
-        args = inputs if isinstance(inputs, tuple) else (inputs,)
+        args = _enough(model_fn, inputs if isinstance(inputs, tuple) else (inputs,))
+        tree: Any = args
+        leaves: list[Any] = optree.tree_leaves(tree)
+        rows = len(leaves[0])
         with torch.no_grad():
             model_fn(*args)  # what is wrong with the inputs is said once, and by the model
             values = _values(model_fn, args, list(named))
@@ -94,30 +98,59 @@ def layer_rows(model_fn: ModelFn, inputs: Tree) -> list[dict[str, Any]]:
             "layer": name,
             "type": "operation" if module is None else type(module).__name__,
             "parameters": 0 if module is None else sum(p.numel() for p in module.parameters()),
-            "output": _shapes(values[name]) if name in values else None,
+            "output": _shapes(values[name], rows) if name in values else None,
             "called": name in values if inputs is not None else None,
         }
         for name, module in named.items()
     ]
 
 
+def _enough(model_fn: ModelFn, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The inputs, over and over where a program takes a fixed number of rows."""
+    fixed = getattr(model_fn, "attrfn_rows", lambda *args: None)(*args)
+    if fixed is None:
+        return args
+
+    def filled(t: Tensor) -> Tensor:
+        return t[torch.arange(fixed, device=t.device) % len(t)]
+
+    tree: Any = args
+    found: Any = optree.tree_map(filled, tree)
+    return tuple(found)
+
+
 def _values(model_fn: ModelFn, args: tuple[Any, ...], names: list[str]) -> dict[str, Any]:
-    """What the layers return; those that are not called are found half by half."""
+    """What the layers that are called return, of one run."""
+    found: dict[str, Any] = {}
+
+    def note(name: str, value: Any, seen: Any) -> Any:
+        found.setdefault(name, value)
+        return value
+
+    known = [name for name in names if _has(model_fn, name)]
+    edits: dict[Any, Any] = {name: functools.partial(note, name) for name in known}
     try:
-        found = attrfn.activations(model_fn, list(names))(*args)[1]
-        return {str(name): value for name, value in found.items()}
-    except (TypeError, ValueError):
-        if len(names) == 1:
-            return {}
-    half = len(names) // 2
-    return {**_values(model_fn, args, names[:half]), **_values(model_fn, args, names[half:])}
+        attrfn.intervene(model_fn, edits)(*args)
+    except ValueError as error:
+        if "was not passed" not in str(error):  # what the run ends with where one is not called
+            raise
+    return found
 
 
-def _shapes(value: Any) -> list[list[int | str]]:
+def _has(model_fn: ModelFn, name: str) -> bool:
+    """Whether a layer has a value: not all modules of an exported program have one."""
+    try:
+        attrfn.intervene(model_fn, {name: None})
+    except ValueError:
+        return False
+    return True
+
+
+def _shapes(value: Any, rows: int) -> list[list[int | str]]:
     """Shapes of tensors, with B for the examples."""
     leaves: list[Any] = optree.tree_leaves(as_dicts(value))
     return [
-        [("B" if i == 0 and n == _ROWS else n) for i, n in enumerate(t.shape)]
+        [("B" if i == 0 and n == rows > 1 else n) for i, n in enumerate(t.shape)]
         for t in leaves
         if isinstance(t, Tensor)
     ]

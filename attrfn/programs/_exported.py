@@ -146,6 +146,11 @@ class Program(Scope):
         if self.attrfn_mixes:
             whole_batches(rows, "a batch norm takes its statistics from the batch")
 
+    def attrfn_rows(self, *args: Any) -> int | None:
+        """The fixed number of rows that the program takes, if these inputs have another one."""
+        rows = self.attrfn_signature.rows(self.attrfn_signature.flat(args, {}))
+        return None if rows is None else rows.fixed
+
     def attrfn_layer(self, name: str) -> nn.Module | None:
         """The node of a name; None for what the tree of modules has.
 

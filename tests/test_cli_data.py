@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -182,7 +183,7 @@ def test_what_is_no_data() -> None:
     Path("cut.safetensors").write_bytes(b"123")
     Path("t.txt").write_text("a text\n", encoding="utf-8")
     assert "cut.npy cannot be read" in refuse("cut.npy")
-    assert "expected a file that ends in" in refuse("x.xyz")
+    assert "expected a folder of images, or a file that ends in" in refuse("x.xyz")
     assert "cut.parquet" in refuse("cut.parquet", *TABLE)
     assert "cut.safetensors cannot be read" in refuse("cut.safetensors")
     assert "there is no such file" in refuse("gone.csv")
@@ -271,6 +272,29 @@ def test_a_folder_of_images() -> None:
     assert attrfn.data.read("q")[:].shape == (4, 3, 4, 6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_images_get_the_type_of_the_model(dtype: torch.dtype) -> None:
+    pictures()
+    Path("wide.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "def net():\n    torch.manual_seed(0)\n"
+        "    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 2), nn.Tanh())\n"
+        f"    return net.to({dtype}).eval()\n",
+        encoding="utf-8",
+    )
+    sys.modules.pop("wide", None)
+    words = ("--method", "gradient", "--target", "predicted", "--out", "o")
+    run("explain", "wide:net", "photos", *words)
+    import wide
+
+    x = pixels().to(dtype)
+    expected = attrfn.gradient(wide.net(), x, target=wide.net()(x).argmax(1))
+    found = attrfn.data.read("o")[:]
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, expected)
+    assert json_of("layers", "wide:net", "photos")["layers"][1]["output"] == [["B", 2]]
+
+
 def test_maps_are_compared_at_the_size_of_the_images() -> None:
     pictures()
     Path("nets.py").write_text(
@@ -299,6 +323,8 @@ def test_images_that_do_not_do() -> None:
     Path("empty").mkdir()
     words = ("--method", "gradient", "--out", "o")
     assert "a folder without images" in refused("explain", "seen:model", "empty", *words)
+    one = str(root / "cats" / "1.png")
+    assert "one image: give the folder" in refused("explain", "seen:model", one, *words)
     (root / "cats" / "1.png").write_bytes(b"no image")
     said = refused("explain", "seen:model", "photos", *words)
     assert "example 1 cannot be read: cats/1.png" in said

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attrfn.cli._columns import as_places, with_inputs
 from attrfn.cli._command import UsageError
-from attrfn.cli._images import Look, images
+from attrfn.cli._images import ENDINGS, Look, images
 from attrfn.cli._locate import is_reference, locate, needs_nothing
 from attrfn.cli._model import PICKLES, Loaded, dtype_of
 from attrfn.cli._need import need
@@ -70,13 +70,7 @@ def open_data(ask: Ask, loaded: Loaded) -> Data:
         return _folder(path, ask, loaded)
     if not path.is_file():
         return _written(path, ask)
-    if path.suffix.lower() in PICKLES:
-        raise ValueError(
-            f"DATA is {ask.spec!r}, a pickle, which can run any code when it is read: save tensors "
-            "with safetensors.torch.save_file, arrays with numpy.save"
-        )
-    if path.suffix not in _KINDS:
-        raise ValueError(f"DATA is {ask.spec!r}, expected a file that ends in {', '.join(_KINDS)}")
+    _check_kind(path, ask.spec)
     if is_classifier(loaded) and ask.columns.get("inputs", "") != "input_ids":
         texts = read_texts(path, ask.columns.get("inputs"))
         if texts is not None:
@@ -102,6 +96,26 @@ def open_data(ask: Ask, loaded: Loaded) -> Data:
     return Data(found, columns)
 
 
+def _check_kind(path: Path, spec: str) -> None:
+    """Refuse files that hold no data set.
+
+    Raises:
+        ValueError: A file would have to be unpickled, is one image, or is of no known kind.
+    """
+    if path.suffix.lower() in PICKLES:
+        raise ValueError(
+            f"DATA is {spec!r}, a pickle, which can run any code when it is read: save tensors "
+            "with safetensors.torch.save_file, arrays with numpy.save"
+        )
+    if path.suffix.lower() in ENDINGS:
+        raise ValueError(f"DATA is {spec!r}, one image: give the folder that holds the images")
+    if path.suffix not in _KINDS:
+        raise ValueError(
+            f"DATA is {spec!r}, expected a folder of images, or a file that ends in "
+            f"{', '.join(_KINDS)}"
+        )
+
+
 def _written(path: Path, ask: Ask) -> Data:
     """What a function of the user's returns."""
     if not is_reference(ask.spec):
@@ -122,7 +136,8 @@ def _folder(path: Path, ask: Ask, loaded: Loaded) -> Data:
             f"DATA is {ask.spec!r}, whose images are not all in folders, expected a folder for "
             "each label: give --target a number"
         )
-    return Data(found, columns, "images")
+    casts = dtype_of(loaded.model) not in (None, torch.float32)  # the type that images have
+    return Data(found, columns, "images", casts=casts)
 
 
 def _table(path: Path, ask: Ask) -> Data:

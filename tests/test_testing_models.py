@@ -324,3 +324,19 @@ def test_a_detached_path_shows_at_every_step(dtype: torch.dtype) -> None:
     x = torch.randn(4, 10, dtype=dtype)
     report = testing.check_model(lambda x: net(x) + 0.3 * net(x.flip(1)).detach(), x)
     assert "detached path" in report.find("gradient").text
+
+
+def test_differences_that_rounding_hides_are_no_verdict() -> None:
+    """In float32 a value of 1e6 is rounded to 1/16, more than any step changes it."""
+    report = testing.check_model(lambda x: 1e6 + (x**2).sum(1), torch.rand(2, 3))
+    found = report.find("gradient")
+    assert found.good is None
+    assert "rounding" in found.text
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_jump_shows_at_every_step(dtype: torch.dtype) -> None:
+    x = torch.full((2, 3), 0.5, dtype=dtype)
+    report = testing.check_model(lambda x: x.sum(1) + (x[:, 0] > 0.5), x)
+    assert report.find("gradient").good is False
+    assert "a jump" in report.find("gradient").text

@@ -154,6 +154,24 @@ def test_the_predicted_output() -> None:
     )  # fmt: skip
 
 
+def test_the_predicted_output_is_checked_and_compared() -> None:
+    from toys import NET
+
+    x = inputs()[:5]
+    target = NET(x).argmax(1)
+    words = ("--target", "predicted", "--rows", 5)
+    assert json_of("check", "toys:net", "toys:data", *words)["ok"]
+    method = ("--method", "saliency")
+    found = json_of("compare", "toys:net", "toys:data", *method, "--metric", "deletion", *words)
+    expected = attrfn.metrics.compare(
+        NET, x, {"saliency": attrfn.saliency}, {"deletion": attrfn.metrics.deletion}, target=target
+    )
+    assert found["mean"]["saliency"]["deletion"] == pytest.approx(expected.mean().item())
+    for command in (("check",), ("compare", *method)):
+        words = (command[0], "toys:drops", "toys:data", *command[1:], "--target", "predicted")
+        assert "is in training mode" in refused(*words)
+
+
 def test_a_target_of_the_users() -> None:
     from toys import NET
 

@@ -340,3 +340,9 @@ def test_a_jump_shows_at_every_step(dtype: torch.dtype) -> None:
     report = testing.check_model(lambda x: x.sum(1) + (x[:, 0] > 0.5), x)
     assert report.find("gradient").good is False
     assert "a jump" in report.find("gradient").text
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, list], ids=["tensor", "list"])
+def test_targets_of_each_example_are_checked(kind: Callable[..., Any]) -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).eval()
+    assert testing.check_model(net, torch.randn(3, 4), target=kind([0, 2, 1])).ok

@@ -5,10 +5,12 @@ import sys
 import attrfn.testing
 from attrfn.cli import _options as o
 from attrfn.cli._columns import parse_columns, parse_target
-from attrfn.cli._command import FAILED, FINE, Answer, UsageError, command
+from attrfn.cli._command import FAILED, FINE, Answer, command
 from attrfn.cli._data import Ask, open_data
 from attrfn.cli._images import look
+from attrfn.cli._method import largest
 from attrfn.cli._model import load_model
+from attrfn.cli._plan import refuse_training
 from attrfn.cli._rows import first_rows
 from attrfn.cli._say import line, table
 
@@ -34,15 +36,19 @@ def check(
     Rows, random numbers, training mode, derivatives, rules of DeepLIFT and LRP, and layers.
     """
     aim = parse_target(target)
-    if aim.predicted:
-        raise UsageError("--target is predicted, expected a number or label:COLUMN")
     names = parse_columns(columns) | ({"target": aim.column} if aim.column else {})
     ask = Ask(data, names, None, max_length, look(image_size, image_mean, image_std))
     loaded = load_model(model, device)
+    if aim.predicted:
+        refuse_training(loaded)
     found = open_data(ask, loaded)
     batch = first_rows(loaded.model, found, rows)
     shown = sys.stderr.isatty() if progress is None else progress
-    chosen = batch.options.get("target", aim.value)
+    chosen = (
+        largest(batch.model_fn, batch.inputs)
+        if aim.predicted
+        else batch.options.get("target", aim.value)
+    )
     report = attrfn.testing.check_model(batch.model_fn, batch.inputs, target=chosen, progress=shown)
     return _answer(report)
 

@@ -8,14 +8,14 @@ from typing import Any
 import attrfn.metrics
 from attrfn._explain.introspect import is_over_distribution
 from attrfn.cli import _options as o
-from attrfn.cli._columns import parse_columns, parse_target
+from attrfn.cli._columns import Target, parse_columns, parse_target
 from attrfn.cli._command import Answer, UsageError, command
 from attrfn.cli._data import Ask, open_data
 from attrfn.cli._images import look
-from attrfn.cli._method import Chosen, choose, parse_options, partly
+from attrfn.cli._method import Chosen, choose, largest, parse_options, partly
 from attrfn.cli._model import load_model
 from attrfn.cli._names import metrics, pick
-from attrfn.cli._plan import Plan, check_words, planned, with_target
+from attrfn.cli._plan import Plan, check_words, planned, refuse_training, with_target
 from attrfn.cli._rows import Batch, first_rows
 from attrfn.cli._say import line, table
 
@@ -51,21 +51,28 @@ def compare(
     measures = {name: metrics()[name] for name in _metrics(metric)}
     shown = sys.stderr.isatty() if progress is None else progress
     images, aim = look(image_size, image_mean, image_std), parse_target(target)
-    if aim.predicted:
-        raise UsageError("--target is predicted, expected a number or label:COLUMN")
     ask = with_target(Ask(data, parse_columns(columns), baselines, max_length, images), aim)
     found = _chosen(method, layer, option or [])
     asks = [ask if c.takes("baselines") else ask._replace(baselines=None) for c in found]
     for c, a in zip(found, asks, strict=True):
         check_words(c, aim, a)
     loaded = load_model(model, device)
-    rows_of = open_data(ask, loaded)
-    plans = [planned(c, aim, a, loaded, rows_of, shown) for c, a in zip(found, asks, strict=True)]
+    if aim.predicted:
+        refuse_training(loaded)
+    rows_of, known = open_data(ask, loaded), aim._replace(predicted=False)
+    plans = [planned(c, known, a, loaded, rows_of, shown) for c, a in zip(found, asks, strict=True)]
     given: dict[str, Any] = {}
     for plan in plans:
         given.update(plan.given)
-    batch = first_rows(loaded.model, rows_of, rows, **given)
+    batch = _aimed(first_rows(loaded.model, rows_of, rows, **given), aim)
     return _answer(_measured(plans, measures, batch, key, shown), rows)
+
+
+def _aimed(batch: Batch, aim: Target) -> Batch:
+    if not aim.predicted:
+        return batch
+    target = largest(batch.model_fn, batch.inputs)
+    return batch._replace(options={**batch.options, "target": target})
 
 
 def _metrics(given: list[str] | None) -> list[str]:

@@ -196,12 +196,13 @@ def of_predicted(method: Method) -> Method:
 
     @functools.wraps(method)
     def explained(model_fn: ModelFn, inputs: Tree, **options: Any) -> Tree:
-        return method(model_fn, inputs, target=_largest(model_fn, inputs), **options)
+        return method(model_fn, inputs, target=largest(model_fn, inputs), **options)
 
     return explained
 
 
-def _largest(model_fn: ModelFn, inputs: Tree) -> Tensor:
+def largest(model_fn: ModelFn, inputs: Tree) -> Tensor:
+    """The number of the largest output of each example."""
     with torch.no_grad():
         outputs = model_fn(*inputs) if isinstance(inputs, tuple) else model_fn(inputs)
     found = getattr(outputs, "logits", outputs)

@@ -77,15 +77,24 @@ def planned(
     elif ask.baselines:
         given["baselines"] = _baselines(ask.baselines, loaded, data, progress)
     if target.predicted:
-        root = root_of(loaded.model)
-        if root is not None and root.training:
-            raise ValueError(
-                "--target is predicted, and MODEL is in training mode: return model.eval()"
-            )
+        refuse_training(loaded)
         chosen = chosen._replace(method=of_predicted(chosen.method))
     if data.casts and (dtype := dtype_of(loaded.model)) is not None:
         chosen = chosen._replace(method=of_dtype(chosen.method, dtype))
     return Plan(chosen, data, given)
+
+
+def refuse_training(loaded: Loaded) -> None:
+    """Refuse the prediction of a model in training mode.
+
+    Raises:
+        ValueError: It is in training mode.
+    """
+    root = root_of(loaded.model)
+    if root is not None and root.training:
+        raise ValueError(
+            "--target is predicted, and MODEL is in training mode: return model.eval()"
+        )
 
 
 def _for_texts(chosen: Chosen, data: Data) -> tuple[Chosen, Data]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,8 +28,8 @@ def derivatives(c: Case, deterministic: bool) -> Iterator[Finding]:
         return
     directions = tuple([normal(*t.shape, seed=5 + i).to(t) for i, t in enumerate(c.x)])
 
-    def f(*x: Tensor) -> Tensor:
-        return explain(c.model_fn, c.rebuild(x), c.target, create_graph=True).values(x)
+    def f(*x: Tensor, target: Any = c.target) -> Tensor:
+        return explain(c.model_fn, c.rebuild(x), target, create_graph=True).values(x)
 
     first = _gradient(c, f, directions)
     yield first
@@ -36,9 +37,17 @@ def derivatives(c: Case, deterministic: bool) -> Iterator[Finding]:
     if binds_rows(c.model_fn, c.x[0].shape[0]):
         yield Finding("vmap", None, "not checked: tensors of the examples are bound to the model")
     else:
-        yield _works("vmap", lambda: torch.vmap(lambda *x: f(*[t[None] for t in x])[0])(*c.x))
+        of_one = _first(c.target)
+        one = torch.vmap(lambda *x: f(*[t[None] for t in x], target=of_one)[0])
+        yield _works("vmap", lambda: one(*c.x))
     if first.good:
         yield _second(c, f, directions)
+
+
+def _first(target: Any) -> Any:
+    """The target of one example."""
+    of_each = isinstance(target, list) or (isinstance(target, Tensor) and target.ndim > 0)
+    return target[0] if of_each else target
 
 
 def _works(name: str, run: Callable[[], Tensor]) -> Finding:

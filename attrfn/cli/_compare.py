@@ -69,6 +69,7 @@ def compare(
 
 
 def _aimed(batch: Batch, aim: Target) -> Batch:
+    """The rows with their predictions as targets, where those are asked for."""
     if not aim.predicted:
         return batch
     target = largest(batch.model_fn, batch.inputs)
